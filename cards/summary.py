@@ -1,0 +1,86 @@
+"""The final table of a run: what was found, what it cost, where the time went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from curate.progress import duration
+from curate.run_folder import read_manifest, read_run_config
+from curate.tags import Trainability
+
+_MEANINGS = {
+    Trainability.EASY: "solved already: pass rate at least {tau:g}",
+    Trainability.LEARNABLE: "hard, and its gradient agrees with the other items'",
+    Trainability.UNLEARNABLE: "hard, and its gradient is an outlier among the other items'",
+    Trainability.NO_POSITIVE: "hard, and not one sampled answer was right",
+    Trainability.UNDETERMINED: "the evidence does not decide",
+}
+
+
+def summarize(run_dir: Path) -> dict[str, Any]:
+    """Collect the summary of a finished run from its manifest.
+
+    Raises:
+        UsageError: the folder is no run folder.
+    """
+    manifest = read_manifest(run_dir)
+    config = read_run_config(run_dir)
+    counts, stages = manifest["counts"], manifest["stages"]
+    items = counts["items"]
+    tags = {
+        str(tag): {"items": counts["tags"][tag], "share": counts["tags"][tag] / items}
+        for tag in Trainability
+    }
+    return {
+        "dataset": config.dataset,
+        "model": config.model,
+        "tagged_file": config.out,
+        "run_dir": str(run_dir),
+        "tau": config.tau,
+        "rows": counts["rows"],
+        "rows_probed": counts["rows_probed"],
+        "rows_rejected": counts["rows_rejected"],
+        "items": items,
+        "tags": tags,
+        "rollouts": counts["rollouts_drawn"],
+        "rollouts_correct": counts["rollouts_correct"],
+        "rollouts_truncated": counts["rollouts_truncated"],
+        "rollouts_not_judged": counts["rollouts_drawn"] - counts["rollouts_judged"],
+        "completion_tokens": counts["completion_tokens"],
+        "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
+        "similarity_threshold": manifest["similarity_threshold"],
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+    }
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """Write a summary as a table for a terminal."""
+    lines = [f"{'tag':<14}{'items':>8}{'share':>8}   meaning"]
+    for tag, entry in summary["tags"].items():
+        meaning = _MEANINGS[Trainability(tag)].format(tau=summary["tau"])
+        lines.append(f"{tag:<14}{entry['items']:>8,}{entry['share']:>8.1%}   {meaning}")
+    lines.append(f"{'all':<14}{summary['items']:>8,}")
+    lines.append("")
+    rows = [f"{summary['rows_probed']:,} probed", f"{summary['rows_rejected']:,} rejected"]
+    beyond = summary["rows"] - summary["rows_probed"] - summary["rows_rejected"]
+    if beyond:
+        rows.append(f"{beyond:,} beyond --limit")
+    lines.append(f"rows: {summary['rows']:,} ({', '.join(rows)})")
+    lines.append(
+        f"rollouts: {summary['rollouts']:,} ({summary['rollouts_correct']:,} correct, "
+        f"{summary['rollouts_truncated']:,} cut at --max-tokens, "
+        f"{summary['rollouts_not_judged']:,} not judged), "
+        f"{summary['completion_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s"
+    )
+    threshold = summary["similarity_threshold"]
+    if threshold["value"] is not None:
+        lines.append(f"similarity threshold: {threshold['value']:.3f}, {threshold['source']}")
+    else:
+        lines.append(f"no similarity threshold: {threshold['source']}")
+    seconds = [f"{name} {duration(value)}" for name, value in summary["seconds"].items()]
+    lines.append(f"time: {', '.join(seconds)}; {duration(sum(summary['seconds'].values()))} in all")
+    lines.append("")
+    lines.append(f"tagged file: {summary['tagged_file']}")
+    lines.append(f"evidence:    {summary['run_dir']}")
+    return "\n".join(lines)

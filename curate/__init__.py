@@ -1,0 +1,20 @@
+"""Tag RL training sets by trainability: the library behind the `curate` command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "tag"]
+
+if TYPE_CHECKING:
+    from curate.commands import tag
+
+
+def __getattr__(name: str) -> Any:
+    """Import a command when it is first asked for, so that `import curate` stays light."""
+    if name == "tag":
+        from curate.commands import tag
+
+        return tag
+    raise AttributeError(f"module 'curate' has no attribute {name!r}")

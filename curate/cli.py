@@ -1,0 +1,180 @@
+"""The command line: each command is a thin shell over the library function of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from curate import __version__
+from curate.config import TagConfig, config_from_mapping, read_config_file
+from curate.errors import CurateError, RunError, UsageError
+
+_INTERRUPTED = 130
+_TITLES = {
+    "output": "where results go",
+    "dataset": "reading the dataset",
+    "sampling": "sampling rollouts",
+    "verifying": "verifying and pass rates",
+    "tagging": "gradients and tags",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line and exit status 2; options are spelled out."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today would mean another option, or none, once one is added.
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse what is unknown here, where the options of the command are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
+        return found, unknown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status.
+
+    0 done, 1 failed while running (the same command continues), 2 bad usage or input,
+    130 interrupted (the same command continues).
+    """
+    # A scheduler's SIGTERM is an interruption like Ctrl-C: the run can be continued.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        try:
+            arguments = _parser().parse_args(argv)
+            return int(arguments.run(arguments))
+        finally:
+            sys.stdout.flush()  # A reader that has gone shows here, not while Python shuts down.
+    except KeyboardInterrupt:
+        print("curate: interrupted; the same command continues", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except CurateError as error:
+        print(f"curate: {_one_line(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except (OSError, MemoryError) as error:
+        # A full disk, a folder taken away: the machine's failure, not the program's.
+        reason = str(error) or "out of memory"
+        print(f"curate: {_one_line(reason)}; the same command continues", file=sys.stderr)
+        return RunError.exit_status
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _one_line(text: str) -> str:
+    """Keep an error on one line, with control characters of untrusted text made visible."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\n", " "))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="curate",
+        description="Tag RL training sets by trainability: which items a model already solves, "
+        "which it will learn, which it will not, and which give no signal.",
+    )
+    parser.add_argument("--version", action="version", version=f"curate {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_tag(commands)
+    return parser
+
+
+def _add_tag(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tag",
+        help="probe every item and write the tagged dataset",
+        description="Sample rollouts of every item, verify them, measure the gradients of the "
+        "correct ones, and write the dataset with a trainability tag and its evidence in every "
+        "row. Everything measured is kept in the run folder: after Ctrl-C or a kill the same "
+        "command continues where it stopped.",
+        epilog="example: curate tag gsm8k.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --limit 50. "
+        "Exit status: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.set_defaults(run=_tag)
+    parser.add_argument("dataset", nargs="?", metavar="DATASET", help=_help("dataset"))
+    parser.add_argument("--model", metavar="MODEL", help=_help("model"))
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="settings from a file; options override it"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON on standard output"
+    )
+    groups = {name: parser.add_argument_group(title) for name, title in _TITLES.items()}
+    hints = typing.get_type_hints(TagConfig)
+    for each in dataclasses.fields(TagConfig):
+        if each.metadata["group"] in groups:
+            _add_option(groups[each.metadata["group"]], each, hints[each.name])
+
+
+def _help(name: str) -> str:
+    return str(TagConfig.__dataclass_fields__[name].metadata["help"])
+
+
+def _add_option(group: Any, each: dataclasses.Field[Any], hint: Any) -> None:
+    """Make the option of one setting from its type, default and help text."""
+    option = f"--{each.name.replace('_', '-')}"
+    text = each.metadata["help"].replace("%", "%%")
+    if hint is bool:
+        group.add_argument(option, dest=each.name, action="store_true", help=text)
+        return
+    many = typing.get_origin(hint) is tuple
+    kind = typing.get_args(hint)[0] if many else hint
+    default: Any = each.default
+    if many:
+        default = " ".join(map(str, default))
+    if default != "" and "default" not in text and f"({default}:" not in text:
+        text += f" (default: {default})"
+    group.add_argument(
+        option,
+        dest=each.name,
+        type=kind,
+        nargs="+" if many else None,
+        choices=each.metadata.get("choices"),
+        metavar=each.metadata["metavar"] if "choices" not in each.metadata else None,
+        help=text,
+    )
+
+
+def _tag(arguments: argparse.Namespace) -> int:
+    given = {k: v for k, v in vars(arguments).items() if k not in ("run", "config", "json")}
+    values = read_config_file(arguments.config) if "config" in arguments else {}
+    config = config_from_mapping(values | given, getattr(arguments, "config", "options"))
+    from cards.summary import summarize, summary_text
+    from probes.tagging import tag_dataset
+
+    config, _ = tag_dataset(config)
+    summary = summarize(Path(config.run_dir))
+    if "json" in arguments:
+        print(json.dumps(summary, indent=2))
+    else:
+        print(summary_text(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

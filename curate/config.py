@@ -1,0 +1,224 @@
+"""The settings of `curate tag`: one frozen dataclass, from defaults, then TOML, then flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from curate.errors import UsageError
+
+AUTO = "auto"
+_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _setting(default: Any, group: str, text: str, metavar: str | None = None, **more: Any) -> Any:
+    return field(
+        default=default, metadata={"group": group, "help": text, "metavar": metavar, **more}
+    )
+
+
+@dataclass(frozen=True)
+class TagConfig:
+    """Everything that `curate tag` can be told; every field is an option and a TOML key.
+
+    `group` and `help` in the metadata make the command line; `changes_result=False` marks what may
+    differ between two commands that continue the same run. The dataset and the model may, because
+    a run knows them by their content: a file that was moved is still the same.
+    """
+
+    dataset: str = _setting(
+        "", "what", "a file (JSONL, JSON, CSV, Parquet), a folder saved by `datasets`, or a Hub id",
+        changes_result=False,
+    )  # fmt: skip
+    model: str = _setting(
+        "", "what", "a model folder, a Hub id (org/name@revision) or a .gguf file",
+        changes_result=False,
+    )  # fmt: skip
+    out: str = _setting(
+        "", "output", "the tagged file (default: DATASET.tagged.EXT here)", "FILE",
+        changes_result=False,
+    )  # fmt: skip
+    run_dir: str = _setting(
+        "", "output", "where the evidence is kept (default: runs/DATASET-MODEL)", "FOLDER",
+        changes_result=False,
+    )  # fmt: skip
+    replace_columns: bool = _setting(
+        False, "output", "replace tag columns that the dataset already has", changes_result=False
+    )
+
+    split: str = _setting("train", "dataset", "the split of a Hub dataset or datasets folder")
+    subset: str = _setting("", "dataset", "the configuration of a Hub dataset", "NAME")
+    prompt_field: str = _setting(
+        "", "dataset", "the column of the prompt, when it is not recognised", "COLUMN"
+    )
+    answer_field: str = _setting(
+        "", "dataset", "the column of the gold answer; dots reach inside objects", "COLUMN"
+    )
+    limit: int = _setting(0, "dataset", "probe only the first N rows (0: all)", "N")
+    instruction: str = _setting(
+        AUTO, "dataset",
+        "text added to the prompt; 'auto' asks for step-by-step reasoning and \\boxed{} where the "
+        "prompt is plain text and adds nothing to a conversation; '' adds nothing", "TEXT",
+    )  # fmt: skip
+
+    engine: str = _setting(
+        AUTO, "sampling", "what draws the rollouts", choices=("auto", "transformers")
+    )
+    min_rollouts: int = _setting(32, "sampling", "rollouts of every item", "N")
+    temperature: float = _setting(1.0, "sampling", "sampling temperature", "T")
+    max_tokens: int = _setting(
+        1024, "sampling", "a completion is cut here and counts as wrong", "N"
+    )
+    seed: int = _setting(0, "sampling", "the same seed gives the same rollouts here", "N")
+    batch_tokens: int = _setting(
+        0, "sampling", "tokens held in memory at once (0: chosen for this machine)", "N"
+    )
+    trust_remote_code: bool = _setting(
+        False, "sampling", "run Python code that comes with the model: only for authors you trust"
+    )
+
+    verifier: str = _setting(
+        "math", "verifying", "math, exact, numeric, choice, or your own MODULE:FUNCTION", "NAME"
+    )
+    verifier_seconds: float = _setting(
+        5.0, "verifying", "CPU time one answer may take before it counts as not judged", "S"
+    )
+    verifier_workers: int = _setting(0, "verifying", "worker processes (0: one a core)", "N")
+    k: tuple[int, ...] = _setting((1, 8), "verifying", "write pass@k for these k", "K")
+
+    tau: float = _setting(0.1, "tagging", "an item is hard below this pass rate", "RATE")
+    gradient_rollouts: int = _setting(
+        16, "tagging", "correct rollouts of an item that are differentiated, at most", "N"
+    )
+    gradient_dim: int = _setting(
+        4096, "tagging", "dimensions that a gradient is projected to", "DIM"
+    )
+    gradient_rank: int = _setting(16, "tagging", "rank of the LoRA adapter", "R")
+    gradient_alpha: float = _setting(32.0, "tagging", "alpha of the LoRA adapter", "A")
+    gradient_targets: tuple[str, ...] = _setting(
+        ("auto",), "tagging", "modules to differentiate, by name (auto: query and value)", "NAME"
+    )
+    similarity_threshold: str = _setting(
+        AUTO, "tagging",
+        "below this gradient similarity a hard item is unlearnable (auto: half the median of the "
+        "easy items)", "X",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Check every value that can be wrong by itself."""
+        for each in dataclasses.fields(self):
+            choices = each.metadata.get("choices")
+            if choices:
+                value = getattr(self, each.name)
+                _require(value in choices, each.name, value, " or ".join(choices))
+        for name in (
+            "min_rollouts", "max_tokens", "gradient_rollouts", "gradient_dim", "gradient_rank",
+        ):  # fmt: skip
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("limit", "seed", "batch_tokens", "verifier_workers"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("temperature", "verifier_seconds", "gradient_alpha"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, name, value, "a number above 0")
+        _require(0 < self.tau < 1, "tau", self.tau, "between 0 and 1")
+        _require(all(k >= 1 for k in self.k), "k", list(self.k), "at least 1 each")
+        _require(len(set(self.k)) == len(self.k), "k", list(self.k), "different numbers")
+        _require(_is_threshold(self.similarity_threshold), "similarity_threshold",
+                 self.similarity_threshold, "auto or a number")  # fmt: skip
+
+    def replace(self, **changes: Any) -> TagConfig:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def _is_threshold(text: str) -> bool:
+    try:
+        return text == AUTO or math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        option = name.replace("_", "-")
+        raise UsageError(f"--{option} is {value!r}; it must be {wanted}")
+
+
+def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
+    """Build a configuration from plain values, as TOML and keyword arguments give them.
+
+    Raises:
+        UsageError: an unknown key (names the nearest known one) or a value of the wrong type.
+    """
+    types_by_name = typing.get_type_hints(TagConfig)
+    checked = {}
+    for key, value in values.items():
+        if key not in types_by_name:
+            near = difflib.get_close_matches(key, types_by_name, n=1)
+            hint = (
+                f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(types_by_name)}"
+            )
+            raise UsageError(f"{where}: unknown setting {key!r}{hint}")
+        checked[key] = _convert(value, types_by_name[key], f"{where}: {key}")
+    return TagConfig(**checked)
+
+
+def _convert(value: Any, wanted: Any, where: str) -> Any:
+    if isinstance(wanted, types.GenericAlias):  # tuple[item, ...]
+        item = typing.get_args(wanted)[0]
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(each, item, where) for each in values)
+    if (
+        wanted is str
+        and isinstance(value, str | Path | int | float)
+        and not isinstance(value, bool)
+    ):
+        return str(value)
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise UsageError(f"{where} is {value!r}; it must be {_TYPE_NAMES[wanted]}")
+    return value
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file of settings.
+
+    Raises:
+        UsageError: no such file, or not TOML (names the position).
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+
+
+def config_to_toml(config: TagConfig) -> str:
+    """Write every setting as TOML; `config_from_mapping` on it gives the same configuration."""
+    values = dataclasses.asdict(config)
+    return tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+
+
+def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
+    """Name each setting that differs in a way that would change results, as `name: old -> new`."""
+    changed = []
+    for each in dataclasses.fields(TagConfig):
+        if not each.metadata.get("changes_result", True):
+            continue
+        value = getattr(new, each.name)
+        value = list(value) if isinstance(value, tuple) else value
+        if each.name in old and old[each.name] != value:
+            changed.append(f"{each.name}: {old[each.name]!r} -> {value!r}")
+    return changed

@@ -1,0 +1,19 @@
+"""The errors that a user sees: each is one clear line and an exit status."""
+
+
+class CurateError(Exception):
+    """Anything that ends a command with one line on stderr instead of a traceback."""
+
+    exit_status = 1
+
+
+class UsageError(CurateError):
+    """Bad usage or bad input: nothing was run that could be resumed (exit 2)."""
+
+    exit_status = 2
+
+
+class RunError(CurateError):
+    """A run failed on its way; what it produced is kept and the same command continues (exit 1)."""
+
+    exit_status = 1

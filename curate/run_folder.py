@@ -1,0 +1,249 @@
+"""The run folder: what a run is, which of its stages are done, and a lock against a second run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate import __version__
+from curate.config import (
+    TagConfig,
+    changed_settings,
+    config_from_mapping,
+    config_to_toml,
+    read_config_file,
+)
+from curate.errors import RunError, UsageError
+from curate.files import atomic_writer, write_atomically
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
+
+
+class RunFolder:
+    """One run's folder, locked for this process from `open_run` to `close`.
+
+    Attributes:
+        path: the folder.
+        manifest: what is written to `manifest.json`; change it through `update` and `stage`.
+    """
+
+    def __init__(self, path: Path, lock: int, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock: int | None = lock
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def update(self, **facts: Any) -> None:
+        """Set top-level facts of the manifest and write it."""
+        self.manifest.update(facts)
+        write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+
+    def is_done(self, stage: str) -> bool:
+        """Tell whether a stage was finished, by this process or an earlier one."""
+        return bool(self.manifest["stages"].get(stage, {}).get("state") == "done")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Run a stage: its state, its seconds (over all tries) and the counts put into the dict."""
+        entry = self.manifest["stages"].setdefault(name, {"seconds": 0.0})
+        entry["state"] = "started"
+        self.update()
+        start = time.monotonic()
+        try:
+            yield entry
+            entry["state"] = "done"
+        finally:
+            entry["seconds"] = round(entry["seconds"] + time.monotonic() - start, 3)
+            self.update()
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]) -> RunFolder:
+    """Open a run folder, new or to be continued, and lock it.
+
+    Args:
+        path: the folder; made when it does not exist.
+        config: the resolved settings.
+        identity: what the run's results depend on beside the settings, by the setting that it
+            comes from: `{"dataset": {"fingerprint": ...}, "model": {"weight_hash": ...}}`.
+
+    Raises:
+        UsageError: another process holds the folder; or it belongs to a run with another dataset,
+            model or setting (names what changed); or it holds something else.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot use run folder {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise UsageError(
+            f"run folder {path} is in use by process {holder or 'unknown'}; "
+            "wait for it, or give this run its own --run-dir"
+        ) from error
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        manifest = _open_manifest(path, config, identity)
+        _remove_leftovers(path)
+        run = RunFolder(path, lock, manifest)
+        write_atomically(path / "config.toml", config_to_toml(config))
+        run.update()
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(f"cannot use run folder {path}: {error.strerror}") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return run
+
+
+def _open_manifest(
+    path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    if not (path / "manifest.json").exists():
+        _refuse_foreign_files(path)
+        return _new_manifest(identity)
+    manifest = read_manifest(path)
+    if not any(stage.get("state") == "done" for stage in manifest["stages"].values()):
+        # It stopped at bad input, before anything was spent: a corrected command starts afresh.
+        return _new_manifest(identity)
+    old = read_config_file(path / "config.toml")
+    changes = [
+        *_changed_identity(manifest, identity, old, config),
+        *changed_settings(old, config),
+    ]
+    if changes:
+        raise UsageError(
+            f"run folder {path} belongs to another run; changed: {'; '.join(changes)}. "
+            "Give this run its own --run-dir, or remove the folder"
+        )
+    return manifest
+
+
+def _changed_identity(
+    manifest: Mapping[str, Any],
+    identity: Mapping[str, Mapping[str, Any]],
+    old: Mapping[str, Any],
+    new: TagConfig,
+) -> Iterator[str]:
+    for setting, facts in identity.items():
+        before = manifest.get(setting, {})
+        changed = [name for name, value in facts.items() if before.get(name) != value]
+        if changed and old.get(setting) != getattr(new, setting):
+            yield f"{setting}: {old.get(setting)!r} -> {getattr(new, setting)!r}"
+        else:
+            for name in changed:
+                # Of a hash its start is enough to see that it is another.
+                yield f"{setting} {name}: {str(before.get(name))[:12]} -> {str(facts[name])[:12]}"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a killed process was writing aside; the lock says that no other is writing."""
+    for aside in path.rglob(".*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
+def _refuse_foreign_files(path: Path) -> None:
+    """Refuse a folder that holds files but no manifest: it is not a run folder."""
+    # A kill before the first manifest leaves the lock, the config or a file written aside.
+    foreign = [
+        entry.name
+        for entry in path.iterdir()
+        if not entry.name.startswith(".") and entry.name != "config.toml"
+    ]
+    if foreign:
+        raise UsageError(
+            f"{path} holds files but no manifest.json, so it is no run folder "
+            f"({sorted(foreign)[0]} is there); give another --run-dir"
+        )
+
+
+def _new_manifest(identity: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    versions = {"curate": __version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _PACKAGES}
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        **{kind: dict(facts) for kind, facts in identity.items()},
+        "stages": {},
+        "counts": {},
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Raises:
+        UsageError: the folder holds none, or not one that can be read.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is no run folder: it has no manifest.json") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path / 'manifest.json'} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
+        raise UsageError(f"{path / 'manifest.json'} is not the manifest of a run")
+    return manifest
+
+
+def read_run_config(path: Path) -> TagConfig:
+    """Read the resolved settings of a run."""
+    file = path / "config.toml"
+    return config_from_mapping(read_config_file(file), str(file))
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table aside, sync it and rename it into place.
+
+    Raises:
+        RunError: the disk is full or the folder is gone.
+    """
+    try:
+        with atomic_writer(path) as file:
+            pq.write_table(table, file, compression="zstd")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a table of the run folder.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error

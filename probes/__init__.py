@@ -1,0 +1,1 @@
+"""Measure items under a policy: sampling, verifying, pass rates, gradients, similarity."""

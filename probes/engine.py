@@ -1,0 +1,58 @@
+"""What every sampling engine takes and gives: token ids in, token ids out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """`samples` rollouts of one item's prompt, numbered from `first_sample`."""
+
+    item_id: str
+    prompt_token_ids: Sequence[int]
+    first_sample: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion.
+
+    Attributes:
+        item_id: the item that it belongs to.
+        sample: its number within the item, from 0.
+        completion_token_ids: what was sampled, the end-of-sequence token included.
+        finish_reason: `stop` when the policy ended it, `length` when it was cut.
+    """
+
+    item_id: str
+    sample: int
+    completion_token_ids: list[int]
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """Draws rollouts from a policy."""
+
+    name: str
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        """Yield every rollout asked for, in the order in which they finish."""
+        ...
+
+
+def uniform_draws(seed: int, item_id: str, sample: int, count: int) -> np.ndarray:
+    """Return the `count` uniform numbers in [0, 1) that drive one rollout, shape (count,) float32.
+
+    Counter-based (Philox) and keyed by item and sample, so that a rollout's randomness does not
+    depend on what else is in its batch or on where an interrupted run was taken up again.
+    """
+    key = hashlib.sha256(f"{seed}\0{item_id}\0{sample}".encode()).digest()[:16]
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return generator.random(count, dtype=np.float32)

@@ -1,0 +1,260 @@
+"""Load the policy: a Hugging Face folder, a Hub id (`org/name@revision`) or a GGUF file.
+
+Whatever the reference, the weights are first resolved to files on this machine, so that their hash
+can be known before anything is loaded and the loading itself needs no network.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import io
+import os
+import re
+from contextlib import nullcontext, redirect_stderr, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curate.errors import UsageError
+from probes.attention import use_grouped_attention
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+# Weights in these files are plain tensors; `.bin` and `.pt` are pickles and are never opened.
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A policy's files on this machine.
+
+    Attributes:
+        name: short name for folders and tables, such as `SmolLM2-135M-Instruct`.
+        folder: where configuration, tokenizer and weights lie.
+        gguf_file: the file in `folder` that holds everything, for a GGUF model.
+        revision: the commit for a Hub id, else None.
+        weight_hash: sha256 over the names and contents of every file that shapes the policy.
+    """
+
+    name: str
+    folder: Path
+    gguf_file: str | None
+    revision: str | None
+    weight_hash: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A loaded policy, its parameters frozen, ready to sample from and to differentiate."""
+
+    files: ModelFiles
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
+def resolve_model(name: str) -> ModelFiles:
+    """Find the files of a model, fetching a Hub id when it is not in the cache.
+
+    Raises:
+        UsageError: no such file, folder or Hub id, or no weights in a format that is safe to read.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(
+                f"{name} is a file but not a .gguf model; "
+                "give a .gguf file, a Hugging Face model folder or a Hub id"
+            )
+        return ModelFiles(path.stem.split(".")[0], path.parent, path.name, None, _hash([path]))
+    if path.is_dir():
+        return _resolve_folder(path.name or path.resolve().name, path, None)
+    if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        raise UsageError(f"no such model: {name} (neither a file, a folder nor a Hub id)")
+    return _resolve_hub(name)
+
+
+def _resolve_hub(name: str) -> ModelFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES)
+        )
+    except LocalEntryNotFoundError as error:
+        raise UsageError(
+            f"model {name} is neither a local path nor in the Hub cache, and the Hub cannot be "
+            "reached; check the name or the connection"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"model {name} cannot be fetched from the Hub: {reason}") from error
+    return _resolve_folder(repository.rpartition("/")[2], folder, folder.name)
+
+
+def _resolve_folder(name: str, folder: Path, revision: str | None) -> ModelFiles:
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(folder.glob("*.gguf"))
+        hint = f"; name the file itself: {ggufs[0]}" if ggufs else ""
+        raise UsageError(f"{folder} is no model folder: it has no config.json{hint}")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UsageError(
+            f"{folder} has no .safetensors weights; other formats hold pickled code and are not "
+            "opened: convert it with model.save_pretrained(folder)"
+        )
+    shaping = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in {".json", ".model", ".jinja", ".txt", *_WEIGHT_SUFFIXES}
+    )
+    return ModelFiles(name, folder, None, revision, _hash(shaping))
+
+
+def _hash(files: list[Path]) -> str:
+    """Hash names and contents; a Hub cache names its large files by their sha256 already."""
+    total = hashlib.sha256()
+    for file in files:
+        blob = file.resolve().name
+        if not re.fullmatch(r"[0-9a-f]{64}", blob):
+            with file.open("rb") as handle:
+                blob = hashlib.file_digest(handle, "sha256").hexdigest()
+        total.update(f"{file.name}\0{blob}\n".encode())
+    return total.hexdigest()
+
+
+def choose_device() -> torch.device:
+    """Choose a GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """Choose bfloat16 where the hardware computes in it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Without AVX512-BF16 or AMX a CPU emulates bfloat16, which is slower than float32.
+    from torch import cpu
+
+    native = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_policy(
+    files: ModelFiles,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> Policy:
+    """Load model and tokenizer from files on this machine.
+
+    Raises:
+        UsageError: the files are not a causal language model that transformers can load.
+    """
+    # transformers draws a bar per tensor, which is noise beside our own progress lines.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    device = device or choose_device()
+    dtype = dtype or choose_dtype(device)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    if files.gguf_file:
+        options["gguf_file"] = files.gguf_file
+    else:
+        options["use_safetensors"] = True
+    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # Reading a GGUF file draws a bar of its own that no setting turns off.
+    quiet = redirect_stderr(io.StringIO()) if files.gguf_file else nullcontext()
+    try:
+        with quiet:
+            model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UsageError(f"model {files.name} cannot be loaded: {_first_line(error)}") from error
+    if device.type == "cpu":
+        _keep_freed_memory()
+    policy_model: Any = model
+    policy_model.to(device).eval().requires_grad_(False)
+    if device.type == "cpu":
+        use_grouped_attention(model)
+    return Policy(
+        files=files,
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+        context_length=_context_length(model.config),
+    )
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed blocks instead of returning them to the system after every operation.
+
+    Each activation would otherwise be mapped and cleared anew, page by page: on a virtual machine
+    that is a tenth to a third of a forward pass.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
+    with suppress(OSError, AttributeError):  # another C library has no such knobs
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 32 * 1024**2)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 64 * 1024**2)
+
+
+def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer alone.
+
+    Raises:
+        UsageError: the files hold no tokenizer that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    try:
+        return AutoTokenizer.from_pretrained(
+            files.folder,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UsageError(
+            f"the tokenizer of {files.name} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Collect the tokens that end a completion.
+
+    The generation config comes first: a tokenizer read from a GGUF file can name the wrong token
+    (SmolLM2's gives `<|im_start|>`).
+    """
+    generation = getattr(model, "generation_config", None)
+    declared = getattr(generation, "eos_token_id", None)
+    if declared is None:
+        declared = getattr(model.config, "eos_token_id", None)
+    if declared is None:
+        declared = tokenizer.eos_token_id
+    if declared is None:
+        return frozenset()
+    return frozenset(declared if isinstance(declared, list) else [declared])
+
+
+def _context_length(config: Any) -> int:
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or 2**31)

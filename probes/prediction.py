@@ -1,0 +1,215 @@
+"""From the evidence on an item to its predicted trainability.
+
+The rules, in order, with n judged rollouts, c of them correct, and the paper's τ = 0.1:
+
+    n = 0                       undetermined
+    c / n ≥ τ                   easy
+    c = 0                       no_positive
+    similarity low > threshold  learnable
+    similarity high < threshold unlearnable
+    otherwise                   undetermined
+
+Unlearnable items are gradient outliers under the initial policy (arXiv 2605.16787); the similarity,
+its interval and their departures from the paper's mean pairwise cosine are in
+`probes.similarity`. For the hard items with a positive rollout
+
+    p_unlearnable = P(similarity < threshold) = T_df((threshold − similarity) / standard error)
+
+with T_df Student's distribution function: the probability, under a flat prior, that the item lies
+below the threshold, given how noisy its gradient is. Whether lying there means that GRPO fails is
+for `curate validate` and `curate calibrate` to say.
+
+The default threshold is half the median similarity of the easy items. 0 is a rollout that shares
+nothing with what the policy already does right, the median is a typical item that it does right,
+and the midpoint is where an item is as near to the one as to the other. It is relative to the
+model's own scale, so it carries across models and feature dimensions.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy.stats import binom
+from scipy.stats import t as student_t
+
+from curate.tags import Trainability
+
+DEFAULT_TAU = 0.1
+_FEWEST_EASY_ITEMS = 5
+_SIGN_TEST_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class SimilarityThreshold:
+    """Where gradient similarity separates learnable from unlearnable, and where it came from."""
+
+    value: float | None
+    """None if there is no ground for one."""
+    source: str
+    """How the value came about, or why there is none: for tag_reason and the manifest."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the probes measured on one item; None (or nan, which becomes None) is unknown."""
+
+    total_rollouts: int
+    """Judged rollouts, n."""
+    total_correct_rollouts: int
+    """Correct ones, c."""
+    pass_rate_low: float | None = None
+    pass_rate_high: float | None = None
+    unjudged_rollouts: int = 0
+    """Rollouts whose reward is null; not among `total_rollouts`."""
+    rollouts_used: int = 0
+    """Correct rollouts behind the gradient."""
+    similarity: float | None = None
+    standard_error: float | None = None
+    """Of the similarity."""
+    degrees_of_freedom: float | None = None
+    """Of the similarity's t distribution."""
+    low: float | None = None
+    """Lower end of the similarity's 95 % interval."""
+    high: float | None = None
+    reliability: float | None = None
+    """Share of the mean gradient that is not sampling noise, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.total_correct_rollouts <= self.total_rollouts:
+            raise ValueError(
+                f"{self.total_correct_rollouts} correct of {self.total_rollouts} is impossible"
+            )
+        # Arrays have only nan for the unknown, and nan would pass through comparisons unnoticed.
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and math.isnan(value):
+                object.__setattr__(self, field.name, None)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The tag of one item, with its reason."""
+
+    trainability: Trainability
+    p_unlearnable: float | None
+    """Only for hard items with a positive rollout, a measured similarity and a threshold."""
+    tag_reason: str
+
+
+def given_threshold(value: float) -> SimilarityThreshold:
+    """The threshold that the user named."""
+    return SimilarityThreshold(value, "as given")
+
+
+def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThreshold:
+    """Half the median gradient similarity of the easy items; nan among them is passed over.
+
+    There is no threshold (value None, the source says why) with fewer than 5 easy items with a
+    gradient, or where a one-sided sign test at 5 % cannot tell their median from 0: half of
+    nothing separates nothing.
+    """
+    similarities = np.array(list(easy_similarities), dtype=np.float64)
+    similarities = similarities[~np.isnan(similarities)]
+    count = len(similarities)
+    if count < _FEWEST_EASY_ITEMS:
+        items = "easy item has" if count == 1 else "easy items have"
+        return SimilarityThreshold(
+            None,
+            f"only {count} {items} a gradient and {_FEWEST_EASY_ITEMS} are needed to set the "
+            "similarity threshold: give --similarity-threshold or add easy items",
+        )
+    median = float(np.median(similarities))
+    positive = int((similarities > 0).sum())
+    if binom.sf(positive - 1, count, 0.5) > _SIGN_TEST_LEVEL:
+        return SimilarityThreshold(
+            None,
+            f"the similarity of the {count} easy items (median {_number(median)}, {positive} above "
+            "0) cannot be told from 0, so it sets no threshold: give --similarity-threshold, or "
+            "measure more correct rollouts or more easy items",
+        )
+    return SimilarityThreshold(
+        median / 2, f"half the median {_number(median)} of {count} easy items"
+    )
+
+
+def predict(
+    evidence: Evidence, threshold: SimilarityThreshold, *, tau: float = DEFAULT_TAU
+) -> Prediction:
+    """Predicted tag of one item, by the rules above. Raises ValueError for tau outside (0, 1]."""
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
+    n, c = evidence.total_rollouts, evidence.total_correct_rollouts
+    unjudged = _unjudged_note(evidence.unjudged_rollouts)
+    if n == 0:
+        return Prediction(Trainability.UNDETERMINED, None, f"no judged rollouts{unjudged}")
+    if c / n >= tau:
+        reason = f"{_pass_rate_text(evidence)} is at least {_number(tau)}{_doubt(evidence, tau)}"
+        return Prediction(Trainability.EASY, None, reason + unjudged)
+    if c == 0:
+        reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
+        return Prediction(Trainability.NO_POSITIVE, None, reason + unjudged)
+    trainability, p_unlearnable, ground = _judge_similarity(evidence, threshold)
+    reason = f"{ground}; {_pass_rate_text(evidence)} is below {_number(tau)}{_doubt(evidence, tau)}"
+    return Prediction(trainability, p_unlearnable, reason + unjudged)
+
+
+def _judge_similarity(
+    evidence: Evidence, threshold: SimilarityThreshold
+) -> tuple[Trainability, float | None, str]:
+    """Tag, p_unlearnable and ground for a hard item with a positive rollout."""
+    if evidence.similarity is None:
+        return Trainability.UNDETERMINED, None, "no gradient similarity was measured"
+    if threshold.value is None:
+        return Trainability.UNDETERMINED, None, threshold.source
+    low, high, standard_error = evidence.low, evidence.high, evidence.standard_error
+    freedom = evidence.degrees_of_freedom
+    measured = f"gradient similarity {_number(evidence.similarity)}"
+    if low is None or high is None or standard_error is None or freedom is None:
+        ground = f"{measured} has no interval: no item has two different correct rollouts"
+        return Trainability.UNDETERMINED, None, ground
+    p_unlearnable = float(
+        student_t.cdf(threshold.value, freedom, loc=evidence.similarity, scale=standard_error)
+        if standard_error > 0
+        else evidence.similarity < threshold.value
+    )
+    rollouts = "1 rollout" if evidence.rollouts_used == 1 else f"{evidence.rollouts_used} rollouts"
+    measured += f" (95% interval {_number(low)} to {_number(high)}, {rollouts})"
+    against = f"the threshold {_number(threshold.value)} ({threshold.source})"
+    if low > threshold.value:
+        return Trainability.LEARNABLE, p_unlearnable, f"{measured} is above {against}"
+    if high < threshold.value:
+        return Trainability.UNLEARNABLE, p_unlearnable, f"{measured} is below {against}"
+    ground = f"{measured} does not decide about {against}"
+    if evidence.reliability is not None:
+        ground += f", reliability {_number(evidence.reliability)}"
+    return Trainability.UNDETERMINED, p_unlearnable, f"{ground}: more correct rollouts are needed"
+
+
+def _pass_rate_text(evidence: Evidence) -> str:
+    n, c = evidence.total_rollouts, evidence.total_correct_rollouts
+    return f"pass rate {_number(c / n)} ({c} of {n} rollouts)"
+
+
+def _doubt(evidence: Evidence, tau: float) -> str:
+    """Says so when the pass rate may be on the other side of tau."""
+    low, high = evidence.pass_rate_low, evidence.pass_rate_high
+    if low is None or high is None or not low <= tau <= high:
+        return ""
+    return f", though its 95% interval {_number(low)} to {_number(high)} contains {_number(tau)}"
+
+
+def _could_still_be(evidence: Evidence) -> str:
+    high = evidence.pass_rate_high
+    return "" if high is None else f"; the true pass rate could still be up to {_number(high)}"
+
+
+def _unjudged_note(unjudged: int) -> str:
+    if unjudged == 0:
+        return ""
+    rollouts = "rollout" if unjudged == 1 else "rollouts"
+    return f"; {unjudged} more {rollouts} could not be judged"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,61 @@
+"""The verifying stage: a reward and a verdict for every rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.progress import Progress
+from curate.run_folder import RunFolder, read_parquet, write_parquet
+from probes.judging import VerifierPool
+from probes.sampling import ROLLOUT_SCHEMA, rollout_shards
+from probes.verifiers import Verdict
+
+# A completion that was cut has not given its answer, whatever it wrote on the way.
+TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
+
+
+def verify_rollouts(run: RunFolder, pool: VerifierPool, answers: Mapping[str, str]) -> None:
+    """Judge every rollout that has no verdict yet, shard by shard, in place.
+
+    Args:
+        run: its `rollouts/*.parquet` are rewritten with reward, verdict and answer_found.
+        pool: of the run's verifier.
+        answers: gold answer by item_id.
+    """
+    unjudged = {
+        file: pending
+        for file in rollout_shards(run)
+        if (pending := read_parquet(file, ["verdict"])["verdict"].null_count)
+    }
+    with Progress("verifying", sum(unjudged.values()), "rollouts") as progress:
+        for file in unjudged:
+            table = read_parquet(file)
+            cut = pc.equal(table["finish_reason"], "length").to_pylist()
+            pairs = [
+                (completion, answers[item_id])
+                for completion, item_id, is_cut in zip(
+                    table["completion"].to_pylist(), table["item_id"].to_pylist(), cut, strict=True
+                )
+                if not is_cut
+            ]
+            before = progress.done
+
+            def judged_so_far(done: int, before: int = before) -> None:
+                progress.reach(before + done)
+
+            judged = iter(pool.judge(pairs, judged_so_far))
+            verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
+            progress.advance(sum(cut))
+            write_parquet(file, _with_verdicts(table, verdicts))
+
+
+def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
+    columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+    columns["reward"] = [verdict.reward for verdict in verdicts]
+    columns["verdict"] = [verdict.verdict for verdict in verdicts]
+    columns["answer_found"] = [verdict.answer_found for verdict in verdicts]
+    return pa.table(columns, schema=ROLLOUT_SCHEMA)

@@ -1,0 +1,1 @@
+"""Turn probes into runs: GRPO recipes, their outcomes and the confirmation of tags."""

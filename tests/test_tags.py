@@ -1,0 +1,74 @@
+"""The words and the added columns are those of the contract."""
+
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from curate.tags import Trainability, tag_schema
+
+
+def test_the_five_words():
+    assert [str(tag) for tag in Trainability] == [
+        "easy",
+        "learnable",
+        "unlearnable",
+        "no_positive",
+        "undetermined",
+    ]
+    assert Trainability("no_positive") is Trainability.NO_POSITIVE
+    assert pa.array([Trainability.EASY], pa.string()).to_pylist() == ["easy"]
+
+
+def test_columns_names_order_and_types():
+    schema = tag_schema([1, 8])
+    assert schema.names == [
+        "item_id",
+        "trainability",
+        "p_unlearnable",
+        "total_rollouts",
+        "total_correct_rollouts",
+        "pass_rate",
+        "pass_rate_low",
+        "pass_rate_high",
+        "pass_at_1",
+        "pass_at_8",
+        "gradient_similarity",
+        "gradient_similarity_low",
+        "gradient_similarity_high",
+        "gradient_reliability",
+        "tag_reason",
+        "confirmed_trainability",
+    ]
+    strings = {"item_id", "trainability", "tag_reason", "confirmed_trainability"}
+    integers = {"total_rollouts", "total_correct_rollouts"}
+    for field in schema:
+        if field.name in strings:
+            assert field.type == pa.string()
+        elif field.name in integers:
+            assert field.type == pa.int64()
+        else:
+            assert field.type == pa.float64()
+        assert field.nullable
+
+
+def test_no_ks_no_pass_at_columns():
+    assert not [name for name in tag_schema([]).names if name.startswith("pass_at_")]
+
+
+@pytest.mark.parametrize("ks", [[0], [1, -2], [4, 4]])
+def test_impossible_ks_are_refused(ks):
+    with pytest.raises(ValueError, match="pass@k"):
+        tag_schema(ks)
+
+
+def test_the_words_load_neither_torch_nor_probes():
+    code = (
+        "import sys, curate.tags; "
+        "print([name for name in ('torch', 'probes', 'recipes', 'cards') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,136 @@
+"""Rollouts are draws from the policy, one prefill a prompt, the same for the same seed."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from curate.errors import RunError
+from probes.engine import Rollout, SampleRequest, uniform_draws
+from probes.models import Policy
+from probes.transformers_engine import TransformersEngine, draw
+
+PROMPTS = {"a": [15, 4], "b": [3, 13, 4, 14, 5, 6, 7], "c": [7], "d": [8, 9, 10, 11, 12]}
+
+
+def requests(samples: int) -> list[SampleRequest]:
+    return [SampleRequest(item, prompt, 0, samples) for item, prompt in PROMPTS.items()]
+
+
+def engine_of(policy: Policy, **settings: object) -> TransformersEngine:
+    defaults = {"seed": 3, "temperature": 1.0, "max_tokens": 24}
+    return TransformersEngine(policy, **(defaults | settings))  # type: ignore[arg-type]
+
+
+def by_key(rollouts: list[Rollout]) -> dict[tuple[str, int], list[int]]:
+    return {(r.item_id, r.sample): r.completion_token_ids for r in rollouts}
+
+
+def one_at_a_time(policy: Policy, request: SampleRequest, seed: int, most: int) -> list[int]:
+    """The plainest sampler: the whole sequence through the model for every token."""
+    uniform = uniform_draws(seed, request.item_id, request.first_sample, most)
+    ids = list(request.prompt_token_ids)
+    for number in uniform:
+        with torch.inference_mode():
+            logits = policy.model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
+        token = int(draw(logits, torch.tensor([number]), 1.0))
+        ids.append(token)
+        if token in policy.eos_token_ids:
+            break
+    return ids[len(request.prompt_token_ids) :]
+
+
+def test_every_rollout_once_and_ended_properly(tiny_policy: Policy) -> None:
+    rollouts = list(engine_of(tiny_policy).sample(requests(20)))
+    assert Counter(r.item_id for r in rollouts) == dict.fromkeys(PROMPTS, 20)
+    assert len(by_key(rollouts)) == 80
+    for rollout in rollouts:
+        ids = rollout.completion_token_ids
+        assert 1 not in ids[:-1]
+        if rollout.finish_reason == "stop":
+            assert ids[-1] == 1
+        else:
+            assert rollout.finish_reason == "length" and len(ids) == 24 and ids[-1] != 1
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 7, 64])
+def test_continuous_batching_samples_what_plain_sampling_does(
+    tiny_policy: Policy, max_rows: int
+) -> None:
+    found = by_key(list(engine_of(tiny_policy, max_rows=max_rows).sample(requests(6))))
+    for item, prompt in PROMPTS.items():
+        for sample in range(6):
+            request = SampleRequest(item, prompt, sample, 1)
+            assert found[item, sample] == one_at_a_time(tiny_policy, request, 3, 24)
+
+
+def test_the_seed_decides(tiny_policy: Policy) -> None:
+    first, again, other = (
+        by_key(list(engine_of(tiny_policy, seed=seed).sample(requests(8)))) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_prompt_runs_through_the_model_once(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefilled = 0
+    real = tiny_policy.model.forward
+
+    def counting(**inputs: torch.Tensor) -> object:
+        nonlocal prefilled
+        if inputs["input_ids"].shape[1] > 1:
+            prefilled += int(inputs["attention_mask"].sum())
+        return real(**inputs)
+
+    monkeypatch.setattr(tiny_policy.model, "forward", counting)
+    list(engine_of(tiny_policy).sample(requests(16)))
+    assert prefilled == sum(len(prompt) - 1 for prompt in PROMPTS.values())
+
+
+def test_frequencies_are_the_policys_probabilities(tiny_policy: Policy) -> None:
+    request = SampleRequest("x", PROMPTS["b"], 0, 4000)
+    engine = engine_of(tiny_policy, max_tokens=1, temperature=0.7, max_rows=1000)
+    counts = Counter(r.completion_token_ids[0] for r in engine.sample([request]))
+    with torch.inference_mode():
+        logits = tiny_policy.model(input_ids=torch.tensor([PROMPTS["b"]])).logits[0, -1]
+    expected = torch.softmax(logits / 0.7, dim=-1).numpy() * 4000
+    observed = np.array([counts[token] for token in range(len(expected))])
+    # Chi-square over 18 tokens: 42.3 is passed by chance once in a thousand.
+    assert ((observed - expected) ** 2 / expected).sum() < 42.3
+
+
+def test_draw_covers_the_ends() -> None:
+    logits = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).repeat(3, 1)
+    uniform = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert draw(logits, uniform, 1.0).tolist() == [0, 2, 2]
+
+
+def test_out_of_memory_backs_off_and_loses_nothing(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tiny_policy.model.forward
+
+    def small_batches_only(**inputs: torch.Tensor) -> object:
+        if len(inputs["input_ids"]) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(**inputs)
+
+    whole = by_key(list(engine_of(tiny_policy).sample(requests(10))))
+    monkeypatch.setattr(tiny_policy.model, "forward", small_batches_only)
+    rollouts = list(engine_of(tiny_policy).sample(requests(10)))
+    assert len(rollouts) == 40 and by_key(rollouts) == whole
+
+
+def test_memory_for_not_even_one_rollout_is_a_clear_error(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(**inputs: torch.Tensor) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tiny_policy.model, "forward", never)
+    with pytest.raises(RunError, match="single rollout"):
+        list(engine_of(tiny_policy).sample(requests(2)))
