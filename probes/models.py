@@ -81,22 +81,35 @@ def resolve_model(name: str) -> ModelFiles:
 
 
 def _resolve_hub(name: str) -> ModelFiles:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
-    try:
-        folder = Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES)
+
+    def fetch(only_cached: bool) -> Path:
+        found = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=_HUB_FILES,
+            local_files_only=only_cached,
         )
+        return Path(found)
+
+    try:
+        try:
+            folder = fetch(only_cached=False)
+        except (HfHubHTTPError, HFValidationError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"model {name} cannot be fetched from the Hub: {reason}") from error
+        except (OSError, httpx.HTTPError):
+            # Offline, or the Hub is out of reach: what an earlier run fetched will do.
+            folder = fetch(only_cached=True)
     except LocalEntryNotFoundError as error:
         raise UsageError(
             f"model {name} is neither a local path nor in the Hub cache, and the Hub cannot be "
             "reached; check the name or the connection"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"model {name} cannot be fetched from the Hub: {reason}") from error
     return _resolve_folder(repository.rpartition("/")[2], folder, folder.name)
 
 
