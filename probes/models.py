@@ -11,18 +11,25 @@ import hashlib
 import io
 import os
 import re
+import struct
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from curate.errors import UsageError
 from probes.attention import use_grouped_attention
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # Weights in these files are plain tensors; `.bin` and `.pt` are pickles and are never opened.
+# What the readers of safetensors, GGUF and JSON raise on damaged files.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError),
+    *(struct.error, SafetensorError),
+)
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
@@ -72,7 +79,7 @@ def resolve_model(name: str) -> ModelFiles:
                 f"{name} is a file but not a .gguf model; "
                 "give a .gguf file, a Hugging Face model folder or a Hub id"
             )
-        return ModelFiles(path.stem.split(".")[0], path.parent, path.name, None, _hash([path]))
+        return ModelFiles(path.stem, path.parent, path.name, None, _hash([path]))
     if path.is_dir():
         return _resolve_folder(path.name or path.resolve().name, path, None)
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
@@ -185,18 +192,29 @@ def load_policy(
     else:
         options["use_safetensors"] = True
     tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    # Its bars and its report of a bad load fill the screen; ours is one line.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # Reading a GGUF file draws a bar of its own that no setting turns off.
     quiet = redirect_stderr(io.StringIO()) if files.gguf_file else nullcontext()
     try:
         with quiet:
-            model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                files.folder, dtype=dtype, output_loading_info=True, **options
+            )
+    except _UNREADABLE as error:
         raise UsageError(f"model {files.name} cannot be loaded: {_first_line(error)}") from error
+    model, loading = loaded
+    # transformers fills such tensors with random numbers and goes on.
+    missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
+    if missing:
+        raise UsageError(
+            f"model {files.name} cannot be loaded: its weights lack {len(missing)} tensors, or "
+            f"have them in another shape; first: {missing[0]}"
+        )
     if device.type == "cpu":
         _keep_freed_memory()
-    policy_model: Any = model
-    policy_model.to(device).eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         use_grouped_attention(model)
     return Policy(
@@ -240,7 +258,7 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
             local_files_only=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             f"the tokenizer of {files.name} cannot be loaded: {_first_line(error)}"
         ) from error

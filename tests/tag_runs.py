@@ -75,7 +75,9 @@ def additions(count: int) -> list[dict[str, str]]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Read JSON lines; Python's int refuses more than 4,300 digits, so the longest are cut."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_int=lambda digits: int(digits[:4000])) for line in lines]
 
 
 def read_rollouts(run: Path) -> pa.Table:

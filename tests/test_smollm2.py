@@ -1,4 +1,4 @@
-"""The real model on real items, through the command line: SmolLM2-135M-Instruct from a GGUF file."""
+"""The real model on real items through the command line: SmolLM2-135M-Instruct, a GGUF file."""
 
 import importlib.util
 import json

@@ -270,13 +270,30 @@ def test_the_manifest_says_what_ran(tagged: Tagged, tiny_model: Path) -> None:
 
 
 def test_an_items_feature_is_the_mean_over_its_correct_rollouts(tagged: Tagged) -> None:
-    folder = tagged.run / "gradients"
+    _check_features(tagged.run)
+
+
+def test_a_completion_drawn_twice_counts_twice(small: Path, tiny_model: Path) -> None:
+    Path("rewards.py").write_text("def judge(completion, answer):\n    return 1\n")
+    ran = tag(
+        *(write_jsonl(small / "one.jsonl", additions(1)), "--model", tiny_model),
+        *("--verifier", "rewards:judge", "--max-tokens", "2", "--min-rollouts", "200"),
+    )
+    assert ran.status == 0, ran.stderr
+    run = small / "runs/one-tiny-llama"
+    weights = pq.read_table(run / "gradients/rollouts.parquet")["weight"].to_pylist()
+    assert len(weights) > 1 and max(weights) > 1
+    _check_features(run)
+
+
+def _check_features(run: Path) -> None:
+    folder = run / "gradients"
     features = np.load(folder / "features.npy")
     draws = np.load(folder / "rollouts.npy").astype(np.float64)
     of_draw = pq.read_table(folder / "rollouts.parquet")
     index = pq.read_table(folder / "index.parquet").to_pylist()
     right = Counter(
-        rollout["item_id"] for rollout in read_rollouts(tagged.run).to_pylist() if rollout["reward"]
+        rollout["item_id"] for rollout in read_rollouts(run).to_pylist() if rollout["reward"]
     )
     # 16 is --gradient-rollouts.
     assert {e["item_id"]: e["rollouts_used"] for e in index} == {
@@ -374,7 +391,16 @@ def test_another_seed_gives_other_rollouts(
     assert completions[0] == [r["completion"] for r in whole if r["item_id"] == item_id]
 
 
-def test_a_finished_run_is_not_sampled_again(copied: Tagged, tiny_model: Path) -> None:
+def test_the_temperature_reaches_the_sampling(small: Path, tiny_model: Path) -> None:
+    dataset = write_jsonl(small / "one.jsonl", additions(1))
+    assert tag(dataset, "--model", tiny_model, "--temperature", "0.001").status == 0
+    rollouts = read_rollouts(small / "runs/one-tiny-llama")
+    assert len(set(rollouts["completion"].to_pylist())) == 1
+
+
+def test_a_finished_run_is_not_sampled_again(
+    tagged: Tagged, copied: Tagged, tiny_model: Path
+) -> None:
     def states() -> dict[str, tuple[int, int]]:
         files = [path for path in copied.run.rglob("*.[pn][ap]*") if path.is_file()]
         return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
@@ -385,8 +411,7 @@ def test_a_finished_run_is_not_sampled_again(copied: Tagged, tiny_model: Path) -
     assert ran.status == 0, ran.stderr
     assert states() == before
     assert "loading" not in ran.stderr  # nor is the model
-    assert read_jsonl(copied.out) == pytest.approx(read_jsonl(copied.out), nan_ok=True)
-    assert len(read_jsonl(copied.out)) == 15
+    assert copied.out.read_bytes() == tagged.out.read_bytes()
 
 
 def test_a_moved_dataset_and_model_are_the_same_run(copied: Tagged, tiny_model: Path) -> None:
@@ -482,8 +507,9 @@ def test_a_second_process_on_a_run_folder_is_refused(copied: Tagged, tiny_model:
 def test_an_interrupted_run_says_so_and_continues(
     interruption: signal.Signals, small: Path, tiny_model: Path
 ) -> None:
-    dataset = write_jsonl(small / "sums.jsonl", additions(20))
-    command = (dataset, "--model", tiny_model, "--min-rollouts", "200", "--batch-tokens", "800")
+    dataset = write_jsonl(small / "sums.jsonl", additions(8))
+    # A small batch, so that sampling takes seconds.
+    command = (dataset, "--model", tiny_model, "--min-rollouts", "100", "--batch-tokens", "400")
     with subprocess.Popen(
         small_command(*command), stderr=subprocess.PIPE, text=True, cwd=small, env=_environment()
     ) as process:
@@ -491,7 +517,7 @@ def test_an_interrupted_run_says_so_and_continues(
         for line in process.stderr:
             if line.startswith("engine"):
                 break
-        time.sleep(0.5)  # into the sampling, which takes many times as long
+        time.sleep(0.3)  # into the sampling
         process.send_signal(interruption)
         rest = process.stderr.read()
     assert process.returncode == 130, rest
@@ -501,12 +527,14 @@ def test_an_interrupted_run_says_so_and_continues(
     manifest = json.loads((small / "runs/sums-tiny-llama/manifest.json").read_text())
     assert manifest["stages"]["sample"]["state"] == "started"
     if interruption == signal.SIGINT:
-        ran = tag(*command[:3], "--min-rollouts", "200", "--batch-tokens", "0")
-        assert ran.status == 2 and "batch_tokens: 800 -> 0" in ran.stderr
+        ran = tag(*command)
+        assert ran.status == 0, ran.stderr
+        counts = Counter(read_rollouts(small / "runs/sums-tiny-llama")["item_id"].to_pylist())
+        assert set(counts.values()) == {100} and len(counts) == 8
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
 
 
 # --- Formats and ways to call ----------------------------------------------------------------
@@ -544,20 +572,16 @@ def test_many_cut_completions_are_warned_of(tagged: Tagged, small: Path, tiny_mo
     assert f"{share:.0%} of the completions were cut at --max-tokens 12" in line
 
 
-def test_jsonl_gives_parquet_where_out_says_so(copied: Tagged, tiny_model: Path) -> None:
+def test_jsonl_gives_parquet_where_out_says_so(
+    tagged: Tagged, copied: Tagged, tiny_model: Path
+) -> None:
     out = copied.out.with_suffix(".parquet")
     ran = tag(copied.dataset, "--model", tiny_model, "--run-dir", copied.run, "--out", out)
     assert ran.status == 0, ran.stderr
     table = pq.read_table(out)
     assert table.column_names[-len(TAG_COLUMNS) :] == TAG_COLUMNS
     assert table.schema.field("p_unlearnable").type == pa.float64()
-    assert (
-        table["item_id"].to_pylist()
-        == [row["item_id"] for row in read_jsonl(copied.run.parent / "nothing")]
-        if False
-        else True
-    )
-    assert table.num_rows == 15
+    assert table["item_id"].to_pylist() == [row["item_id"] for row in tagged.rows]
 
 
 def test_the_function_returns_the_same_table(

@@ -1,0 +1,175 @@
+"""kill -9 at any moment costs at most the shard in hand, and the same command finishes the run.
+
+A driver runs `curate` in a process of its own and stops for good at a chosen call of a chosen
+function, so that the kill falls into the same moment every time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from probes import tagging
+from tests.tag_runs import ROOT, SMALL, additions, read_rollouts, tag, write_jsonl
+
+ITEMS, ROLLOUTS = 6, 32
+# Two items a shard.
+SHARD_TOKENS = {"cpu": 2 * ROLLOUTS * 12}
+DRIVER = """
+import importlib, pathlib, sys, time
+from probes import tagging
+from curate.cli import main
+
+module, function, call, *arguments = sys.argv[1:]
+tagging._SHARD_TOKENS = %r
+real, calls = getattr(importlib.import_module(module), function), 0
+
+def stopping(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(call):
+        pathlib.Path("stopped").touch()
+        time.sleep(600)
+    return real(*args, **kwargs)
+
+setattr(importlib.import_module(module), function, stopping)
+sys.exit(main(arguments))
+"""
+
+
+def _run_until_killed(folder: Path, moment: tuple[str, str, int], *arguments: object) -> None:
+    """Run `curate tag` until the moment (module, function, which call of it), then kill -9."""
+    driver = folder / "driver.py"
+    driver.write_text(DRIVER % (SHARD_TOKENS,))
+    process = subprocess.Popen(
+        [sys.executable, driver, *map(str, moment), "tag", *SMALL, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "stopped").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()
+    (folder / "stopped").unlink()
+    assert process.returncode == -9
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dataset and of its run in one go."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    dataset = write_jsonl(folder / "sums.jsonl", additions(ITEMS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
+        ran = tag(
+            *(dataset, "--model", tiny_model, "--run-dir", folder / "run"),
+            *("--out", folder / "out.jsonl"),
+        )
+    assert ran.status == 0, ran.stderr
+    assert len(list((folder / "run/rollouts").iterdir())) == 3
+    return folder
+
+
+# The moment, and what must be there when it comes: stages that are done, and files.
+MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
+    "sampling": (
+        ("probes.sampling", "write_parquet", 3),
+        ["items"],
+        {"rollouts/*.parquet": 2},
+    ),
+    "verifying": (
+        ("probes.verifying", "write_parquet", 2),
+        ["items", "sample"],
+        {"rollouts/*.parquet": 3},
+    ),
+    "gradients": (
+        ("probes.gradient_stage", "_write_array", 3),
+        ["items", "sample", "verify", "pass_rates"],
+        {"gradients/shard-*.parquet": 2},
+    ),
+    "joining gradients": (
+        ("probes.gradient_stage", "_remove", 1),
+        ["items", "sample", "verify", "pass_rates"],
+        {"gradients/shard-*.parquet": 3, "gradients/index.parquet": 1},
+    ),
+}
+
+
+def _stages(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "manifest.json").read_text())["stages"])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_is_finished_by_the_same_command(
+    moment: str, uninterrupted: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    call, done, files = MOMENTS[moment]
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    command = (
+        *(uninterrupted / "sums.jsonl", "--model", tiny_model),
+        *("--run-dir", run, "--out", out),
+    )
+    _run_until_killed(tmp_path, call, *command)
+    assert [name for name, stage in _stages(run).items() if stage["state"] == "done"] == done
+    assert {pattern: len(list(run.glob(pattern))) for pattern in files} == files
+    written = {path: path.read_bytes() for path in run.glob("rollouts/*.parquet")}
+
+    ran = tag(*command)
+    assert ran.status == 0, ran.stderr
+    rollouts = read_rollouts(run)
+    samples = Counter(
+        zip(rollouts["item_id"].to_pylist(), rollouts["sample"].to_pylist(), strict=True)
+    )
+    item_ids = pq.read_table(run / "items.parquet")["item_id"].to_pylist()
+    assert samples == {(i, s): 1 for i in item_ids for s in range(ROLLOUTS)}
+    if moment not in ("sampling", "verifying"):
+        assert {path: path.read_bytes() for path in written} == written
+    # What was finished before the kill is not done again.
+    now, whole = _stages(run), _stages(uninterrupted / "run")
+    for stage, moments in (("sample", ["sampling"]), ("gradients", list(MOMENTS)[2:])):
+        is_less = now[stage]["tokens_this_time"] < whole[stage]["tokens_this_time"]
+        assert is_less == (moment in moments), stage
+    assert rollouts.equals(read_rollouts(uninterrupted / "run"))
+    for name in ("pass_rates", "similarity", "tags", "gradients/index", "gradients/rollouts"):
+        table = pq.read_table(run / f"{name}.parquet")
+        assert table.equals(pq.read_table(uninterrupted / f"run/{name}.parquet")), name
+    for name in ("gradients/features.npy", "gradients/rollouts.npy"):
+        assert (run / name).read_bytes() == (uninterrupted / "run" / name).read_bytes()
+    assert out.read_bytes() == (uninterrupted / "out.jsonl").read_bytes()
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("shard-*"))
+
+
+def test_a_file_half_written_at_the_kill_is_not_taken_for_whole(
+    uninterrupted: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Killed between the writing and the renaming of a shard: the shard is drawn again."""
+    run = tmp_path / "run"
+    command = (
+        *(uninterrupted / "sums.jsonl", "--model", tiny_model),
+        *("--run-dir", run, "--out", tmp_path / "out.jsonl"),
+    )
+    # Its first call writes rows.parquet, the next ones write shards.
+    _run_until_killed(tmp_path, ("pyarrow.parquet", "write_table", 3), *command)
+    assert list(run.glob("rollouts/.*.tmp")) and len(list(run.glob("rollouts/*.parquet"))) == 1
+    assert tag(*command).status == 0
+    assert read_rollouts(run).equals(read_rollouts(uninterrupted / "run"))
+    assert not list(run.rglob("*.tmp"))

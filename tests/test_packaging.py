@@ -1,0 +1,129 @@
+"""What is shipped, how its parts depend on each other, and what `--help` says and costs."""
+
+import argparse
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from curate import __version__
+from curate.cli import _parser
+from tests.tag_runs import ROOT, run_curate
+
+LAYERS = ["curate", "probes", "recipes", "cards"]
+# The command line and its functions reach up to what a command needs, when it is called.
+REACH_UP = {"curate/cli.py", "curate/commands.py"}
+
+
+def test_the_wheel_has_the_four_packages_and_one_command(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"rl_curate-{__version__}.dist-info"
+        names = archive.namelist()
+        assert {name.partition("/")[0] for name in names} == {*LAYERS, info}
+        commands = archive.read(f"{info}/entry_points.txt").decode().split("\n")
+    assert [line for line in commands if line] == ["[console_scripts]", "curate = curate.cli:main"]
+    shipped = {name for name in names if name.endswith(".py")}
+    sources = {
+        str(path.relative_to(ROOT)) for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
+    }
+    assert shipped == sources
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert metadata.version("rl-curate") == __version__
+    assert run_curate("--version").stdout == f"curate {__version__}\n"
+
+
+# --- Layers ----------------------------------------------------------------------------------
+
+
+def _imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Each imported module, and whether it is imported only when a function is called."""
+
+    def walk(node: ast.AST, is_late: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, is_late) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: a relative import"
+                yield str(child.module), is_late
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                yield from walk(child, True)
+            else:
+                yield from walk(child, is_late)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_run_one_way(layer: str) -> None:
+    files = sorted((ROOT / layer).rglob("*.py"))
+    assert files
+    for path in files:
+        name = str(path.relative_to(ROOT))
+        for module, is_late in _imports(path):
+            imported = module.partition(".")[0]
+            assert imported not in ("tests", "benchmarks", "examples"), name
+            if imported in LAYERS and LAYERS.index(imported) > LAYERS.index(layer):
+                assert name in REACH_UP and is_late, f"{name} imports {module}"
+
+
+# --- Help ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["--help"], ["tag", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from curate.cli import main\n"
+        "try:\n"
+        f"    main({command!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'numpy', 'datasets', 'scipy'}\n"
+        "print(heavy & set(sys.modules), file=sys.stderr)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stderr == "set()\n"
+    assert ran.stdout
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert {choice.dest for choice in action._choices_actions} == set(action.choices)
+            assert all(choice.help for choice in action._choices_actions)
+            for command in action.choices.values():
+                yield from _parsers(command)
+
+
+def test_every_command_and_option_has_help() -> None:
+    parsers = list(_parsers(_parser()))
+    assert len(parsers) > 1
+    for parser in parsers:
+        assert parser.description
+        for action in parser._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                said = (action.help or "").partition("(default")[0].strip()
+                assert said and said != argparse.SUPPRESS, action
+
+
+def test_the_options_that_users_meet_first_are_there() -> None:
+    text = run_curate("tag", "--help").stdout
+    for option in (
+        *("--out", "--run-dir", "--engine", "--min-rollouts", "--temperature", "--max-tokens"),
+        *("--tau", "--verifier", "--prompt-field", "--answer-field", "--limit", "--seed"),
+        *("--config", "--model", "DATASET"),
+    ):
+        assert option in text.split() or f"{option} " in text, option
