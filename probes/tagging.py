@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curate.config import AUTO, TagConfig
 from curate.datasets import Source, open_source
 from curate.errors import UsageError
-from curate.files import atomic_writer
-from curate.progress import Progress
-from curate.reading import Item, choose_layout, read_items, reject_items
+from curate.reading import choose_layout, read_items, reject_items
 from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import Trainability, tag_schema
+from probes.counting import count_rollouts, nullable
 from probes.gradient_stage import differentiate, read_features
 from probes.gradients import Adapter, GradientProbe, target_modules
 from probes.judging import VerifierPool
@@ -38,7 +36,6 @@ from probes.models import (
     load_tokenizer,
     resolve_model,
 )
-from probes.pass_rates import pass_at_k_of_items, pass_rate_interval
 from probes.prediction import (
     Evidence,
     SimilarityThreshold,
@@ -46,8 +43,8 @@ from probes.prediction import (
     predict,
     similarity_threshold,
 )
-from probes.rendering import instruct, render
-from probes.sampling import rollout_shards, sample_items
+from probes.rendering import render_items
+from probes.sampling import sample_items
 from probes.similarity import Similarity, measure_similarity
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
@@ -56,7 +53,6 @@ from probes.verifying import verify_rollouts
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
-_PARQUET_ROWS = 4096
 
 
 def tag_dataset(config: TagConfig) -> tuple[TagConfig, Path]:
@@ -198,7 +194,14 @@ class _Tagging:
             )
         # A wrong name must show now, not once everything is sampled.
         target_modules(self._policy.model, self._adapter.targets)
-        refused = self._render(items)
+        refused = render_items(
+            self.run,
+            items,
+            self._tokenizer,
+            instruction=self.config.instruction,
+            max_tokens=self.config.max_tokens,
+            context_length=self._policy.context_length,
+        )
         if len(refused) == len(items):
             raise UsageError(
                 f"{self.source.name}: none of its items can be used; "
@@ -219,59 +222,6 @@ class _Tagging:
 
     def _check_columns(self, names: Iterable[str]) -> None:
         check_columns(names, self.schema, self.config.replace_columns)
-
-    def _render(self, items: list[Item]) -> dict[str, str]:
-        """Write `items.parquet`; return the items that do not fit the model, with the reason."""
-        refused: dict[str, str] = {}
-        room = self._context_length() - self.config.max_tokens
-        schema = pa.schema(
-            [
-                ("item_id", pa.string()),
-                ("row", pa.int64()),
-                ("prompt", pa.string()),
-                ("prompt_token_ids", pa.list_(pa.int32())),
-                ("answer", pa.string()),
-            ]
-        )
-        with (
-            atomic_writer(self.run / "items.parquet") as file,
-            pq.ParquetWriter(file, schema, compression="zstd") as writer,
-            Progress("rendering", len(items), "prompts") as progress,
-        ):
-            for start in range(0, len(items), _PARQUET_ROWS):
-                rows = []
-                for item in items[start : start + _PARQUET_ROWS]:
-                    progress.advance()
-                    try:
-                        conversation = instruct(item.question, self.config.instruction)
-                        text, token_ids = render(conversation, self._tokenizer)
-                    except UsageError as error:
-                        refused[item.item_id] = str(error)
-                        continue
-                    if not token_ids:
-                        refused[item.item_id] = "its prompt has no tokens"
-                        continue
-                    if len(token_ids) > room:
-                        refused[item.item_id] = (
-                            f"its prompt of {len(token_ids):,} tokens and --max-tokens "
-                            f"{self.config.max_tokens:,} exceed the model's context of "
-                            f"{self._context_length():,}"
-                        )
-                        continue
-                    rows.append(
-                        {
-                            "item_id": item.item_id,
-                            "row": item.row,
-                            "prompt": text,
-                            "prompt_token_ids": token_ids,
-                            "answer": item.question.answer,
-                        }
-                    )
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-        return refused
-
-    def _context_length(self) -> int:
-        return self._policy.context_length
 
     def _sample(self) -> dict[str, Any]:
         config = self.config
@@ -301,54 +251,16 @@ class _Tagging:
         with self._pool() as pool:
             verify_rollouts(self.run, pool, answers)
 
-    def _pass_rates(self) -> dict[str, Any]:
-        """Count every item's rollouts into `pass_rates.parquet`."""
-        item_ids = self._items["item_id"].to_pylist()
-        row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-        sizes = ("drawn", "judged", "correct", "truncated", "tokens")
-        count = {name: np.zeros(len(item_ids), dtype=np.int64) for name in sizes}
-        columns = ["item_id", "reward", "finish_reason", "completion_token_ids"]
-        for file in rollout_shards(self.run):
-            table = read_parquet(file, columns)
-            rows = np.array([row_of[item_id] for item_id in table["item_id"].to_pylist()])
-            reward = table["reward"]
-            cut = pc.equal(table["finish_reason"], "length").to_numpy()
-            np.add.at(count["drawn"], rows, 1)
-            np.add.at(count["judged"], rows, pc.is_valid(reward).to_numpy().astype(np.int64))
-            np.add.at(count["correct"], rows, pc.fill_null(reward, 0).to_numpy().astype(np.int64))
-            np.add.at(count["truncated"], rows, cut.astype(np.int64))
-            lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
-            np.add.at(count["tokens"], rows, lengths.astype(np.int64))
-        n, c = count["judged"], count["correct"]
-        low, high = pass_rate_interval(c, n)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rate, mean_tokens = c / n, count["tokens"] / count["drawn"]
-        table = pa.table(
-            {
-                "item_id": item_ids,
-                "total_rollouts": n,
-                "total_correct_rollouts": c,
-                "pass_rate": _nullable(rate),
-                "pass_rate_low": _nullable(low),
-                "pass_rate_high": _nullable(high),
-                **{f"pass_at_{k}": _nullable(pass_at_k_of_items(n, c, k)) for k in self.config.k},
-                "unjudged_rollouts": count["drawn"] - n,
-                "truncated_rollouts": count["truncated"],
-                "mean_completion_tokens": _nullable(mean_tokens),
-            }
-        )
-        write_parquet(self.run / "pass_rates.parquet", table)
-        drawn, truncated = int(count["drawn"].sum()), int(count["truncated"].sum())
+    def _pass_rates(self) -> None:
+        totals = count_rollouts(self.run, self._items["item_id"].to_pylist(), self.config.k)
+        drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
             _say(
                 f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
                 f"{self.config.max_tokens} and count as wrong; a run of its own (--run-dir) with "
                 "more, or with an --instruction that asks for shorter answers, may tell more"
             )
-        totals = {f"rollouts_{name}": int(count[name].sum()) for name in sizes[:4]}
-        totals["completion_tokens"] = int(count["tokens"].sum())
         self.run.update(counts={**self.run.manifest["counts"], **totals})
-        return {}
 
     def _gradients(self) -> dict[str, Any]:
         probe = GradientProbe(self._policy, self._adapter)
@@ -461,22 +373,18 @@ def _similarity_table(item_ids: list[str], found: Similarity) -> pa.Table:
     return pa.table(
         {
             "item_id": item_ids,
-            "gradient_similarity": _nullable(found.similarity),
-            "gradient_similarity_low": _nullable(found.low),
-            "gradient_similarity_high": _nullable(found.high),
-            "standard_error": _nullable(found.standard_error),
-            "degrees_of_freedom": _nullable(found.degrees_of_freedom),
-            "gradient_reliability": _nullable(found.reliability),
+            "gradient_similarity": nullable(found.similarity),
+            "gradient_similarity_low": nullable(found.low),
+            "gradient_similarity_high": nullable(found.high),
+            "standard_error": nullable(found.standard_error),
+            "degrees_of_freedom": nullable(found.degrees_of_freedom),
+            "gradient_reliability": nullable(found.reliability),
             "rollouts_used": found.rollouts_used,
-            "similarity_easy": _nullable(found.similarity_easy),
-            "similarity_hard": _nullable(found.similarity_hard),
+            "similarity_easy": nullable(found.similarity_easy),
+            "similarity_hard": nullable(found.similarity_hard),
             "nearest": pa.array(nearest, pa.list_(pa.string())),
         }
     )
-
-
-def _nullable(values: Any) -> pa.Array:
-    return pa.array(np.asarray(values, dtype=np.float64), from_pandas=True)
 
 
 def _gpu_name(policy: Policy) -> str:
