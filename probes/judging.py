@@ -157,12 +157,14 @@ class VerifierPool:
                 self._turn(waiting, tasks, settle)
         return [verdicts[place] for place in range(len(pairs))]
 
-    def check_golds(self, golds: Sequence[str]) -> list[str | None]:
+    def check_golds(
+        self, golds: Sequence[str], on_progress: Callable[[int], None] | None = None
+    ) -> list[str | None]:
         r"""None for each gold that the verifier accepts against itself, or one line saying why not.
 
         The completion is `\boxed{gold}`; a user's function is also tried with the bare gold.
         """
-        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold) for gold in golds])
+        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold) for gold in golds], on_progress)
         if ":" in self.verifier:
             again = [place for place, verdict in enumerate(verdicts) if verdict.reward != 1]
             bare = self.judge([(golds[place], golds[place]) for place in again])

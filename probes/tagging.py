@@ -6,7 +6,7 @@ read -> render -> sample -> verify -> pass_rates -> gradients -> similarity -> t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from curate.config import AUTO, TagConfig
 from curate.datasets import Source, open_source
 from curate.errors import UsageError
+from curate.progress import Progress
 from curate.reading import choose_layout, read_items, reject_items
 from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
 from curate.tagged import check_columns, check_out, write_tagged
@@ -184,13 +185,18 @@ class _Tagging:
             }
         )
         with self._pool() as pool:
+
+            def check_golds(golds: Sequence[str]) -> list[str | None]:
+                with Progress("checking", len(golds), "gold answers") as progress:
+                    return pool.check_golds(golds, progress.reach)
+
             items, counts = read_items(
                 self.source,
                 layout,
                 self.config.limit,
                 self.run,
                 check_columns=self._check_columns,
-                check_golds=pool.check_golds,
+                check_golds=check_golds,
             )
         # A wrong name must show now, not once everything is sampled.
         target_modules(self._policy.model, self._adapter.targets)
