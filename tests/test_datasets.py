@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -65,13 +64,6 @@ def test_every_format_gives_the_same_rows_again_and_again(tmp_path: Path, kind: 
     assert source.name == "few"
     assert source.columns == ("question", "answer")
     assert source.fingerprint
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "folder"])
-def test_a_source_can_be_sent_to_another_process(tmp_path: Path, kind: str) -> None:
-    source = open_source(write_format(tmp_path, kind))
-    copy: Source = pickle.loads(pickle.dumps(source))
-    assert list(copy.rows()) == list(source.rows())
 
 
 def test_the_fingerprint_is_that_of_the_bytes(tmp_path: Path) -> None:
