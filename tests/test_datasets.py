@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.datasets import MAX_NESTING, RAW_LIMIT, Source, SourceRow, json_text, open_source
+from curate.datasets import MAX_NESTING, RAW_LIMIT, SourceRow, json_text, open_source
 from curate.errors import RunError, UsageError
 from curate.layouts import read_question, recognise_layout
 
