@@ -19,10 +19,11 @@ with T_df Student's distribution function: the probability, under a flat prior, 
 below the threshold, given how noisy its gradient is. Whether lying there means that GRPO fails is
 for `curate validate` and `curate calibrate` to say.
 
-The default threshold is half the median similarity of the easy items. 0 is a rollout that shares
-nothing with what the policy already does right, the median is a typical item that it does right,
-and the midpoint is where an item is as near to the one as to the other. It is relative to the
-model's own scale, so it carries across models and feature dimensions.
+The default threshold is a third of the median similarity of the easy items. 0 is a rollout that
+shares nothing with what the policy already does right, and the median is a typical item that it
+does right; an item that is learned by transfer lies between them, since it is unlike the easy items
+in something. A third separates best in the planted world (docs/benchmarks.md). It is relative to
+the model's own scale, so it carries across models and feature dimensions.
 """
 
 import math
@@ -103,11 +104,11 @@ def given_threshold(value: float) -> SimilarityThreshold:
 
 
 def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThreshold:
-    """Half the median gradient similarity of the easy items; nan among them is passed over.
+    """A third of the median gradient similarity of the easy items; nan among them is passed over.
 
     There is no threshold (value None, the source says why) with fewer than 5 easy items with a
-    gradient, or where a one-sided sign test at 5 % cannot tell their median from 0: half of
-    nothing separates nothing.
+    gradient, or where a one-sided sign test at 5 % cannot tell their median from 0: a third
+    of nothing separates nothing.
     """
     similarities = np.array(list(easy_similarities), dtype=np.float64)
     similarities = similarities[~np.isnan(similarities)]
@@ -129,7 +130,7 @@ def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThresh
             "measure more correct rollouts or more easy items",
         )
     return SimilarityThreshold(
-        median / 2, f"half the median {_number(median)} of {count} easy items"
+        median / 3, f"a third of the median {_number(median)} of {count} easy items"
     )
 
 

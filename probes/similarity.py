@@ -1,23 +1,45 @@
-"""How far an item's gradient points where the rest of the training set points, and how surely.
+"""How well an item's gradient agrees with the items that the policy already solves, and how surely.
 
-For rollout r of item i with gradient g_r, drawn w_r times (k_i = Σ w_r):
+RL on the items of a dataset moves the policy mostly along the gradients of items that have correct
+rollouts. An item is learned by transfer from those among them that are near to it, so it is
+compared with its nearest easy items, and not with the mean of everything (docs/benchmarks.md).
 
-    u_r = g_r / ‖g_r‖,   m_i = Σ w_r u_r / k_i,   d_i = (S − m_i) / ‖S − m_i‖,   S = Σ_j m_j
+For rollout r of item i with gradient g_r, drawn w_r times (k_i = Σ w_r), and the references, which
+are easy items j ≠ i with mean unit gradient m_j:
 
-    alignment a_r = u_r · d_i,      similarity_i = Σ w_r a_r / k_i
+    u_r = g_r / ‖g_r‖,   m_i = Σ w_r u_r / k_i,   s_rj = cos(u_r, m_j)
 
-Because d_i leaves item i out, the a_r of an item are independent draws given d_i, so similarity_i
-is unbiased whatever k_i: it does not fall with few rollouts as the cosine between item means does
-(reference.md, section 2). Its interval is Student's t with a moderated variance (Smyth 2004,
-"Linear models and empirical Bayes methods", the method of limma):
+    score without r    t_rj = Σ_q w_q s_qj − s_rj                  (one draw of r left out)
+    direction          d_r  = Σ_j max(t_rj, 0)² m_j / ‖m_j‖
+    alignment          x_r  = cos(u_r, d_r),       similarity_i = Σ w_r x_r / k_i
 
-    s²_i = Σ w_r (a_r − similarity_i)² / (k_i − 1)
+The references that rollout r is measured on are thus weighted by the item's other rollouts: those
+that the others agree with three times as well count nine times. Weighted and measured on the same
+noise, neighbours flatter. The noise of the projection (`probes.gradients`) is in all rollouts of an
+item, so leaving one out does not help against it: the nearest of 1,000 random directions in 4,096
+dimensions lie at 0.05, and the mean of five at 0.1. So the weights are taken in one half of the
+coordinates and x_r is measured in the other, and the other way round; x_r is the mean of both. What
+shares nothing with the references then lies around 0, however many there are.
+
+The square is a soft choice of neighbours. A hard choice of k of them separates as well, but it
+jumps between samples of an item, so that its intervals cover too little (down to 69 % in
+tests/test_similarity.py, where the square's cover 90 % or more), and k would have to fit the
+dataset. An item with a single draw has nobody to weight for it and has no similarity.
+
+With more than `MOST_REFERENCES` easy items those with the most draws are taken, so that the cost
+grows linearly with the items.
+
+The interval is Student's t with a moderated variance (Smyth 2004, "Linear models and empirical
+Bayes methods", the method of limma):
+
+    s²_i = Σ w_r (x_r − similarity_i)² / (k_i − 1)
     s̃²_i = (d0 s0² + f_i s²_i) / (d0 + f_i),   standard error = s̃_i / √k_i,   d0 + f_i df
 
 with f_i one less than the number of distinct completions, and d0 and s0² learned from all items, so
-that an item with one rollout has an interval too, and one whose two rollouts happen to agree is not
-believed to be exact. The interval is conditional on the measured d_i, that is, on the rollouts of
-the other items.
+that one whose few rollouts happen to agree is not believed to be exact. The interval is conditional
+on the references, that is, on the rollouts of the other items. That the x_r of an item share the
+draws that chose their neighbours is not in s²_i; `benchmarks/similarity_estimators.py` measures
+what this costs in coverage.
 
     reliability_i = (k ‖ḡ_i‖² − mean ‖g_r‖²) / ((k − 1) ‖ḡ_i‖²)
 
@@ -28,8 +50,6 @@ one: the policy does put that much of its mass there. So it counts w times in k,
 the reliability, exactly as w equal rows. But how well s² is known depends on the distinct
 completions seen: with 8 equal draws s² = 0, and yet a second completion of probability 0.1 would
 stay unseen in 43 % of such draws. Hence f_i, which is limma's k_i − 1 where no completion repeats.
-With k_i − 1 throughout, the 95 % intervals of such items covered 67 %; with f_i, 94 % or more
-(tests/test_similarity.py).
 
 Other departures from limma: the moments of log s² are weighted by their known precision
 (DerSimonian and Laird 1986), as f ranges from 1 to hundreds within one run; d0 is capped at the
@@ -39,10 +59,8 @@ is their pooled variance and d0 = Σ f. If no item shows a spread, no item has a
 """
 
 import math
-import tempfile
-from collections.abc import Iterator
+import mmap
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,11 +68,13 @@ from scipy.special import digamma, polygamma
 from scipy.stats import t as student_t
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 
 NEIGHBOURS = 5
+MOST_REFERENCES = 1024
 # Alignments closer than this are equal rows seen through rounding; those of unrelated gradients
 # differ by 1e-3 even in a million dimensions.
-_SAME_ALIGNMENT = 1e-9
+_SAME_ALIGNMENT = 1e-6
 _FEWEST_ITEMS_FOR_PRIOR = 3
 
 
@@ -65,24 +85,22 @@ class Similarity:
     rollouts_used: NDArray[np.int64]
     """Draws behind the item, multiplicities counted; 0 for an item without a gradient."""
     similarity: Floats
-    """Mean alignment with the direction of all other items, −1 to 1."""
+    """Mean alignment with the nearest references, −1 to 1; nan with fewer than 2 draws."""
     standard_error: Floats
     low: Floats
     high: Floats
     degrees_of_freedom: Floats
     """Of the t distribution behind the interval: prior and own together."""
     reliability: Floats
-    """Share of ‖ḡ‖² that is not sampling noise, 0 to 1; nan with fewer than 2 rollouts."""
+    """Share of ‖ḡ‖² that is not sampling noise, 0 to 1; nan with fewer than 2 draws."""
     mean_squared_norm: Floats
     similarity_easy: Floats
-    """Mean alignment with the direction of the other easy items."""
+    """Mean alignment with the mean direction of the other easy items."""
     similarity_hard: Floats
-    """Mean alignment with the direction of the other items that are not easy."""
+    """Mean alignment with the mean direction of the other items that are not easy."""
     nearest: NDArray[np.int64]
-    """(items, 5) most similar items by cosine of m_i, nearest first, −1 where there are fewer.
-
-    For exploring only: the neighbours are chosen and measured on the same rollouts, so noise
-    flatters them.
+    """(items, 5) references of highest mean score Σ w_r s_rj, nearest first, −1 where there are
+    fewer. For exploring: chosen on the rollouts that they are then looked at with, they flatter.
     """
 
 
@@ -92,96 +110,72 @@ def measure_similarity(
     weights: NDArray[np.integer],
     is_easy: NDArray[np.bool_],
     *,
+    is_reference: NDArray[np.bool_] | None = None,
+    ties: NDArray[np.integer] | None = None,
     confidence: float = 0.95,
     block_bytes: int = 2**28,
-    scratch: Path | None = None,
 ) -> Similarity:
-    """Similarity of every item's gradient to the gradients of the others.
+    """Similarity of every item's gradient to those of the references nearest to it.
 
-    features: (rollouts, dim), one gradient a row in any float type, possibly a memmap.
-    item_index: (rollouts,), the item of each row, 0 to items − 1; fastest with an item's rows
-    together. weights: (rollouts,), how often each completion was drawn. is_easy: (items,).
+    Args:
+        features: (rollouts, dim ≥ 2), one gradient a row in any float type, possibly a memmap; its
+            two halves must see the gradients alike, as those of a sketch do.
+        item_index: (rollouts,), the item of each row, 0 to items − 1.
+        weights: (rollouts,), how often each completion was drawn.
+        is_easy: (items,).
+        is_reference: (items,): what the items are compared with; default `is_easy`.
+        ties: (items,): which of the references with equally many draws are taken first. Numbers
+            that depend on the item alone make the answer independent of the items' order. Default:
+            the position.
+        confidence: of the intervals.
+        block_bytes: memory for the rows in hand; one item's rows always fit.
 
-    Holds about `block_bytes` of features at a time, and keeps the item means in a temporary file
-    in `scratch` (4 · items · dim bytes, the system's temporary folder if None). A row with weight 0
-    or a zero gradient has no direction and is left out. Raises ValueError for shapes that do not
-    fit, an item_index out of range, weights that are not whole multiplicities, non-finite features.
+    Returns:
+        the measurements. Time and memory: rollouts × (dim + references) × references at most, and
+        references × dim plus `block_bytes`. A row with weight 0 or a zero gradient has no direction
+        and is left out.
+
+    Raises:
+        ValueError: shapes that do not fit, an item_index out of range, weights that are not whole
+            multiplicities, non-finite features.
     """
     item_index, weights, is_easy = np.asarray(item_index), np.asarray(weights), np.asarray(is_easy)
     items = len(is_easy)
     _check_inputs(features, item_index, weights, items)
-    dim = features.shape[1]
-    rows_per_block = max(1, block_bytes // (8 * dim))
-    norms = _row_norms(features, rows_per_block)
-    usable = np.flatnonzero((weights > 0) & (norms > 0))
-    rows_of_item = _rows_by_item(item_index, usable)
-    rollouts_used = np.zeros(items, dtype=np.int64)
-    mean_squared_norm, reliability = np.full(items, np.nan), np.full(items, np.nan)
+    chosen = is_easy if is_reference is None else np.asarray(is_reference)
+    draws = np.zeros(items, dtype=np.int64)
+    np.add.at(draws, item_index, weights.astype(np.int64))
+    references = _choose_references(chosen, draws, np.arange(items) if ties is None else ties)
+    rows_per_block = max(1, block_bytes // (8 * (features.shape[1] + 3 * len(references) + 1)))
+    blocks = _item_blocks(item_index, weights, rows_per_block)
 
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        means = np.memmap(file, dtype=np.float32, mode="w+", shape=(max(items, 1), dim))
-        # The easy and the other items are summed apart: (not easy, easy) × dim.
-        sums, counts = np.zeros((2, dim)), np.zeros(2, dtype=np.int64)
-        for item, rows in rows_of_item.items():
-            total = int(weights[rows].sum())
-            shares = weights[rows] / total
-            unit_mean, raw_mean = np.zeros(dim), np.zeros(dim)
-            for part, gradients in _blocks(features, rows, rows_per_block):
-                unit_mean += (shares[part] / norms[rows[part]]) @ gradients
-                raw_mean += shares[part] @ gradients
-            means[item] = unit_mean
-            # Sum what was stored, so that leaving the item out again subtracts the same numbers.
-            sums[int(is_easy[item])] += means[item]
-            counts[int(is_easy[item])] += 1
-            rollouts_used[item] = total
-            mean_squared_norm[item] = shares @ norms[rows] ** 2
-            reliability[item] = _reliability(
-                total, float(raw_mean @ raw_mean), float(mean_squared_norm[item])
-            )
+    summary = _Summary(items, features.shape[1], references)
+    for rows in blocks:
+        if block := _read(features, rows, item_index, weights):
+            summary.add(block, is_easy)
+    measured = _Measured(summary)
+    for rows in blocks:
+        if block := _read(features, rows, item_index, weights):
+            measured.add(block, is_easy)
 
-        similarity, variance = np.full(items, np.nan), np.zeros(items)
-        own_freedom = np.zeros(items)
-        by_group = np.full((2, items), np.nan)
-        for item, rows in rows_of_item.items():
-            mean = means[item].astype(np.float64)
-            others, other_counts = sums.copy(), counts.copy()
-            others[int(is_easy[item])] -= mean
-            other_counts[int(is_easy[item])] -= 1
-            for group in (0, 1):
-                group_direction = _direction(others[group], int(other_counts[group]))
-                if group_direction is not None:
-                    by_group[group, item] = mean @ group_direction
-            direction = _direction(others.sum(axis=0), int(other_counts.sum()))
-            if direction is None:
-                continue
-            alignments = np.empty(len(rows))
-            for part, gradients in _blocks(features, rows, rows_per_block):
-                alignments[part] = gradients @ direction / norms[rows[part]]
-            total = int(rollouts_used[item])
-            similarity[item] = weights[rows] @ alignments / total
-            squares = (alignments - similarity[item]) ** 2
-            variance[item] = weights[rows] @ squares / max(total - 1, 1)
-            own_freedom[item] = (np.diff(np.sort(alignments)) > _SAME_ALIGNMENT).sum()
-        nearest = _nearest_items(means, rollouts_used > 0, block_bytes)
-        del means
-
-    moderated, degrees_of_freedom = moderate_variances(variance, own_freedom)
-    moderated[np.isnan(similarity)] = degrees_of_freedom[np.isnan(similarity)] = np.nan
-    standard_error = np.sqrt(moderated / np.maximum(rollouts_used, 1))
+    moderated, degrees_of_freedom = moderate_variances(measured.variance, measured.own_freedom)
+    unknown = np.isnan(measured.similarity)
+    moderated[unknown] = degrees_of_freedom[unknown] = np.nan
+    standard_error = np.sqrt(moderated / np.maximum(summary.rollouts_used, 1))
     half_width = student_t.ppf((1 + confidence) / 2, degrees_of_freedom) * standard_error
     return Similarity(
-        rollouts_used=rollouts_used,
-        similarity=similarity,
+        rollouts_used=summary.rollouts_used,
+        similarity=measured.similarity,
         standard_error=standard_error,
         # A cosine cannot leave [−1, 1], whatever t says with few degrees of freedom.
-        low=np.clip(similarity - half_width, -1, 1),
-        high=np.clip(similarity + half_width, -1, 1),
+        low=np.clip(measured.similarity - half_width, -1, 1),
+        high=np.clip(measured.similarity + half_width, -1, 1),
         degrees_of_freedom=degrees_of_freedom,
-        reliability=reliability,
-        mean_squared_norm=mean_squared_norm,
-        similarity_easy=by_group[1],
-        similarity_hard=by_group[0],
-        nearest=nearest,
+        reliability=summary.reliability,
+        mean_squared_norm=summary.mean_squared_norm,
+        similarity_easy=measured.by_group[1],
+        similarity_hard=measured.by_group[0],
+        nearest=measured.nearest,
     )
 
 
@@ -242,8 +236,8 @@ def _check_inputs(
     weights: NDArray[np.integer],
     items: int,
 ) -> None:
-    if features.ndim != 2 or features.shape[1] == 0:
-        raise ValueError(f"features must be (rollouts, dim), got shape {features.shape}")
+    if features.ndim != 2 or features.shape[1] < 2:
+        raise ValueError(f"features must be (rollouts, dim ≥ 2), got shape {features.shape}")
     rollouts = features.shape[0]
     if item_index.shape != (rollouts,) or weights.shape != (rollouts,):
         raise ValueError(
@@ -256,87 +250,237 @@ def _check_inputs(
         raise ValueError("weights are multiplicities: whole numbers, at least 0")
 
 
-def _rows_by_item(
-    item_index: NDArray[np.integer], usable: NDArray[np.intp]
-) -> dict[int, NDArray[np.intp]]:
-    """The usable rows of each item that has any, in the order of the items."""
-    rows = usable[np.argsort(item_index[usable], kind="stable")]
-    items, starts = np.unique(item_index[rows], return_index=True)
-    return dict(zip(items.tolist(), np.split(rows, starts[1:]), strict=False))
+def _choose_references(
+    is_reference: NDArray[np.bool_], draws: NDArray[np.int64], ties: NDArray[np.integer]
+) -> NDArray[np.intp]:
+    """The items to compare with, ascending: those with the most draws, if there are too many."""
+    candidates = np.flatnonzero(is_reference & (draws > 0))
+    ranked = candidates[np.lexsort((ties[candidates], -draws[candidates]))]
+    return np.sort(ranked[:MOST_REFERENCES])
 
 
-def _blocks(
-    features: NDArray[np.floating], rows: NDArray[np.intp], rows_per_block: int
-) -> Iterator[tuple[slice, Floats]]:
-    """The named rows in double precision, some at a time, with their place in `rows`."""
-    for start in range(0, len(rows), rows_per_block):
-        part = slice(start, min(start + rows_per_block, len(rows)))
-        yield part, features[rows[part]].astype(np.float64)
+def _item_blocks(
+    item_index: NDArray[np.integer], weights: NDArray[np.integer], rows_per_block: int
+) -> list[NDArray[np.intp]]:
+    """Rows with weight, items in order and whole, in blocks of `rows_per_block` where they fit."""
+    rows = np.flatnonzero(weights > 0)
+    rows = rows[np.argsort(item_index[rows], kind="stable")]
+    if not len(rows):
+        return []
+    starts = np.flatnonzero(np.diff(item_index[rows], prepend=-1))
+    blocks, first = [], 0
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        if end - first > rows_per_block and start > first:
+            blocks.append(rows[first:start])
+            first = int(start)
+    return [*blocks, rows[first:]]
 
 
-def _row_norms(features: NDArray[np.floating], rows_per_block: int) -> Floats:
-    norms = np.empty(len(features))
-    for part, gradients in _blocks(features, np.arange(len(features)), rows_per_block):
-        norms[part] = np.sqrt(np.einsum("rd,rd->r", gradients, gradients))
+@dataclass(frozen=True)
+class _Block:
+    """Rows of whole items, an item's rows together, with directions of unit length."""
+
+    items: NDArray[np.intp]
+    """(items of the block,), ascending."""
+    starts: NDArray[np.intp]
+    """(items of the block,): each item's first row."""
+    weights: Singles
+    """(rows,)."""
+    norms: Floats
+    """(rows,): lengths of the raw gradients."""
+    directions: Singles
+    """(rows, dim): u_r."""
+
+    def sums(self, values: Singles) -> Singles:
+        """Sum over each item's rows: (rows, …) to (items of the block, …)."""
+        return np.asarray(np.add.reduceat(values, self.starts, axis=0))
+
+    @property
+    def owner(self) -> NDArray[np.intp]:
+        """(rows,): place of each row's item within the block."""
+        lengths = np.diff(self.starts, append=len(self.weights))
+        return np.repeat(np.arange(len(self.items)), lengths)
+
+
+def _read(
+    features: NDArray[np.floating],
+    rows: NDArray[np.intp],
+    item_index: NDArray[np.integer],
+    weights: NDArray[np.integer],
+) -> _Block | None:
+    """Read one block; None if none of its gradients has a direction."""
+    gradients = features[rows].astype(np.float32, copy=False)
+    _release(features)
+    # In double precision, because the squares of a large gradient overflow in single.
+    norms = np.sqrt(np.einsum("rd,rd->r", gradients, gradients, dtype=np.float64))
     if not np.isfinite(norms).all():
-        row = int(np.flatnonzero(~np.isfinite(norms))[0])
+        row = int(rows[~np.isfinite(norms)].min())
         raise ValueError(f"features row {row} is not finite")
-    return norms
+    usable = norms > 0
+    if not usable.all():
+        gradients, norms, rows = gradients[usable], norms[usable], rows[usable]
+    if not len(rows):
+        return None
+    gradients /= norms[:, None].astype(np.float32)
+    items, starts = np.unique(item_index[rows], return_index=True)
+    return _Block(items, starts, weights[rows].astype(np.float32), norms, gradients)
 
 
-def _reliability(rollouts: int, squared_norm_of_mean: float, mean_squared_norm: float) -> float:
-    if rollouts < 2:
-        return math.nan
-    if squared_norm_of_mean == 0:
-        return 0.0
-    signal = (rollouts * squared_norm_of_mean - mean_squared_norm) / (rollouts - 1)
-    return min(max(signal / squared_norm_of_mean, 0.0), 1.0)
+def _release(features: NDArray[np.floating]) -> None:
+    """Let go of the pages of a memmap that were read; they would count as this process's memory."""
+    if isinstance(features, np.memmap) and isinstance(features.base, mmap.mmap):
+        features.base.madvise(mmap.MADV_DONTNEED)
 
 
-def _direction(total: Floats, items: int) -> Floats | None:
-    """Unit vector along a sum over `items` item means; None if there is none or they cancel."""
-    norm = float(np.linalg.norm(total))
-    # The means are stored in single precision: a shorter sum is their rounding.
-    return total / norm if items > 0 and norm > 1e-6 * items**0.5 else None
+class _Summary:
+    """First pass: norms and reliabilities of the items, and what they will be compared with."""
+
+    def __init__(self, items: int, dim: int, references: NDArray[np.intp]) -> None:
+        self.rollouts_used = np.zeros(items, dtype=np.int64)
+        self.mean_squared_norm = np.full(items, np.nan)
+        self.reliability = np.full(items, np.nan)
+        # The easy and the other items are summed apart: (not easy, easy) × dim.
+        self.sums, self.counts = np.zeros((2, dim)), np.zeros(2, dtype=np.int64)
+        self.references = references
+        self.directions = [
+            np.zeros((len(references), size), dtype=np.float32) for size in (dim // 2, -(-dim // 2))
+        ]
+        """For each half of the coordinates (references, half): m_j at length 1; 0 for a reference
+        without a usable gradient."""
+
+    def add(self, block: _Block, is_easy: NDArray[np.bool_]) -> None:
+        """Take in the rows of one block."""
+        items = block.items
+        draws = block.sums(block.weights).astype(np.float64)
+        means = _means(block)
+        squares = block.sums((block.weights * block.norms**2).astype(np.float64)) / draws
+        raw = (block.weights * block.norms.astype(np.float32))[:, None] * block.directions
+        raw_squares = np.einsum("id,id->i", *2 * (block.sums(raw),), dtype=np.float64) / draws**2
+        self.rollouts_used[items] = draws
+        self.mean_squared_norm[items] = squares
+        self.reliability[items] = _reliability(draws, raw_squares, squares)
+        for group in (0, 1):
+            members = is_easy[items] == bool(group)
+            self.sums[group] += means[members].sum(axis=0, dtype=np.float64)
+            self.counts[group] += members.sum()
+        place = np.searchsorted(self.references, items)
+        known = np.flatnonzero(place < len(self.references))
+        known = known[self.references[place[known]] == items[known]]
+        for directions, half in zip(self.directions, _halves(means[known]), strict=True):
+            directions[place[known]] = _unit(half)
 
 
-def _nearest_items(
-    means: NDArray[np.float32], used: NDArray[np.bool_], block_bytes: int
-) -> NDArray[np.int64]:
-    """Items of highest cosine between means, (items, 5), by a blocked product of all pairs."""
-    best = np.full((len(used), NEIGHBOURS), -1, dtype=np.int64)
-    best_cosines = np.full(best.shape, -np.inf, dtype=np.float32)
-    candidates = np.flatnonzero(used)
-    # Bounds a block of means and a block of cosines with the indices that sort them.
-    size = max(1, min(block_bytes // (4 * means.shape[1]), math.isqrt(block_bytes // 16)))
-    blocks = [candidates[start : start + size] for start in range(0, len(candidates), size)]
+class _Measured:
+    """Second pass: each item against the references, and against the mean directions."""
 
-    def unit_means(items: NDArray[np.intp]) -> NDArray[np.float32]:
-        block: NDArray[np.float32] = means[items]
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-30)
-        return block
+    def __init__(self, summary: _Summary) -> None:
+        items = len(summary.rollouts_used)
+        self._summary = summary
+        self._grams = [directions @ directions.T for directions in summary.directions]
+        self.similarity, self.variance = np.full(items, np.nan), np.zeros(items)
+        self.own_freedom = np.zeros(items)
+        self.by_group = np.full((2, items), np.nan)
+        self.nearest = np.full((items, NEIGHBOURS), -1, dtype=np.int64)
 
-    def keep_best(
-        items: NDArray[np.intp], others: NDArray[np.intp], cosines: NDArray[np.float32]
-    ) -> None:
-        few = min(NEIGHBOURS, len(others))
-        top = np.argpartition(cosines, len(others) - few, axis=1)[:, -few:]
-        cosines = np.hstack([best_cosines[items], np.take_along_axis(cosines, top, axis=1)])
-        indices = np.hstack([best[items], others[top]])
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
-        best_cosines[items] = np.take_along_axis(cosines, order, axis=1)
-        best[items] = np.take_along_axis(indices, order, axis=1)
+    def add(self, block: _Block, is_easy: NDArray[np.bool_]) -> None:
+        """Take in the rows of one block."""
+        self._against_groups(block, is_easy)
+        references = self._summary.references
+        if not len(references):
+            return
+        owner = block.owner
+        own = block.items[owner][:, None] == references
+        scores, without, total = [], [], np.zeros((len(block.items), len(references)), np.float32)
+        for half, directions in zip(
+            _halves(block.directions), self._summary.directions, strict=True
+        ):
+            found = _unit(half) @ directions.T
+            totals = block.sums(block.weights[:, None] * found)
+            total += totals
+            scores.append(found)
+            # An item is never its own neighbour.
+            without.append(np.where(own, 0, totals[owner] - found))
+        self._keep_nearest(block, total, references)
+        alignments = (
+            _alignments(without[0], scores[1], self._grams[1])
+            + _alignments(without[1], scores[0], self._grams[0])
+        ) / 2
+        draws = block.sums(block.weights)
+        others = len(references) - np.isin(block.items, references)
+        known = (draws > 1) & (others > 0)
+        items = block.items[known]
+        weights = block.weights.astype(np.float64)
+        means = np.add.reduceat(weights * alignments, block.starts) / draws
+        squares = weights * (alignments - means[owner]) ** 2
+        variances = np.add.reduceat(squares, block.starts) / np.maximum(draws - 1, 1)
+        self.similarity[items] = means[known]
+        self.variance[items] = variances[known]
+        # Distinct completions less one: steps between an item's alignments in ascending order.
+        order = np.lexsort((alignments, owner))
+        steps = np.diff(alignments[order], prepend=-np.inf) > _SAME_ALIGNMENT
+        steps[block.starts] = False
+        self.own_freedom[items] = np.add.reduceat(steps, block.starts, dtype=np.int64)[known]
 
-    for first, items in enumerate(blocks):
-        left = unit_means(items)
-        for others in blocks[first:]:
-            if others is items:
-                cosines = left @ left.T
-                np.fill_diagonal(cosines, -np.inf)
-                keep_best(items, others, cosines)
-            else:
-                cosines = left @ unit_means(others).T
-                keep_best(items, others, cosines)
-                keep_best(others, items, cosines.T)
-    best[np.isneginf(best_cosines)] = -1
-    return best
+    def _against_groups(self, block: _Block, is_easy: NDArray[np.bool_]) -> None:
+        summary = self._summary
+        means = _means(block).astype(np.float64)
+        for group in (0, 1):
+            member = is_easy[block.items] == bool(group)
+            others = summary.sums[group] - np.where(member[:, None], means, 0)
+            counts = summary.counts[group] - member
+            norms = np.linalg.norm(others, axis=1)
+            # Sums of single-precision means: a shorter one is their rounding, the means cancel.
+            known = (counts > 0) & (norms > 1e-6 * np.sqrt(np.maximum(counts, 1)))
+            cosines = np.einsum("id,id->i", means[known], others[known]) / norms[known]
+            self.by_group[group, block.items[known]] = cosines
+
+    def _keep_nearest(self, block: _Block, totals: Singles, references: NDArray[np.intp]) -> None:
+        ranked = np.where(block.items[:, None] == references, -np.inf, totals)
+        few = min(NEIGHBOURS, len(references))
+        top = np.argpartition(-ranked, few - 1, axis=1)[:, :few]
+        values = np.take_along_axis(ranked, top, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        nearest = np.take_along_axis(references[top], order, axis=1)
+        nearest[np.isneginf(np.take_along_axis(values, order, axis=1))] = -1
+        self.nearest[block.items, :few] = nearest
+
+
+def _means(block: _Block) -> Singles:
+    """m_i of the block's items, (items of the block, dim)."""
+    shares = block.weights / block.sums(block.weights)[block.owner]
+    return block.sums(shares[:, None] * block.directions)
+
+
+def _halves(rows: Singles) -> tuple[Singles, Singles]:
+    middle = rows.shape[1] // 2
+    return rows[:, :middle], rows[:, middle:]
+
+
+def _unit(rows: Singles) -> Singles:
+    """Rows at length 1; those of length 0 stay 0."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30))
+
+
+def _alignments(without: Singles, scores: Singles, gram: Singles) -> Floats:
+    """x_r, (rows,): 0 where the item's others agree with no reference, or the agreeing cancel out.
+
+    without, scores: (rows, references), t_rj and s_rj; gram: (references, references), cosines
+    between references, measured where the scores are.
+    """
+    shares = np.maximum(without, 0)
+    shares /= np.maximum(shares.max(axis=1, keepdims=True), 1e-30)
+    shares *= shares
+    along = np.einsum("rj,rj->r", shares, scores)
+    squares = np.einsum("rj,rj->r", shares @ gram, shares)
+    lengths = np.sqrt(np.maximum(squares, 0), dtype=np.float64)
+    return np.asarray(np.divide(along, lengths, out=np.zeros(len(along)), where=lengths > 1e-6))
+
+
+def _reliability(
+    draws: Floats, squared_norms_of_means: Floats, mean_squared_norms: Floats
+) -> Floats:
+    """(items,): 0 for a mean gradient of 0, nan for a single draw."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        signal = (draws * squared_norms_of_means - mean_squared_norms) / (draws - 1)
+        share = np.where(squared_norms_of_means > 0, signal / squared_norms_of_means, 0.0)
+    return np.asarray(np.where(draws > 1, np.clip(share, 0, 1), np.nan))

@@ -282,9 +282,7 @@ class _Tagging:
         rates = read_parquet(self.run / "pass_rates.parquet", ["pass_rate"])["pass_rate"]
         is_easy = pc.fill_null(pc.greater_equal(rates, self.config.tau), False).to_numpy()
         features = read_features(self.run)
-        found = measure_similarity(
-            features, index, table["weight"].to_numpy(), is_easy, scratch=self.run.path
-        )
+        found = measure_similarity(features, index, table["weight"].to_numpy(), is_easy)
         write_parquet(self.run / "similarity.parquet", _similarity_table(item_ids, found))
 
     def _tags(self) -> None:

@@ -17,7 +17,7 @@ from probes.prediction import (
     similarity_threshold,
 )
 
-THRESHOLD = SimilarityThreshold(0.1, "half the median 0.2 of 12 easy items")
+THRESHOLD = SimilarityThreshold(0.1, "a third of the median 0.3 of 12 easy items")
 
 
 def passing(c, n, **rest):
@@ -92,7 +92,7 @@ def test_learnable():
     assert prediction.p_unlearnable < 0.025
     assert prediction.tag_reason == (
         "gradient similarity 0.2 (95% interval 0.15 to 0.25, 2 rollouts) is above the threshold "
-        "0.1 (half the median 0.2 of 12 easy items); pass rate 0.02 (2 of 100 rollouts) is below "
+        "0.1 (a third of the median 0.3 of 12 easy items); pass rate 0.02 (2 of 100 rollouts) is below "
         "0.1"
     )
 
@@ -178,9 +178,9 @@ def test_evidence_refuses_impossible_counts():
             Evidence(n, c)
 
 
-def test_threshold_is_half_the_median_of_the_easy_items():
+def test_threshold_is_a_third_of_the_median_of_the_easy_items():
     threshold = similarity_threshold([0.1, 0.5, 0.3, math.nan, 0.2, 0.4])
-    assert threshold == SimilarityThreshold(0.15, "half the median 0.3 of 5 easy items")
+    assert threshold == SimilarityThreshold(0.3 / 3, "a third of the median 0.3 of 5 easy items")
 
 
 def test_threshold_carries_across_scales():

@@ -46,7 +46,7 @@ def measure(features, index, weights=None, is_easy=None, **options) -> Similarit
     return measure_similarity(features, index, weights, is_easy, **options)
 
 
-def assert_same(left, right, *, tolerance=1e-6, items=slice(None)):
+def assert_same(left, right, *, tolerance=1e-5, items=slice(None)):
     for field in fields(Similarity):
         a, b = getattr(left, field.name)[items], getattr(right, field.name)
         if field.name in ("nearest", "rollouts_used"):
@@ -77,9 +77,23 @@ def test_definitions_against_a_plain_computation():
         own = gradients[index == item]
         k = len(own)
         others = np.arange(30) != item
-        expected = directions[index == item] @ unit(means[others].sum(axis=0))
+        references = np.flatnonzero(others & is_easy)
+        halves = slice(DIM // 2), slice(DIM // 2, DIM)
+        near = [unit(means[references][:, half]) for half in halves]
+        scores = [unit(directions[index == item][:, halves[h]]) @ near[h].T for h in (0, 1)]
         assert result.rollouts_used[item] == k
-        assert result.similarity[item] == pytest.approx(expected.mean(), abs=1e-6)
+        if k > 1:
+            alignments = []
+            for draw in range(k):
+                for choose, measured in ((0, 1), (1, 0)):
+                    others_say = np.delete(scores[choose], draw, axis=0).sum(axis=0)
+                    direction = unit(np.maximum(others_say, 0) ** 2 @ near[measured])
+                    alignments.append(unit(own[draw, halves[measured]]) @ direction)
+            assert result.similarity[item] == pytest.approx(np.mean(alignments), abs=1e-6)
+        else:
+            assert np.isnan(result.similarity[item])
+        nearest = references[np.argsort(-sum(scores).sum(axis=0))[:5]]
+        np.testing.assert_array_equal(result.nearest[item], nearest)
         assert result.similarity_easy[item] == pytest.approx(
             means[item] @ unit(means[others & is_easy].sum(axis=0)), abs=1e-6
         )
@@ -91,49 +105,49 @@ def test_definitions_against_a_plain_computation():
         if k > 1:
             square = (own.mean(axis=0) ** 2).sum()
             expected = (k * square - mean_square) / ((k - 1) * square)
-            assert result.reliability[item] == pytest.approx(max(expected, 0.0))
+            assert result.reliability[item] == pytest.approx(max(expected, 0.0), abs=1e-5)
         else:
             assert np.isnan(result.reliability[item])
-    cosines = unit(means) @ unit(means).T
-    np.fill_diagonal(cosines, -np.inf)
-    np.testing.assert_array_equal(result.nearest, np.argsort(-cosines, axis=1)[:, :5])
+
+
+REPEATS = 20
+
+
+def coverage(rng, references, draw_item):
+    """Share of the intervals that hold the mean over `REPEATS` samples of the same item.
+
+    references: (items, dim), exact. draw_item(i) gives one sample of item i: rows and weights.
+    """
+    samples = [draw_item(item) for item in range(100) for _ in range(REPEATS)]
+    features = np.vstack([references, *(rows for rows, _ in samples)])
+    weights = np.concatenate([np.full(len(references), 9), *(weights for _, weights in samples)])
+    sizes = [len(rows) for rows, _ in samples]
+    index = np.concatenate(
+        [np.arange(len(references)), np.repeat(len(references) + np.arange(len(sizes)), sizes)]
+    )
+    is_easy = np.arange(len(references) + len(samples)) < len(references)
+    result = measure(features, index, weights, is_easy)
+    similarity, low, high = (
+        values[len(references) :].reshape(100, REPEATS)
+        for values in (result.similarity, result.low, result.high)
+    )
+    truth = similarity.mean(axis=1, keepdims=True)
+    return np.mean((low <= truth) & (truth <= high))
 
 
 @pytest.mark.parametrize("rollouts", [2, 4, 8, 16])
-def test_interval_covers_the_expected_alignment(shrinkage, rollouts):
-    """Three worlds of 400 items, 30 % of them lucky (no shared direction), three noise levels.
-
-    The truth is E[u] · e with e the noiseless shared direction: 400 items leave the measured one
-    close to it. Over many seeds the coverage is 0.948, 0.943, 0.941 and 0.937 for 2, 4, 8 and 16
-    rollouts, with a standard deviation of about 1 % for three worlds.
-    """
+def test_interval_covers_what_other_samples_of_the_item_give(rollouts):
+    """100 items at three noise levels, 30 % of them lucky (no shared direction)."""
     rng = np.random.default_rng(100 + rollouts)
-    covered = []
-    for _ in range(3):
-        alignments = np.where(rng.random(400) < 0.3, 0.0, rng.uniform(0.3, 0.9, 400))
-        noise = rng.choice(NOISE, 400)
-        features, index = planted_rollouts(
-            rng, planted_means(rng, alignments), noise, np.full(400, rollouts)
-        )
-        result = measure(features, index)
-        truth = alignments * np.array([shrinkage[s] for s in noise])
-        covered.append((result.low <= truth) & (truth <= result.high))
-    assert 0.90 <= np.mean(covered) <= 0.98
+    references = planted_means(rng, rng.uniform(0.3, 0.9, 60))
+    means = planted_means(rng, np.where(rng.random(100) < 0.3, 0.0, rng.uniform(0.3, 0.9, 100)))
+    noise = rng.choice(NOISE, 100)
 
+    def draw_item(item):
+        rows = means[item] + noise[item] * rng.normal(size=(rollouts, DIM))
+        return rows, np.ones(rollouts, dtype=np.int64)
 
-def test_items_with_one_rollout_borrow_the_spread_of_the_others(shrinkage):
-    rng = np.random.default_rng(7)
-    alignments = rng.uniform(0, 0.9, 400)
-    noise = rng.choice(NOISE, 400)
-    rollouts = rng.choice([1, 4], 400)
-    features, index = planted_rollouts(rng, planted_means(rng, alignments), noise, rollouts)
-    result = measure(features, index)
-    truth = alignments * np.array([shrinkage[s] for s in noise])
-    single = rollouts == 1
-    covered = (result.low <= truth) & (truth <= result.high)
-    assert 0.90 <= covered[single].mean() <= 0.995
-    widths = result.high - result.low
-    assert np.median(widths[single]) > 1.5 * np.median(widths[~single])
+    assert 0.89 <= coverage(rng, references, draw_item) <= 0.985
 
 
 @pytest.mark.parametrize("probabilities", [(0.5, 0.5), (0.7, 0.2, 0.1), (0.9, 0.1)])
@@ -141,19 +155,27 @@ def test_items_with_one_rollout_borrow_the_spread_of_the_others(shrinkage):
 def test_interval_covers_where_completions_repeat(probabilities, rollouts):
     """Each item has few correct completions: most draws repeat, and many items show just one."""
     rng = np.random.default_rng(10 * rollouts + len(probabilities))
-    covered = []
-    for _ in range(3):
-        means = planted_means(rng, rng.uniform(0, 0.9, 300))
-        completions = means[:, None] + 0.2 * rng.normal(size=(300, len(probabilities), DIM))
-        draws = rng.multinomial(rollouts, probabilities, size=300)
-        item, completion = np.nonzero(draws)
-        result = measure(completions[item, completion], item, draws[item, completion])
-        measured = np.einsum("ic,icd->id", draws / rollouts, unit(completions))
-        directions = unit(measured.sum(axis=0) - measured)
-        expected = np.einsum("c,icd->id", np.array(probabilities), unit(completions))
-        truth = (expected * directions).sum(axis=1)
-        covered.append((result.low <= truth) & (truth <= result.high))
-    assert np.mean(covered) >= 0.92
+    references = planted_means(rng, rng.uniform(0.3, 0.9, 60))
+    means = planted_means(rng, rng.uniform(0, 0.9, 100))
+    completions = means[:, None] + 0.2 * rng.normal(size=(100, len(probabilities), DIM))
+
+    def draw_item(item):
+        draws = rng.multinomial(rollouts, probabilities)
+        return completions[item, draws > 0], draws[draws > 0]
+
+    assert coverage(rng, references, draw_item) >= 0.89
+
+
+def test_items_with_one_draw_have_no_similarity():
+    """No other draw of theirs can choose the neighbours that it is measured on."""
+    rng = np.random.default_rng(7)
+    rollouts = rng.choice([1, 4], 200)
+    means = planted_means(rng, rng.uniform(0, 0.9, 200))
+    features, index = planted_rollouts(rng, means, np.full(200, 0.2), rollouts)
+    result = measure(features, index)
+    for values in (result.similarity, result.low, result.high, result.standard_error):
+        np.testing.assert_array_equal(np.isnan(values), rollouts == 1)
+    assert np.isfinite(result.similarity_easy).all()
 
 
 def test_lucky_items_lie_around_zero_and_others_do_not():
@@ -161,13 +183,30 @@ def test_lucky_items_lie_around_zero_and_others_do_not():
     lucky = np.arange(800) % 4 == 0
     means = planted_means(rng, np.where(lucky, 0.0, 0.8))
     features, index = planted_rollouts(rng, means, np.full(800, 0.2), np.full(800, 4))
-    result = measure(features, index, is_easy=~lucky)
+    result = measure(features, index, is_easy=np.arange(800) % 4 == 1)
     assert abs(np.mean(result.similarity[lucky])) < 0.03
-    assert np.mean(result.similarity[~lucky]) > 0.35
+    assert np.mean(result.similarity[~lucky]) > 0.25
     assert np.mean(result.low[~lucky] > 0) > 0.95
-    assert np.mean(result.low[lucky] > 0) < 0.06
-    # The neighbours of items with a shared direction are others of the same kind.
-    assert np.mean(lucky[result.nearest[~lucky]]) < 0.02
+    # Chance alignments of 32 coordinates, which the intervals do not hold, are larger than noise.
+    assert np.mean(result.low[lucky] > 0) < 0.15
+
+
+def test_an_item_near_a_few_references_is_similar_though_most_are_foreign():
+    """Twenty skills of five easy items each: alignment with the mean direction would be small."""
+    rng = np.random.default_rng(3)
+    skills = unit(rng.normal(size=(20, DIM)))
+    skill = np.repeat(np.arange(20), 8)
+    is_easy = np.tile(np.arange(8) < 5, 20)
+    lucky = np.tile(np.arange(8) == 7, 20)
+    means = unit(skills[skill] + 0.1 * rng.normal(size=(160, DIM)))
+    means[lucky] = unit(rng.normal(size=(20, DIM)))
+    features, index = planted_rollouts(rng, means, np.full(160, 0.15), np.full(160, 4))
+    result = measure(features, index, is_easy=is_easy)
+    learnable = ~is_easy & ~lucky
+    assert np.median(result.low[learnable]) > np.quantile(result.similarity[lucky], 0.9)
+    assert (skill[result.nearest[learnable][:, 0]] == skill[learnable]).mean() > 0.9
+    mean_direction = result.similarity_easy
+    assert np.median(result.similarity[learnable]) > 1.5 * np.median(mean_direction[learnable])
 
 
 def test_similarity_does_not_grow_with_the_number_of_rollouts():
@@ -177,10 +216,11 @@ def test_similarity_does_not_grow_with_the_number_of_rollouts():
     features, index = planted_rollouts(rng, means, np.full(400, 0.35), rollouts)
     result = measure(features, index)
     few, many = result.similarity[rollouts == 2], result.similarity[rollouts == 16]
-    assert abs(few.mean() - many.mean()) < 0.02
+    # One rollout chooses worse than fifteen, but no more than that is lost.
+    assert many.mean() < 1.2 * few.mean()
     item_means = np.stack([unit(features)[index == item].mean(axis=0) for item in range(400)])
     plain = unit(item_means) @ unit(item_means.sum(axis=0))
-    assert plain[rollouts == 16].mean() - plain[rollouts == 2].mean() > 0.1
+    assert plain[rollouts == 16].mean() > 1.5 * plain[rollouts == 2].mean()
 
 
 @pytest.mark.parametrize("noise", NOISE)
@@ -221,8 +261,8 @@ def test_order_of_items_does_not_matter():
             np.testing.assert_allclose(
                 getattr(moved, field.name)[new_place],
                 getattr(reference, field.name),
-                rtol=1e-6,
-                atol=1e-6,
+                rtol=1e-5,
+                atol=1e-5,
                 err_msg=field.name,
             )
 
@@ -231,11 +271,11 @@ def test_scale_of_single_gradients_does_not_move_the_similarity():
     features, index = small_world()
     scales = np.random.default_rng(10).uniform(0.01, 100, (len(features), 1))
     scaled, plain = measure(features * scales, index), measure(features, index)
-    np.testing.assert_allclose(scaled.similarity, plain.similarity, atol=1e-6)
-    np.testing.assert_allclose(scaled.low, plain.low, atol=1e-6)
+    np.testing.assert_allclose(scaled.similarity, plain.similarity, atol=1e-5)
+    np.testing.assert_allclose(scaled.low, plain.low, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 8 * DIM * 3, 8 * DIM * 1000])
+@pytest.mark.parametrize("block_bytes", [1, 8 * DIM * 30, 8 * DIM * 1000])
 def test_block_size_does_not_matter(block_bytes):
     features, index = small_world()
     assert_same(measure(features, index, block_bytes=block_bytes), measure(features, index))
@@ -251,15 +291,16 @@ def test_weights_equal_repeated_rows():
 def test_repeated_draws_count_but_do_not_make_the_spread_certain():
     features, index = small_world()
     weights = np.ones(len(features), dtype=np.int64)
-    first = np.flatnonzero(index == 0)[:1]
-    rows = np.concatenate([first, np.flatnonzero(index != 0)])
-    once = measure(features[rows], index[rows], weights[rows])
-    weights[first] = 9
+    first = np.flatnonzero(index == 1)[:1]
+    rows = np.concatenate([first, np.flatnonzero(index != 1)])
+    weights[first] = 2
+    twice = measure(features[rows], index[rows], weights[rows])
+    weights[first] = 18
     often = measure(features[rows], index[rows], weights[rows])
-    assert often.rollouts_used[0] == 9
-    # Nine equal draws say as much of the spread as one, and nine times as much of the mean.
-    assert often.standard_error[0] == pytest.approx(once.standard_error[0] / 3)
-    assert often.degrees_of_freedom[0] == once.degrees_of_freedom[0]
+    assert often.rollouts_used[1] == 18
+    # 18 equal draws say as much of the spread as 2, and nine times as much of the mean.
+    assert often.standard_error[1] == pytest.approx(twice.standard_error[1] / 3)
+    assert often.degrees_of_freedom[1] == twice.degrees_of_freedom[1]
 
 
 def test_memmap_in_half_precision_and_bounded_memory(tmp_path):
@@ -276,12 +317,11 @@ def test_memmap_in_half_precision_and_bounded_memory(tmp_path):
     index = np.repeat(np.arange(items), rollouts)
     mapped = np.load(path, mmap_mode="r")
     tracemalloc.start()
-    result = measure(mapped, index, block_bytes=2**20, scratch=tmp_path)
+    result = measure(mapped, index, block_bytes=2**20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * 2**20 < mapped.nbytes
     assert_same(result, measure(np.array(mapped), index))
-    assert [file.name for file in tmp_path.iterdir()] == ["features.npy"]
     in_double = measure(np.array(mapped).astype(np.float64), index)
     assert_same(result, in_double)
 
@@ -297,7 +337,8 @@ def test_items_without_rollouts_are_nan_everywhere():
                 assert np.isnan(getattr(result, field.name)[item]), field.name
         assert (result.nearest[item] == -1).all()
         assert item not in result.nearest
-    used = [item for item in range(12) if item not in (5, 11)]
+    used = result.rollouts_used > 1
+    assert used.sum() == 9
     assert np.isfinite(result.similarity[used]).all()
     assert np.isfinite(result.high[used]).all()
 
@@ -318,13 +359,16 @@ def test_too_few_items_for_a_direction():
     assert np.isfinite(alone.reliability[0])
     assert (alone.nearest == -1).all()
     two = measure(rng.normal(size=(8, DIM)), np.repeat([0, 1], 4))
-    assert np.isfinite(two.low).all()
-    # Item 0 is the only easy one: leaving it out leaves no easy direction for itself.
+    # Item 0 is the only easy one: leaving it out leaves nothing to compare it with.
+    assert np.isnan(two.low[0]) and np.isfinite(two.low[1])
     assert np.isnan(two.similarity_easy[0]) and np.isfinite(two.similarity_easy[1])
-    np.testing.assert_array_equal(two.nearest[:, 0], [1, 0])
+    np.testing.assert_array_equal(two.nearest[:, 0], [-1, 0])
     assert (two.nearest[:, 1:] == -1).all()
-    cancelling = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    assert np.isnan(measure(cancelling, np.arange(3)).similarity[0])
+    cancelling = np.array([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]])
+    opposed = measure(
+        cancelling, np.array([0, 1, 2, 3]), is_easy=np.array([False, True, True, True])
+    )
+    assert opposed.similarity_easy[1] == 0 or np.isnan(opposed.similarity_easy[1])
     none = measure_similarity(
         np.empty((0, DIM)), np.empty(0, int), np.empty(0, int), np.array([True, False])
     )
@@ -342,14 +386,14 @@ def test_no_spread_anywhere_gives_no_interval():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": np.ones(4)}, "rollouts, dim"),
+        ({"features": np.ones((3, 1))}, "rollouts, dim"),
         ({"item_index": np.array([0, 1])}, "as many"),
         ({"item_index": np.array([0, 1, 2])}, "0 to 1"),
         ({"item_index": np.array([0, -1, 1])}, "0 to 1"),
         ({"weights": np.array([1, -1, 1])}, "multiplicities"),
         ({"weights": np.array([1, 0.5, 1])}, "multiplicities"),
-        ({"features": np.array([[1.0], [np.nan], [1.0]])}, "row 1 is not finite"),
-        ({"features": np.array([[1.0], [1.0], [np.inf]])}, "row 2 is not finite"),
+        ({"features": np.array([[1.0, 0], [np.nan, 0], [1.0, 0]])}, "row 1 is not finite"),
+        ({"features": np.array([[1.0, 0], [1.0, 0], [np.inf, 0]])}, "row 2 is not finite"),
     ],
 )
 def test_bad_input_is_refused(change, message):
