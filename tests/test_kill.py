@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from probes import tagging
-from tests.tag_runs import ROOT, SMALL, additions, read_rollouts, tag, write_jsonl
+from tests.tag_runs import ROOT, additions, read_rollouts, small_command, tag, write_jsonl
 
 ITEMS, ROLLOUTS = 6, 32
 # Two items a shard.
@@ -49,7 +49,7 @@ def _run_until_killed(folder: Path, moment: tuple[str, str, int], *arguments: ob
     driver = folder / "driver.py"
     driver.write_text(DRIVER % (SHARD_TOKENS,))
     process = subprocess.Popen(
-        [sys.executable, driver, *map(str, moment), "tag", *SMALL, *map(str, arguments)],
+        [sys.executable, driver, *map(str, moment), *map(str, small_command(*arguments)[3:])],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -103,12 +103,12 @@ MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
     ),
     "gradients": (
         ("probes.gradient_stage", "_write_array", 3),
-        ["items", "sample", "verify", "pass_rates"],
+        ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 2},
     ),
     "joining gradients": (
-        ("probes.gradient_stage", "_remove", 1),
-        ["items", "sample", "verify", "pass_rates"],
+        ("probes.gradient_stage", "_remove_shards", 1),
+        ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 3, "gradients/index.parquet": 1},
     ),
 }
