@@ -440,7 +440,7 @@ class _Tagging:
         if not early.any():
             return 0.0
         risk = label_risk(plan, found.judged, found.correct)
-        changes = float(np.nansum(risk[early]))
+        changes = max(float(np.nansum(risk[early])), 0.0)  # Never -0.0.
         _say(
             f"sampling stopped early: about {changes:.1f} of {len(risk):,} labels would be "
             f"different after {plan.max_rollouts:,} rollouts an item"
