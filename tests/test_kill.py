@@ -186,17 +186,9 @@ IN_ROUNDS = (
 SMALLER_SHARD_TOKENS = {"cpu": 2 * 8 * 12}
 # The moment, and how many files must be there when it comes.
 LATER_MOMENTS: dict[str, tuple[tuple[str, str, int], dict[str, int]]] = {
-    "first round planned": (
-        ("probes.tagging", "write_parquet", 2),
-        {"rounds/*.parquet": 1, "rollouts/*.parquet": 3},
-    ),
     "sampling": (
         ("probes.sampling", "write_parquet", 5),
         {"rounds/*.parquet": 2, "rollouts/*.parquet": 4},
-    ),
-    "verifying": (
-        ("probes.verifying", "write_parquet", 5),
-        {"rounds/*.parquet": 2, "rollouts/*.parquet": 6},
     ),
     "gradients": (
         ("probes.gradient_stage", "_write_array", 5),
@@ -209,10 +201,6 @@ LATER_MOMENTS: dict[str, tuple[tuple[str, str, int], dict[str, int]]] = {
     "planned": (
         ("probes.tagging", "write_parquet", 3),
         {"rounds/*.parquet": 2, "rollouts/*.parquet": 6, "gradients/shard-*.parquet": 6},
-    ),
-    "joining gradients": (
-        ("probes.gradient_stage", "_write_means", 1),
-        {"rounds/*.parquet": 4, "gradients/rollouts.npy": 1, "gradients/index.parquet": 0},
     ),
 }
 
