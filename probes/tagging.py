@@ -364,7 +364,10 @@ class _Tagging:
 
     def _plan_round(self, number: int) -> bool:
         """Write who goes on in a round, and how far; tell whether sampling is finished."""
-        found = count_outcomes(self.run, self._row_of)
+        # A stage that is "open" has not come to its end: a later round goes on with it.
+        with self.run.stage("plan") as entry:
+            found = count_outcomes(self.run, self._row_of)
+            entry["state"] = "open"
         decided = self._similarity_decided(found)
         with self.run.stage("plan") as entry:
             extra = next_round(
@@ -382,7 +385,6 @@ class _Tagging:
                 return True
             target = found.drawn + extra
             self._write_target(number, target)
-            # The stage is done only when nobody goes on.
             entry["state"] = "open"
         _say(
             f"round {number + 1}: {goes_on.sum():,} of {len(extra):,} items go on, to "
@@ -422,16 +424,12 @@ class _Tagging:
                 f"{self.config.max_tokens} and count as wrong; a run of its own (--run-dir) with "
                 "more, or with an --instruction that asks for shorter answers, may tell more"
             )
-        rounds = {"rounds": self.run.manifest["stages"]["plan"]["rounds"]}
-        changes = self._expected_label_changes(found)
-        self.run.update(
-            counts={
-                **self.run.manifest["counts"],
-                **rounds,
-                **totals,
-                "expected_label_changes": round(changes, 3),
-            }
-        )
+        counts = {
+            "rounds": self.run.manifest["stages"]["plan"]["rounds"],
+            **totals,
+            "expected_label_changes": round(self._expected_label_changes(found), 3),
+        }
+        self.run.update(counts={**self.run.manifest["counts"], **counts})
         return {"items_this_time": len(found.drawn)}
 
     def _expected_label_changes(self, found: Outcomes) -> float:
