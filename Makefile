@@ -30,8 +30,8 @@ tag-demo:
 
 # A slice of GSM8K, which SmolLM2 almost never solves: most of it is no_positive.
 gsm8k: install
-	$(BIN)/curate tag $(DATA)/gsm8k_train.jsonl --limit 50 --model $(SMOLLM2) --min-rollouts 8 --max-tokens 256 \
-		--out runs/gsm8k.tagged.jsonl --run-dir runs/gsm8k
+	$(BIN)/curate tag $(DATA)/gsm8k_train.jsonl --limit 50 --model $(SMOLLM2) --min-rollouts 8 --max-rollouts 8 \
+		--max-tokens 256 --out runs/gsm8k.tagged.jsonl --run-dir runs/gsm8k
 
 check: install
 	$(BIN)/ruff format --check .

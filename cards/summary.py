@@ -43,6 +43,8 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "rows_rejected": counts["rows_rejected"],
         "items": items,
         "tags": tags,
+        "rounds": counts["rounds"],
+        "expected_label_changes": counts["expected_label_changes"],
         "rollouts": counts["rollouts_drawn"],
         "rollouts_correct": counts["rollouts_correct"],
         "rollouts_truncated": counts["rollouts_truncated"],

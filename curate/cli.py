@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ from typing import Any, NoReturn
 from curate import __version__
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import CurateError, RunError, UsageError
+from curate.profiling import process_start
 
 _INTERRUPTED = 130
+# What an argument namespace holds beside settings.
+_NO_SETTINGS = ("run", "config", "json", "started")
 _TITLES = {
     "output": "where results go",
     "dataset": "reading the dataset",
@@ -61,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         try:
-            arguments = _parser().parse_args(argv)
+            # Called with arguments it is a part of some process; else it is the whole of it.
+            started = process_start() if argv is None else time.monotonic()
+            arguments = _parser().parse_args(argv, argparse.Namespace(started=started))
             return int(arguments.run(arguments))
         finally:
             sys.stdout.flush()  # A reader that has gone shows here, not while Python shuts down.
@@ -161,13 +167,13 @@ def _add_option(group: Any, each: dataclasses.Field[Any], hint: Any) -> None:
 
 
 def _tag(arguments: argparse.Namespace) -> int:
-    given = {k: v for k, v in vars(arguments).items() if k not in ("run", "config", "json")}
+    given = {k: v for k, v in vars(arguments).items() if k not in _NO_SETTINGS}
     values = read_config_file(arguments.config) if "config" in arguments else {}
     config = config_from_mapping(values | given, getattr(arguments, "config", "options"))
     from cards.summary import summarize, summary_text
     from probes.tagging import tag_dataset
 
-    config, _ = tag_dataset(config)
+    config, _ = tag_dataset(config, arguments.started)
     summary = summarize(Path(config.run_dir))
     if "json" in arguments:
         print(json.dumps(summary, indent=2))

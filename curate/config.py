@@ -55,6 +55,12 @@ class TagConfig:
     replace_columns: bool = _setting(
         False, "output", "replace tag columns that the dataset already has", changes_result=False
     )
+    profile: bool = _setting(
+        False, "output",
+        "print where this command's time went, by stage: seconds, share and rate, the time outside "
+        "any stage (start, imports) as 'overhead'; also in manifest.json as 'profile'",
+        changes_result=False,
+    )  # fmt: skip
 
     split: str = _setting("train", "dataset", "the split of a Hub dataset or datasets folder")
     subset: str = _setting("", "dataset", "the configuration of a Hub dataset", "NAME")
@@ -74,7 +80,17 @@ class TagConfig:
     engine: str = _setting(
         AUTO, "sampling", "what draws the rollouts", choices=("auto", "transformers")
     )
-    min_rollouts: int = _setting(32, "sampling", "rollouts of every item", "N")
+    min_rollouts: int = _setting(32, "sampling", "rollouts that every item gets", "N")
+    max_rollouts: int = _setting(
+        1024, "sampling",
+        "rollouts that an item gets at most: sampling goes on in rounds, each twice as far, with "
+        "the items that more can still decide; as many as --min-rollouts: all get the same", "N",
+    )  # fmt: skip
+    rollout_budget: int = _setting(
+        0, "sampling",
+        "rollouts of the whole run, spent where they decide most (0: as many as the items need)",
+        "N",
+    )  # fmt: skip
     temperature: float = _setting(1.0, "sampling", "sampling temperature", "T")
     max_tokens: int = _setting(
         1024, "sampling", "a completion is cut here and counts as wrong", "N"
@@ -122,11 +138,22 @@ class TagConfig:
                 value = getattr(self, each.name)
                 _require(value in choices, each.name, value, " or ".join(choices))
         for name in (
-            "min_rollouts", "max_tokens", "gradient_rollouts", "gradient_dim", "gradient_rank",
+            "min_rollouts", "max_rollouts", "max_tokens",
+            "gradient_rollouts", "gradient_dim", "gradient_rank",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("limit", "seed", "batch_tokens", "verifier_workers"):
+        for name in ("limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        if self.max_rollouts < self.min_rollouts:
+            raise UsageError(
+                f"--max-rollouts is {self.max_rollouts}, below --min-rollouts "
+                f"{self.min_rollouts}; give --max-rollouts {self.min_rollouts} or more"
+            )
+        if 0 < self.rollout_budget < self.min_rollouts:
+            raise UsageError(
+                f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
+                f"{self.min_rollouts}, which every item gets; 0 sets no limit"
+            )
         for name in ("temperature", "verifier_seconds", "gradient_alpha"):
             value = getattr(self, name)
             _require(0 < value < math.inf, name, value, "a number above 0")

@@ -37,11 +37,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         manifest: what is written to `manifest.json`; change it through `update` and `stage`.
+        seconds: of each stage that this process worked on; the manifest's are over all tries.
     """
 
     def __init__(self, path: Path, lock: int, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.seconds: dict[str, float] = {}
         self._lock: int | None = lock
 
     def __truediv__(self, name: str) -> Path:
@@ -58,16 +60,22 @@ class RunFolder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Run a stage: its state, its seconds (over all tries) and the counts put into the dict."""
+        """Run a stage: its state, its seconds (over all tries) and the counts put into the dict.
+
+        A block that puts in another `state` has not finished the stage: it will be run again.
+        """
         entry = self.manifest["stages"].setdefault(name, {"seconds": 0.0})
         entry["state"] = "started"
         self.update()
         start = time.monotonic()
         try:
             yield entry
-            entry["state"] = "done"
+            if entry["state"] == "started":
+                entry["state"] = "done"
         finally:
-            entry["seconds"] = round(entry["seconds"] + time.monotonic() - start, 3)
+            seconds = time.monotonic() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            entry["seconds"] = round(entry["seconds"] + seconds, 3)
             self.update()
 
     def close(self) -> None:

@@ -2,62 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from curate.run_folder import RunFolder, read_parquet, write_parquet
-from probes.pass_rates import pass_at_k_of_items, pass_rate_interval
-from probes.sampling import rollout_shards
+from probes.pass_rates import pass_at_k_of_items
+from probes.plan import Plan, sequential_interval, sequential_pass_rate
+from probes.sampling import item_rows, rollout_shards
 
-_COUNTS = ("drawn", "judged", "correct", "truncated")
+Integers = NDArray[np.int64]
 
 
-def count_rollouts(run: RunFolder, item_ids: Sequence[str], ks: Sequence[int]) -> dict[str, int]:
-    """Write `pass_rates.parquet`, a row an item in the given order; return the totals of the run.
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of the rollouts of each item so far: arrays of shape (items,)."""
+
+    drawn: Integers
+    judged: Integers
+    """Those with a reward, n."""
+    correct: Integers
+    """Those with reward 1, c."""
+
+    def is_easy(self, tau: float) -> NDArray[np.bool_]:
+        """Whether c/n is at least `tau`; not where nothing was judged."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray((self.judged > 0) & (self.correct / self.judged >= tau))
+
+
+def count_outcomes(run: RunFolder, row_of: Mapping[str, int]) -> Outcomes:
+    """Count the rollouts on disk.
+
+    Args:
+        run: all rollouts have a verdict.
+        row_of: position of each item by item_id.
+    """
+    counts = np.zeros((3, len(row_of)), dtype=np.int64)
+    for file in rollout_shards(run):
+        table = read_parquet(file, ["item_id", "reward"])
+        rows = item_rows(table, row_of)
+        for count, values in zip(counts, _outcomes(table), strict=True):
+            np.add.at(count, rows, values)
+    return Outcomes(*counts)
+
+
+def _outcomes(table: pa.Table) -> tuple[Integers, Integers, Integers]:
+    """Whether each rollout was drawn, judged and correct, as 0 or 1."""
+    reward = table["reward"]
+    return (
+        np.ones(len(reward), dtype=np.int64),
+        pc.is_valid(reward).to_numpy().astype(np.int64),
+        pc.fill_null(reward, 0).to_numpy().astype(np.int64),
+    )
+
+
+def count_rollouts(
+    run: RunFolder, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
+) -> tuple[Outcomes, dict[str, int]]:
+    """Write `pass_rates.parquet`, a line an item; return its counts and the totals of the run.
 
     Only judged rollouts count for a rate: a reward of null is left out.
+
+    Args:
+        run: sampling is finished, and all rollouts have a verdict.
+        row_of: position of each item by item_id, in the order of the positions.
+        ks: the k of pass@k.
+        plan: that sampling followed. It decides what rate and interval may be said of an item
+            that stopped early.
     """
-    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-    count = {name: np.zeros(len(item_ids), dtype=np.int64) for name in (*_COUNTS, "tokens")}
-    columns = ["item_id", "reward", "finish_reason", "completion_token_ids"]
+    looks = np.array(plan.looks)
+    # By look: what an item's first looks[k] rollouts gave, first of those that the look added.
+    drawn, judged, correct = np.zeros((3, len(row_of), len(looks)), dtype=np.int64)
+    truncated, tokens = np.zeros((2, len(row_of)), dtype=np.int64)
+    columns = ["item_id", "sample", "reward", "finish_reason", "completion_token_ids"]
     for file in rollout_shards(run):
         table = read_parquet(file, columns)
-        rows = np.array([row_of[item_id] for item_id in table["item_id"].to_pylist()])
-        reward, ids = table["reward"], table["completion_token_ids"]
-        found = {
-            "drawn": np.ones(len(rows)),
-            "judged": pc.is_valid(reward).to_numpy(),
-            "correct": pc.fill_null(reward, 0).to_numpy(),
-            "truncated": pc.equal(table["finish_reason"], "length").to_numpy(),
-            "tokens": pc.list_value_length(ids).to_numpy(),
-        }
-        for name, values in found.items():
-            np.add.at(count[name], rows, values.astype(np.int64))
-    n, c = count["judged"], count["correct"]
-    low, high = pass_rate_interval(c, n)
+        rows = item_rows(table, row_of)
+        look = np.searchsorted(looks, table["sample"].to_numpy(), side="right")
+        for count, values in zip((drawn, judged, correct), _outcomes(table), strict=True):
+            np.add.at(count, (rows, look), values)
+        is_cut = pc.equal(table["finish_reason"], "length").to_numpy()
+        np.add.at(truncated, rows, is_cut.astype(np.int64))
+        lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
+        np.add.at(tokens, rows, lengths.astype(np.int64))
+    for count in (drawn, judged, correct):
+        np.cumsum(count, axis=1, out=count)
+    found = Outcomes(drawn[:, -1].copy(), judged[:, -1].copy(), correct[:, -1].copy())
+    not_reached = found.drawn[:, None] < looks
+    judged[not_reached] = correct[not_reached] = -1
+    n, c = found.judged, found.correct
+    low, high = sequential_interval(plan, n, c)
     with np.errstate(invalid="ignore", divide="ignore"):
-        rate, mean_tokens = c / n, count["tokens"] / count["drawn"]
+        mean_tokens = tokens / found.drawn
     table = pa.table(
         {
-            "item_id": pa.array(item_ids, pa.string()),
+            "item_id": pa.array(list(row_of), pa.string()),
             "total_rollouts": n,
             "total_correct_rollouts": c,
-            "pass_rate": nullable(rate),
+            "pass_rate": nullable(sequential_pass_rate(plan, judged, correct)),
             "pass_rate_low": nullable(low),
             "pass_rate_high": nullable(high),
             **{f"pass_at_{k}": nullable(pass_at_k_of_items(n, c, k)) for k in ks},
-            "unjudged_rollouts": count["drawn"] - n,
-            "truncated_rollouts": count["truncated"],
+            "unjudged_rollouts": found.drawn - n,
+            "truncated_rollouts": truncated,
             "mean_completion_tokens": nullable(mean_tokens),
         }
     )
     write_parquet(run / "pass_rates.parquet", table)
-    totals = {f"rollouts_{name}": int(count[name].sum()) for name in _COUNTS}
-    return totals | {"completion_tokens": int(count["tokens"].sum())}
+    totals = {
+        "rollouts_drawn": int(found.drawn.sum()),
+        "rollouts_judged": int(n.sum()),
+        "rollouts_correct": int(c.sum()),
+        "rollouts_truncated": int(truncated.sum()),
+        "completion_tokens": int(tokens.sum()),
+    }
+    return found, totals
 
 
 def nullable(values: Any) -> pa.Array:

@@ -1,181 +1,321 @@
-"""The gradient stage: features of correct rollouts, a file for each shard of rollouts, then one."""
+"""The gradient stage: features of correct rollouts, a file for each shard of rollouts, then one.
+
+While rounds of sampling go on, each shard of rollouts gets its features as soon as it is verified,
+in `gradients/shard-*`; `gathered` shows them as one array. After the last round `join` makes one
+array of them for good, and the shards go.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.format import open_memmap
+import pyarrow.compute as pc
+from numpy.lib.format import write_array_header_1_0
+from numpy.typing import NDArray
 
 from curate.errors import RunError
 from curate.files import atomic_writer
 from curate.progress import Progress
 from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.gradients import GradientProbe, TokenizedRollout
-from probes.sampling import rollout_shards
+from probes.sampling import item_rows, rollout_shards
 
 _FOLDER = "gradients"
+# One that an earlier shard differentiated already.
+_REPEATED = -1
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """A correct completion of an item and how often it was drawn."""
+class RolloutFeatures:
+    """Features of the distinct correct completions of a run, an item's together."""
 
-    item_id: str
+    features: NDArray[np.float32]
+    """(draws, dim), a memmap."""
+    item: NDArray[np.int64]
+    """(draws,): position of the item, ascending."""
+    weights: NDArray[np.int64]
+    """(draws,): how often the completion was drawn."""
+
+
+@dataclass
+class _Draw:
+    """A correct completion of an item and how often its shard has it."""
+
+    item: int
     sample: int
-    weight: int
-    completion_token_ids: tuple[int, ...]
+    rollout: TokenizedRollout
+    weight: int = 0
+    feature_row: int = _REPEATED
 
 
 def differentiate(
-    run: RunFolder, prompts: Mapping[str, Sequence[int]], probe: GradientProbe, most: int
+    run: RunFolder, items: pa.Table, row_of: Mapping[str, int], probe: GradientProbe, most: int
 ) -> dict[str, Any]:
     """Differentiate the first `most` correct rollouts of every item; return the stage's counts.
 
-    A completion that was drawn several times is differentiated once and counts as often as it was
-    drawn. Writes
+    Only shards of rollouts that have no features yet. A completion that was drawn several times,
+    in one shard or in several, is differentiated once and counts as often as it was drawn.
 
-    - `gradients/rollouts.npy` (draws, dim) float32 and `gradients/rollouts.parquet`
-      (item_id, sample, weight, tokens), a row a distinct completion;
-    - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
-      feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
+    Args:
+        run: all rollouts have a verdict.
+        items: of `items.parquet`: item_id and prompt_token_ids.
+        row_of: position of each item by item_id.
+        probe: of the run's policy.
+        most: rollouts of an item.
     """
     tokens = 0
-    shards = _chosen(run, most)
-    names = [name for name, _ in shards]
-    joined = (run / _FOLDER / "index.parquet").exists()
-    total = sum(len(draws) for _, draws in shards)
-    done = sum(len(draws) for name, draws in shards if joined or _is_written(run, name))
+    chosen = [] if _is_joined(run) else list(_chosen(run, row_of, most))
+    total = sum(len(lines) for _, lines, _ in chosen)
+    done = sum(len(lines) for file, lines, _ in chosen if _is_written(run, file))
+    in_shards = np.zeros(len(row_of), dtype=np.int64)
+    for _, _, rows in chosen:
+        in_shards[np.unique(rows)] += 1
+    # Completions of the items that are in several shards: only theirs can come again.
+    known: dict[int, set[int]] = {}
     with Progress("gradients", total, "rollouts", done=done) as progress:
-        for name, draws in shards:
-            if joined or _is_written(run, name):
+        for file, lines, rows in chosen:
+            name = _name(file)
+            if _is_written(run, file):
+                keys = read_parquet(_table_path(run, name), ["item_id", "completion_key"])
+                pairs = zip(
+                    item_rows(keys, row_of), keys["completion_key"].to_pylist(), strict=True
+                )
+                for row, key in pairs:
+                    if in_shards[row] > 1:
+                        known.setdefault(row, set()).add(key)
                 continue
-            rollouts = [TokenizedRollout(prompts[d.item_id], d.completion_token_ids) for d in draws]
-            features = np.zeros((len(draws), probe.dim), dtype=np.float32)
-            for positions, batch in probe.gradients(rollouts):
+            draws = _draws(file, lines, rows, items)
+            fresh = [draw for key, draw in draws.items() if key not in known.get(draw.item, ())]
+            for feature_row, draw in enumerate(fresh):
+                draw.feature_row = feature_row
+            features = np.zeros((len(fresh), probe.dim), dtype=np.float32)
+            for positions, batch in probe.gradients([draw.rollout for draw in fresh]):
                 features[positions] = batch
-                tokens += sum(rollouts[position].tokens for position in positions)
-                progress.advance(len(positions), f"{tokens / progress.seconds:,.0f} tokens/s")
+                tokens += sum(fresh[position].rollout.tokens for position in positions)
+                rate = f"{tokens / progress.seconds:,.0f} tokens/s"
+                progress.advance(sum(fresh[position].weight for position in positions), rate)
+            progress.advance(sum(d.weight for d in draws.values() if d.feature_row == _REPEATED))
+            for key, draw in draws.items():
+                if in_shards[draw.item] > 1:
+                    known.setdefault(draw.item, set()).add(key)
             _write_array(run / _FOLDER / f"{name}.npy", features)
             # The table is written last: where it is, the features are.
-            write_parquet(run / _FOLDER / f"{name}.parquet", _table(draws, rollouts))
-    if not joined:
-        _join(run, names, probe.dim)
-    _remove(run, names)
+            write_parquet(_table_path(run, name), _table(draws, items["item_id"]))
     return {
-        "rollouts_differentiated": total,
+        "rollouts_this_time": total - done,
         "tokens_this_time": tokens,
         "seconds_this_time": progress.seconds,
     }
 
 
-def _is_written(run: RunFolder, name: str) -> bool:
-    return (run / _FOLDER / f"{name}.parquet").exists()
+def _name(file: Path) -> str:
+    """Name the features of a file of rollouts."""
+    return f"shard-{file.stem}"
 
 
-def _chosen(run: RunFolder, most: int) -> list[tuple[str, list[_Draw]]]:
-    """Choose the draws of each shard of rollouts; a shard's name is `shard-` and its number."""
-    taken: dict[str, int] = defaultdict(int)
-    chosen = []
-    columns = ["item_id", "sample", "reward", "completion_token_ids"]
+def _table_path(run: RunFolder, name: str) -> Path:
+    return run / _FOLDER / f"{name}.parquet"
+
+
+def _is_written(run: RunFolder, file: Path) -> bool:
+    return _table_path(run, _name(file)).exists()
+
+
+def _is_joined(run: RunFolder) -> bool:
+    return (run / _FOLDER / "index.parquet").exists()
+
+
+def _chosen(
+    run: RunFolder, row_of: Mapping[str, int], most: int
+) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
+    """Choose the rollouts of each shard: its lines, and the positions of their items."""
+    taken = np.zeros(len(row_of), dtype=np.int64)
     for file in rollout_shards(run):
-        table = read_parquet(file, columns)
-        table = table.filter(pa.compute.equal(table["reward"], 1))
-        distinct: dict[tuple[str, tuple[int, ...]], _Draw] = {}
-        for item_id, sample, ids in zip(
-            table["item_id"].to_pylist(),
-            table["sample"].to_pylist(),
-            table["completion_token_ids"].to_pylist(),
-            strict=True,
-        ):
-            if taken[item_id] >= most:
-                continue
-            taken[item_id] += 1
-            key = (item_id, tuple(ids))
-            first = distinct.get(key) or _Draw(item_id, sample, 0, key[1])
-            distinct[key] = _Draw(item_id, first.sample, first.weight + 1, key[1])
-        chosen.append((f"shard-{file.stem}", list(distinct.values())))
-    return chosen
+        table = read_parquet(file, ["item_id", "reward"])
+        lines = np.flatnonzero(pc.fill_null(table["reward"], 0).to_numpy() == 1)
+        rows = item_rows(table, row_of)[lines]
+        order = np.argsort(rows, kind="stable")
+        _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+        earlier = np.empty(len(rows), dtype=np.int64)
+        earlier[order] = np.arange(len(rows)) - np.repeat(starts, counts)
+        chosen = taken[rows] + earlier < most
+        np.add.at(taken, rows[chosen], 1)
+        yield file, lines[chosen], rows[chosen]
 
 
-def _table(draws: Sequence[_Draw], rollouts: Sequence[TokenizedRollout]) -> pa.Table:
+def _draws(
+    file: Path, lines: NDArray[np.int64], rows: NDArray[np.int64], items: pa.Table
+) -> dict[int, _Draw]:
+    """The distinct completions among some lines of a shard, by a key of item and completion."""
+    table = read_parquet(file, ["sample", "completion_token_ids"]).take(pa.array(lines))
+    samples, completions = table["sample"].to_pylist(), table["completion_token_ids"]
+    ids, prompts = items["item_id"], items["prompt_token_ids"]
+    draws: dict[int, _Draw] = {}
+    for line, row in enumerate(rows.tolist()):
+        completion = completions[line].values.to_numpy()
+        key = _key(ids[row].as_py(), completion)
+        if key not in draws:
+            prompt = prompts[row].values.to_numpy()
+            rollout = TokenizedRollout(prompt.tolist(), completion.tolist())
+            draws[key] = _Draw(row, samples[line], rollout)
+        draws[key].weight += 1
+    return draws
+
+
+def _key(item_id: str, completion: NDArray[np.int32]) -> int:
+    """64 bits of a hash: among a million completions two are alike with probability 3e-8."""
+    hashed = hashlib.blake2b(item_id.encode(), digest_size=8)
+    hashed.update(np.ascontiguousarray(completion, dtype="<i4").tobytes())
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def _table(draws: Mapping[int, _Draw], item_ids: pa.ChunkedArray) -> pa.Table:
+    found = list(draws.values())
     return pa.table(
         {
-            "item_id": pa.array([draw.item_id for draw in draws], pa.string()),
-            "sample": pa.array([draw.sample for draw in draws], pa.int32()),
-            "weight": pa.array([draw.weight for draw in draws], pa.int32()),
-            "tokens": pa.array([rollout.tokens for rollout in rollouts], pa.int32()),
+            "item_id": pa.array([item_ids[draw.item].as_py() for draw in found], pa.string()),
+            "sample": pa.array([draw.sample for draw in found], pa.int32()),
+            "weight": pa.array([draw.weight for draw in found], pa.int32()),
+            "tokens": pa.array([draw.rollout.tokens for draw in found], pa.int32()),
+            "completion_key": pa.array(list(draws), pa.uint64()),
+            "feature_row": pa.array([draw.feature_row for draw in found], pa.int32()),
         }
     )
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def _write_array(path: Path, array: NDArray[np.float32]) -> None:
     with atomic_writer(path) as file:
         np.save(file, array, allow_pickle=False)
 
 
-def _join(run: RunFolder, names: Sequence[str], dim: int) -> None:
-    """Join the shards into one array of draws and one of item means."""
-    folder = run / _FOLDER
-    table = pa.concat_tables([read_parquet(folder / f"{name}.parquet") for name in names])
-    item_ids = table["item_id"].to_pylist()
-    row_of = {item_id: row for row, item_id in enumerate(dict.fromkeys(item_ids))}
-    weights = table["weight"].to_numpy()
-    used = np.zeros(len(row_of))
-    squared_norms = np.zeros(len(row_of))
-    # Written in place under other names, because a memmap cannot be written aside as a stream.
-    draws_aside, means_aside = folder / ".rollouts.npy.tmp", folder / ".features.npy.tmp"
-    shape = (len(item_ids), dim)
-    draws = open_memmap(draws_aside, mode="w+", dtype=np.float32, shape=shape)
-    means = open_memmap(means_aside, mode="w+", dtype=np.float32, shape=(len(row_of), dim))
-    start = 0
-    for name in names:
-        features = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for offset, feature in enumerate(features):
-            row, weight = row_of[item_ids[start + offset]], weights[start + offset]
-            draws[start + offset] = feature
-            means[row] += weight * feature
-            used[row] += weight
-            squared_norms[row] += weight * float(feature.astype(np.float64) @ feature)
-        start += len(features)
-    for row in range(len(row_of)):
-        means[row] /= used[row]
-    draws.flush()
-    means.flush()
-    del draws, means
-    draws_aside.replace(folder / "rollouts.npy")
-    means_aside.replace(folder / "features.npy")
-    write_parquet(folder / "rollouts.parquet", table)
-    index = {
-        "item_id": pa.array(list(row_of), pa.string()),
-        "feature_row": pa.array(range(len(row_of)), pa.int64()),
-        "rollouts_used": pa.array(used.astype(np.int64)),
-        "mean_squared_norm": pa.array(squared_norms / np.maximum(used, 1)),
-    }
-    # Written last: where it is, everything is joined and the shards may go.
-    write_parquet(folder / "index.parquet", pa.table(index))
+@contextmanager
+def gathered(run: RunFolder, row_of: Mapping[str, int], dim: int) -> Iterator[RolloutFeatures]:
+    """Show the features of all shards so far as one array, in a file that goes at the end."""
+    # The name is that of a file written aside, so that what a kill leaves is removed.
+    path = run / _FOLDER / ".gathered.npy.tmp"
+    try:
+        with path.open("wb") as file:
+            table = _gather(run, row_of, dim, file)
+        yield _features(path, table, row_of)
+    finally:
+        path.unlink(missing_ok=True)
 
 
-def _remove(run: RunFolder, names: Sequence[str]) -> None:
-    for name in names:
-        for suffix in ("parquet", "npy"):
-            (run / _FOLDER / f"{name}.{suffix}").unlink(missing_ok=True)
-
-
-def read_features(run: RunFolder) -> np.ndarray:
-    """Open `gradients/rollouts.npy`, (draws, dim) float32, without reading it into memory.
+def joined(run: RunFolder, row_of: Mapping[str, int]) -> RolloutFeatures:
+    """Open the features of a run whose shards are joined.
 
     Raises:
-        RunError: the file is missing or damaged.
+        RunError: a file is missing or damaged.
     """
-    path = run / _FOLDER / "rollouts.npy"
+    table = read_parquet(run / _FOLDER / "rollouts.parquet", ["item_id", "weight"])
+    return _features(run / _FOLDER / "rollouts.npy", table, row_of)
+
+
+def _features(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> RolloutFeatures:
+    weights = table["weight"].to_numpy().astype(np.int64)
     try:
-        features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        features: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
-    return features
+    return RolloutFeatures(features, item_rows(table, row_of), weights)
+
+
+def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]) -> pa.Table:
+    """Write the features of all shards as one array, an item's together; return their table.
+
+    Draws of one completion in several shards become one with the sum of their weights.
+    """
+    names = [_name(shard) for shard in rollout_shards(run)]
+    tables = [read_parquet(_table_path(run, name)) for name in names]
+    shard = np.repeat(np.arange(len(names)), [table.num_rows for table in tables])
+    table = pa.concat_tables(tables)
+    _, inverse = np.unique(table["completion_key"].to_numpy(), return_inverse=True)
+    weights = np.bincount(inverse, table["weight"].to_numpy()).astype(np.int32)[inverse]
+    feature_row = table["feature_row"].to_numpy()
+    lines = np.flatnonzero(feature_row != _REPEATED)
+    lines = lines[np.argsort(item_rows(table, row_of)[lines], kind="stable")]
+    _write_header(file, (len(lines), dim))
+    start, row_bytes = file.tell(), 4 * dim
+    order = np.argsort(shard[lines], kind="stable")
+    bounds = np.searchsorted(shard[lines][order], np.arange(len(names) + 1))
+    for name, (first, end) in zip(names, pairwise(bounds), strict=True):
+        places = order[first:end]
+        if not len(places):
+            continue
+        features = np.load(run / _FOLDER / f"{name}.npy", allow_pickle=False)
+        for place, row in zip(places.tolist(), feature_row[lines[places]].tolist(), strict=True):
+            file.seek(start + place * row_bytes)
+            file.write(features[row].tobytes())
+    file.flush()
+    table = table.set_column(2, "weight", pa.array(weights))
+    return table.select(["item_id", "sample", "weight", "tokens"]).take(pa.array(lines))
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
+    write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
+    """Join the shards into one array of draws and one of item means; return the counts.
+
+    Writes
+
+    - `gradients/rollouts.npy` (draws, dim) float32 and `gradients/rollouts.parquet`
+      (item_id, sample, weight, tokens), a row a distinct completion, an item's together;
+    - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
+      feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
+    """
+    folder = run / _FOLDER
+    if not _is_joined(run):
+        with atomic_writer(folder / "rollouts.npy") as file:
+            table = _gather(run, row_of, dim, file)
+        write_parquet(folder / "rollouts.parquet", table)
+        # Written last: where it is, everything is joined and the shards may go.
+        write_parquet(folder / "index.parquet", _write_means(folder, joined(run, row_of), row_of))
+    _remove_shards(run)
+    draws = read_parquet(folder / "rollouts.parquet", ["weight"])
+    return {"rollouts_differentiated": draws.num_rows}
+
+
+def _write_means(folder: Path, draws: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
+    """Write the items' mean features; return the index of them."""
+    items, starts = np.unique(draws.item, return_index=True)
+    dim = draws.features.shape[1]
+    used, squared_norms = np.zeros(len(items), dtype=np.int64), np.zeros(len(items))
+    with (
+        (folder / "rollouts.npy").open("rb") as rollouts,
+        atomic_writer(folder / "features.npy") as file,
+    ):
+        rollouts.seek(draws.features.offset)  # type: ignore[attr-defined]
+        _write_header(file, (len(items), dim))
+        bounds = np.append(starts, len(draws.item)).tolist()
+        for row, (start, end) in enumerate(pairwise(bounds)):
+            # Read, not mapped: the pages of a mapped file would count as this process's memory.
+            block = np.fromfile(rollouts, dtype=np.float32, count=(end - start) * dim)
+            features = block.reshape(end - start, dim).astype(np.float64)
+            weights = draws.weights[start:end]
+            used[row] = weights.sum()
+            squared_norms[row] = weights @ np.einsum("rd,rd->r", features, features) / used[row]
+            file.write((weights @ features / used[row]).astype("<f4").tobytes())
+    ids = pa.array(list(row_of), pa.string())
+    return pa.table(
+        {
+            "item_id": ids.take(pa.array(items)),
+            "feature_row": pa.array(range(len(items)), pa.int64()),
+            "rollouts_used": used,
+            "mean_squared_norm": squared_norms,
+        }
+    )
+
+
+def _remove_shards(run: RunFolder) -> None:
+    for file in (run / _FOLDER).glob("shard-*"):
+        file.unlink(missing_ok=True)

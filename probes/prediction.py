@@ -37,7 +37,7 @@ from scipy.stats import t as student_t
 from curate.tags import Trainability
 
 DEFAULT_TAU = 0.1
-_FEWEST_EASY_ITEMS = 5
+FEWEST_EASY_ITEMS = 5
 _SIGN_TEST_LEVEL = 0.05
 
 
@@ -113,11 +113,11 @@ def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThresh
     similarities = np.array(list(easy_similarities), dtype=np.float64)
     similarities = similarities[~np.isnan(similarities)]
     count = len(similarities)
-    if count < _FEWEST_EASY_ITEMS:
+    if count < FEWEST_EASY_ITEMS:
         items = "easy item has" if count == 1 else "easy items have"
         return SimilarityThreshold(
             None,
-            f"only {count} {items} a gradient and {_FEWEST_EASY_ITEMS} are needed to set the "
+            f"only {count} {items} a gradient and {FEWEST_EASY_ITEMS} are needed to set the "
             "similarity threshold: give --similarity-threshold or add easy items",
         )
     median = float(np.median(similarities))

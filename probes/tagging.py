@@ -1,13 +1,19 @@
 """`curate tag`: every stage in its order, each reading files of the run folder and writing its own.
 
-read -> render -> sample -> verify -> pass_rates -> gradients -> similarity -> tags -> write
+items -> rounds of (sample -> verify -> gradients -> similarity -> plan)
+      -> pass_rates -> gradients -> similarity -> tags -> write
+
+A round takes every item to its target number of rollouts, which `rounds/*.parquet` holds since
+before the round began. What a round does, it does for what is missing only: so a run that was
+killed in a round ends it, and goes on as it would have.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,17 +21,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from curate.config import AUTO, TagConfig
 from curate.datasets import Source, open_source
 from curate.errors import UsageError
+from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
 from curate.reading import choose_layout, read_items, reject_items
 from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import Trainability, tag_schema
-from probes.counting import count_rollouts, nullable
-from probes.gradient_stage import differentiate, read_features
+from probes.counting import Outcomes, count_outcomes, count_rollouts, nullable
+from probes.engine import Engine
+from probes.gradient_stage import RolloutFeatures, differentiate, gathered, join, joined
 from probes.gradients import Adapter, GradientProbe, target_modules
 from probes.judging import VerifierPool
 from probes.models import (
@@ -37,7 +46,9 @@ from probes.models import (
     load_tokenizer,
     resolve_model,
 )
+from probes.plan import Plan, label_risk, next_round, sequential_interval
 from probes.prediction import (
+    FEWEST_EASY_ITEMS,
     Evidence,
     SimilarityThreshold,
     given_threshold,
@@ -45,7 +56,7 @@ from probes.prediction import (
     similarity_threshold,
 )
 from probes.rendering import render_items
-from probes.sampling import sample_items
+from probes.sampling import drawn_rollouts, sample_items
 from probes.similarity import Similarity, measure_similarity
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
@@ -54,13 +65,16 @@ from probes.verifying import verify_rollouts
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
+# Rows that are Python objects at a time.
+_ITEMS_AT_ONCE = 4096
 
 
-def tag_dataset(config: TagConfig) -> tuple[TagConfig, Path]:
+def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagConfig, Path]:
     """Probe every item of a dataset and write the tagged dataset.
 
     Args:
         config: `dataset` and `model` are required; `out` and `run_dir` have defaults.
+        started: since when, by `time.monotonic`, the profile counts; from now on if None.
 
     Returns:
         the resolved settings, and the tagged file.
@@ -69,9 +83,11 @@ def tag_dataset(config: TagConfig) -> tuple[TagConfig, Path]:
         UsageError: bad input or settings; nothing was spent.
         RunError: a stage failed; the same call continues.
     """
+    started = time.monotonic() if started is None else started
     for name in ("dataset", "model"):
         if not getattr(config, name):
             raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both")
+    plan = _plan(config)
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     files = resolve_model(config.model)
     config = _with_paths(config, source, files)
@@ -86,8 +102,23 @@ def tag_dataset(config: TagConfig) -> tuple[TagConfig, Path]:
         },
     }
     with open_run(Path(config.run_dir), config, identity) as run:
-        _Tagging(config, source, files, run, schema).all_stages()
+        tagging = _Tagging(config, plan, source, files, run, schema)
+        tagging.all_stages()
+        if config.profile:
+            tagging.profile(started)
     return config, Path(config.out)
+
+
+def _plan(config: TagConfig) -> Plan:
+    try:
+        return Plan(
+            min_rollouts=config.min_rollouts,
+            max_rollouts=config.max_rollouts,
+            tau=config.tau,
+            rollout_budget=config.rollout_budget or None,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _with_paths(config: TagConfig, source: Source, files: ModelFiles) -> TagConfig:
@@ -104,31 +135,51 @@ class _Tagging:
     """One run in progress: its settings, its folder, and what is loaded when first needed."""
 
     config: TagConfig
+    plan: Plan
     source: Source
     files: ModelFiles
     run: RunFolder
     schema: pa.Schema
+    this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What this process did in each stage, over all rounds."""
 
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
-        stages = [
-            ("items", self._read_and_render),
-            ("sample", self._sample),
-            ("verify", self._verify),
-            ("pass_rates", self._pass_rates),
-            ("gradients", self._gradients),
-            ("similarity", self._similarity),
-            ("tags", self._tags),
-        ]
         self._record_inputs()
-        for name, work in stages:
-            if self.run.is_done(name):
-                continue
-            with self.run.stage(name) as entry:
-                entry.update(work() or {})
+        self._stage("items", self._read_and_render)
+        if not self.run.is_done("plan"):
+            self._sample_in_rounds()
+        self._stage("pass_rates", self._pass_rates)
+        self._stage("gradients", self._gradients)
+        self._stage("similarity", self._similarity)
+        self._stage("tags", self._tags)
         # The tagged file is written every time: it may have been moved, or --out changed.
         with self.run.stage("write") as entry:
-            entry.update(self._write())
+            self._record("write", entry, self._write())
+
+    def profile(self, started: float) -> None:
+        """Write and print where the time since `started` went."""
+        work = {}
+        for stage, counts in self.this_time.items():
+            for unit in ("rollouts", "rows", "items"):
+                if f"{unit}_this_time" in counts:
+                    work[stage] = (counts[f"{unit}_this_time"], unit)
+        profile = make_profile(self.run.seconds, work, time.monotonic() - started)
+        self.run.update(profile=profile)
+        _say(profile_text(profile))
+
+    def _stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        if not self.run.is_done(name):
+            with self.run.stage(name) as entry:
+                self._record(name, entry, work())
+
+    def _record(self, stage: str, entry: dict[str, Any], counts: dict[str, Any]) -> None:
+        """Put counts into a stage's entry; what this command did adds up over its rounds."""
+        entry.update(counts)
+        this_time = self.this_time.setdefault(stage, {})
+        for name, value in counts.items():
+            if name.endswith("_this_time"):
+                entry[name] = this_time[name] = this_time.get(name, 0) + value
 
     def _record_inputs(self) -> None:
         manifest = self.run.manifest
@@ -163,7 +214,32 @@ class _Tagging:
 
     @cached_property
     def _items(self) -> pa.Table:
-        return read_parquet(self.run / "items.parquet", ["item_id", "prompt_token_ids", "answer"])
+        columns = ["item_id", "prompt_token_ids", "answer"]
+        # One chunk a column: its entries are looked up by position.
+        return read_parquet(self.run / "items.parquet", columns).combine_chunks()
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self._items["item_id"].to_pylist())}
+
+    @cached_property
+    def _engine(self) -> Engine:
+        config = self.config
+        engine = TransformersEngine(
+            self._policy,
+            seed=config.seed,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            batch_tokens=config.batch_tokens or None,
+        )
+        why = "asked for" if config.engine != AUTO else f"it runs the model here, on {self._device}"
+        _say(f"engine {engine.name}: {why}, in {self.run.manifest['model']['dtype']}")
+        self.run.update(engine={"name": engine.name, "why": why})
+        return engine
+
+    @cached_property
+    def _probe(self) -> GradientProbe:
+        return GradientProbe(self._policy, self._adapter)
 
     def _pool(self) -> VerifierPool:
         return VerifierPool(
@@ -218,47 +294,129 @@ class _Tagging:
             counts["rows_probed"] -= rows
             counts["rows_rejected"] += rows
             counts["items"] -= len(refused)
+        self._check_budget(counts["items"])
         self.run.update(counts=counts)
         if counts["rows_rejected"]:
             _say(
                 f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "
                 f"each with its reason in {self.run / 'rejects.jsonl'}"
             )
-        return {}
+        return {"rows_this_time": counts["rows"]}
+
+    def _check_budget(self, items: int) -> None:
+        """Refuse a budget that does not reach --min-rollouts for every item."""
+        nothing = np.zeros(items, dtype=np.int64)
+        try:
+            next_round(self.plan, nothing, nothing)
+        except ValueError as error:
+            config = self.config
+            raise UsageError(
+                f"--rollout-budget is {config.rollout_budget}, but {items:,} items with "
+                f"--min-rollouts {config.min_rollouts} need at least {items * config.min_rollouts}"
+            ) from error
 
     def _check_columns(self, names: Iterable[str]) -> None:
         check_columns(names, self.schema, self.config.replace_columns)
-
-    def _sample(self) -> dict[str, Any]:
-        config = self.config
-        engine = TransformersEngine(
-            self._policy,
-            seed=config.seed,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            batch_tokens=config.batch_tokens or None,
-        )
-        why = "asked for" if config.engine != AUTO else f"it runs the model here, on {self._device}"
-        _say(f"engine {engine.name}: {why}, in {self.run.manifest['model']['dtype']}")
-        self.run.update(engine={"name": engine.name, "why": why})
-        shard_tokens = _SHARD_TOKENS[self._policy.device.type]
-        shard_size = max(config.min_rollouts, shard_tokens // config.max_tokens)
-        return sample_items(
-            self.run, self._items, engine, self._tokenizer, config.min_rollouts, shard_size
-        )
 
     @property
     def _device(self) -> str:
         return str(self.run.manifest["device"])
 
-    def _verify(self) -> None:
-        items = self._items
-        answers = dict(zip(items["item_id"].to_pylist(), items["answer"].to_pylist(), strict=True))
-        with self._pool() as pool:
-            verify_rollouts(self.run, pool, answers)
+    # --- Rounds ------------------------------------------------------------------------------
 
-    def _pass_rates(self) -> None:
-        totals = count_rollouts(self.run, self._items["item_id"].to_pylist(), self.config.k)
+    def _sample_in_rounds(self) -> None:
+        """Sample, verify and decide who goes on, until nobody does."""
+        number = len(list((self.run / "rounds").glob("*.parquet"))) - 1
+        if number < 0:
+            number = 0
+            self._write_target(number, np.full(len(self._row_of), self.plan.min_rollouts))
+        finished = False
+        while not finished:
+            with self.run.stage("sample") as entry:
+                self._record("sample", entry, self._sample(self._target(number)))
+            with self.run.stage("verify") as entry:
+                self._record("verify", entry, self._verify())
+            finished = self._plan_round(number + 1)
+            number += 1
+
+    def _write_target(self, number: int, target: NDArray[np.int64]) -> None:
+        table = pa.table({"item_id": self._items["item_id"], "rollouts": target})
+        write_parquet(self._round_file(number), table)
+
+    def _target(self, number: int) -> NDArray[np.int64]:
+        """Rollouts that each item shall have after a round, shape (items,)."""
+        return np.asarray(read_parquet(self._round_file(number), ["rollouts"])["rollouts"])
+
+    def _round_file(self, number: int) -> Path:
+        return self.run / "rounds" / f"{number:03d}.parquet"
+
+    def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
+        drawn = drawn_rollouts(self.run, self._row_of)
+        if np.all(drawn >= target):
+            return {"rollouts": int(drawn.sum())}
+        shard_tokens = _SHARD_TOKENS[self._policy.device.type]
+        shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
+        return sample_items(
+            self.run, self._items, drawn, target, self._engine, self._tokenizer, shard_size
+        )
+
+    def _verify(self) -> dict[str, Any]:
+        return verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
+
+    def _plan_round(self, number: int) -> bool:
+        """Write who goes on in a round, and how far; tell whether sampling is finished."""
+        # A stage that is "open" has not come to its end: a later round goes on with it.
+        with self.run.stage("plan") as entry:
+            found = count_outcomes(self.run, self._row_of)
+            entry["state"] = "open"
+        decided = self._similarity_decided(found)
+        with self.run.stage("plan") as entry:
+            extra = next_round(
+                self.plan,
+                found.judged,
+                found.correct,
+                decided,
+                drawn=found.drawn,
+                ties=self._ties,
+            )
+            goes_on = extra > 0
+            self._record("plan", entry, {"rounds": number, "items_this_time": len(extra)})
+            if not goes_on.any():
+                return True
+            target = found.drawn + extra
+            self._write_target(number, target)
+            entry["state"] = "open"
+        _say(
+            f"round {number + 1}: {goes_on.sum():,} of {len(extra):,} items go on, to "
+            f"{target[goes_on].max():,} rollouts; {found.drawn.sum():,} rollouts so far"
+        )
+        return False
+
+    def _similarity_decided(self, found: Outcomes) -> NDArray[np.bool_]:
+        """Whether more rollouts cannot change what the gradients say of an item, shape (items,)."""
+        decided = np.asarray(found.correct >= self.config.gradient_rollouts)
+        is_easy = found.is_easy(self.config.tau)
+        could_go_on = (found.correct > 0) & ~is_easy & (found.drawn < self.plan.max_rollouts)
+        if not (could_go_on & ~decided).any():
+            # Nobody asks: gradients can wait until the last round is over.
+            return decided
+        with self.run.stage("gradients") as entry:
+            self._record("gradients", entry, self._differentiate())
+            entry["state"] = "open"
+        with self.run.stage("similarity") as entry:
+            with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
+                similar = self._measure(features, found)
+            threshold = self._threshold(is_easy, similar.similarity).value
+            if threshold is not None:
+                decided |= (similar.low > threshold) | (similar.high < threshold)
+            self._record("similarity", entry, {"items_this_time": len(is_easy)})
+            entry["state"] = "open"
+        return decided
+
+    # --- After the last round ----------------------------------------------------------------
+
+    def _pass_rates(self) -> dict[str, Any]:
+        found, totals = count_rollouts(self.run, self._row_of, self.config.k, self.plan)
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
             _say(
@@ -266,30 +424,90 @@ class _Tagging:
                 f"{self.config.max_tokens} and count as wrong; a run of its own (--run-dir) with "
                 "more, or with an --instruction that asks for shorter answers, may tell more"
             )
-        self.run.update(counts={**self.run.manifest["counts"], **totals})
+        counts = {
+            "rounds": self.run.manifest["stages"]["plan"]["rounds"],
+            **totals,
+            "expected_label_changes": round(self._expected_label_changes(found), 3),
+        }
+        self.run.update(counts={**self.run.manifest["counts"], **counts})
+        return {"items_this_time": len(found.drawn)}
+
+    def _expected_label_changes(self, found: Outcomes) -> float:
+        """Labels that the rollouts saved by stopping early are expected to have cost."""
+        plan, early = self.plan, found.drawn < self.plan.max_rollouts
+        if not early.any():
+            return 0.0
+        risk = label_risk(plan, found.judged, found.correct)
+        changes = max(float(np.nansum(risk[early])), 0.0)  # Never -0.0.
+        _say(
+            f"sampling stopped early: about {changes:.1f} of {len(risk):,} labels would be "
+            f"different after {plan.max_rollouts:,} rollouts an item"
+        )
+        return changes
+
+    def _differentiate(self) -> dict[str, Any]:
+        most = self.config.gradient_rollouts
+        return differentiate(self.run, self._items, self._row_of, self._probe, most)
 
     def _gradients(self) -> dict[str, Any]:
-        probe = GradientProbe(self._policy, self._adapter)
-        ids, prompts = self._items["item_id"].to_pylist(), self._items["prompt_token_ids"]
-        prompt_of = {i: p.values.to_numpy() for i, p in zip(ids, prompts, strict=True)}
-        return differentiate(self.run, prompt_of, probe, self.config.gradient_rollouts)
+        return self._differentiate() | join(self.run, self._row_of, self.config.gradient_dim)
 
-    def _similarity(self) -> None:
-        item_ids = self._items["item_id"].to_pylist()
-        row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-        table = read_parquet(self.run / "gradients" / "rollouts.parquet")
-        index = np.array([row_of[i] for i in table["item_id"].to_pylist()], dtype=np.int64)
-        rates = read_parquet(self.run / "pass_rates.parquet", ["pass_rate"])["pass_rate"]
-        is_easy = pc.fill_null(pc.greater_equal(rates, self.config.tau), False).to_numpy()
-        features = read_features(self.run)
-        found = measure_similarity(features, index, table["weight"].to_numpy(), is_easy)
-        write_parquet(self.run / "similarity.parquet", _similarity_table(item_ids, found))
+    def _similarity(self) -> dict[str, Any]:
+        outcomes = _outcomes(self._evidence("pass_rates"))
+        found = self._measure(joined(self.run, self._row_of), outcomes)
+        table = _similarity_table(self._items["item_id"], found)
+        write_parquet(self.run / "similarity.parquet", table)
+        return {"items_this_time": table.num_rows}
 
-    def _tags(self) -> None:
-        rates = read_parquet(self.run / "pass_rates.parquet").to_pylist()
-        similar = read_parquet(self.run / "similarity.parquet").to_pylist()
-        threshold = self._threshold(rates, similar)
+    def _measure(self, features: RolloutFeatures, found: Outcomes) -> Similarity:
+        is_easy = found.is_easy(self.config.tau)
+        # A hard item that looks easy by luck would lift all items that resemble it, so those that
+        # are easy beyond doubt are compared with, if they are enough to set a threshold.
+        low, _ = sequential_interval(self.plan, found.judged, found.correct)
+        firm = low >= self.config.tau
+        return measure_similarity(
+            features.features,
+            features.item,
+            features.weights,
+            is_easy,
+            is_reference=firm if firm.sum() >= FEWEST_EASY_ITEMS else is_easy,
+            ties=self._ties,
+            # As for the pass rate: an interval is looked at after every round, and holds whatever
+            # made the item stop.
+            confidence=1 - (1 - self.plan.confidence) / len(self.plan.looks),
+        )
+
+    @cached_property
+    def _ties(self) -> NDArray[np.uint64]:
+        """A number for each item that depends on it alone: its id, which is a hash."""
+        return np.array([int(item_id, 16) for item_id in self._row_of], dtype=np.uint64)
+
+    def _evidence(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        return read_parquet(self.run / f"{name}.parquet", columns)
+
+    def _tags(self) -> dict[str, Any]:
+        rates, similar = self._evidence("pass_rates"), self._evidence("similarity")
+        values = similar["gradient_similarity"].to_numpy()
+        threshold = self._threshold(_outcomes(rates).is_easy(self.config.tau), values)
         self.run.update(similarity_threshold={"value": threshold.value, "source": threshold.source})
+        parts = [
+            self._tags_of(rates.slice(start, _ITEMS_AT_ONCE), similar.slice(start), threshold)
+            for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
+        ]
+        table = pa.concat_tables(parts)
+        write_parquet(self.run / "tags.parquet", table)
+        counted = {
+            entry["values"]: entry["counts"]
+            for entry in pc.value_counts(table["trainability"]).to_pylist()
+        }
+        share = {str(tag): counted.get(str(tag), 0) for tag in Trainability}
+        self.run.update(counts={**self.run.manifest["counts"], "tags": share})
+        return {"items_this_time": table.num_rows}
+
+    def _tags_of(
+        self, rates: pa.Table, similar: pa.Table, threshold: SimilarityThreshold
+    ) -> pa.Table:
+        """Tag some items, whose pass rates and similarities stand in the same order."""
         predictions = [
             predict(
                 Evidence(
@@ -309,71 +527,72 @@ class _Tagging:
                 threshold,
                 tau=self.config.tau,
             )
-            for rate, near in zip(rates, similar, strict=True)
+            for rate, near in zip(
+                rates.to_pylist(), similar.slice(0, rates.num_rows).to_pylist(), strict=True
+            )
         ]
-        table = pa.table(
+        return pa.table(
             {
-                "item_id": [rate["item_id"] for rate in rates],
-                "trainability": [str(p.trainability) for p in predictions],
+                "item_id": rates["item_id"],
+                "trainability": pa.array([str(p.trainability) for p in predictions]),
                 "p_unlearnable": pa.array([p.p_unlearnable for p in predictions], pa.float64()),
-                "tag_reason": [p.tag_reason for p in predictions],
+                "tag_reason": pa.array([p.tag_reason for p in predictions]),
             }
         )
-        write_parquet(self.run / "tags.parquet", table)
-        tags = table["trainability"].to_pylist()
-        share = {str(tag): tags.count(str(tag)) for tag in Trainability}
-        self.run.update(counts={**self.run.manifest["counts"], "tags": share})
 
     def _threshold(
-        self, rates: list[dict[str, Any]], similar: list[dict[str, Any]]
+        self, is_easy: NDArray[np.bool_], similarities: NDArray[np.float64]
     ) -> SimilarityThreshold:
+        """Where similarity decides; `similarities` is nan where there is none, shape (items,)."""
         if self.config.similarity_threshold != AUTO:
             return given_threshold(float(self.config.similarity_threshold))
-        return similarity_threshold(
-            near["gradient_similarity"]
-            for rate, near in zip(rates, similar, strict=True)
-            if near["gradient_similarity"] is not None
-            and rate["pass_rate"] is not None
-            and rate["pass_rate"] >= self.config.tau
-        )
+        return similarity_threshold(similarities[is_easy].tolist())
 
     def _write(self) -> dict[str, Any]:
-        tables = [
-            read_parquet(self.run / f"{name}.parquet").drop_columns("item_id")
-            for name in ("pass_rates", "similarity", "tags")
-        ]
         columns: dict[str, pa.ChunkedArray] = {}
-        for table in tables:
+        for name in ("pass_rates", "similarity", "tags"):
+            table = self._evidence(name)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
-        item_ids = self._items["item_id"].to_pylist()
-        wanted = [name for name in self.schema.names if name in columns]
-        row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-        values = {name: columns[name].to_pylist() for name in wanted}
+        evidence = pa.table({n: columns[n] for n in self.schema.names if n in columns})
+        rows = write_tagged(
+            self.source,
+            Path(self.config.out),
+            self._annotations(evidence),
+            self.schema,
+            replace_columns=self.config.replace_columns,
+        )
+        return {"rows": rows, "rows_this_time": rows, "file": self.config.out}
 
-        def annotations() -> Iterator[dict[str, object]]:
-            rows = read_parquet(self.run / "rows.parquet")
-            for item_id, reason in zip(
-                rows["item_id"].to_pylist(), rows["reason"].to_pylist(), strict=True
-            ):
+    def _annotations(self, evidence: pa.Table) -> Iterator[dict[str, object]]:
+        """Yield what is said of each row of the dataset, some rows at a time."""
+        rows = read_parquet(self.run / "rows.parquet", ["item_id", "reason"])
+        for batch in rows.to_batches(max_chunksize=_ITEMS_AT_ONCE):
+            item_ids, reasons = (column.to_pylist() for column in batch.columns)
+            places = pa.array(
+                [None if i is None else self._row_of[i] for i in item_ids], pa.int64()
+            )
+            found = evidence.take(places).to_pylist()
+            for item_id, reason, values in zip(item_ids, reasons, found, strict=True):
                 if item_id is None:
                     not_probed = reason.startswith("not probed")
                     yield {"tag_reason": reason if not_probed else f"rejected: {reason}"}
                 else:
-                    row = row_of[item_id]
-                    yield {"item_id": item_id} | {name: values[name][row] for name in wanted}
-
-        rows = write_tagged(
-            self.source,
-            Path(self.config.out),
-            annotations(),
-            self.schema,
-            replace_columns=self.config.replace_columns,
-        )
-        return {"rows": rows, "file": self.config.out}
+                    yield values
 
 
-def _similarity_table(item_ids: list[str], found: Similarity) -> pa.Table:
-    nearest = [[item_ids[j] for j in row if j >= 0] for row in found.nearest.tolist()]
+def _outcomes(rates: pa.Table) -> Outcomes:
+    """The counts in `pass_rates.parquet`, which are what decides between easy and hard."""
+    judged, correct, unjudged = (
+        rates[name].to_numpy()
+        for name in ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
+    )
+    return Outcomes(judged + unjudged, judged, correct)
+
+
+def _similarity_table(item_ids: pa.ChunkedArray, found: Similarity) -> pa.Table:
+    exists = found.nearest >= 0
+    offsets = np.concatenate([[0], exists.sum(axis=1).cumsum()])
+    nearest = item_ids.take(pa.array(found.nearest[exists])).combine_chunks()
     return pa.table(
         {
             "item_id": item_ids,
@@ -386,7 +605,7 @@ def _similarity_table(item_ids: list[str], found: Similarity) -> pa.Table:
             "rollouts_used": found.rollouts_used,
             "similarity_easy": nullable(found.similarity_easy),
             "similarity_hard": nullable(found.similarity_hard),
-            "nearest": pa.array(nearest, pa.list_(pa.string())),
+            "nearest": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), nearest),
         }
     )
 

@@ -11,34 +11,44 @@ import pyarrow.compute as pc
 from curate.progress import Progress
 from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.judging import VerifierPool
-from probes.sampling import ROLLOUT_SCHEMA, rollout_shards
+from probes.sampling import ROLLOUT_SCHEMA, item_rows, rollout_shards
 from probes.verifiers import Verdict
 
 # A completion that was cut has not given its answer, whatever it wrote on the way.
 TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
 
 
-def verify_rollouts(run: RunFolder, pool: VerifierPool, answers: Mapping[str, str]) -> None:
+def verify_rollouts(
+    run: RunFolder, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
+) -> dict[str, Any]:
     """Judge every rollout that has no verdict yet, shard by shard, in place.
 
     Args:
         run: its `rollouts/*.parquet` are rewritten with reward, verdict and answer_found.
-        pool: of the run's verifier.
-        answers: gold answer by item_id.
+        pool: of the run's verifier, not entered: nothing starts where nothing is to be judged.
+        answers: gold answers, shape (items,).
+        row_of: position in `answers` by item_id.
+
+    Returns:
+        the stage's counts.
     """
     unjudged = {
         file: pending
         for file in rollout_shards(run)
         if (pending := read_parquet(file, ["verdict"])["verdict"].null_count)
     }
-    with Progress("verifying", sum(unjudged.values()), "rollouts") as progress:
+    total = sum(unjudged.values())
+    if not total:
+        return {"rollouts_this_time": 0}
+    with pool, Progress("verifying", total, "rollouts") as progress:
         for file in unjudged:
             table = read_parquet(file)
             cut = pc.equal(table["finish_reason"], "length").to_pylist()
+            golds = answers.take(pa.array(item_rows(table, row_of)))
             pairs = [
-                (completion, answers[item_id])
-                for completion, item_id, is_cut in zip(
-                    table["completion"].to_pylist(), table["item_id"].to_pylist(), cut, strict=True
+                (completion, gold)
+                for completion, gold, is_cut in zip(
+                    table["completion"].to_pylist(), golds.to_pylist(), cut, strict=True
                 )
                 if not is_cut
             ]
@@ -51,6 +61,7 @@ def verify_rollouts(run: RunFolder, pool: VerifierPool, answers: Mapping[str, st
             verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
             progress.advance(sum(cut))
             write_parquet(file, _with_verdicts(table, verdicts))
+    return {"rollouts_this_time": total}
 
 
 def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:

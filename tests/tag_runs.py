@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,16 @@ def run_curate(*arguments: object) -> Ran:
 
 def tag(*arguments: object) -> Ran:
     """Run `curate tag` with the small settings; what comes in `arguments` overrides them."""
-    return run_curate("tag", *SMALL, *arguments)
+    return run_curate("tag", *_settled(arguments))
+
+
+def _settled(arguments: Sequence[object]) -> list[object]:
+    """The small settings and the others; one round of sampling unless they say otherwise."""
+    settled = [*SMALL, *arguments]
+    if "--max-rollouts" not in settled:
+        last = len(settled) - settled[::-1].index("--min-rollouts")
+        settled += ["--max-rollouts", settled[last]]
+    return settled
 
 
 def curate_command(*arguments: object) -> list[str]:
@@ -58,7 +67,7 @@ def curate_command(*arguments: object) -> list[str]:
 
 
 def small_command(*arguments: object) -> list[str]:
-    return curate_command("tag", *SMALL, *arguments)
+    return curate_command("tag", *_settled(arguments))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from probes import tagging
-from tests.tag_runs import ROOT, SMALL, additions, read_rollouts, tag, write_jsonl
+from tests.tag_runs import ROOT, additions, read_rollouts, small_command, tag, write_jsonl
 
 ITEMS, ROLLOUTS = 6, 32
 # Two items a shard.
@@ -47,9 +47,9 @@ sys.exit(main(arguments))
 def _run_until_killed(folder: Path, moment: tuple[str, str, int], *arguments: object) -> None:
     """Run `curate tag` until the moment (module, function, which call of it), then kill -9."""
     driver = folder / "driver.py"
-    driver.write_text(DRIVER % (SHARD_TOKENS,))
+    driver.write_text(DRIVER % (tagging._SHARD_TOKENS,))
     process = subprocess.Popen(
-        [sys.executable, driver, *map(str, moment), "tag", *SMALL, *map(str, arguments)],
+        [sys.executable, driver, *map(str, moment), *map(str, small_command(*arguments)[3:])],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -103,12 +103,12 @@ MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
     ),
     "gradients": (
         ("probes.gradient_stage", "_write_array", 3),
-        ["items", "sample", "verify", "pass_rates"],
+        ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 2},
     ),
     "joining gradients": (
-        ("probes.gradient_stage", "_remove", 1),
-        ["items", "sample", "verify", "pass_rates"],
+        ("probes.gradient_stage", "_remove_shards", 1),
+        ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 3, "gradients/index.parquet": 1},
     ),
 }
@@ -167,9 +167,86 @@ def test_a_file_half_written_at_the_kill_is_not_taken_for_whole(
         *(uninterrupted / "sums.jsonl", "--model", tiny_model),
         *("--run-dir", run, "--out", tmp_path / "out.jsonl"),
     )
-    # Its first call writes rows.parquet, the next ones write shards.
-    _run_until_killed(tmp_path, ("pyarrow.parquet", "write_table", 3), *command)
+    # Its first calls write rows.parquet and the first round, the next ones write shards.
+    _run_until_killed(tmp_path, ("pyarrow.parquet", "write_table", 4), *command)
     assert list(run.glob("rollouts/.*.tmp")) and len(list(run.glob("rollouts/*.parquet"))) == 1
     assert tag(*command).status == 0
     assert read_rollouts(run).equals(read_rollouts(uninterrupted / "run"))
     assert not list(run.rglob("*.tmp"))
+
+
+# --- In a later round ------------------------------------------------------------------------
+
+# A shard is two items of the first two rounds, one of the third, half of one in the fourth. Hard
+# items stop in the third, where similarities get intervals; those without a positive go on.
+MOST = 64
+IN_ROUNDS = (
+    *("--min-rollouts", 8, "--max-rollouts", MOST, "--tau", 0.6, "--similarity-threshold=-2"),
+)
+SMALLER_SHARD_TOKENS = {"cpu": 2 * 8 * 12}
+# The moment, and how many files must be there when it comes.
+LATER_MOMENTS: dict[str, tuple[tuple[str, str, int], dict[str, int]]] = {
+    "sampling": (
+        ("probes.sampling", "write_parquet", 5),
+        {"rounds/*.parquet": 2, "rollouts/*.parquet": 4},
+    ),
+    "gradients": (
+        ("probes.gradient_stage", "_write_array", 5),
+        {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 4},
+    ),
+    "similarity": (
+        ("probes.tagging", "measure_similarity", 2),
+        {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 6, "gradients/.*.tmp": 1},
+    ),
+    "planned": (
+        ("probes.tagging", "write_parquet", 3),
+        {"rounds/*.parquet": 2, "rollouts/*.parquet": 6, "gradients/shard-*.parquet": 6},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_rounds(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rounds")
+    dataset = write_jsonl(folder / "sums.jsonl", additions(ITEMS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tagging, "_SHARD_TOKENS", SMALLER_SHARD_TOKENS)
+        ran = tag(
+            *(dataset, "--model", tiny_model, "--run-dir", folder / "run"),
+            *("--out", folder / "out.jsonl", *IN_ROUNDS),
+        )
+    assert ran.status == 0, ran.stderr
+    drawn = Counter(read_rollouts(folder / "run")["item_id"].to_pylist())
+    assert len(set(drawn.values())) > 1 and max(drawn.values()) == MOST
+    return folder
+
+
+@pytest.mark.parametrize("moment", LATER_MOMENTS)
+def test_a_run_killed_in_a_later_round_ends_like_one_that_was_not(
+    moment: str,
+    uninterrupted_rounds: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tagging, "_SHARD_TOKENS", SMALLER_SHARD_TOKENS)
+    call, files = LATER_MOMENTS[moment]
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    command = (
+        *(uninterrupted_rounds / "sums.jsonl", "--model", tiny_model, *IN_ROUNDS),
+        *("--run-dir", run, "--out", out),
+    )
+    _run_until_killed(tmp_path, call, *command)
+    assert {pattern: len(list(run.glob(pattern))) for pattern in files} == files
+
+    ran = tag(*command)
+    assert ran.status == 0, ran.stderr
+    whole = uninterrupted_rounds / "run"
+    tables = {str(path.relative_to(whole)) for path in whole.rglob("*.parquet")}
+    assert {str(path.relative_to(run)) for path in run.rglob("*.parquet")} == tables
+    for name in tables:
+        assert pq.read_table(run / name).equals(pq.read_table(whole / name)), name
+    for name in ("gradients/features.npy", "gradients/rollouts.npy"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    assert out.read_bytes() == (uninterrupted_rounds / "out.jsonl").read_bytes()
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("shard-*"))

@@ -122,7 +122,8 @@ def test_every_command_and_option_has_help() -> None:
 def test_the_options_that_users_meet_first_are_there() -> None:
     text = run_curate("tag", "--help").stdout
     for option in (
-        *("--out", "--run-dir", "--engine", "--min-rollouts", "--temperature", "--max-tokens"),
+        *("--out", "--run-dir", "--engine", "--min-rollouts", "--max-rollouts"),
+        *("--temperature", "--max-tokens"),
         *("--tau", "--verifier", "--prompt-field", "--answer-field", "--limit", "--seed"),
         *("--config", "--model", "DATASET"),
     ):

@@ -92,8 +92,8 @@ def test_learnable():
     assert prediction.p_unlearnable < 0.025
     assert prediction.tag_reason == (
         "gradient similarity 0.2 (95% interval 0.15 to 0.25, 2 rollouts) is above the threshold "
-        "0.1 (a third of the median 0.3 of 12 easy items); pass rate 0.02 (2 of 100 rollouts) is below "
-        "0.1"
+        "0.1 (a third of the median 0.3 of 12 easy items); pass rate 0.02 (2 of 100 rollouts) is "
+        "below 0.1"
     )
 
 

@@ -28,6 +28,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[dict
         *(sys.executable, "-m", "curate", "tag", str(EXAMPLES / "arithmetic.jsonl")),
         *("--config", str(EXAMPLES / "arithmetic.toml"), "--model", str(gguf_file())),
         *("--limit", str(PRODUCTS), "--min-rollouts", str(ROLLOUTS), "--max-tokens", "32"),
+        *("--max-rollouts", str(ROLLOUTS)),
         *("--out", str(folder / "tagged.jsonl"), "--run-dir", str(folder / "run")),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

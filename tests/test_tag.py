@@ -221,6 +221,7 @@ _COLUMNS = {
         *("item_id", "sample", "completion", "completion_token_ids"),
         *("finish_reason", "reward", "verdict", "answer_found"),
     ],
+    "rounds/000.parquet": ["item_id", "rollouts"],
     "pass_rates.parquet": [
         *("item_id", "total_rollouts", "total_correct_rollouts", "pass_rate"),
         *("pass_rate_low", "pass_rate_high", "pass_at_1", "pass_at_8"),
@@ -258,7 +259,8 @@ def test_the_manifest_says_what_ran(tagged: Tagged, tiny_model: Path) -> None:
     assert len(manifest["model"]["weight_hash"]) == len(manifest["dataset"]["fingerprint"]) == 64
     assert manifest["seeds"] == {"sampling": 0, "adapter": 42}
     stages = [
-        *("items", "sample", "verify", "pass_rates", "gradients", "similarity", "tags", "write"),
+        *("items", "sample", "verify", "plan", "pass_rates"),
+        *("gradients", "similarity", "tags", "write"),
     ]
     assert list(manifest["stages"]) == stages
     assert all(manifest["stages"][stage]["state"] == "done" for stage in stages)
@@ -406,7 +408,7 @@ def test_a_finished_run_is_not_sampled_again(
         return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 
     before = states()
-    assert len(before) == 10
+    assert len(before) == 11
     ran = tag(copied.dataset, "--model", tiny_model, "--run-dir", copied.run, "--out", copied.out)
     assert ran.status == 0, ran.stderr
     assert states() == before
@@ -599,6 +601,7 @@ def test_the_function_returns_the_same_table(
         max_tokens=12,
         gradient_dim=256,
         min_rollouts=ROLLOUTS,
+        max_rollouts=ROLLOUTS,
     )
     assert isinstance(table, pa.Table)
     names = ["question", *TAG_COLUMNS]
@@ -736,6 +739,7 @@ def test_options_override_the_config_file(small: Path, tiny_model: Path) -> None
     Path("mine.toml").write_text('verifier = "numeric"\nmin_rollouts = 3\nmax_tokens = 5\nk = 2\n')
     ran = run_curate(
         *("tag", dataset, "--model", tiny_model, "--config", "mine.toml", "--min-rollouts", "2"),
+        *("--max-rollouts", "2"),
     )
     assert ran.status == 0, ran.stderr
     config = tomllib.loads((small / "runs/sums-tiny-llama/config.toml").read_text())
