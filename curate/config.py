@@ -77,6 +77,12 @@ class TagConfig:
         "prompt is plain text and adds nothing to a conversation; '' adds nothing", "TEXT",
     )  # fmt: skip
 
+    target: str = _setting(
+        "", "dataset",
+        "items of the evaluation that you train for, in any form that DATASET has: each item gets "
+        "its similarity to them", "FILE", changes_result=False,
+    )  # fmt: skip
+
     engine: str = _setting(
         AUTO, "sampling", "what draws the rollouts", choices=("auto", "transformers")
     )

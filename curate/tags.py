@@ -25,8 +25,10 @@ class Trainability(StrEnum):
     """The evidence does not decide between the others."""
 
 
-def tag_schema(ks: Sequence[int]) -> pa.Schema:
-    """Columns that tagging adds to a dataset, in their order, `pass_at_K` for each K of `ks`.
+def tag_schema(ks: Sequence[int], *, target: bool = False) -> pa.Schema:
+    """Columns that tagging adds to a dataset, in their order.
+
+    `pass_at_K` for each K of `ks`; similarity to a target where there is one.
 
     All are nullable, because rejected rows stay in the dataset with nulls. Raises ValueError for a
     K below 1 or one named twice.
@@ -50,6 +52,7 @@ def tag_schema(ks: Sequence[int]) -> pa.Schema:
             ("gradient_similarity_low", pa.float64()),
             ("gradient_similarity_high", pa.float64()),
             ("gradient_reliability", pa.float64()),
+            *((f"target_similarity{end}", pa.float64()) for end in ("", "_low", "_high") if target),
             ("tag_reason", pa.string()),
             ("confirmed_trainability", pa.string()),
         ]

@@ -209,8 +209,8 @@ def gathered(run: RunFolder, row_of: Mapping[str, int], dim: int) -> Iterator[Ro
         path.unlink(missing_ok=True)
 
 
-def joined(run: RunFolder, row_of: Mapping[str, int]) -> RolloutFeatures:
-    """Open the features of a run whose shards are joined.
+def joined(run: Path, row_of: Mapping[str, int]) -> RolloutFeatures:
+    """Open the features of a run folder whose shards are joined.
 
     Raises:
         RunError: a file is missing or damaged.
@@ -279,7 +279,9 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
             table = _gather(run, row_of, dim, file)
         write_parquet(folder / "rollouts.parquet", table)
         # Written last: where it is, everything is joined and the shards may go.
-        write_parquet(folder / "index.parquet", _write_means(folder, joined(run, row_of), row_of))
+        write_parquet(
+            folder / "index.parquet", _write_means(folder, joined(run.path, row_of), row_of)
+        )
     _remove_shards(run)
     draws = read_parquet(folder / "rollouts.parquet", ["weight"])
     return {"rollouts_differentiated": draws.num_rows}

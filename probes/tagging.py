@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,7 @@ from probes.prediction import (
 from probes.rendering import render_items
 from probes.sampling import drawn_rollouts, sample_items
 from probes.similarity import Similarity, measure_similarity
+from probes.target import measure_target_similarity
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
 
@@ -91,18 +92,20 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     files = resolve_model(config.model)
     config = _with_paths(config, source, files)
-    schema = tag_schema(config.k)
+    target = open_source(config.target, split=config.split) if config.target else None
+    schema = tag_schema(config.k, target=target is not None)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
     identity: dict[str, dict[str, Any]] = {
         "dataset": {"fingerprint": source.fingerprint},
+        "target": {"fingerprint": target.fingerprint if target else None},
         "model": {
             "weight_hash": files.weight_hash,
             "dtype": str(choose_dtype(choose_device())).removeprefix("torch."),
         },
     }
     with open_run(Path(config.run_dir), config, identity) as run:
-        tagging = _Tagging(config, plan, source, files, run, schema)
+        tagging = _Tagging(config, plan, source, files, run, schema, target=target)
         tagging.all_stages()
         if config.profile:
             tagging.profile(started)
@@ -140,22 +143,31 @@ class _Tagging:
     files: ModelFiles
     run: RunFolder
     schema: pa.Schema
+    target: Source | None = None
+    training: _Tagging | None = None
+    """Where this run probes a target: the run that it is for, whose policy it uses."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
 
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
-        self._record_inputs()
-        self._stage("items", self._read_and_render)
-        if not self.run.is_done("plan"):
-            self._sample_in_rounds()
-        self._stage("pass_rates", self._pass_rates)
-        self._stage("gradients", self._gradients)
+        self._probe_items()
         self._stage("similarity", self._similarity)
         self._stage("tags", self._tags)
         # The tagged file is written every time: it may have been moved, or --out changed.
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
+
+    def _probe_items(self) -> None:
+        self._record_inputs()
+        self._stage("items", self._read_and_render)
+        if self.target:
+            # First, because what is wrong with it must show before much is spent.
+            self._stage("target", self._probe_target)
+        if not self.run.is_done("plan"):
+            self._sample_in_rounds()
+        self._stage("pass_rates", self._pass_rates)
+        self._stage("gradients", self._gradients)
 
     def profile(self, started: float) -> None:
         """Write and print where the time since `started` went."""
@@ -206,8 +218,11 @@ class _Tagging:
 
     @cached_property
     def _policy(self) -> Policy:
-        _say(f"loading {self.files.name}")
-        policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
+        if self.training:
+            policy = self.training._policy
+        else:
+            _say(f"loading {self.files.name}")
+            policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
         device = "CPU" if policy.device.type == "cpu" else f"GPU ({_gpu_name(policy)})"
         self.run.update(device=device)
         return policy
@@ -377,7 +392,7 @@ class _Tagging:
                 found.correct,
                 decided,
                 drawn=found.drawn,
-                ties=self._ties,
+                ties=_ties(self._row_of),
             )
             goes_on = extra > 0
             self._record("plan", entry, {"rounds": number, "items_this_time": len(extra)})
@@ -454,10 +469,62 @@ class _Tagging:
 
     def _similarity(self) -> dict[str, Any]:
         outcomes = _outcomes(self._evidence("pass_rates"))
-        found = self._measure(joined(self.run, self._row_of), outcomes)
+        found = self._measure(joined(self.run.path, self._row_of), outcomes)
         table = _similarity_table(self._items["item_id"], found)
+        if self.target:
+            table = self._with_target(table)
         write_parquet(self.run / "similarity.parquet", table)
         return {"items_this_time": table.num_rows}
+
+    def _with_target(self, table: pa.Table) -> pa.Table:
+        target_ids = read_parquet(self.run / "target" / "items.parquet", ["item_id"])["item_id"]
+        target_row_of = {item_id: row for row, item_id in enumerate(target_ids.to_pylist())}
+        found = measure_target_similarity(
+            joined(self.run.path, self._row_of),
+            joined(self.run / "target", target_row_of),
+            self._row_of,
+            target_row_of,
+            ties=_ties(target_row_of),
+            confidence=self._confidence,
+            scratch=self.run.path,
+        )
+        columns = {
+            "target_similarity": found.similarity,
+            "target_similarity_low": found.low,
+            "target_similarity_high": found.high,
+        }
+        for name, values in columns.items():
+            table = table.append_column(name, nullable(values))
+        return table
+
+    def _probe_target(self) -> dict[str, Any]:
+        """Probe the target as a run of its own, in the folder `target` of this one."""
+        assert self.target is not None
+        config, columns = self.config, self.target.columns
+        own = config.replace(
+            dataset=config.target,
+            target="",
+            out="",
+            run_dir=str(self.run / "target"),
+            limit=0,
+            prompt_field=config.prompt_field if config.prompt_field in columns else "",
+            answer_field=config.answer_field if config.answer_field in columns else "",
+            # Nobody asks whether a target item is easy, so there is no reason to go on or to stop.
+            max_rollouts=config.min_rollouts,
+            rollout_budget=0,
+        )
+        identity = {
+            "dataset": {"fingerprint": self.target.fingerprint},
+            "model": {n: self.run.manifest["model"][n] for n in ("weight_hash", "dtype")},
+        }
+        _say(f"target: {config.target}")
+        with open_run(self.run / "target", own, identity) as run:
+            probing = _Tagging(
+                own, _plan(own), self.target, self.files, run, self.schema, training=self
+            )
+            probing._probe_items()
+            counts = run.manifest["counts"]
+        return {"items": counts["items"], "rollouts_this_time": counts["rollouts_drawn"]}
 
     def _measure(self, features: RolloutFeatures, found: Outcomes) -> Similarity:
         is_easy = found.is_easy(self.config.tau)
@@ -471,16 +538,18 @@ class _Tagging:
             features.weights,
             is_easy,
             is_reference=firm if firm.sum() >= FEWEST_EASY_ITEMS else is_easy,
-            ties=self._ties,
-            # As for the pass rate: an interval is looked at after every round, and holds whatever
-            # made the item stop.
-            confidence=1 - (1 - self.plan.confidence) / len(self.plan.looks),
+            ties=_ties(self._row_of),
+            confidence=self._confidence,
         )
 
-    @cached_property
-    def _ties(self) -> NDArray[np.uint64]:
-        """A number for each item that depends on it alone: its id, which is a hash."""
-        return np.array([int(item_id, 16) for item_id in self._row_of], dtype=np.uint64)
+    @property
+    def _confidence(self) -> float:
+        """Of one interval of a similarity, so that those of all rounds hold at once.
+
+        As for the pass rate: an interval is looked at after every round, and must hold whatever
+        made the item stop.
+        """
+        return 1 - (1 - self.plan.confidence) / len(self.plan.looks)
 
     def _evidence(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return read_parquet(self.run / f"{name}.parquet", columns)
@@ -578,6 +647,11 @@ class _Tagging:
                     yield {"tag_reason": reason if not_probed else f"rejected: {reason}"}
                 else:
                     yield values
+
+
+def _ties(row_of: Mapping[str, int]) -> NDArray[np.uint64]:
+    """A number for each item that depends on it alone: its id, which is a hash."""
+    return np.array([int(item_id, 16) for item_id in row_of], dtype=np.uint64)
 
 
 def _outcomes(rates: pa.Table) -> Outcomes:
