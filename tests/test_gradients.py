@@ -57,11 +57,11 @@ def autograd_through_peft(
         LoraConfig(
             r=EXACT.rank,
             lora_alpha=EXACT.alpha,
-            target_modules=["q_proj", "v_proj"],
+            target_modules="all-linear",
             lora_dropout=0.0,
         ),
     )
-    taps = {tap.name: tap for tap in GradientProbe(policy, EXACT)._taps}
+    taps = GradientProbe(policy, EXACT)._taps
     b_matrices = []
     for name, module in adapted.get_base_model().named_modules():
         if hasattr(module, "lora_A"):
