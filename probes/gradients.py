@@ -38,6 +38,7 @@ from curate.errors import RunError, UsageError
 from probes.models import Policy
 from probes.transformers_engine import is_out_of_memory
 
+
 @dataclass(frozen=True)
 class Adapter:
     """What defines the projection of a gradient.
@@ -219,7 +220,9 @@ class _Tap:
             size = gradient.shape[1]
             signs = draws.integers(0, 2, size=size).astype(np.float32) * 2 - 1
             self._signs = torch.from_numpy(signs * scale).to(gradient.device)
-            self._offsets = draws.integers(0, self.adapter.dim, -(-size // self.adapter.dim)).tolist()
+            self._offsets = draws.integers(
+                0, self.adapter.dim, -(-size // self.adapter.dim)
+            ).tolist()
         sums.add(gradient.float(), self._signs, self._offsets)
 
 
