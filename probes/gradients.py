@@ -182,7 +182,7 @@ class _Batch:
 
 
 class _Tap:
-    """One module that the adapter sits on: its A, and its dL/dB of every row of a batch."""
+    """One module that the adapter sits on: its A, and its share in the projection."""
 
     def __init__(self, name: str, adapter: Adapter) -> None:
         self.name = name
@@ -190,7 +190,6 @@ class _Tap:
         self._a: torch.Tensor | None = None
         self._signs: torch.Tensor | None = None
         self._offsets: list[int] = []
-        self.down: torch.Tensor | None = None
 
     def lora_a(self, fan_in: int) -> torch.Tensor:
         """Return A, (rank, fan_in) float32: uniform as in PEFT (Kaiming with a = sqrt 5)."""
@@ -199,31 +198,32 @@ class _Tap:
         a = draws.uniform(-bound, bound, size=(self.adapter.rank, fan_in))
         return torch.from_numpy(a.astype(np.float32))
 
-    def forward(self, hidden: torch.Tensor) -> None:
-        """Take A h of every distinct prefix, (prefixes, fan_in)."""
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return A h of every distinct prefix, (prefixes, rank), in the layer's own precision."""
         if self._a is None:
             self._a = self.lora_a(hidden.shape[-1]).to(hidden)
-        self.down = torch.nn.functional.linear(hidden, self._a)
+        return torch.nn.functional.linear(hidden, self._a)
 
-    def backward(self, delta: torch.Tensor, batch: _Batch, sums: _Sums) -> None:
-        """Take dL/do, (rows, columns, fan_out), which is zero at padding."""
-        assert self.down is not None
-        down = self.down.index_select(0, batch.prefix_of).view(batch.rows, batch.columns, -1)
-        self.down = None
-        gradient = (delta.transpose(1, 2) @ down).flatten(1)
+    def backward(self, delta: torch.Tensor, down: torch.Tensor, batch: _Batch, sums: _Sums) -> None:
+        """Add dL/dB of every row to the sums.
+
+        Args:
+            delta: dL/do, (rows, columns, fan_out), zero at padding.
+            down: what `forward` returned.
+        """
+        down = down.index_select(0, batch.prefix_of).view(batch.rows, batch.columns, -1)
+        gradient = (delta.transpose(1, 2) @ down).flatten(1).float()
         scale = self.adapter.alpha / self.adapter.rank
         if self.adapter.dim is None:
-            sums.whole[self.name] = scale * gradient.float()
+            sums.add_whole(self.name, scale * gradient)
             return
         if self._signs is None:
             draws = _generator(self.adapter.seed, "sketch", self.name)
-            size = gradient.shape[1]
+            size, dim = gradient.shape[1], self.adapter.dim
             signs = draws.integers(0, 2, size=size).astype(np.float32) * 2 - 1
             self._signs = torch.from_numpy(signs * scale).to(gradient.device)
-            self._offsets = draws.integers(
-                0, self.adapter.dim, -(-size // self.adapter.dim)
-            ).tolist()
-        sums.add(gradient.float(), self._signs, self._offsets)
+            self._offsets = draws.integers(0, dim, size=-(-size // dim)).tolist()
+        sums.add(gradient, self._signs, self._offsets)
 
 
 class _Sums:
@@ -236,29 +236,39 @@ class _Sums:
     """
 
     def __init__(self, rows: int, dim: int | None, device: torch.device) -> None:
+        self.modules: set[str] = set()  # that took part in the forward pass
+        self._dim = dim
         # A stretch that starts at an offset ends beyond dim; the two halves are joined at the end.
         self._sums = torch.zeros(rows, 2 * (dim or 0), device=device)
-        self._dim = dim
-        self.whole: dict[str, torch.Tensor] = {}
+        self._whole: dict[str, torch.Tensor] = {}
 
     def add(self, gradient: torch.Tensor, signs: torch.Tensor, offsets: list[int]) -> None:
+        """Add the sketch of one module's gradient, (rows, coordinates)."""
         assert self._dim is not None
-        for stretch, sign, offset in zip(
-            gradient.split(self._dim, dim=1), signs.split(self._dim), offsets, strict=True
-        ):
-            self._sums[:, offset : offset + len(sign)].addcmul_(stretch, sign)
+        for stretch, offset in enumerate(offsets):
+            part = slice(stretch * self._dim, (stretch + 1) * self._dim)
+            sign = signs[part]
+            self._sums[:, offset : offset + len(sign)].addcmul_(gradient[:, part], sign)
 
-    def features(self, names: list[str]) -> np.ndarray:
+    def add_whole(self, name: str, gradient: torch.Tensor) -> None:
+        """Add to one module's gradient; a module that runs twice has the sum of both."""
+        self._whole[name] = self._whole[name] + gradient if name in self._whole else gradient
+
+    def features(self, names: Iterable[str]) -> np.ndarray:
+        """Return (rows, dim) float32, or every coordinate of the named modules in turn."""
         if self._dim is None:
-            return torch.cat([self.whole[name] for name in names], dim=1).cpu().numpy()
-        return (self._sums[:, : self._dim] + self._sums[:, self._dim :]).cpu().numpy()
+            features = torch.cat([self._whole[name] for name in names], dim=1)
+        else:
+            features = self._sums[:, : self._dim] + self._sums[:, self._dim :]
+        array: np.ndarray = features.cpu().numpy()
+        return array
 
 
 class _Linear(torch.autograd.Function):
     """A frozen linear layer, forward for distinct prefixes, backward for every row's tokens."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,
         anchor: torch.Tensor | None,
@@ -270,8 +280,7 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.matrix, ctx.batch, ctx.tap, ctx.sums = matrix, batch, tap, sums
         distinct = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.prefixes)
-        if tap is not None:
-            tap.forward(distinct)
+        ctx.down = tap.forward(distinct) if tap else None
         output = torch.nn.functional.linear(distinct, matrix, bias)
         return output.index_select(0, batch.prefix_of).view(*hidden.shape[:-1], -1)
 
@@ -281,7 +290,8 @@ class _Linear(torch.autograd.Function):
         batch = ctx.batch
         flat = delta.reshape(-1, delta.shape[-1])
         if ctx.tap is not None:
-            ctx.tap.backward(flat.view(batch.rows, batch.columns, -1), batch, ctx.sums)
+            rows = flat.view(batch.rows, batch.columns, -1)
+            ctx.tap.backward(rows, ctx.down, batch, ctx.sums)
         if not ctx.needs_input_grad[0]:
             return (None,) * 7
         back = flat.new_zeros(len(flat), ctx.matrix.shape[1])
@@ -363,12 +373,13 @@ class GradientProbe:
         sums = _Sums(batch.rows, self.adapter.dim, device)
         with torch.enable_grad(), self._layers_replaced(batch, sums):
             hidden, delta = self._loss(batch)
-            if any(tap.down is None for tap in self._taps.values()):
+            idle = [name for name in self._taps if name not in sums.modules]
+            if idle:
                 raise RunError(
-                    "a module named in --gradient-targets took no part in the forward pass"
+                    f"{idle[0]}, named in --gradient-targets, took no part in the forward pass"
                 )
             torch.autograd.backward(hidden, delta)
-        return sums.features(list(self._taps))
+        return sums.features(self._taps)
 
     def _loss(self, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the model forward; return the output head's input and the gradient of the loss to it.
@@ -404,20 +415,18 @@ class GradientProbe:
     @contextmanager
     def _layers_replaced(self, batch: _Batch, sums: _Sums) -> Iterator[None]:
         """Have the model's linear layers compute a shared prefix once and take the gradients."""
-        for tap in self._taps.values():
-            tap.down = None
-        own = {}
-        for name, module in self._layers.items():
-            own[name] = module.__dict__.get("forward")
-            module.forward = self._replacement(name, module, batch, sums)  # type: ignore[assignment]
+        # Another library may have put a forward of its own on a module.
+        own = {name: vars(module).get("forward") for name, module in self._layers.items()}
         try:
+            for name, module in self._layers.items():
+                vars(module)["forward"] = self._replacement(name, module, batch, sums)
             yield
         finally:
             for name, module in self._layers.items():
                 if own[name] is None:
-                    del module.forward
+                    vars(module).pop("forward", None)
                 else:
-                    module.forward = own[name]
+                    vars(module)["forward"] = own[name]
 
     def _replacement(
         self, name: str, module: torch.nn.Module, batch: _Batch, sums: _Sums
@@ -426,16 +435,21 @@ class GradientProbe:
         bias: Any = module.bias
         tap = self._taps.get(name)
         matrix = weight.T if isinstance(module, Conv1D) else weight
-        # The first module of the adapter has an input that needs no gradient.
+        # An input that needs no gradient itself: for the first layer of the adapter it makes the
+        # graph, and nothing is computed below that layer.
         anchor = torch.zeros((), requires_grad=True) if tap else None
-        own = module.forward
+        own: Callable[[torch.Tensor], torch.Tensor] = module.forward
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
             if hidden.numel() != batch.ids.numel() * hidden.shape[-1]:
                 if tap:
                     raise RunError(f"{name} does not see every token of a rollout once")
                 return own(hidden)
-            output: torch.Tensor = _Linear.apply(hidden, anchor, matrix, bias, batch, tap, sums)
+            if tap:
+                sums.modules.add(name)
+            output: torch.Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+                hidden, anchor, matrix, bias, batch, tap, sums
+            )
             return output
 
         return forward
