@@ -1,11 +1,15 @@
 """Features are the policy's own gradients: against PEFT, and whatever the batch."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from curate.errors import UsageError
+from curate.errors import RunError, UsageError
 from probes.gradients import Adapter, GradientProbe, TokenizedRollout, target_modules
 from probes.models import Policy, load_policy, resolve_model
 
@@ -57,11 +61,11 @@ def autograd_through_peft(
         LoraConfig(
             r=EXACT.rank,
             lora_alpha=EXACT.alpha,
-            target_modules=["q_proj", "v_proj"],
+            target_modules="all-linear",
             lora_dropout=0.0,
         ),
     )
-    taps = {tap.name: tap for tap in GradientProbe(policy, EXACT)._taps}
+    taps = GradientProbe(policy, EXACT)._taps
     b_matrices = []
     for name, module in adapted.get_base_model().named_modules():
         if hasattr(module, "lora_A"):
@@ -110,6 +114,50 @@ def test_order_does_not_matter(tiny_policy: Policy) -> None:
     assert_same(shuffled, features_of(tiny_policy, rollouts)[order])
 
 
+def shared_prefixes(seed: int = 0) -> list[TokenizedRollout]:
+    """Items whose prompts start alike, each with completions that start alike."""
+    draws = np.random.default_rng(seed)
+    template = draws.integers(3, 18, size=6).tolist()
+    rollouts = []
+    for length in (0, 3, 3, 11, 20):
+        prompt = template + draws.integers(3, 18, size=length).tolist()
+        start = draws.integers(3, 18, size=4).tolist()
+        for longer in (1, 2, 5, 5, 16):
+            completion = start[: longer - 1] + draws.integers(3, 18, size=longer).tolist()
+            rollouts.append(TokenizedRollout(prompt, [*completion, 1]))
+        # Cut at the token limit: the start of another completion and of nothing else.
+        rollouts.append(TokenizedRollout(prompt, rollouts[-1].completion_token_ids[:4]))
+    rollouts.append(TokenizedRollout(template, rollouts[3].completion_token_ids))
+    return [rollouts[i] for i in draws.permutation(len(rollouts))]
+
+
+@pytest.mark.parametrize("batch_tokens", [90, 400, 100_000])
+def test_shared_prefixes_change_nothing(tiny_policy: Policy, batch_tokens: int) -> None:
+    rollouts = shared_prefixes()
+    for adapter in (EXACT, Adapter(dim=512)):
+        alone = np.concatenate([features_of(tiny_policy, [one], adapter) for one in rollouts])
+        together = features_of(tiny_policy, rollouts, adapter, batch_tokens)
+        assert_same(together, alone, relative=1e-5)
+
+
+def test_shared_prefixes_agree_with_plain_autograd(tiny_policy: Policy, tiny_model: object) -> None:
+    rollouts = shared_prefixes()
+    theirs = autograd_through_peft(tiny_policy, rollouts, str(tiny_model))
+    assert_same(features_of(tiny_policy, rollouts), theirs, relative=1e-3)
+
+
+def test_bfloat16_keeps_the_directions(tiny_policy: Policy, tiny_model: object) -> None:
+    half = load_policy(
+        resolve_model(str(tiny_model)), device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+    rollouts = shared_prefixes()
+    first, second = (features_of(policy, rollouts, Adapter()) for policy in (half, tiny_policy))
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
+    # Of a feature with itself in float32, and of every two features.
+    assert np.einsum("rd,rd->r", *unit).min() > 0.99
+    assert np.abs(unit[0] @ unit[0].T - unit[1] @ unit[1].T).max() < 0.03
+
+
 def test_a_different_completion_gives_a_different_gradient(tiny_policy: Policy) -> None:
     first, second = features_of(
         tiny_policy, [TokenizedRollout([5, 6], [7, 1]), TokenizedRollout([5, 6], [8, 1])]
@@ -139,7 +187,94 @@ def test_the_policy_is_left_as_it_was(tiny_policy: Policy) -> None:
     features_of(tiny_policy, rollouts_of(4))
     for name, parameter in tiny_policy.model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None
-    assert not any(module._forward_hooks for module in tiny_policy.model.modules())
+    for module in tiny_policy.model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+
+
+def test_every_linear_layer_of_the_blocks_by_default(tiny_policy: Policy) -> None:
+    leaves = [name.rpartition(".")[2] for name in target_modules(tiny_policy.model, ("auto",))]
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert leaves == 2 * [*attention, "gate_proj", "up_proj", "down_proj"]
+
+
+def gpt2_policy(tiny_policy: Policy) -> Policy:
+    """A model with transposed weights, tied embeddings and one projection for q, k and v."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=18, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2
+    )
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    return dataclasses.replace(tiny_policy, model=model)
+
+
+def test_transposed_weights(tiny_policy: Policy) -> None:
+    policy = gpt2_policy(tiny_policy)
+    targets = target_modules(policy.model, ("auto",))
+    assert {name.rpartition(".")[2] for name in targets} == {"c_attn", "c_proj", "c_fc"}
+    assert len(targets) == 8
+    rollouts = shared_prefixes()
+    together = features_of(policy, rollouts)
+    alone = np.concatenate([features_of(policy, [one]) for one in rollouts])
+    assert_same(together, alone, relative=1e-5)
+    # B of the last block's output projection by finite differences of the loss.
+    name, module = list(targets.items())[-1]
+    tap = GradientProbe(policy, EXACT)._taps[name]
+    a = tap.lora_a(module.weight.shape[0]).double()
+    step = torch.zeros(32, EXACT.rank, dtype=torch.float64)
+    step[5, 3] = 1e-3
+    model = policy.model.double()
+    losses = []
+    for sign in (1, -1):
+        change = sign * EXACT.alpha / EXACT.rank * (step @ a).T
+        with torch.no_grad():
+            module.weight += change
+            losses.append(mean_loss(model, rollouts[0]))
+            module.weight -= change
+    expected = (losses[0] - losses[1]) / 2e-3
+    own = together[0][-32 * EXACT.rank :].reshape(32, EXACT.rank)[5, 3]
+    assert own == pytest.approx(expected, rel=1e-3)
+
+
+def mean_loss(model: torch.nn.Module, rollout: TokenizedRollout) -> float:
+    tokens = torch.tensor([[*rollout.prompt_token_ids, *rollout.completion_token_ids]])
+    labels = tokens.clone()
+    labels[0, : len(rollout.prompt_token_ids)] = -100
+    logits = model(input_ids=tokens).logits
+    return torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:]).item()
+
+
+def test_a_module_without_part_in_the_pass(tiny_policy: Policy) -> None:
+    model = copy.deepcopy(tiny_policy.model)
+    model.unused = torch.nn.Linear(4, 4)
+    policy = dataclasses.replace(tiny_policy, model=model)
+    with pytest.raises(RunError, match=r"unused.* took no part"):
+        features_of(policy, rollouts_of(2), Adapter(dim=64, targets=("q_proj", "unused")))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_layer_that_runs_twice_has_both_gradients(
+    tiny_policy: Policy, tiny_model: object
+) -> None:
+    model = copy.deepcopy(tiny_policy.model)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    policy = dataclasses.replace(tiny_policy, model=model)
+    rollouts = shared_prefixes()
+    (features,) = features_of(policy, rollouts[:1], Adapter(dim=None, targets=("down_proj",)))
+    weight = model.model.layers[0].mlp.down_proj.weight
+    weight.requires_grad_()
+    loss = model(
+        input_ids=torch.tensor([[*rollouts[0].prompt_token_ids, *rollouts[0].completion_token_ids]])
+    ).logits[0]
+    prompt = len(rollouts[0].prompt_token_ids)
+    torch.nn.functional.cross_entropy(
+        loss[prompt - 1 : -1], torch.tensor(rollouts[0].completion_token_ids)
+    ).backward()
+    tap = GradientProbe(policy, Adapter(targets=("down_proj",)))._taps[
+        "model.layers.0.mlp.down_proj"
+    ]
+    expected = EXACT.alpha / EXACT.rank * weight.grad @ tap.lora_a(weight.shape[1]).T
+    assert_same(features[None], expected.numpy().reshape(1, -1))
 
 
 def test_targets_by_name(tiny_policy: Policy) -> None:
@@ -171,3 +306,16 @@ def test_out_of_memory_halves_the_batch(
     rollouts = rollouts_of(10)
     done = [i for positions, _ in probe.gradients(rollouts) for i in positions]
     assert sorted(done) == list(range(10)) and max(sizes) > 3
+
+
+def test_one_rollout_that_does_not_fit(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = GradientProbe(tiny_policy, EXACT)
+
+    def never(rollouts: list[TokenizedRollout]) -> np.ndarray:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(probe, "_pass", never)
+    with pytest.raises(RunError, match="out of memory on the gradient of one rollout"):
+        list(probe.gradients(rollouts_of(10)))
