@@ -507,9 +507,9 @@ def real_rollouts(run: Path, dataset: Path, model: str, lucky: Sequence[str]) ->
 
 def keep_last_layers(probe: GradientProbe) -> None:
     """Leave a probe the taps of the last third of the layers."""
-    layers = [int(next(p for p in tap.name.split(".") if p.isdigit())) for tap in probe._taps]
-    first = 2 * (max(layers) + 1) // 3
-    probe._taps = [tap for tap, layer in zip(probe._taps, layers, strict=True) if layer >= first]
+    layer_of = {n: int(next(p for p in n.split(".") if p.isdigit())) for n in probe._taps}
+    first = 2 * (max(layer_of.values()) + 1) // 3
+    probe._taps = {name: tap for name, tap in probe._taps.items() if layer_of[name] >= first}
 
 
 def main() -> None:

@@ -128,12 +128,12 @@ class TagConfig:
     gradient_rank: int = _setting(16, "tagging", "rank of the LoRA adapter", "R")
     gradient_alpha: float = _setting(32.0, "tagging", "alpha of the LoRA adapter", "A")
     gradient_targets: tuple[str, ...] = _setting(
-        ("auto",), "tagging", "modules to differentiate, by name (auto: query and value)", "NAME"
+        ("auto",), "tagging", "modules to differentiate, by name (auto: all linear layers)", "NAME"
     )
     similarity_threshold: str = _setting(
         AUTO, "tagging",
-        "below this gradient similarity a hard item is unlearnable (auto: half the median of the "
-        "easy items)", "X",
+        "below this gradient similarity a hard item is unlearnable (auto: a third of the median "
+        "of the easy items)", "X",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
