@@ -523,7 +523,7 @@ def _evaluated(node: ast.expr) -> tuple[Fraction, Fraction] | None:
                     case ast.Sub():
                         return a[0] - b[0], a[1] + b[1]
                     case ast.Mult():
-                        return a[0] * b[0], max(a[1], 1) * max(b[1], 1)
+                        return a[0] * b[0], (a[1] + 1) * (b[1] + 1)
     return None
 
 
