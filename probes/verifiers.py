@@ -512,9 +512,13 @@ def _evaluated(node: ast.expr) -> tuple[Fraction, Fraction] | None:
             return Fraction(number), Fraction(number)
         case ast.UnaryOp(op=ast.USub(), operand=operand) if inner := _evaluated(operand):
             return -inner[0], inner[1]
-        case ast.BinOp(left=left, op=ast.Div(), right=ast.Constant(value=int() as divisor)):
-            if divisor and (a := _evaluated(left)):
-                return a[0] / divisor, a[1]
+        # By a number only: the error of a difference, divided by, has no bound.
+        case ast.BinOp(
+            left=left, op=ast.Div(), right=ast.Constant(value=int() | float() as number)
+        ):
+            if number and (a := _evaluated(left)):
+                divisor = Fraction(number)
+                return a[0] / divisor, max(a[1], a[1] / divisor)
         case ast.BinOp(left=left, op=operator, right=right):
             if (a := _evaluated(left)) and (b := _evaluated(right)):
                 match operator:
@@ -605,19 +609,25 @@ def _judge_plain(text: str, gold: str) -> Verdict | None:
     first = ""
     for found, is_number in _plain_finds(text):
         first = first or found
+        if _compared(found, gold) is False:
+            break
         try:
-            if _value(found) is None:
-                return None
+            known = _value(found) is not None
         except SyntaxError:
             if is_number:
                 return None
             continue
-        if _compared(found, gold) is not False:
-            return _judged(True, first) if _same_answer(first, gold) else None
-        break
+        return _judged(True, first) if known and _same_answer(first, gold) else None
     if not first:
         return _NO_ANSWER
     return _judged(_same_answer(first, gold), first)
+
+
+@lru_cache(maxsize=4096)
+def _gold_kind(gold: str) -> tuple[bool, bool]:
+    """Whether a gold is compared as text, and whether it can be compared at all."""
+    as_text = bool(_as_words(gold) or _as_clock(gold))
+    return as_text, as_text or bool(_as_numeral(_bare(gold)) or _gold_expressions(gold))
 
 
 def judge_math(completion: str, gold: str) -> Verdict:
@@ -628,8 +638,8 @@ def judge_math(completion: str, gold: str) -> Verdict:
     words what follows "answer" on the last line. The gold is the bare answer, with or without
     dollars or a box. A gold that holds nothing to compare gives None, verdict "error".
     """
-    as_text = bool(_as_words(gold) or _as_clock(gold))
-    if not (as_text or _as_numeral(_bare(gold)) or _gold_expressions(gold)):
+    as_text, comparable = _gold_kind(gold)
+    if not comparable:
         return _unjudged("finds no answer in the gold that it can compare")
     found = _given(completion)
     if found is None and as_text:
