@@ -56,9 +56,8 @@ class _ProcessorTime:
         signal.setitimer(signal.ITIMER_PROF, self.seconds, 0.5)
 
     def __exit__(self, *_: object) -> None:
+        # The timers stay: they stand still while the process waits, and the next block sets them.
         self.running = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

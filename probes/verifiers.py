@@ -21,13 +21,15 @@ accept a wrong answer or pass over a right one:
 Every regular expression of this module takes time linear in its text; math-verify's do not.
 """
 
+import ast
 import difflib
 import importlib
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -397,7 +399,7 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any], Any, Any]:
     return parse, verify, latex, ExprExtractionConfig()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _expressions(text: str) -> tuple[Any, ...]:
     """What math-verify reads in an answer that stands alone; empty where it reads nothing."""
     parse, _, latex, _ = _math_verify()
@@ -406,7 +408,37 @@ def _expressions(text: str) -> tuple[Any, ...]:
 
 
 def _verify(gold: tuple[Any, ...], found: tuple[Any, ...]) -> bool:
+    if (
+        len(gold) == len(found) == 1
+        and _is_rational(gold[0])
+        and _is_no_constant(found[0], gold[0])
+    ):
+        return False  # as math-verify says, after up to some seconds of `simplify`
     return bool(found) and bool(_math_verify()[1](list(gold), list(found), timeout_seconds=None))
+
+
+def _is_rational(expression: Any) -> bool:
+    from sympy import Rational
+
+    return isinstance(expression, Rational)
+
+
+def _is_no_constant(expression: Any, gold: Any) -> bool:
+    """Whether it is a letter times what does not depend on it, as math-verify reads most words.
+
+    So it has no fixed value, unless it is 0 throughout.
+    """
+    from sympy import E, Mul, Rational, Symbol
+
+    if not isinstance(expression, Mul):
+        return False
+    others = [factor for factor in expression.args if not isinstance(factor, Symbol)]
+    if gold == 0 and not all(f == E or (isinstance(f, Rational) and f != 0) for f in others):
+        return False
+    return any(
+        isinstance(letter, Symbol) and not any(other.has(letter) for other in others)
+        for letter in expression.args
+    )
 
 
 def _always_equal(expression: Any) -> bool:
@@ -448,7 +480,154 @@ def _same_answer(found: str, gold: str) -> bool:
     (found_value, found_unit), (_, gold_unit) = _split_unit(found), _split_unit(gold)
     if None not in (found_unit, gold_unit) and found_unit != gold_unit:
         return False
-    return _verify(_gold_expressions(gold), _expressions(found_value))
+    compared = _compared(found_value.replace("×", "*").replace("÷", "/"), gold)
+    if compared is None:
+        return _verify(_gold_expressions(gold), _expressions(found_value))
+    return compared
+
+
+# --- math, without SymPy ----------------------------------------------------------------------
+#
+# Most completions of simple problems end in a number or in arithmetic, which SymPy takes a
+# millisecond to read and to find unequal. What follows knows what math-verify would say.
+
+_ARITHMETIC = re.compile(r"[0-9.+\-*/^()×÷\s]{1,80}")
+
+
+def _value(text: str) -> tuple[Fraction, Fraction] | None:
+    """The value of + - * / arithmetic, and the largest number it can pass through.
+
+    None for other text. Raises SyntaxError for what is written in the same characters and is no
+    Python, so that SymPy, which leaves the parsing to Python, cannot read it either.
+    """
+    if not _ARITHMETIC.fullmatch(text):
+        return None
+    source = " ".join(text.replace("^", "**").split())
+    return _evaluated(ast.parse(source, mode="eval").body)
+
+
+def _evaluated(node: ast.expr) -> tuple[Fraction, Fraction] | None:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return Fraction(number), Fraction(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand) if inner := _evaluated(operand):
+            return -inner[0], inner[1]
+        # By a number only: the error of a difference, divided by, has no bound.
+        case ast.BinOp(
+            left=left, op=ast.Div(), right=ast.Constant(value=int() | float() as number)
+        ):
+            if number and (a := _evaluated(left)):
+                divisor = Fraction(number)
+                return a[0] / divisor, max(a[1], a[1] / divisor)
+        case ast.BinOp(left=left, op=operator, right=right):
+            if (a := _evaluated(left)) and (b := _evaluated(right)):
+                match operator:
+                    case ast.Add():
+                        return a[0] + b[0], a[1] + b[1]
+                    case ast.Sub():
+                        return a[0] - b[0], a[1] + b[1]
+                    case ast.Mult():
+                        return a[0] * b[0], (a[1] + 1) * (b[1] + 1)
+    return None
+
+
+@lru_cache(maxsize=16384)
+def _compared(text: str, gold: str) -> bool | None:
+    """What math-verify says of arithmetic and a rational gold; None where only SymPy can tell.
+
+    It compares rational numbers exactly, and decimals by six places, in floating point with an
+    error of some 1e-16 of the largest number in play: the margin is far beyond both. The text may
+    have lost a percent sign.
+    """
+    try:
+        value = _value(text)
+    except SyntaxError:
+        return None
+    wanted = _gold_expressions(gold)
+    if value is None or len(wanted) != 1 or not _is_rational(wanted[0]):
+        return None
+    exact = Fraction(int(wanted[0].p), int(wanted[0].q))
+    if value[0] == exact and "." not in text:
+        return True
+    margin = Fraction(1, 10**5) + max(abs(exact), value[1]) / 10**9
+    far = abs(value[0] - exact) > margin and abs(value[0] / 100 - exact) > margin
+    return False if far else None
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> tuple[list[re.Pattern[str]], list[list[re.Pattern[str]]]]:
+    """math-verify's patterns: those that every LaTeX it finds matches, and those of plain text.
+
+    Those of plain text are in the groups that it tries in turn.
+    """
+    from math_verify.parser import lazy_expr_regex, lazy_latex_regex
+
+    _, _, latex, plain = _math_verify()
+    groups: dict[int, list[re.Pattern[str]]] = {}
+    for pattern, priority in lazy_expr_regex(plain):
+        groups.setdefault(priority, []).append(pattern)
+    return (
+        [pattern for pattern, _ in lazy_latex_regex(latex) if "answer" not in pattern.pattern],
+        [groups[priority] for priority in sorted(groups)],
+    )
+
+
+def _holds_latex(text: str) -> bool:
+    return any(sign in text for sign in "$\\[") and any(
+        pattern.search(text) for pattern in _patterns()[0]
+    )
+
+
+def _plain_finds(text: str) -> Iterator[tuple[str, bool]]:
+    """What math-verify finds in a text without LaTeX, in its order, and whether it is a number."""
+    has_answer = "answer" in text.casefold()
+    for patterns in _patterns()[1]:
+        matches = [
+            match
+            for pattern in patterns
+            if has_answer or "answer" not in pattern.pattern
+            for match in pattern.finditer(text)
+        ]
+        for match in sorted(matches, key=lambda found: (found.end(), -found.start()), reverse=True):
+            groups = match.groupdict()
+            integer, decimal = (
+                next((part for name, part in groups.items() if part and name.startswith(kind)), "")
+                for kind in ("integer", "decimal")
+            )
+            if integer or decimal:
+                integer = integer.replace(",", "").replace(" ", "").lstrip("0") or "0"
+                yield integer + decimal.replace(",", "."), True
+            else:
+                yield groups.get("expr") or "", False
+
+
+def _judge_plain(text: str, gold: str) -> Verdict | None:
+    """The verdict on a text without LaTeX; None where only SymPy can tell.
+
+    math-verify's answer is the text that it found first, and the value of the first that it read.
+    """
+    first = ""
+    for found, is_number in _plain_finds(text):
+        first = first or found
+        if _compared(found, gold) is False:
+            break
+        try:
+            known = _value(found) is not None
+        except SyntaxError:
+            if is_number:
+                return None
+            continue
+        return _judged(True, first) if known and _same_answer(first, gold) else None
+    if not first:
+        return _NO_ANSWER
+    return _judged(_same_answer(first, gold), first)
+
+
+@lru_cache(maxsize=4096)
+def _gold_kind(gold: str) -> tuple[bool, bool]:
+    """Whether a gold is compared as text, and whether it can be compared at all."""
+    as_text = bool(_as_words(gold) or _as_clock(gold))
+    return as_text, as_text or bool(_as_numeral(_bare(gold)) or _gold_expressions(gold))
 
 
 def judge_math(completion: str, gold: str) -> Verdict:
@@ -459,8 +638,8 @@ def judge_math(completion: str, gold: str) -> Verdict:
     words what follows "answer" on the last line. The gold is the bare answer, with or without
     dollars or a box. A gold that holds nothing to compare gives None, verdict "error".
     """
-    as_text = bool(_as_words(gold) or _as_clock(gold))
-    if not (as_text or _as_numeral(_bare(gold)) or _gold_expressions(gold)):
+    as_text, comparable = _gold_kind(gold)
+    if not comparable:
         return _unjudged("finds no answer in the gold that it can compare")
     found = _given(completion)
     if found is None and as_text:
@@ -471,6 +650,8 @@ def judge_math(completion: str, gold: str) -> Verdict:
     tail = completion[-TAIL_CHARACTERS:]
     if len(completion) > TAIL_CHARACTERS:  # not to begin within a number
         tail = tail.split(maxsplit=1)[-1] if len(tail.split(maxsplit=1)) > 1 else ""
+    if not _holds_latex(tail) and (verdict := _judge_plain(tail, gold)):
+        return verdict
     parse, _, latex, expr = _math_verify()
     read = parse(tail, [latex, expr], parsing_timeout=None)
     if not read:
