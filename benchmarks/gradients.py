@@ -247,6 +247,7 @@ def main() -> int:
         for _ in range(options.repeats):
             for name, measure in rows.items():
                 times[name].append(measure())
+                print(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr, flush=True)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     # Of the ratio in each turn, so that a load that comes and goes falls on both alike.
     ratios = {
