@@ -48,7 +48,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -204,8 +204,11 @@ class Setting:
 
     def directions(self, item: int) -> Floats:
         """Unit mean gradients of the references other than the item, (references, dim)."""
-        others = self.references[self.references != item]
-        return unit(np.array([self.gradients[j].mean(axis=0) for j in others]))
+        return self._means[self.references != item]
+
+    @cached_property
+    def _means(self) -> Floats:
+        return unit(np.array([self.gradients[j].mean(axis=0) for j in self.references]))
 
     def estimate(self, estimator: Estimator, item: int, draws: Floats) -> float:
         """The item's similarity from some draws."""
