@@ -7,6 +7,7 @@ compared with. Labels: easy (c/n ≥ 0.1), hard with positives, no positive.
     python benchmarks/sampling_plan.py                the rules against each other
     python benchmarks/sampling_plan.py --sensitivity  other pass-rate distributions
     python benchmarks/sampling_plan.py --intervals    the interval against its alternatives, exactly
+    python benchmarks/sampling_plan.py --run RUN      the plan replayed on real rollouts
 
 Table 1 gives shares of the hard items only. Assumed here, and varied by --sensitivity:
 
@@ -34,9 +35,17 @@ rule on these rounds can keep more than 95.1, 94.0 and 93.0 %. So the target is 
 reach unless nine items in ten are easy; 99 % of the labels take about a fifth of the rollouts.
 Another 1,024 rollouts of the same items agree with the first on 95 to 96 % of the labels.
 
+--run takes a run folder in which every item has the same number N of judged rollouts, and replays
+the plan (min 32, max N) on their rewards at several budgets, against the labels of all N and a
+fixed n at the same spend: once in the order in which they were drawn, then in `--orders` random
+orders of each item's rollouts, over which ± is the standard deviation. `within` is the share of the
+items whose interval holds c_N/N, and `bias` the mean over the items of the pass rate less c_N/N.
+c_N/N stands in for the true pass rate, and shares rollouts with what is compared with it: the fewer
+were saved, the less the two can say.
+
 Exit status 1 when the plan breaks its promises (coverage below 94 % or bias above 0.005 in a bin
-of the true pass rate, beyond three standard errors; budget passed). The target of 99 % of the
-labels for 10 % of the rollouts is reported, met or missed.
+of the true pass rate, with --run over all items, beyond three standard errors; budget passed). The
+target of 99 % of the labels for 10 % of the rollouts is reported, met or missed.
 """
 
 from __future__ import annotations
@@ -44,8 +53,11 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta, binom
@@ -65,6 +77,7 @@ Counts = NDArray[np.int64]
 
 ITEMS = 10_000
 TARGET, SHARE = 0.99, 0.10
+REPLAY_SHARES = (0.1, 0.2, 0.4)
 # Shares of the hard items in Table 1: unlearnable, learnable, no positive.
 TABLE_1 = {
     "Qwen2.5-0.5B / MATH-Easy": (0.302, 0.256, 0.235),
@@ -416,6 +429,65 @@ def _reach(looks: tuple[int, ...], shares: list[Floats]) -> Floats:
     return np.asarray(np.divide(pmf_half, whole, out=np.zeros_like(whole), where=whole > 0))
 
 
+def read_rewards(run: Path) -> Counts:
+    """Rewards of a run, (items, N), in the order in which they were drawn."""
+    columns = ["item_id", "sample", "reward"]
+    files = sorted((run / "rollouts").glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    table = table.sort_by([("item_id", "ascending"), ("sample", "ascending")])
+    _, counts = np.unique(table["item_id"].to_numpy(), return_counts=True)
+    if table["reward"].null_count or len(set(counts.tolist())) > 1:
+        raise SystemExit(f"{run}: not every item has the same number of judged rollouts")
+    return np.asarray(table["reward"].to_numpy().astype(np.int64).reshape(len(counts), -1))
+
+
+def replay(run: Path, orders: int, seed: int) -> list[str]:
+    """Print the plan against a fixed n on the rollouts of a run; return broken promises."""
+    rewards, rng = read_rewards(run), np.random.default_rng(seed)
+    items, most = rewards.shape
+    whole = rewards.sum(axis=1)
+    truth, proxy = label(np.full(items, most), whole), whole / most
+    shares = ", ".join(f"{np.sum(truth == k)} {w}" for k, w in
+                       enumerate(("no positive", "hard with positives", "easy")))  # fmt: skip
+    print(f"{run}: {items} items × {most} rollouts; by all of them {shares}\n")
+    print(f"{'budget':>7}  {'rule':8s}{'rollouts':>9}{'labels':>8}{'over orders':>15}"
+          f"{'within':>8}{'bias':>17}")  # fmt: skip
+    shuffled = [rewards, *(rng.permuted(rewards, axis=1) for _ in range(orders))]
+    broken = []
+    for share in (*REPLAY_SHARES, None):
+        budget = None if share is None else int(share * items * most)
+        plan = Plan(max_rollouts=most, rollout_budget=budget)
+        looks = np.array(plan.looks)
+        found: dict[str, list[tuple[float, ...]]] = {"plan": [], "fixed n": []}
+        for order in shuffled:
+            counts = order.cumsum(axis=1)
+            mine, _ = run_plan(plan, counts[:, looks - 1], np.arange(items) / items)
+            if budget is not None and mine.n.sum() > budget:
+                broken.append(f"budget of {budget} passed: {mine.n.sum()}")
+            n = int(mine.n.mean())
+            n_each, c = np.full(items, n), counts[:, n - 1]
+            fixed = Outcome(n_each, c, c / n, *pass_rate_interval(c, n_each))
+            for rule, outcome in (("plan", mine), ("fixed n", fixed)):
+                kept = float((label(outcome.n, outcome.c) == truth).mean())
+                within = float(((outcome.low <= proxy) & (proxy <= outcome.high)).mean())
+                bias = float((outcome.rate - proxy).mean())
+                found[rule].append((float(outcome.n.mean()) / most, kept, within, bias))
+        for rule, results in found.items():
+            first, rest = results[0], np.array(results[1:])
+            spent, kept, within, bias = rest.mean(axis=0)
+            errors = rest.std(axis=0, ddof=1)
+            print(f"{'none' if share is None else f'{share:.0%}':>7}  {rule:8s}{spent:9.1%}"
+                  f"{first[1]:8.1%}{kept:8.1%} ± {errors[1]:4.1%}{within:8.1%}"
+                  f"{bias:+9.4f} ± {errors[3]:.4f}")  # fmt: skip
+            if rule == "plan":
+                of_mean = 3 * errors / np.sqrt(orders)
+                if within + of_mean[2] < 0.94:
+                    broken.append(f"coverage {within:.3f} at a budget of {budget}")
+                if abs(bias) - of_mean[3] > 0.005:
+                    broken.append(f"bias {bias:+.4f} at a budget of {budget}")
+    return broken
+
+
 def main() -> int:
     """Run what the command line asks for; 1 when a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -423,6 +495,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sensitivity", action="store_true")
     parser.add_argument("--intervals", action="store_true")
+    parser.add_argument("--run", type=Path, help="a run folder, read only")
+    parser.add_argument("--orders", type=int, default=50, help="random orders, at least 2")
     arguments = parser.parse_args()
     if arguments.intervals:
         compare_intervals()
@@ -431,9 +505,12 @@ def main() -> int:
         sensitivity(arguments.repeats, arguments.seed)
         return 0
     broken = []
-    for name in TABLE_1:
-        broken += compare_rules(name, World(), arguments.repeats, arguments.seed)[0]
-    print("\n* the worst over 20 bins of the true pass rate")
+    if arguments.run:
+        broken = replay(arguments.run, arguments.orders, arguments.seed)
+    else:
+        for name in TABLE_1:
+            broken += compare_rules(name, World(), arguments.repeats, arguments.seed)[0]
+        print("\n* the worst over 20 bins of the true pass rate")
     for text in broken:
         print(f"broken promise: {text}", file=sys.stderr)
     return 1 if broken else 0

@@ -64,6 +64,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import digamma, polygamma
 from scipy.stats import t as student_t
 
@@ -291,9 +292,29 @@ class _Block:
     directions: Singles
     """(rows, dim): u_r."""
 
-    def sums(self, values: Singles) -> Singles:
-        """Sum over each item's rows: (rows, …) to (items of the block, …)."""
-        return np.asarray(np.add.reduceat(values, self.starts, axis=0))
+    @property
+    def draws(self) -> Floats:
+        """(items of the block,): k_i."""
+        return np.asarray(np.add.reduceat(self.weights, self.starts, dtype=np.float64))
+
+    def sums(self, values: Singles, weights: Singles) -> Singles:
+        """Weighted sum over each item's rows: (rows, columns) to (items of the block, columns)."""
+        rows = np.arange(len(weights))
+        ends = np.append(self.starts, len(weights))
+        return np.asarray(csr_array((weights, rows, ends)) @ values)
+
+    def means(self) -> Singles:
+        """m_i of the block's items, (items of the block, dim)."""
+        means = self.sums(self.directions, self.weights)
+        means /= self.draws[:, None].astype(np.float32)
+        return means
+
+    def places_in(self, references: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Which items of the block are references, and where they stand in `references`."""
+        _, own, places = np.intersect1d(
+            self.items, references, assume_unique=True, return_indices=True
+        )
+        return own, places
 
     @property
     def owner(self) -> NDArray[np.intp]:
@@ -351,11 +372,10 @@ class _Summary:
     def add(self, block: _Block, is_easy: NDArray[np.bool_]) -> None:
         """Take in the rows of one block."""
         items = block.items
-        draws = block.sums(block.weights).astype(np.float64)
-        means = _means(block)
-        squares = block.sums((block.weights * block.norms**2).astype(np.float64)) / draws
-        raw = (block.weights * block.norms.astype(np.float32))[:, None] * block.directions
-        raw_squares = np.einsum("id,id->i", *2 * (block.sums(raw),), dtype=np.float64) / draws**2
+        draws, means = block.draws, block.means()
+        squares = np.add.reduceat(block.weights * block.norms**2, block.starts) / draws
+        raw = block.sums(block.directions, block.weights * block.norms.astype(np.float32))
+        raw_squares = np.einsum("id,id->i", raw, raw, dtype=np.float64) / draws**2
         self.rollouts_used[items] = draws
         self.mean_squared_norm[items] = squares
         self.reliability[items] = _reliability(draws, raw_squares, squares)
@@ -363,11 +383,9 @@ class _Summary:
             members = is_easy[items] == bool(group)
             self.sums[group] += means[members].sum(axis=0, dtype=np.float64)
             self.counts[group] += members.sum()
-        place = np.searchsorted(self.references, items)
-        known = np.flatnonzero(place < len(self.references))
-        known = known[self.references[place[known]] == items[known]]
-        for directions, half in zip(self.directions, _halves(means[known]), strict=True):
-            directions[place[known]] = _unit(half)
+        own, places = block.places_in(self.references)
+        for directions, half in zip(self.directions, _halves(means[own]), strict=True):
+            directions[places] = half / np.maximum(_lengths(half), 1e-30)[:, None]
 
 
 class _Measured:
@@ -389,25 +407,33 @@ class _Measured:
         if not len(references):
             return
         owner = block.owner
-        own = block.items[owner][:, None] == references
+        own, places = block.places_in(references)
         scores, without, total = [], [], np.zeros((len(block.items), len(references)), np.float32)
         for half, directions in zip(
             _halves(block.directions), self._summary.directions, strict=True
         ):
-            found = _unit(half) @ directions.T
-            totals = block.sums(block.weights[:, None] * found)
+            found = half @ directions.T
+            found /= np.maximum(_lengths(half), 1e-30)[:, None]
+            totals = block.sums(found, block.weights)
             total += totals
+            others = totals[owner]
+            others -= found
             scores.append(found)
-            # An item is never its own neighbour.
-            without.append(np.where(own, 0, totals[owner] - found))
+            without.append(others)
+        # An item is never its own neighbour.
+        total[own, places] = -np.inf
+        place = np.full(len(block.items), -1)
+        place[own] = places
+        own_rows = np.flatnonzero(place[owner] >= 0)
+        for others in without:
+            others[own_rows, place[owner][own_rows]] = 0
         self._keep_nearest(block, total, references)
         alignments = (
             _alignments(without[0], scores[1], self._grams[1])
             + _alignments(without[1], scores[0], self._grams[0])
         ) / 2
-        draws = block.sums(block.weights)
-        others = len(references) - np.isin(block.items, references)
-        known = (draws > 1) & (others > 0)
+        draws = block.draws
+        known = (draws > 1) & (len(references) - (place >= 0) > 0)
         items = block.items[known]
         weights = block.weights.astype(np.float64)
         means = np.add.reduceat(weights * alignments, block.starts) / draws
@@ -423,21 +449,23 @@ class _Measured:
 
     def _against_groups(self, block: _Block, is_easy: NDArray[np.bool_]) -> None:
         summary = self._summary
-        means = _means(block).astype(np.float64)
-        for group in (0, 1):
+        means = block.means().astype(np.float64)
+        lengths = np.einsum("id,id->i", means, means)
+        for group, total in enumerate(summary.sums):
             member = is_easy[block.items] == bool(group)
-            others = summary.sums[group] - np.where(member[:, None], means, 0)
             counts = summary.counts[group] - member
-            norms = np.linalg.norm(others, axis=1)
+            # Products with, and the square of, the group's sum without the item's own mean.
+            along = means @ total
+            products = along - member * lengths
+            squares = total @ total - member * (2 * along - lengths)
+            norms = np.sqrt(np.maximum(squares, 0))
             # Sums of single-precision means: a shorter one is their rounding, the means cancel.
             known = (counts > 0) & (norms > 1e-6 * np.sqrt(np.maximum(counts, 1)))
-            cosines = np.einsum("id,id->i", means[known], others[known]) / norms[known]
-            self.by_group[group, block.items[known]] = cosines
+            self.by_group[group, block.items[known]] = products[known] / norms[known]
 
-    def _keep_nearest(self, block: _Block, totals: Singles, references: NDArray[np.intp]) -> None:
-        ranked = np.where(block.items[:, None] == references, -np.inf, totals)
+    def _keep_nearest(self, block: _Block, ranked: Singles, references: NDArray[np.intp]) -> None:
         few = min(NEIGHBOURS, len(references))
-        top = np.argpartition(-ranked, few - 1, axis=1)[:, :few]
+        top = np.argpartition(ranked, -few, axis=1)[:, -few:]
         values = np.take_along_axis(ranked, top, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
         nearest = np.take_along_axis(references[top], order, axis=1)
@@ -445,20 +473,13 @@ class _Measured:
         self.nearest[block.items, :few] = nearest
 
 
-def _means(block: _Block) -> Singles:
-    """m_i of the block's items, (items of the block, dim)."""
-    shares = block.weights / block.sums(block.weights)[block.owner]
-    return block.sums(shares[:, None] * block.directions)
-
-
 def _halves(rows: Singles) -> tuple[Singles, Singles]:
     middle = rows.shape[1] // 2
     return rows[:, :middle], rows[:, middle:]
 
 
-def _unit(rows: Singles) -> Singles:
-    """Rows at length 1; those of length 0 stay 0."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30))
+def _lengths(rows: Singles) -> Singles:
+    return np.asarray(np.sqrt(np.einsum("rd,rd->r", rows, rows)))
 
 
 def _alignments(without: Singles, scores: Singles, gram: Singles) -> Floats:
