@@ -349,8 +349,11 @@ def _read(
 
 def _release(features: NDArray[np.floating]) -> None:
     """Let go of the pages of a memmap that were read; they would count as this process's memory."""
-    if isinstance(features, np.memmap) and isinstance(features.base, mmap.mmap):
-        features.base.madvise(mmap.MADV_DONTNEED)
+    base: object = features
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 class _Summary:
