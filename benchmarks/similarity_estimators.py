@@ -91,7 +91,7 @@ ADAPTERS = {
     "all linear, 16,384 dimensions": Adapter(targets=ALL_LINEAR, dim=16384),
 }
 LAST_LAYERS = "all linear, last third of the layers"
-MOST_DRAWS, WRONG_DRAWS, DRAWS = 32, 6, (2, 4, 8)
+MOST_DRAWS, WRONG_DRAWS, DRAWS = 16, 4, (2, 4, 8)
 REPEATS, BOOTSTRAPS = 8, 40
 
 
@@ -469,7 +469,9 @@ def coverage(setting: Setting, count: int) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
-def real_rollouts(run: Path, dataset: Path, model: str, lucky: Sequence[str]) -> None:
+def real_rollouts(
+    run: Path, dataset: Path, model: str, features: Sequence[str], lucky: Sequence[str]
+) -> None:
     """Print the comparison on a run folder."""
     real = read_rollouts(run, dataset)
     references = firm_references(real.correct, real.total)
@@ -480,8 +482,8 @@ def real_rollouts(run: Path, dataset: Path, model: str, lucky: Sequence[str]) ->
     )
     policy = load_policy(resolve_model(model))
     rows: list[tuple[str, dict[str, float]]] = []
-    for name, adapter in {**ADAPTERS, LAST_LAYERS: ADAPTERS["all linear"]}.items():
-        probe = GradientProbe(policy, adapter)
+    for name in features:
+        probe = GradientProbe(policy, ADAPTERS.get(name, ADAPTERS["all linear"]))
         if name == LAST_LAYERS:
             keep_last_layers(probe)
         start = time.perf_counter()
@@ -523,10 +525,16 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--dataset", type=Path, default=Path("examples/arithmetic.jsonl"))
     parser.add_argument("--model")
+    parser.add_argument(
+        "--features", nargs="+", default=[*ADAPTERS, LAST_LAYERS], help="of the real rollouts"
+    )
     parser.add_argument("--lucky", nargs="+", default=["letter_counting", "gcd"])
     arguments = parser.parse_args()
     if arguments.run:
-        real_rollouts(arguments.run, arguments.dataset, arguments.model, arguments.lucky)
+        real_rollouts(
+            *(arguments.run, arguments.dataset, arguments.model),
+            *(arguments.features, arguments.lucky),
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     results = []

@@ -29,12 +29,14 @@ from probes.verifiers import Verdict
 __all__ = ["VerifierPool"]
 
 TASKS_A_START = 4  # that wait for each worker before another is started
-TASKS_AHEAD = 16  # given to a worker at once, so that it never waits
+TASKS_AHEAD = 64  # given to a worker at once, so that it never waits
 BYTES_AHEAD = 256 * 1024  # but not all of many long completions
 CLOCK_FACTOR = 6  # clock time that a task may take, in units of its processor time
 START_SECONDS = 120.0  # to import SymPy, or a user's module, on a busy machine
 START_ATTEMPTS = 10  # workers that may die in a row before they are ready
 POLL_SECONDS = 0.5
+# An answer seldom comes alone, and those of a millisecond are taken in as cheaply as one.
+GATHER_SECONDS = 0.001
 GOLD_CHARACTERS = 80
 
 Pair = tuple[str, str]
@@ -311,7 +313,8 @@ def _wait(pool: Sequence[_Worker]) -> None:
             selector.register(worker.process.stdout, selectors.EVENT_READ)
             if worker.to_send:
                 selector.register(worker.process.stdin, selectors.EVENT_WRITE)
-        selector.select(POLL_SECONDS)
+        if selector.select(POLL_SECONDS):
+            time.sleep(GATHER_SECONDS)
 
 
 def _how_it_ended(status: int) -> str:

@@ -28,6 +28,9 @@ from typing import BinaryIO
 from curate.errors import UsageError
 from probes.verifiers import Verdict, VerifierFunction, load_verifier
 
+# `dataclasses.asdict` copies deeply, which costs as much as a verdict.
+_FIELDS = [field.name for field in dataclasses.fields(Verdict)]
+
 
 class _OutOfTime(BaseException):
     """Not an Exception: math-verify and users' functions swallow those."""
@@ -113,7 +116,11 @@ def _serve(
         verdict = _judge(verifier, task, limit)
         # Cut off anywhere, SymPy's and ANTLR's caches may be left half written.
         retiring = verdict.verdict == "timeout" or verdict.detail == "ran out of memory"
-        answer = {"id": task["id"], **dataclasses.asdict(verdict), "retiring": retiring}
+        answer = {
+            "id": task["id"],
+            **{n: getattr(verdict, n) for n in _FIELDS},
+            "retiring": retiring,
+        }
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
         if retiring:
