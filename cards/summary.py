@@ -11,8 +11,8 @@ from curate.tags import Trainability
 
 _MEANINGS = {
     Trainability.EASY: "solved already: pass rate at least {tau:g}",
-    Trainability.LEARNABLE: "hard, and its gradient agrees with the other items'",
-    Trainability.UNLEARNABLE: "hard, and its gradient is an outlier among the other items'",
+    Trainability.LEARNABLE: "hard, and its gradient agrees with easy items'",
+    Trainability.UNLEARNABLE: "hard, and its gradient is an outlier among easy items'",
     Trainability.NO_POSITIVE: "hard, and not one sampled answer was right",
     Trainability.UNDETERMINED: "the evidence does not decide",
 }
