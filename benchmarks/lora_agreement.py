@@ -158,7 +158,7 @@ def identity_error(policy: Policy, modules: Modules, rollout: TokenizedRollout) 
     [(_, features)] = probe.gradients([rollout])
     policy.model.zero_grad()
     add_gradient(policy, rollout, 1.0)
-    full = [(modules[tap.name].weight.grad, tap) for tap in probe._taps]
+    full = [(modules[tap.name].weight.grad, tap) for tap in probe._taps.values()]
     of_b = [gradient @ tap.lora_a(gradient.shape[1]).T for gradient, tap in full]
     expected = torch.cat([part.flatten() for part in of_b]).numpy() * adapter.alpha / adapter.rank
     return float(np.linalg.norm(features[0] - expected) / np.linalg.norm(expected))

@@ -32,8 +32,8 @@ beyond doubt, less the item itself), m̂_j = m_j / ‖m_j‖ and s_rj = u_r · m
     low rank 16          u_r aligned with the others' mean projected on the references' first 16
                          principal directions
     soft p               Σ_j max(t_rj, 0)^p m̂_j, t_rj the others' score: a soft choice
-    soft 2, halves       `probes.similarity`: soft 2, chosen in one half of the coordinates and
-                         measured in the other
+    soft 2, halves       `probes.similarity`: soft 2, chosen in the even coordinates and
+                         measured in the odd ones, and the other way round
     whitened             soft 2, halves, on gradients times (C + λ I)^-1/2, C the second moment of
                          all rollouts' gradients, λ its mean eigenvalue (as in TrackStar)
     control variate      soft 2, halves, on u_r less the mean unit gradient of the item's wrong
@@ -156,8 +156,7 @@ def soft(draws: Floats, references: Floats, *, power: int) -> Floats:
 
 def soft_halves(draws: Floats, references: Floats) -> Floats:
     """`probes.similarity`, in double precision."""
-    middle = draws.shape[1] // 2
-    parts = [(unit(draws[:, h]), unit(references[:, h])) for h in np.s_[:middle, middle:]]
+    parts = [(unit(draws[:, h]), unit(references[:, h])) for h in np.s_[::2, 1::2]]
     scores = [rows @ directions.T for rows, directions in parts]
     shares = [np.maximum(s.sum(axis=0) - s, 0) ** 2 for s in scores]
     grams = [directions @ directions.T for _, directions in parts]

@@ -17,9 +17,9 @@ The references that rollout r is measured on are thus weighted by the item's oth
 that the others agree with three times as well count nine times. Weighted and measured on the same
 noise, neighbours flatter. The noise of the projection (`probes.gradients`) is in all rollouts of an
 item, so leaving one out does not help against it: the nearest of 1,000 random directions in 4,096
-dimensions lie at 0.05, and the mean of five at 0.1. So the weights are taken in one half of the
-coordinates and x_r is measured in the other, and the other way round; x_r is the mean of both. What
-shares nothing with the references then lies around 0, however many there are.
+dimensions lie at 0.05, and the mean of five at 0.1. So the weights are taken in the even
+coordinates and x_r is measured in the odd ones, and the other way round; x_r is the mean of both.
+What shares nothing with the references then lies around 0, however many there are.
 
 The square is a soft choice of neighbours. A hard choice of k of them separates as well, but it
 jumps between samples of an item, so that its intervals cover too little (down to 69 % in
@@ -120,7 +120,8 @@ def measure_similarity(
 
     Args:
         features: (rollouts, dim ≥ 2), one gradient a row in any float type, possibly a memmap; its
-            two halves must see the gradients alike, as those of a sketch do.
+            even and odd coordinates must see the gradients alike. Those of `probes.gradients` do:
+            they come from different rows of the adapter's random A.
         item_index: (rollouts,), the item of each row, 0 to items − 1.
         weights: (rollouts,), how often each completion was drawn.
         is_easy: (items,).
@@ -367,7 +368,7 @@ class _Summary:
         self.sums, self.counts = np.zeros((2, dim)), np.zeros(2, dtype=np.int64)
         self.references = references
         self.directions = [
-            np.zeros((len(references), size), dtype=np.float32) for size in (dim // 2, -(-dim // 2))
+            np.zeros((len(references), size), dtype=np.float32) for size in (-(-dim // 2), dim // 2)
         ]
         """For each half of the coordinates (references, half): m_j at length 1; 0 for a reference
         without a usable gradient."""
@@ -477,8 +478,7 @@ class _Measured:
 
 
 def _halves(rows: Singles) -> tuple[Singles, Singles]:
-    middle = rows.shape[1] // 2
-    return rows[:, :middle], rows[:, middle:]
+    return np.ascontiguousarray(rows[:, ::2]), np.ascontiguousarray(rows[:, 1::2])
 
 
 def _lengths(rows: Singles) -> Singles:
