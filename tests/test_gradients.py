@@ -319,3 +319,22 @@ def test_one_rollout_that_does_not_fit(
     monkeypatch.setattr(probe, "_pass", never)
     with pytest.raises(RunError, match="out of memory on the gradient of one rollout"):
         list(probe.gradients(rollouts_of(10)))
+
+
+def test_even_and_odd_coordinates_see_the_gradients_alike(tiny_policy):
+    """`probes.similarity` chooses neighbours in the one half and measures in the other."""
+    rng = np.random.default_rng(0)
+    rollouts = [
+        TokenizedRollout(rng.integers(3, 18, 6).tolist(), rng.integers(3, 13, 3).tolist())
+        for _ in range(24)
+    ]
+
+    def cosines(features):
+        features = features / np.linalg.norm(features, axis=1, keepdims=True)
+        return (features @ features.T)[np.triu_indices(len(features), 1)]
+
+    exact = cosines(features_of(tiny_policy, rollouts, Adapter(dim=None)))
+    sketched = features_of(tiny_policy, rollouts, Adapter(dim=4096))
+    for half in (sketched[:, ::2], sketched[:, 1::2]):
+        assert np.corrcoef(cosines(half), exact)[0, 1] > 0.85
+        assert abs(cosines(half).mean() - exact.mean()) < 0.03
