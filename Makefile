@@ -23,7 +23,7 @@ demo: install
 .PHONY: tag-demo
 tag-demo:
 	$(BIN)/curate tag examples/arithmetic.jsonl --config examples/arithmetic.toml \
-		--model $(SMOLLM2) --out examples/arithmetic.tagged.jsonl --run-dir runs/demo
+		--model $(SMOLLM2) --out examples/arithmetic.tagged.jsonl --run-dir runs/demo --profile
 	@echo
 	@echo "Look at the tags:      head -n 3 examples/arithmetic.tagged.jsonl"
 	@echo "At the evidence:       ls runs/demo"
