@@ -32,8 +32,8 @@ beyond doubt, less the item itself), m̂_j = m_j / ‖m_j‖ and s_rj = u_r · m
     low rank 16          u_r aligned with the others' mean projected on the references' first 16
                          principal directions
     soft p               Σ_j max(t_rj, 0)^p m̂_j, t_rj the others' score: a soft choice
-    soft 2, halves       `probes.similarity`: soft 2, chosen in the even coordinates and
-                         measured in the odd ones, and the other way round
+    soft 2, halves       `probes.similarity`: soft 2, chosen in one half of the coordinates and
+                         measured in the other, and the other way round
     whitened             soft 2, halves, on gradients times (C + λ I)^-1/2, C the second moment of
                          all rollouts' gradients, λ its mean eigenvalue (as in TrackStar)
     control variate      soft 2, halves, on u_r less the mean unit gradient of the item's wrong
@@ -61,7 +61,7 @@ from probes.engine import SampleRequest
 from probes.gradients import Adapter, GradientProbe, TokenizedRollout
 from probes.models import load_policy, resolve_model
 from probes.pass_rates import pass_rate_interval
-from probes.similarity import measure_similarity
+from probes.similarity import halves, measure_similarity
 from probes.transformers_engine import TransformersEngine
 from tests.planted_probe import load_world_policy, probe_world, prompt_token_ids
 from tests.planted_world import (
@@ -156,7 +156,7 @@ def soft(draws: Floats, references: Floats, *, power: int) -> Floats:
 
 def soft_halves(draws: Floats, references: Floats) -> Floats:
     """`probes.similarity`, in double precision."""
-    parts = [(unit(draws[:, h]), unit(references[:, h])) for h in np.s_[::2, 1::2]]
+    parts = [(unit(draws[:, h]), unit(references[:, h])) for h in halves(draws.shape[1])]
     scores = [rows @ directions.T for rows, directions in parts]
     shares = [np.maximum(s.sum(axis=0) - s, 0) ** 2 for s in scores]
     grams = [directions @ directions.T for _, directions in parts]
@@ -412,29 +412,29 @@ def compare(
     result = {}
     for count in DRAWS:
         items = [i for i, rows in enumerate(setting.gradients) if len(rows) >= 2 * count]
-        halves = np.empty((2, REPEATS, len(items)))
+        splits = np.empty((2, REPEATS, len(items)))
         for repeat in range(REPEATS):
             for column, item in enumerate(items):
                 order = rng.permutation(len(setting.gradients[item]))
                 for half in (0, 1):
                     draws = setting.gradients[item][order[half * count : (half + 1) * count]]
-                    halves[half, repeat, column] = setting.estimate(estimator, item, draws)
+                    splits[half, repeat, column] = setting.estimate(estimator, item, draws)
         hard = is_hard[items]
-        result[f"all {count}"] = _correlation(halves)
-        result[f"hard {count}"] = _correlation(halves[:, :, hard])
-        both = halves.mean(axis=(0, 1))
+        result[f"all {count}"] = _correlation(splits)
+        result[f"hard {count}"] = _correlation(splits[:, :, hard])
+        both = splits.mean(axis=(0, 1))
         # Of single estimates, not of their mean: that is what a user has.
         found = [
-            auroc(x[~is_lucky[items]], x[is_lucky[items]]) for x in halves.reshape(-1, len(items))
+            auroc(x[~is_lucky[items]], x[is_lucky[items]]) for x in splits.reshape(-1, len(items))
         ]
         result[f"apart {count}"] = float(np.mean(found))
         result[f"easy {count}"] = float(np.median(both[~hard]))
     return result
 
 
-def _correlation(halves: Floats) -> float:
+def _correlation(splits: Floats) -> float:
     return float(
-        np.mean([np.corrcoef(left, right)[0, 1] for left, right in zip(*halves, strict=True)])
+        np.mean([np.corrcoef(left, right)[0, 1] for left, right in zip(*splits, strict=True)])
     )
 
 

@@ -17,9 +17,10 @@ The references that rollout r is measured on are thus weighted by the item's oth
 that the others agree with three times as well count nine times. Weighted and measured on the same
 noise, neighbours flatter. The noise of the projection (`probes.gradients`) is in all rollouts of an
 item, so leaving one out does not help against it: the nearest of 1,000 random directions in 4,096
-dimensions lie at 0.05, and the mean of five at 0.1. So the weights are taken in the even
-coordinates and x_r is measured in the odd ones, and the other way round; x_r is the mean of both.
-What shares nothing with the references then lies around 0, however many there are.
+dimensions lie at 0.05, and the mean of five at 0.1. So the weights are taken in one half of the
+coordinates, drawn once for all, and x_r is measured in the other, and the other way round; x_r is
+the mean of both. What shares nothing with the references then lies around 0, however many there
+are.
 
 The square is a soft choice of neighbours. A hard choice of k of them separates as well, but it
 jumps between samples of an item, so that its intervals cover too little (down to 69 % in
@@ -61,6 +62,7 @@ is their pooled variance and d0 = Σ f. If no item shows a spread, no item has a
 import math
 import mmap
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,8 +122,7 @@ def measure_similarity(
 
     Args:
         features: (rollouts, dim ≥ 2), one gradient a row in any float type, possibly a memmap; its
-            even and odd coordinates must see the gradients alike. Those of `probes.gradients` do:
-            they come from different rows of the adapter's random A.
+            coordinates must see the gradients alike, as those of a sketch do.
         item_index: (rollouts,), the item of each row, 0 to items − 1.
         weights: (rollouts,), how often each completion was drawn.
         is_easy: (items,).
@@ -477,8 +478,20 @@ class _Measured:
         self.nearest[block.items, :few] = nearest
 
 
+@cache
+def halves(dim: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The coordinates of either half, always the same for a `dim`.
+
+    At random, since neighbouring coordinates of a sketch hold neighbouring parts of the gradients:
+    its first half knows little of some layers, and its even coordinates of half of the adapter.
+    """
+    order = np.random.default_rng(0).permutation(dim)
+    return np.sort(order[: -(-dim // 2)]), np.sort(order[-(-dim // 2) :])
+
+
 def _halves(rows: Singles) -> tuple[Singles, Singles]:
-    return np.ascontiguousarray(rows[:, ::2]), np.ascontiguousarray(rows[:, 1::2])
+    first, second = halves(rows.shape[1])
+    return np.take(rows, first, axis=1), np.take(rows, second, axis=1)
 
 
 def _lengths(rows: Singles) -> Singles:

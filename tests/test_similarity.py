@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from probes.similarity import Similarity, measure_similarity, moderate_variances
+from probes.similarity import halves as similarity_halves
 
 DIM = 64
 NOISE = (0.1, 0.2, 0.35)
@@ -78,7 +79,7 @@ def test_definitions_against_a_plain_computation():
         k = len(own)
         others = np.arange(30) != item
         references = np.flatnonzero(others & is_easy)
-        halves = slice(0, DIM, 2), slice(1, DIM, 2)
+        halves = similarity_halves(DIM)
         near = [unit(means[references][:, half]) for half in halves]
         scores = [unit(directions[index == item][:, halves[h]]) @ near[h].T for h in (0, 1)]
         assert result.rollouts_used[item] == k
