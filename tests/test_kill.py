@@ -178,10 +178,10 @@ def test_a_file_half_written_at_the_kill_is_not_taken_for_whole(
 # --- In a later round ------------------------------------------------------------------------
 
 # A shard is two items of the first two rounds, one of the third, half of one in the fourth. Hard
-# items stop in the third, where similarities get intervals; those without a positive go on.
+# items stop once they have two positives; the others go on.
 MOST = 64
 IN_ROUNDS = (
-    *("--min-rollouts", 8, "--max-rollouts", MOST, "--tau", 0.6, "--similarity-threshold=-2"),
+    *("--min-rollouts", 8, "--max-rollouts", MOST, "--tau", 0.6, "--gradient-rollouts", 2),
 )
 SMALLER_SHARD_TOKENS = {"cpu": 2 * 8 * 12}
 # The moment, and how many files must be there when it comes.
