@@ -199,7 +199,7 @@ def main() -> int:
     policy = load(files)
     dtype = str(policy.dtype).removeprefix("torch.")
     everything = linear_layers(policy)
-    subsets = {"q, v": target_modules(policy.model, ("auto",)), "linear": everything}
+    subsets = {"q, v": target_modules(policy.model, ("q_proj", "v_proj")), "linear": everything}
     features = {}
     for layers, modules in subsets.items():
         for rank, dim in ADAPTERS:
@@ -211,7 +211,7 @@ def main() -> int:
     del policy, everything, subsets
     policy = load(files, torch.float32)
     everything = linear_layers(policy)
-    subsets = {"q, v": target_modules(policy.model, ("auto",)), "linear": everything}
+    subsets = {"q, v": target_modules(policy.model, ("q_proj", "v_proj")), "linear": everything}
     for module in everything.values():
         module.requires_grad_(True)
     error = identity_error(policy, subsets["q, v"], rollouts[0][0])

@@ -23,8 +23,7 @@ the mean of both. What shares nothing with the references then lies around 0, ho
 are.
 
 The square is a soft choice of neighbours. A hard choice of k of them separates as well, but it
-jumps between samples of an item, so that its intervals cover too little (down to 69 % in
-tests/test_similarity.py, where the square's cover 90 % or more), and k would have to fit the
+jumps between samples of an item, which the interval does not know, and k would have to fit the
 dataset. An item with a single draw has nobody to weight for it and has no similarity.
 
 With more than `MOST_REFERENCES` easy items those with the most draws are taken, so that the cost
