@@ -158,6 +158,9 @@ def bergson_command(
 ) -> list[str]:
     """Write base model, adapter and data set for bergson; return the command that builds."""
     base, adapter, data = folder / "base", folder / "adapter", folder / "rollouts.jsonl"
+    # Weights read from a GGUF file count as quantized, which they no longer are.
+    vars(policy.model.config).pop("quantization_config", None)
+    policy.model.hf_quantizer = None
     policy.model.save_pretrained(base)
     for name in (base, adapter):
         policy.tokenizer.save_pretrained(name)
