@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ _LONGEST_CHAIN = 8
 ALL = "all"
 TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
 ORDERS = ("shuffle", "curriculum", "dataset")
+# Interventions that need nothing beside the run; the others are given a file or a model.
+_BY_THEMSELVES = ("clip-higher", "no-kl", "replay", "more-rollouts", "sft", "curriculum")
+_ARMS = ("full", "filtered", "ordered", "random")
+LISTS: dict[str, tuple[str, ...]] = {
+    f"{name}{size}": tuple(f"{recipe}{size}" for recipe in recipes)
+    for size in ("", "-small")
+    for name, recipes in ((ALL, ("baseline", *_BY_THEMSELVES)), ("pays", _ARMS))
+}
+"""Names that stand for several recipes, in the order in which they are run."""
 _TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -162,6 +171,11 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in _FOLDER.glob("*.toml"))
 
 
+def recipe_text(name: str) -> str:
+    """The file of a recipe that comes with this package, with its comments."""
+    return _find(name, None).read_text(encoding="utf-8")
+
+
 def read_recipe(name: str) -> Recipe:
     """Read a recipe by its name, or by the path of a TOML file.
 
@@ -170,6 +184,26 @@ def read_recipe(name: str) -> Recipe:
     """
     file = _find(name, None)
     return _recipe(_merged(file, ()), file)
+
+
+def expand_names(names: Iterable[str]) -> list[str]:
+    """Put recipes in the place of the names of lists, each once, in the order of their mention."""
+    return list(dict.fromkeys(each for name in names for each in LISTS.get(name, (name,))))
+
+
+def read_recipes(names: Iterable[str]) -> list[Recipe]:
+    """Read recipes by name, path or the name of a list: `all`, `pays`, or `-small` after either.
+
+    Raises:
+        UsageError: as `read_recipe`; or two of them have one name, so that their runs would lie in
+            one folder.
+    """
+    recipes: dict[str, Recipe] = {}
+    for name in expand_names(names):
+        recipe = read_recipe(name)
+        if recipes.setdefault(recipe.name, recipe) != recipe:
+            raise UsageError(f"two recipes are named {recipe.name}; rename the file {name}")
+    return list(recipes.values())
 
 
 def _find(name: str, beside: Path | None) -> Path:
@@ -182,7 +216,7 @@ def _find(name: str, beside: Path | None) -> Path:
             raise UsageError(f"no such recipe: {path} is no file")
         return path
     if name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        near = difflib.get_close_matches(name, [*recipe_names(), *LISTS], n=1)
         hint = f"did you mean {near[0]}?" if near else "curate validate --list shows them"
         raise UsageError(f"no recipe is named {name!r}; {hint}")
     return _FOLDER / f"{name}.toml"
