@@ -184,24 +184,26 @@ def _add_validate(commands: Any) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from recipes.recipe import list_recipes, read_recipes
+    from recipes.listing import list_recipes, recipes_text
 
     if arguments.list:
-        print(list_recipes(as_json=arguments.json))
+        print(json.dumps(list_recipes(), indent=2) if arguments.json else recipes_text())
         return 0
     if not arguments.path:
         raise UsageError("no run given: curate validate RUN --recipe NAME")
-    recipes = read_recipes(
-        arguments.recipes or ["baseline"], arguments.model, arguments.extra_items
-    )
-    seeds = _seeds(arguments.seeds)
-    from recipes.validation import Wanted, validate_run
+    from curate.commands import validate
 
-    folders = validate_run(
-        Path(arguments.path), recipes, seeds, Wanted(arguments.held_out, arguments.keep)
+    outcomes = validate(
+        arguments.path,
+        recipe=arguments.recipes or ["baseline"],
+        seeds=_seeds(arguments.seeds),
+        model=arguments.model,
+        extra_items=arguments.extra_items,
+        held_out=arguments.held_out,
+        keep=arguments.keep,
     )
     if arguments.json:
-        print(json.dumps([str(folder) for folder in folders], indent=2))
+        print(json.dumps([str(file) for file in outcomes], indent=2))
     return 0
 
 

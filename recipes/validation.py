@@ -9,12 +9,12 @@ on, so that seeds may run side by side on several machines.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,11 +83,13 @@ class Wanted:
     """What a `curate validate` command asks for beside run, recipes and seeds.
 
     Attributes:
+        model: where the probed model lies now, if it was moved.
         held_out: a dataset file of items that are evaluated on the way and not trained on.
         keep: `none`: weights are dropped once outcomes are there; `policy`: the final policy is
             kept as a Hugging Face folder; `all`: one for every checkpoint too.
     """
 
+    model: str = ""
     held_out: str = ""
     keep: str = "none"
 
@@ -152,22 +154,24 @@ class _TaggedRun:
             )
         ]
 
-    def files(self, model: str) -> ModelFiles:
-        """The initial policy, checked against the one that was probed; or another base model."""
-        files = resolve_model(model or self.config.model)
-        if not model and files.weight_hash != self.manifest["model"]["weight_hash"]:
-            raise UsageError(
-                f"model {self.config.model} is not what it was when {self.path} was made; "
-                "give the same one with --model"
-            )
-        if model:
-            # Prompts are used as the run tokenized them.
-            theirs, ours = load_tokenizer(files), load_tokenizer(resolve_model(self.config.model))
-            if theirs.get_vocab() != ours.get_vocab():
+    def files(self, recipe: Recipe, moved_to: str) -> ModelFiles:
+        """The policy that a recipe begins with: the probed one, or another base model."""
+        if not recipe.model:
+            files = resolve_model(moved_to or self.config.model)
+            if files.weight_hash != self.manifest["model"]["weight_hash"]:
                 raise UsageError(
-                    f"model {model} has another tokenizer than the run's {self.config.model}; "
-                    "run `curate tag` with it and validate that run"
+                    f"model {moved_to or self.config.model} is not the one that {self.path} "
+                    "probed; give that one with --model"
                 )
+            return files
+        files = resolve_model(recipe.model)
+        # Prompts are used as the run tokenized them.
+        theirs, ours = load_tokenizer(files), load_tokenizer(resolve_model(self.config.model))
+        if theirs.get_vocab() != ours.get_vocab():
+            raise UsageError(
+                f"model {recipe.model} has another tokenizer than the run's {self.config.model}; "
+                "run `curate tag` with it and validate that run"
+            )
         return files
 
     def pool(self) -> VerifierPool:
@@ -241,7 +245,7 @@ class _Job:
         """Refuse what cannot be trained, before anything is spent."""
         file = self.folder.parent / "recipe.toml"
         if file.exists():
-            old, new = read_config_file(file), json.loads(json.dumps(self._as_values()))
+            old, new = read_config_file(file), tomllib.loads(self.recipe.to_toml())
             changed = [key for key in new if old.get(key) != new[key]]
             if changed:
                 what = ", ".join(f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in changed)
@@ -249,16 +253,10 @@ class _Job:
                     f"{self.folder.parent} was made with another recipe: {what}; "
                     "give this one another name, or remove the folder"
                 )
-        self.run.files(self.recipe.model)
-        for setting in ("extra_items",):
-            if getattr(self.recipe, setting):
-                open_source(getattr(self.recipe, setting))
-        if self.wanted.held_out:
-            open_source(self.wanted.held_out)
+        self.run.files(self.recipe, self.wanted.model)
+        for dataset in filter(None, (self.recipe.extra_items, self.wanted.held_out)):
+            open_source(dataset)
         select_items(self.recipe, self.run.tagged, self.seed)
-
-    def _as_values(self) -> dict[str, Any]:
-        return {k: v for k, v in dataclasses.asdict(self.recipe).items() if k != "name"}
 
     def work(self, *, outcomes: bool) -> None:
         """Do what is missing, up to the exported policy or up to the outcomes."""
@@ -308,7 +306,7 @@ class _Job:
         return Training(
             recipe=recipe,
             seed=self.seed,
-            files=self.run.files(recipe.model),
+            files=self.run.files(recipe, self.wanted.model),
             items=items,
             held_out=held_out,
             max_tokens=recipe.max_completion_length or config.max_tokens,
