@@ -1,0 +1,306 @@
+"""What the trainer samples, keeps and hands to the loss, on a tiny model with real TRL."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from probes.judging import VerifierPool
+from probes.models import resolve_model
+from recipes.packing import attention_mask, pack
+from recipes.prompts import PromptStream, TrainingItem
+from recipes.recipe import Recipe
+from recipes.trainer import RecipeTrainer, trainer_settings
+from recipes.training import Training, lora_config, train_grpo, trainable_policy
+from tests.tiny import WORDS, save_tiny_model
+
+RECIPE = Recipe(
+    name="test",
+    max_steps=2,
+    prompts_per_step=2,
+    num_generations=4,
+    updates_per_step=1,
+    learning_rate=1e-3,
+    max_completion_length=96,
+    max_sampling_rounds=3,
+    save_every=1,
+)
+VERIFIER = "tests.scripted_reward:reward"
+EOS = WORDS.index("<eos>")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return resolve_model(str(save_tiny_model(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with VerifierPool(VERIFIER, workers=1) as entered:
+        yield entered
+
+
+def item(name, answer, prompt=("what", "is", "3", "+")):
+    return TrainingItem(name, tuple(WORDS.index(word) for word in prompt), answer)
+
+
+def training(files, pool, folder, recipe, items):
+    return Training(
+        recipe=recipe,
+        seed=1,
+        files=files,
+        items=items,
+        held_out=(),
+        max_tokens=recipe.max_completion_length,
+        pool=pool,
+        folder=folder,
+    )
+
+
+@pytest.fixture
+def make_trainer(files, pool, tmp_path):
+    """A trainer that has not begun; the stream gives its items in their order, over and over."""
+
+    def make(items, **changes):
+        recipe = dataclasses.replace(RECIPE, **changes)
+        return RecipeTrainer(
+            trainable_policy(training(files, pool, tmp_path, recipe, items)),
+            recipe,
+            PromptStream(items, seed=1, shuffle=False),
+            pool,
+            seed=1,
+            max_tokens=recipe.max_completion_length,
+            settings=trainer_settings(recipe, 1, tmp_path),
+            adapter=lora_config(recipe) if recipe.lora_rank else None,
+        )
+
+    return make
+
+
+def batch_of(trainer):
+    """The batch of a step as it reaches the loss, and its groups by number."""
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([])
+    rows = {}
+    for row, number in enumerate(batch["group"].tolist()):
+        rows.setdefault(number, []).append(row)
+    return batch, rows
+
+
+def completions_of(batch):
+    return [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
+
+
+# --- Dynamic sampling ---------------------------------------------------------------------------
+
+
+def test_mixed_groups_are_kept_with_standardized_advantages(make_trainer):
+    trainer = make_trainer([item("a", "3"), item("b", "+")], num_generations=32)
+    batch, rows = batch_of(trainer)
+    assert len(rows) == 2 and trainer.progress.unfilled == 0
+    first = {"a": WORDS.index("3"), "b": WORDS.index("+")}
+    log = {row["group"]: row for row in trainer.progress.rows}
+    for number, places in rows.items():
+        completions = [completions_of(batch)[place] for place in places]
+        # A cut completion is wrong, whatever it says.
+        rewards = np.array(
+            [
+                float(ids[0] == first[log[number]["item_id"]] and ids[-1] == EOS)
+                for ids in completions
+            ]
+        )
+        assert 0 < rewards.sum() < len(rewards)
+        assert log[number]["trained"] and log[number]["mean_reward"] == rewards.mean()
+        wanted = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+        assert batch["advantages"][places].tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("answer", "mean_reward"), [("always", 1), ("never", 0)])
+def test_groups_of_equal_rewards_are_replaced_by_later_prompts(make_trainer, answer, mean_reward):
+    # So long that every rollout ends by itself.
+    changes = {"num_generations": 8, "max_completion_length": 240, "max_sampling_rounds": 20}
+    trainer = make_trainer([item("same", answer), item("mixed", "3")], **changes)
+    _, rows = batch_of(trainer)
+    log = {row["group"]: row for row in trainer.progress.rows}
+    assert [log[number]["item_id"] for number in rows] == ["mixed", "mixed"]
+    dropped = [row for row in log.values() if row["item_id"] == "same"]
+    assert dropped and not any(row["trained"] for row in dropped)
+    assert {row["mean_reward"] for row in dropped} == {mean_reward}
+    progress = trainer.progress
+    assert (progress.kept, progress.without_signal) == (2, len(log) - 2)
+    assert progress.sampling_rounds > 1
+    assert progress.rollouts == 8 * len(log)
+
+
+def test_sampling_is_bounded_and_what_stays_empty_moves_nothing(make_trainer):
+    trainer = make_trainer([item("same", "never")])
+    batch, rows = batch_of(trainer)
+    assert trainer.progress.sampling_rounds == RECIPE.max_sampling_rounds
+    assert trainer.progress.unfilled == len(rows) == 2
+    assert not batch["advantages"].any()
+    assert not any(row["trained"] for row in trainer.progress.rows)
+
+
+def test_without_dynamic_sampling_the_first_groups_are_the_batch(make_trainer):
+    items = [item("same", "never"), item("mixed", "3")]
+    trainer = make_trainer(items, num_generations=32, dynamic_sampling=False)
+    batch, rows = batch_of(trainer)
+    assert list(rows) == [0, 1] and trainer.progress.sampling_rounds == 1
+    assert not batch["advantages"][rows[0]].any() and batch["advantages"][rows[1]].any()
+    assert [row["trained"] for row in trainer.progress.rows] == [False, True]
+
+
+def test_prompts_are_the_token_ids_of_the_run(make_trainer):
+    items = [item("a", "3", ["what", "is"]), item("b", "3", ["3", "+", "4", "=", "?"])]
+    batch, rows = batch_of(make_trainer(items, num_generations=32))
+    for places in rows.values():
+        for place in places:
+            ids = batch["prompt_ids"][place][batch["prompt_mask"][place].bool()].tolist()
+            assert tuple(ids) in {each.prompt_token_ids for each in items}
+
+
+def test_rollouts_depend_on_seed_and_place_alone(make_trainer):
+    one, other = (make_trainer([item("a", "3"), item("b", "4")]) for _ in range(2))
+    torch.manual_seed(99)
+    first = [completions_of(batch_of(one)[0]) for _ in range(2)]
+    torch.manual_seed(100)
+    assert [completions_of(batch_of(other)[0]) for _ in range(2)] == first
+    assert first[0] != first[1]
+
+
+# --- Replay -------------------------------------------------------------------------------------
+
+REPLAY = {"num_generations": 4, "oversample": 8, "replay_positives": 1, "max_sampling_rounds": 1}
+
+
+def test_oversampled_groups_reach_the_loss_with_one_right_rollout(make_trainer):
+    trainer = make_trainer([item("a", "3"), item("b", "+")], **REPLAY)
+    batch, rows = batch_of(trainer)
+    assert [row["rollouts"] for row in trainer.progress.rows] == [32, 32]
+    assert sorted(map(len, rows.values())) == [4, 4]
+    for places in rows.values():
+        assert sorted(batch["advantages"][places].tolist()) == pytest.approx(
+            [-0.5, -0.5, -0.5, 1.5], rel=1e-3
+        )
+
+
+def test_replay_gives_an_all_wrong_group_its_signal_until_it_is_used_up(make_trainer):
+    trainer = make_trainer([item("a", "never")], **REPLAY | {"replay_reuse": 3})
+    right = [WORDS.index("7"), EOS]
+    signals = []
+    for number in range(3):
+        batch, rows = batch_of(trainer)
+        signals.append([bool(batch["advantages"][places].any()) for places in rows.values()])
+        if number == 0:
+            assert trainer.buffer.to_rows() == []  # nothing was right, so nothing is buffered
+            trainer.buffer = type(trainer.buffer).from_rows(
+                3, [{"item_id": "a", "completion_token_ids": right, "uses": 0}]
+            )
+        elif number == 1:
+            best = batch["advantages"].argmax()
+            assert completions_of(batch)[best] == right
+    # Two groups a step: an empty buffer, a buffer that serves both, then the third use only.
+    assert [sorted(each) for each in signals] == [[False] * 2, [True] * 2, [False, True]]
+    assert trainer.progress.replayed == 3
+
+
+# --- Log-probabilities --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_shared_prompt_changes_neither_loss_nor_gradient(make_trainer, monkeypatch, lora_rank):
+    trainer = make_trainer(
+        [item("a", "3"), item("b", "+", ["=", "?", "1", "2", "3"])],
+        num_generations=16,
+        lora_rank=lora_rank,
+    )
+    trainer.model.float()
+    trainer.current_gradient_accumulation_steps = 1
+    batch, _ = batch_of(trainer)
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+
+    def loss_and_gradients():
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in parameters])
+
+    packed_calls = []
+    packed = trainer._packed
+    monkeypatch.setattr(
+        trainer, "_packed", lambda *args: packed_calls.append(found := packed(*args)) or found
+    )
+    loss, gradients = loss_and_gradients()
+    assert packed_calls and packed_calls[0] is not None
+    monkeypatch.setattr(trainer, "_packed", lambda *args: None)
+    plain_loss, plain_gradients = loss_and_gradients()
+    assert loss == pytest.approx(plain_loss, abs=1e-6)
+    assert plain_gradients.norm() > 0
+    assert (gradients - plain_gradients).norm() <= 1e-4 * plain_gradients.norm()
+
+
+def test_packing_is_left_where_it_saves_little():
+    assert pack([[1, 2]], [[3, 4, 5]]) is None
+    assert pack([[1, 2], [3, 4]], [[3] * 50, [4] * 50]) is None
+    assert pack([[1] * 40] * 4, [[3, 4]] * 4) is not None
+
+
+def test_a_completion_sees_its_prompt_and_itself():
+    packing = pack([[1, 2, 3]] * 3, [[4], [5, 6], [7]])
+    assert packing.ids[0].tolist() == [1, 2, 3, 4, 3, 5, 6, 3, 7]
+    assert packing.positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4, 2, 3]
+    assert packing.labels[0].tolist() == [-100, -100, -100, 4, -100, 5, 6, -100, 7]
+    mask = attention_mask(packing.segments, torch.float32, torch.device("cpu"))[0, 0]
+    assert [(row == 0).nonzero().flatten().tolist() for row in mask][5:8] == [
+        [0, 1, 4, 5],
+        [0, 1, 4, 5, 6],
+        [0, 1, 7],
+    ]
+
+
+# --- Whole runs ---------------------------------------------------------------------------------
+
+
+def test_every_update_has_whole_groups_and_clipping_is_logged(files, pool, tmp_path):
+    recipe = dataclasses.replace(
+        RECIPE,
+        prompts_per_step=4,
+        updates_per_step=2,
+        num_generations=8,
+        rows_per_pass=8,
+        learning_rate=3e-2,
+        max_steps=3,
+    )
+    items = [item("a", "3"), item("b", "+"), item("c", "7"), item("d", "what")]
+    seen = []
+    trainer = train_noting(training(files, pool, tmp_path, recipe, items), seen)
+    assert len(seen) == 3 * 4
+    assert all(len(set(numbers)) == 1 and len(numbers) == 8 for numbers in seen)
+    log = {row["group"]: row for row in trainer.progress.rows}
+    clipped = [log[numbers[0]]["clipped_fraction"] for numbers in seen]
+    assert all(0 <= value <= 1 for value in clipped) and max(clipped) > 0
+    reached = {numbers[0] for numbers in seen}
+    assert all(log[n]["clipped_fraction"] is None for n in log if n not in reached)
+
+
+def train_noting(run, seen):
+    """Train, noting the groups of the rows of every pass."""
+    original = RecipeTrainer.compute_loss
+
+    def noting(self, model, inputs, *args, **kwargs):
+        seen.append(inputs["group"].tolist())
+        return original(self, model, inputs, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecipeTrainer, "compute_loss", noting)
+        return train_grpo(run)
+
+
+def test_training_ends_at_the_rollout_budget(files, pool, tmp_path):
+    recipe = dataclasses.replace(RECIPE, max_steps=50, rollout_budget=60, max_sampling_rounds=1)
+    trainer = train_grpo(training(files, pool, tmp_path, recipe, [item("a", "3")]))
+    assert 60 <= trainer.progress.rollouts < 60 + 2 * RECIPE.num_generations
