@@ -94,21 +94,22 @@ def _agreement(summary: Mapping[str, Any]) -> list[str]:
 
 def _score_line(label: str, figures: Mapping[str, float | None]) -> str:
     ahead = _interval(figures, "auroc_difference") if "auroc_difference" in figures else ""
-    return (
-        f"{label:<20}{_interval(figures, 'auroc'):>22}"
-        f"{_interval(figures, 'average_precision'):>22}{ahead:>26}"
-    )
+    line = f"{label:<20}{_interval(figures, 'auroc'):>22}"
+    return f"{line}{_interval(figures, 'average_precision'):>22}{ahead:>26}".rstrip()
 
 
 def _sweep(rows: list[dict[str, Any]]) -> list[str]:
     names = ["hard", "unlearnable", "learnable", "no positive", "disagree"]
     lines = [
-        "other τ: items, and AUROC of gradient similarity and of the pass rate",
-        f"{'τ':<6}" + "".join(f"{name:>12}" for name in (*names, "similarity", "pass rate")),
+        "other τ: items, and over those with a gradient similarity ('compared') the AUROC of it "
+        "and of the pass rate",
+        f"{'τ':<6}"
+        + "".join(f"{name:>12}" for name in (*names, "compared", "similarity", "pass rate")),
     ]
     for row in rows:
         counts = [row["hard_items"]]
         counts += [row[k]["items"] for k in _KINDS if k != "not_judged"]
+        counts.append(row["auroc_items"])
         aurocs = [row["auroc_gradient_similarity"], row["auroc_pass_rate"]]
         lines.append(
             f"{row['tau']:<6.2f}"

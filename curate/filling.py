@@ -43,7 +43,7 @@ def fill_column(path: Path, column: str, rows: Sequence[_Filled]) -> None:
         raise UsageError(f"no such file: {path}")
     source = open_source(path)
     missing = [name for name in (_KEY, column) if name not in source.columns]
-    if missing or source.format not in _WRITERS:
+    if missing:
         raise UsageError(f"{path} is no tagged file: it has no column {' or '.join(missing)}")
     try:
         with atomic_writer(path) as file:
@@ -122,14 +122,18 @@ def _fill_csv(file: IO[bytes], source: Source, rows: _Rows) -> None:
 
 
 def _fill_parquet(file: IO[bytes], source: Source, rows: _Rows) -> None:
-    with pq.ParquetFile(source.path) as given, pq.ParquetWriter(file, given.schema_arrow) as writer:
-        place = given.schema_arrow.get_field_index(rows.column)
-        field = given.schema_arrow.field(place)
-        for group in range(given.num_row_groups):
-            table = given.read_row_group(group)
-            item_ids = pc.cast(table[_KEY], pa.string()).to_pylist()
-            filled = pa.array(rows.take(item_ids), field.type)
-            writer.write_table(table.set_column(place, field, filled))
+    with pq.ParquetFile(source.path) as given:
+        schema = given.schema_arrow
+        place = schema.get_field_index(rows.column)
+        field = schema.field(place)
+        if pa.types.is_null(field.type):  # Written by a program that types nulls as such.
+            field = field.with_type(pa.string())
+        with pq.ParquetWriter(file, schema.set(place, field)) as writer:
+            for group in range(given.num_row_groups):
+                table = given.read_row_group(group)
+                item_ids = pc.cast(table[_KEY], pa.string()).to_pylist()
+                filled = pa.array(rows.take(item_ids), field.type)
+                writer.write_table(table.set_column(place, field, filled))
     rows.check_complete()
 
 
