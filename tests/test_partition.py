@@ -14,7 +14,7 @@ ITEMS: list[tuple[float, tuple[float, ...], tuple[int, ...], tuple[int, ...], st
     (0.10, (0.0, 0.0, 0.0), (1, 1, 1), (1, 1, 1), "easy"),  # At τ is easy, whatever comes.
     (0.05, (0.0, 0.09, 0.0), (1, 1, 1), (1, 1, 1), "unlearnable"),
     (0.05, (0.1, 0.5, 1.0), (1, 1, 1), (1, 1, 1), "learnable"),  # At τ is learned.
-    (0.05, (0.0, 0.5, 0.0), (1, 1, 1), (1, 1, 1), "undetermined"),  # The seeds disagree.
+    (0.05, (0.0, 0.1, 0.0), (1, 1, 1), (1, 1, 1), "undetermined"),  # The seeds disagree.
     (0.05, (0.0, 0.5, NAN), (1, 1, 1), (1, 1, 1), "undetermined"),  # So they do here.
     (0.05, (0.0, 0.0, NAN), (1, 1, 1), (1, 1, 1), "undetermined"),  # One rate is unknown.
     (0.00, (0.0, 0.0, 0.0), (1, 0, 1), (1, 0, 1), "no_positive"),  # One seed is enough: the union.
