@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ _LONGEST_CHAIN = 8
 ALL = "all"
 TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
 ORDERS = ("shuffle", "curriculum", "dataset")
+# Interventions that need nothing beside the run; the others are given a file or a model.
+_BY_THEMSELVES = ("clip-higher", "no-kl", "replay", "more-rollouts", "sft", "curriculum")
+_ARMS = ("full", "filtered", "ordered", "random")
+LISTS: dict[str, tuple[str, ...]] = {
+    f"{name}{size}": tuple(f"{recipe}{size}" for recipe in recipes)
+    for size in ("", "-small")
+    for name, recipes in ((ALL, ("baseline", *_BY_THEMSELVES)), ("pays", _ARMS))
+}
+"""Names that stand for several recipes, in the order in which they are run."""
 _TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -34,13 +43,15 @@ class Recipe:
         name: as people say it: the file's name without `.toml`.
         hypothesis: what the run tests, one line.
         method: `grpo`, or `sft` on correct rollouts of the probe.
-        model: another base model (a folder, Hub id or .gguf file); "" is the run's own.
+        model: another base model (a folder, Hub id or .gguf file) with the same tokenizer; "" is
+            the run's own; "--model" asks the user for it by that option.
         max_steps: steps; each samples one batch of prompts.
         prompts_per_step: prompts whose groups reach the loss in one step.
         num_generations: rollouts of a prompt that reach the loss (the group).
         updates_per_step: optimizer updates that a step's batch is cut into.
         learning_rate, max_grad_norm: of AdamW; constant rate, no weight decay.
-        lora_rank, lora_alpha: of a LoRA adapter on all linear layers; rank 0 trains every parameter.
+        lora_rank, lora_alpha: of a LoRA adapter on all linear layers; rank 0: no adapter, all
+            parameters are trained.
         beta: coefficient of the KL term (the low-variance estimator); 0 leaves it out.
         epsilon, epsilon_high: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
         entropy_coefficient: of the entropy bonus.
@@ -57,7 +68,8 @@ class Recipe:
         as_many_as: a recipe; as many items as it has are drawn blindly from ours.
         order: `shuffle` (anew every epoch), `curriculum` (easy, then learnable by falling pass
             rate, then the rest, every epoch) or `dataset`.
-        extra_items: a dataset file whose items are trained on beside the run's.
+        extra_items: a dataset file whose items are trained on beside the run's; "--extra-items"
+            asks the user for it by that option.
         rollout_budget: training rollouts after which it ends, whatever `max_steps`; 0: no limit.
         evaluation_rollouts, evaluation_temperature: final rollouts of every item of the run.
         held_out_rollouts: rollouts of every held-out item each time that it is evaluated.
@@ -161,6 +173,11 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in _FOLDER.glob("*.toml"))
 
 
+def recipe_text(name: str) -> str:
+    """The file of a recipe that comes with this package, with its comments."""
+    return _find(name, None).read_text(encoding="utf-8")
+
+
 def read_recipe(name: str) -> Recipe:
     """Read a recipe by its name, or by the path of a TOML file.
 
@@ -169,6 +186,43 @@ def read_recipe(name: str) -> Recipe:
     """
     file = _find(name, None)
     return _recipe(_merged(file, ()), file)
+
+
+def expand_names(names: Iterable[str]) -> list[str]:
+    """Put recipes in the place of the names of lists, each once, in the order of their mention."""
+    return list(dict.fromkeys(each for name in names for each in LISTS.get(name, (name,))))
+
+
+def read_recipes(names: Iterable[str]) -> list[Recipe]:
+    """Read recipes by name, path or the name of a list: `all`, `pays`, or `-small` after either.
+
+    Raises:
+        UsageError: as `read_recipe`; or two of them have one name, so that their runs would lie in
+            one folder.
+    """
+    recipes: dict[str, Recipe] = {}
+    for name in expand_names(names):
+        recipe = read_recipe(name)
+        if recipes.setdefault(recipe.name, recipe) != recipe:
+            raise UsageError(f"two recipes are named {recipe.name}; rename the file {name}")
+    return list(recipes.values())
+
+
+def with_options(recipe: Recipe, *, model: str = "", extra_items: str = "") -> Recipe:
+    """Fill in what a recipe asks the user for.
+
+    Raises:
+        UsageError: it asks for something that is not given.
+    """
+    given = {"model": model, "extra_items": extra_items}
+    asked: dict[str, Any] = {}
+    for key, value in given.items():
+        option = "--" + key.replace("_", "-")
+        if getattr(recipe, key) == option:
+            if not value:
+                raise UsageError(f"recipe {recipe.name} needs {option}")
+            asked[key] = value
+    return dataclasses.replace(recipe, **asked)
 
 
 def _find(name: str, beside: Path | None) -> Path:
@@ -181,7 +235,7 @@ def _find(name: str, beside: Path | None) -> Path:
             raise UsageError(f"no such recipe: {path} is no file")
         return path
     if name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        near = difflib.get_close_matches(name, [*recipe_names(), *LISTS], n=1)
         hint = f"did you mean {near[0]}?" if near else "curate validate --list shows them"
         raise UsageError(f"no recipe is named {name!r}; {hint}")
     return _FOLDER / f"{name}.toml"
