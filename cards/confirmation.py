@@ -75,21 +75,28 @@ def _agreement(summary: Mapping[str, Any]) -> list[str]:
     ):
         found = summary[name]
         out = f"; {found['left_out']:,} without p_unlearnable left out" if found["left_out"] else ""
-        lines += [
-            f"{where}: {found['unlearnable']:,} unlearnable, {found['learnable']:,} learnable{out}",
-            f"{'':<20}{'AUROC':>22}{'average precision':>22}{'p_unlearnable ahead by':>26}",
-        ]
-        for score, label in _SCORES.items():
-            if score in found["scores"]:
-                lines.append(_score_line(label, found["scores"][score]))
-        calibration, key = found["calibration"], "expected_calibration_error"
-        by_chance = _number(calibration[f"{key}_if_calibrated"])
-        lines += [
-            f"calibration error of p_unlearnable: {_interval(calibration, key)}; "
-            f"about {by_chance} if it were calibrated",
-            "",
-        ]
+        lines.append(
+            f"{where}: {found['unlearnable']:,} unlearnable, {found['learnable']:,} learnable{out}"
+        )
+        # Without items of both kinds there is nothing to tell apart.
+        if found["unlearnable"] and found["learnable"]:
+            lines += _scores(found)
+        lines.append("")
     return [*lines, summary["too_few"]] if summary["too_few"] else lines[:-1]
+
+
+def _scores(found: Mapping[str, Any]) -> list[str]:
+    header = f"{'':<20}{'AUROC':>22}{'average precision':>22}{'p_unlearnable ahead by':>26}"
+    scores = found["scores"]
+    lines = [_score_line(label, scores[name]) for name, label in _SCORES.items() if name in scores]
+    key = "expected_calibration_error"
+    calibrated = _number(found["calibration"][f"{key}_if_calibrated"])
+    error = _interval(found["calibration"], key)
+    return [
+        header,
+        *lines,
+        f"calibration error of p_unlearnable: {error}; about {calibrated} if it were calibrated",
+    ]
 
 
 def _score_line(label: str, figures: Mapping[str, float | None]) -> str:

@@ -185,7 +185,8 @@ def _fill_tagged(run_dir: Path, config: TagConfig, items: _Items, tags: Tags) ->
 
 def _facts(run_dir: Path, config: TagConfig, found: FinishedSeeds, tags: Tags) -> dict[str, Any]:
     devices = {str(run.get("device")) for run in found.runs.values()}
-    seconds = [run.get("seconds") for run in found.runs.values()]
+    # By step of the work, in each seed.
+    seconds = [run.get("seconds", {}) for run in found.runs.values()]
     return {
         "run_dir": str(run_dir),
         "dataset": config.dataset,
@@ -196,7 +197,7 @@ def _facts(run_dir: Path, config: TagConfig, found: FinishedSeeds, tags: Tags) -
         "seeds": list(found.seeds),
         "seeds_unfinished": list(found.unfinished),
         "device": ", ".join(sorted(devices)),
-        "seconds": sum(s for s in seconds if isinstance(s, int | float)),
+        "seconds": round(sum(sum(each.values()) for each in seconds), 3),
         "items": len(tags),
         "confirmed": {str(tag): int((tags == tag).sum()) for tag in Trainability},
     }

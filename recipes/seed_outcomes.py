@@ -110,7 +110,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if not isinstance(run, dict):
+    if not isinstance(run, dict) or not isinstance(run.get("seconds", {}), dict):
         raise UsageError(f"{path} is not the record of a training run")
     return run
 
