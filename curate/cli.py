@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_tag(commands)
     _add_validate(commands)
+    _add_confirm(commands)
     return parser
 
 
@@ -259,6 +260,40 @@ def _tag(arguments: argparse.Namespace) -> int:
         print(json.dumps(summary, indent=2))
     else:
         print(summary_text(summary))
+    return 0
+
+
+def _add_confirm(commands: Any) -> None:
+    parser = commands.add_parser(
+        "confirm",
+        help="compare the predicted tags with what GRPO made of the items",
+        description="Compare the tags that were predicted before RL with what became of the items "
+        "in the GRPO runs of `curate validate`: which hard items were learned in every seed, how "
+        "well p_unlearnable told them apart, and whether the pass rate or the similarity of the "
+        "prompts would have done as well. Fills the column confirmed_trainability of the tagged "
+        "file; the predicted tags stay.",
+        epilog="example: curate confirm runs/gsm8k-Qwen2.5-0.5B-Instruct. Writes "
+        "validation/confirmed.parquet and validation/summary.json in the run folder.",
+    )
+    parser.set_defaults(run=_confirm)
+    parser.add_argument("run_dir", metavar="RUN", help="the run folder of a validated `curate tag`")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default="",
+        help="whose outcomes confirm (default: baseline, or baseline-small, or the only one there)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON on standard output"
+    )
+
+
+def _confirm(arguments: argparse.Namespace) -> int:
+    from cards.confirmation import confirmation_text
+    from curate.commands import confirm
+
+    summary = confirm(arguments.run_dir, arguments.recipe)
+    print(json.dumps(summary, indent=2) if arguments.json else confirmation_text(summary))
     return 0
 
 

@@ -84,6 +84,25 @@ def validate(
     ]
 
 
+def confirm(run: str | Path, recipe: str = "") -> dict[str, Any]:
+    """Confirm the tags of a run by its GRPO runs, as `curate confirm` does.
+
+    Args:
+        run: the run folder.
+        recipe: whose outcomes confirm; by default `baseline`, or `baseline-small`, or the only one.
+
+    Returns:
+        the summary: what `validation/summary.json` of the run folder then holds.
+
+    Raises:
+        UsageError: not a run folder, nothing validated, or outcomes of other items.
+        RunError: a file is damaged, or the disk is full.
+    """
+    from recipes.confirmation import confirm_run
+
+    return confirm_run(Path(run), recipe)
+
+
 def _with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give the tag columns their types, which a CSV or JSON file does not keep."""
     for field in schema:

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,14 +27,13 @@ import pyarrow.parquet as pq
 from curate.datasets import Source, SourceRow, json_text
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
+from curate.json_objects import row_object, with_members, without_members
 
 Annotation = Mapping[str, object]
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _BATCH_ROWS = 1024
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
-# Huge integers pass as text: what matters here is where a value ends, not what it is.
-_DECODER = json.JSONDecoder(parse_int=str)
 
 
 def write_tagged(
@@ -150,60 +149,11 @@ def _json_objects(
 ) -> Iterator[str]:
     is_json = source.format in ("jsonl", "json")
     for row, annotation in counted.pairs():
-        value, text = (
-            _json_object(row) if is_json else (row.value or {}, json_text(row.value or {}))
-        )
+        value, text = row_object(row) if is_json else (row.value or {}, json_text(row.value or {}))
         if any(name in value for name in schema.names):
             check_columns(value, schema, replace)
-            text = _without_members(text, schema.names)
-        yield _spliced(text, json_text({name: annotation.get(name) for name in schema.names}))
-
-
-def _json_object(row: SourceRow) -> tuple[Mapping[str, Any], str]:
-    """A JSON row as an object and as that object's text; `{}` for what is no object.
-
-    A row may be an object and yet have a problem: half a surrogate pair, or a number too long.
-    """
-    text = row.text or ""
-    if row.value is not None:
-        return row.value, text
-    try:
-        text.encode("utf-8")
-        value = _DECODER.decode(text)
-    except (UnicodeEncodeError, json.JSONDecodeError, RecursionError):
-        value = None
-    return (value, text) if isinstance(value, dict) else ({}, "{}")
-
-
-def _spliced(text: str, tags: str) -> str:
-    """An object's text with the members of `tags`, an object's text too, added before its end."""
-    head, _, tail = text.rpartition("}")
-    comma = "" if head.rstrip().endswith("{") else ", "
-    return f"{head}{comma}{tags[1:-1]}}}{tail}"
-
-
-def _without_members(text: str, names: Iterable[str]) -> str:
-    """An object's text without some of its members; the text of the others is kept."""
-    dropped = set(names)
-    kept = []
-    position = _after_space(text, _after_space(text, 0) + 1)
-    while text[position] != "}":
-        start = position
-        name, position = _DECODER.raw_decode(text, position)
-        position = _after_space(text, _after_space(text, position) + 1)  # Past ":".
-        _, position = _DECODER.raw_decode(text, position)
-        if name not in dropped:
-            kept.append(text[start:position])
-        position = _after_space(text, position)
-        if text[position] == ",":
-            position = _after_space(text, position + 1)
-    return "{" + ", ".join(kept) + "}" + text[position + 1 :]
-
-
-def _after_space(text: str, position: int) -> int:
-    while text[position] in " \t\r\n":
-        position += 1
-    return position
+            text = without_members(text, schema.names)
+        yield with_members(text, json_text({name: annotation.get(name) for name in schema.names}))
 
 
 # --- CSV -------------------------------------------------------------------------------------

@@ -622,6 +622,10 @@ class _Tagging:
         for name in ("pass_rates", "similarity", "tags"):
             table = self._evidence(name)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
+        confirmed = self.run / "validation" / "confirmed.parquet"
+        if confirmed.exists():  # Written by `curate confirm`, in the order of the items.
+            name = "confirmed_trainability"
+            columns[name] = read_parquet(confirmed, [name])[name]
         evidence = pa.table({n: columns[n] for n in self.schema.names if n in columns})
         rows = write_tagged(
             self.source,
