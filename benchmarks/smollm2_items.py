@@ -15,7 +15,12 @@ TASKS = [
     ("products", 48, 20, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
     ("chain_sum", 48, 20, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
     ("fraction_simplification", 36, 20, {"min_value": 1, "max_value": 20, "styles": ("plain",)}),
-    ("basic_arithmetic", 36, 20, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
+    (
+        "basic_arithmetic",
+        36,
+        20,
+        {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    ),
     ("gcd", 36, 20, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 40}),
     ("letter_counting", 36, 20, {"min_words": 3, "max_words": 6}),
 ]

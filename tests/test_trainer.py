@@ -62,14 +62,14 @@ def training(files, pool, folder, recipe, items):
 def make_trainer(files, pool, tmp_path):
     """A trainer that has not begun; the stream gives its items in their order, over and over."""
 
-    def make(items, **changes):
+    def make(items, seed=1, **changes):
         recipe = dataclasses.replace(RECIPE, **changes)
         return RecipeTrainer(
             trainable_policy(training(files, pool, tmp_path, recipe, items)),
             recipe,
-            PromptStream(items, seed=1, shuffle=False),
+            PromptStream(items, seed=seed, shuffle=False),
             pool,
-            seed=1,
+            seed=seed,
             max_tokens=recipe.max_completion_length,
             settings=trainer_settings(recipe, 1, tmp_path),
             adapter=lora_config(recipe) if recipe.lora_rank else None,
@@ -123,7 +123,7 @@ def test_mixed_groups_are_kept_with_standardized_advantages(make_trainer):
 def test_groups_of_equal_rewards_are_replaced_by_later_prompts(make_trainer, answer, mean_reward):
     # So long that every rollout ends by itself.
     changes = {"num_generations": 8, "max_completion_length": 240, "max_sampling_rounds": 20}
-    trainer = make_trainer([item("same", answer), item("mixed", "3")], **changes)
+    trainer = make_trainer([item("same", answer), item("mixed", "3")], seed=3, **changes)
     _, rows = batch_of(trainer)
     log = {row["group"]: row for row in trainer.progress.rows}
     assert [log[number]["item_id"] for number in rows] == ["mixed", "mixed"]
