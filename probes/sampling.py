@@ -29,7 +29,7 @@ ROLLOUT_SCHEMA = pa.schema(
 )
 
 
-def rollout_shards(run: RunFolder) -> list[Path]:
+def rollout_shards(run: RunFolder | Path) -> list[Path]:
     """List the files of rollouts, in the order in which they were drawn."""
     return sorted((run / "rollouts").glob("*.parquet"), key=lambda file: int(file.stem))
 
