@@ -153,11 +153,12 @@ def outside_reasons(
     reasons = []
     model = manifest["model"]
     if model["weight_hash"] not in predictor.models:
-        fitted = " and ".join(sorted(set(predictor.models.values())))
-        reasons.append(f"the model is {model['name']}, and it was fitted on {fitted}")
+        # As Python writes text: a predictor file may hold what a terminal would obey.
+        fitted = " and ".join(sorted({repr(name) for name in predictor.models.values()}))
+        reasons.append(f"the model is {model['name']!r}, and it was fitted on {fitted}")
     settings = run_settings(config)
     reasons += [
-        f"{name} is {settings[name]}, and it was fitted at {predictor.settings[name]}"
+        f"{name} is {settings[name]!r}, and it was fitted at {predictor.settings[name]!r}"
         for name in FITTED_SETTINGS
         if settings[name] != predictor.settings[name]
     ]

@@ -44,7 +44,7 @@ from probes.predictor_features import FEATURES
 from recipes.agreement import RESAMPLES, calibration, compare_scores, too_few_items
 from recipes.confirmed_items import Booleans, ConfirmedItems, Floats, Groups, read_confirmed
 
-_FOLDS, _INNER_FOLDS = 10, 5
+_FOLDS = 5
 _PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty (scikit-learn's C) to choose from."""
 _TREES_FROM = 200
@@ -120,7 +120,7 @@ def fit_logistic(values: Floats, outcome: Booleans, groups: Groups, seed: int) -
         groups: what must not be divided between folds, shape (items,).
         seed: of the folds.
     """
-    splits = _splits(outcome, groups, _INNER_FOLDS, seed)
+    splits = _splits(outcome, groups, seed)
     losses = [
         log_loss(outcome, _out_of_fold(_penalised(c), values, outcome, groups, splits))
         for c in _PENALTIES
@@ -140,8 +140,8 @@ def _penalised(c: float) -> Fit:
     return fit
 
 
-def _splits(outcome: Booleans, groups: Groups, folds: int, seed: int) -> Splits:
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+def _splits(outcome: Booleans, groups: Groups, seed: int) -> Splits:
+    splitter = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
     return list(splitter.split(groups, outcome, groups))
 
 
@@ -193,7 +193,7 @@ def cross_validate(items: ConfirmedItems, *, seed: int, resamples: int) -> dict[
         are; and `note`, which says when there are too few items for a claim, else None.
     """
     values, outcome, groups = items.values, items.is_unlearnable, items.item_ids
-    splits = _splits(outcome, groups, _FOLDS, seed)
+    splits = _splits(outcome, groups, seed)
     share = np.full(len(outcome), outcome.mean())
     pass_rate = values[:, [FEATURES.index("pass_rate")]]
     scores = {

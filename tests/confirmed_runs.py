@@ -1,4 +1,4 @@
-"""Run folders with made-up evidence and outcomes, as `curate tag` and `curate confirm` leave them."""
+"""Run folders with made-up evidence and outcomes, as `tag` and `confirm` leave them."""
 
 import json
 from collections.abc import Mapping
