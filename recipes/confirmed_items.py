@@ -136,6 +136,8 @@ def _validation_facts(run_dir: Path) -> dict[str, Any]:
         summary = json.loads((run_dir / "validation" / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if not isinstance(summary, dict):
+        return {}
     return {f"validation_{n}": summary[n] for n in ("recipe", "seeds") if n in summary}
 
 
