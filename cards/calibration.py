@@ -61,5 +61,7 @@ def calibration_text(summary: Mapping[str, Any]) -> str:
 
 
 def _interval(figures: Mapping[str, Any], name: str) -> str:
+    if name not in figures:
+        return ""
     value, low, high = (figures[name + end] for end in ("", "_low", "_high"))
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
