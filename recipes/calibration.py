@@ -188,9 +188,10 @@ def cross_validate(items: ConfirmedItems, *, seed: int, resamples: int) -> dict[
     Returns:
         `folds`, `seed`, `resamples`; `scores`, for each score its AUROC, average precision, log
         loss, Brier score and expected calibration error (not of the share, which is one number)
-        with 95 % intervals; `built_in_unknown`, the items without a built-in p_unlearnable, for which the share of unlearnable items stands
-        in; `decided`, for each tag how many items the predictor would give it and how many of them
-        are; and `note`, which says when there are too few items for a claim, else None.
+        with 95 % intervals; `built_in_unknown`, the items without a built-in p_unlearnable, for
+        which the share of unlearnable items stands in; `decided`, for each tag how many items the
+        predictor would give it and how many of them are; and `note`, which says when there are too
+        few items for a claim, else None.
     """
     values, outcome, groups = items.values, items.is_unlearnable, items.item_ids
     splits = _splits(outcome, groups, seed)
