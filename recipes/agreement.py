@@ -10,8 +10,8 @@ The calibration error is |mean predicted − share that came true|, averaged ove
 within the bins adds, and a resample's error is too high once more; so its interval is the basic
 one, 2·ECE minus the percentiles, which reflects that bias instead of doubling it. (In simulations
 it covers an error of 0.09 in 86 to 90 % of the cases, the percentile interval in 13 to 78 %.) An
-error of 0 lies on the edge, where it covers in about half of the cases only. So beside it stands the
-error that a calibrated predictor would show on as many items, with outcomes drawn from its own
+error of 0 lies on the edge, where it covers in about half of the cases only. So beside it stands
+the error that a calibrated predictor would show on as many items, with outcomes drawn from its own
 probabilities (Bröcker and Smith 2007).
 """
 
