@@ -9,6 +9,10 @@ from curate.progress import duration
 from curate.run_folder import read_manifest, read_run_config
 from curate.tags import Trainability
 
+_PREDICTED_MEANINGS = {
+    Trainability.LEARNABLE: "hard, and the predictor is sure that GRPO learns it",
+    Trainability.UNLEARNABLE: "hard, and the predictor is sure that GRPO does not learn it",
+}
 _MEANINGS = {
     Trainability.EASY: "solved already: pass rate at least {tau:g}",
     Trainability.LEARNABLE: "hard, and its gradient agrees with easy items'",
@@ -52,15 +56,18 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "completion_tokens": counts["completion_tokens"],
         "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
         "similarity_threshold": manifest["similarity_threshold"],
+        "predictor": manifest.get("predictor", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
 
 
 def summary_text(summary: dict[str, Any]) -> str:
     """Write a summary as a table for a terminal."""
+    predictor = summary["predictor"]
+    meanings = _MEANINGS | (_PREDICTED_MEANINGS if "name" in predictor else {})
     lines = [f"{'tag':<14}{'items':>8}{'share':>8}   meaning"]
     for tag, entry in summary["tags"].items():
-        meaning = _MEANINGS[Trainability(tag)].format(tau=summary["tau"])
+        meaning = meanings[Trainability(tag)].format(tau=summary["tau"])
         lines.append(f"{tag:<14}{entry['items']:>8,}{entry['share']:>8.1%}   {meaning}")
     lines.append(f"{'all':<14}{summary['items']:>8,}")
     lines.append("")
@@ -80,6 +87,9 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append(f"similarity threshold: {threshold['value']:.3f}, {threshold['source']}")
     else:
         lines.append(f"no similarity threshold: {threshold['source']}")
+    if "name" in predictor:
+        lines.append(f"p_unlearnable: by {predictor['name']}")
+        lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]
     seconds = [f"{name} {duration(value)}" for name, value in summary["seconds"].items()]
     lines.append(f"time: {', '.join(seconds)}; {duration(sum(summary['seconds'].values()))} in all")
     lines.append("")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "confirm", "tag"]
+__all__ = ["__version__", "calibrate", "compare", "confirm", "tag", "validate"]
 
 if TYPE_CHECKING:
-    from curate.commands import confirm, tag
+    from curate.commands import calibrate, compare, confirm, tag, validate
 
 
 def __getattr__(name: str) -> Any:
     """Import a command when it is first asked for, so that `import curate` stays light."""
-    if name in ("confirm", "tag"):
+    if name in __all__:
         from curate import commands
 
         return getattr(commands, name)

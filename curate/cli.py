@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tag(commands)
     _add_validate(commands)
     _add_confirm(commands)
+    _add_calibrate(commands)
     return parser
 
 
@@ -294,6 +295,41 @@ def _confirm(arguments: argparse.Namespace) -> int:
 
     summary = confirm(arguments.run_dir, arguments.recipe)
     print(json.dumps(summary, indent=2) if arguments.json else confirmation_text(summary))
+    return 0
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="fit a predictor of unlearnable items on what GRPO confirmed",
+        description="Fit a logistic regression on the evidence of the hard items that `curate "
+        "confirm` found learnable or unlearnable, and write it to a file for `curate tag "
+        "--predictor`. Cross-validation tells how well it predicts items that it was not fitted "
+        "on, beside the built-in prediction and the pass rate alone.",
+        epilog="example: curate calibrate runs/mixed-SmolLM2 -o smollm2.json, then "
+        "curate tag other.jsonl --model SmolLM2 --predictor smollm2.json",
+    )
+    parser.set_defaults(run=_calibrate)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN",
+        help="a run folder of `curate tag`, confirmed by `curate confirm`; the items of several "
+        "are pooled",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE",
+        help="the predictor file (default: validation/predictor.json in the first RUN)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true", help="print what the file holds as JSON on standard output"
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from cards.calibration import calibration_text
+    from recipes.calibration import calibrate_run
+
+    summary = calibrate_run(arguments.runs, arguments.out)
+    print(json.dumps(summary, indent=2) if arguments.json else calibration_text(summary))
     return 0
 
 

@@ -103,6 +103,31 @@ def confirm(run: str | Path, recipe: str = "") -> dict[str, Any]:
     return confirm_run(Path(run), recipe)
 
 
+def calibrate(
+    run: str | Path, *more_runs: str | Path, out: str | Path | None = None
+) -> dict[str, Any]:
+    """Fit a predictor of unlearnable items on confirmed runs, as `curate calibrate` does.
+
+    Args:
+        run: a run folder of `curate tag`, confirmed by `curate confirm`.
+        more_runs: others, whose items are pooled with its own.
+        out: the predictor file; `validation/predictor.json` in the first run if None.
+
+    Returns:
+        what the file holds, with its name as `file`: the coefficients, what they were fitted on,
+        and under `cross_validation` how well they predict other items.
+
+    Raises:
+        UsageError: a run is not confirmed, the runs do not go together, or there are too few items.
+        RunError: a file of a run is missing or damaged.
+    """
+    from recipes.calibration import calibrate_run
+
+    return calibrate_run(
+        [Path(each) for each in (run, *more_runs)], Path(out) if out is not None else None
+    )
+
+
 def _with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give the tag columns their types, which a CSV or JSON file does not keep."""
     for field in schema:

@@ -32,8 +32,9 @@ class TagConfig:
     """Everything that `curate tag` can be told; every field is an option and a TOML key.
 
     `group` and `help` in the metadata make the command line; `changes_result=False` marks what may
-    differ between two commands that continue the same run. The dataset and the model may, because
-    a run knows them by their content: a file that was moved is still the same.
+    differ between two commands that continue the same run. The dataset, the model, the target and
+    the predictor may, because a run knows them by their content: a file that was moved is still the
+    same.
     """
 
     dataset: str = _setting(
@@ -134,6 +135,11 @@ class TagConfig:
         AUTO, "tagging",
         "below this gradient similarity a hard item is unlearnable (auto: a third of the median "
         "of the easy items)", "X",
+    )  # fmt: skip
+    predictor: str = _setting(
+        "", "tagging",
+        "take p_unlearnable from this file of `curate calibrate` instead of the similarity and its "
+        "threshold", "FILE", changes_result=False,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -19,6 +19,14 @@ with T_df Student's distribution function: the probability, under a flat prior, 
 below the threshold, given how noisy its gradient is. Whether lying there means that GRPO fails is
 for `curate validate` and `curate calibrate` to say.
 
+Where a predictor of `curate calibrate` gives the probability, the last three rules are
+
+    p_unlearnable ≤ 0.025       learnable
+    p_unlearnable ≥ 0.975       unlearnable
+    otherwise                   undetermined
+
+which asks for the same certainty: a 95 % interval leaves 0.025 at either end.
+
 The default threshold is a third of the median similarity of the easy items. 0 is a rollout that
 shares nothing with what the policy already does right, and the median is a typical item that it
 does right; an item that is learned by transfer lies between them, since it is unlike the easy items
@@ -26,9 +34,12 @@ in something. A third separates best in the planted world (docs/benchmarks.md). 
 the model's own scale, so it carries across models and feature dimensions.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
@@ -38,6 +49,8 @@ from curate.tags import Trainability
 
 DEFAULT_TAU = 0.1
 FEWEST_EASY_ITEMS = 5
+SURE = 0.975
+"""How probable an outcome must be for its tag, where a predictor gives the probability."""
 _SIGN_TEST_LEVEL = 0.05
 
 
@@ -87,6 +100,33 @@ class Evidence:
             if isinstance(value, float) and math.isnan(value):
                 object.__setattr__(self, field.name, None)
 
+    @classmethod
+    def from_rows(cls, rate: Mapping[str, Any], near: Mapping[str, Any]) -> Evidence:
+        """Evidence on an item from its rows of `pass_rates.parquet` and `similarity.parquet`."""
+        return cls(
+            total_rollouts=rate["total_rollouts"],
+            total_correct_rollouts=rate["total_correct_rollouts"],
+            pass_rate_low=rate["pass_rate_low"],
+            pass_rate_high=rate["pass_rate_high"],
+            unjudged_rollouts=rate["unjudged_rollouts"],
+            rollouts_used=near["rollouts_used"],
+            similarity=near["gradient_similarity"],
+            standard_error=near["standard_error"],
+            degrees_of_freedom=near["degrees_of_freedom"],
+            low=near["gradient_similarity_low"],
+            high=near["gradient_similarity_high"],
+            reliability=near["gradient_reliability"],
+        )
+
+
+@dataclass(frozen=True)
+class LearnedProbability:
+    """What a predictor of `curate calibrate` says of one hard item with a positive rollout."""
+
+    p_unlearnable: float
+    source: str
+    """Which predictor: for tag_reason."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -94,7 +134,8 @@ class Prediction:
 
     trainability: Trainability
     p_unlearnable: float | None
-    """Only for hard items with a positive rollout, a measured similarity and a threshold."""
+    """Only for hard items with a positive rollout; without a predictor also only for those with a
+    measured similarity and a threshold."""
     tag_reason: str
 
 
@@ -135,9 +176,16 @@ def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThresh
 
 
 def predict(
-    evidence: Evidence, threshold: SimilarityThreshold, *, tau: float = DEFAULT_TAU
+    evidence: Evidence,
+    threshold: SimilarityThreshold,
+    *,
+    tau: float = DEFAULT_TAU,
+    learned: LearnedProbability | None = None,
 ) -> Prediction:
-    """Predicted tag of one item, by the rules above. Raises ValueError for tau outside (0, 1]."""
+    """Predicted tag of one item, by the rules above. Raises ValueError for tau outside (0, 1].
+
+    `learned` takes the place of the similarity against the threshold.
+    """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
     n, c = evidence.total_rollouts, evidence.total_correct_rollouts
@@ -150,7 +198,9 @@ def predict(
     if c == 0:
         reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
         return Prediction(Trainability.NO_POSITIVE, None, reason + unjudged)
-    trainability, p_unlearnable, ground = _judge_similarity(evidence, threshold)
+    trainability, p_unlearnable, ground = (
+        _judge_probability(learned) if learned else _judge_similarity(evidence, threshold)
+    )
     reason = f"{ground}; {_pass_rate_text(evidence)} is below {_number(tau)}{_doubt(evidence, tau)}"
     return Prediction(trainability, p_unlearnable, reason + unjudged)
 
@@ -185,6 +235,22 @@ def _judge_similarity(
     if evidence.reliability is not None:
         ground += f", reliability {_number(evidence.reliability)}"
     return Trainability.UNDETERMINED, p_unlearnable, f"{ground}: more correct rollouts are needed"
+
+
+def _judge_probability(learned: LearnedProbability) -> tuple[Trainability, float, str]:
+    """Tag, p_unlearnable and ground for a hard item with a positive rollout, by a predictor."""
+    p = learned.p_unlearnable
+    said = f"{learned.source} gives a probability of {_number(p)} to be unlearnable"
+    if p >= SURE:
+        return Trainability.UNLEARNABLE, p, f"{said}, at least {_number(SURE)}"
+    if p <= 1 - SURE:
+        return Trainability.LEARNABLE, p, f"{said}, at most {_number(1 - SURE)}"
+    return (
+        Trainability.UNDETERMINED,
+        p,
+        f"{said}, which does not decide (learnable up to {_number(1 - SURE)}, "
+        f"unlearnable from {_number(SURE)})",
+    )
 
 
 def _pass_rate_text(evidence: Evidence) -> str:

@@ -50,11 +50,13 @@ from probes.plan import Plan, label_risk, next_round, sequential_interval
 from probes.prediction import (
     FEWEST_EASY_ITEMS,
     Evidence,
+    LearnedProbability,
     SimilarityThreshold,
     given_threshold,
     predict,
     similarity_threshold,
 )
+from probes.predictor import Predictor, apply_predictor, read_predictor
 from probes.rendering import render_items
 from probes.sampling import drawn_rollouts, sample_items
 from probes.similarity import Similarity, measure_similarity
@@ -93,19 +95,21 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
     files = resolve_model(config.model)
     config = _with_paths(config, source, files)
     target = open_source(config.target, split=config.split) if config.target else None
+    predictor = read_predictor(config.predictor) if config.predictor else None
     schema = tag_schema(config.k, target=target is not None)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
     identity: dict[str, dict[str, Any]] = {
         "dataset": {"fingerprint": source.fingerprint},
         "target": {"fingerprint": target.fingerprint if target else None},
+        "predictor": {"sha256": predictor.sha256 if predictor else None},
         "model": {
             "weight_hash": files.weight_hash,
             "dtype": str(choose_dtype(choose_device())).removeprefix("torch."),
         },
     }
     with open_run(Path(config.run_dir), config, identity) as run:
-        tagging = _Tagging(config, plan, source, files, run, schema, target=target)
+        tagging = _Tagging(config, plan, source, files, run, schema, target, predictor)
         tagging.all_stages()
         if config.profile:
             tagging.profile(started)
@@ -144,6 +148,7 @@ class _Tagging:
     run: RunFolder
     schema: pa.Schema
     target: Source | None = None
+    predictor: Predictor | None = None
     training: _Tagging | None = None
     """Where this run probes a target: the run that it is for, whose policy it uses."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -559,8 +564,11 @@ class _Tagging:
         values = similar["gradient_similarity"].to_numpy()
         threshold = self._threshold(_outcomes(rates).is_easy(self.config.tau), values)
         self.run.update(similarity_threshold={"value": threshold.value, "source": threshold.source})
+        learned = apply_predictor(self.predictor, self.run, self.config)
         parts = [
-            self._tags_of(rates.slice(start, _ITEMS_AT_ONCE), similar.slice(start), threshold)
+            self._tags_of(
+                rates.slice(start, _ITEMS_AT_ONCE), similar.slice(start), threshold, learned
+            )
             for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         ]
         table = pa.concat_tables(parts)
@@ -574,27 +582,19 @@ class _Tagging:
         return {"items_this_time": table.num_rows}
 
     def _tags_of(
-        self, rates: pa.Table, similar: pa.Table, threshold: SimilarityThreshold
+        self,
+        rates: pa.Table,
+        similar: pa.Table,
+        threshold: SimilarityThreshold,
+        learned: Mapping[str, LearnedProbability],
     ) -> pa.Table:
         """Tag some items, whose pass rates and similarities stand in the same order."""
         predictions = [
             predict(
-                Evidence(
-                    total_rollouts=rate["total_rollouts"],
-                    total_correct_rollouts=rate["total_correct_rollouts"],
-                    pass_rate_low=rate["pass_rate_low"],
-                    pass_rate_high=rate["pass_rate_high"],
-                    unjudged_rollouts=rate["unjudged_rollouts"],
-                    rollouts_used=near["rollouts_used"],
-                    similarity=near["gradient_similarity"],
-                    standard_error=near["standard_error"],
-                    degrees_of_freedom=near["degrees_of_freedom"],
-                    low=near["gradient_similarity_low"],
-                    high=near["gradient_similarity_high"],
-                    reliability=near["gradient_reliability"],
-                ),
+                Evidence.from_rows(rate, near),
                 threshold,
                 tau=self.config.tau,
+                learned=learned.get(rate["item_id"]),
             )
             for rate, near in zip(
                 rates.to_pylist(), similar.slice(0, rates.num_rows).to_pylist(), strict=True

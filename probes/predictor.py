@@ -1,0 +1,281 @@
+"""The predictor file of `curate calibrate`: reading, applying and knowing where it does not apply.
+
+With the features x of an item (`probes.predictor_features`), those unknown replaced by their mean
+where the predictor was fitted,
+
+    p_unlearnable = 1 / (1 + exp(−b − Σ_j w_j (x_j − mean_j) / scale_j))
+
+a logistic regression on standardised features. The file is JSON: numbers to compute with, and a
+record of what they were fitted on. It may come from anyone, so nothing in it is trusted: every
+number is checked, and none can be made to run anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from curate.config import TagConfig
+from curate.errors import UsageError
+from curate.run_folder import RunFolder
+from probes.prediction import LearnedProbability
+from probes.predictor_features import FEATURES, ItemFeatures, read_features
+
+FORMAT = "curate predictor"
+VERSION = 1
+FITTED_SETTINGS = (
+    "tau", "temperature", "max_tokens", "verifier",
+    "gradient_rollouts", "gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets",
+)  # fmt: skip
+"""Settings of a run that the features or the outcome depend on: they should be as when fitted."""
+
+_MOST_BYTES = 1024 * 1024
+# Keeps every product of numbers from a file finite.
+_LARGEST = 1e15
+# Items beyond the fitted range are worth a warning from this share on, if chance does not explain
+# them: a range that holds 98 % of some items holds less of others when it was fitted on few.
+_MANY_OUTSIDE = 0.1
+_CHANCE_LEVEL = 0.01
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature, as it was where the predictor was fitted."""
+
+    name: str
+    mean: float
+    """Of the known values; also stands for an unknown one."""
+    scale: float
+    """Standard deviation after that, above 0."""
+    coefficient: float
+    """Of the standardised feature, in log-odds of being unlearnable."""
+    low: float
+    """1 % quantile of the known values."""
+    high: float
+    """99 % quantile."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A predictor as read from its file."""
+
+    features: tuple[Feature, ...]
+    intercept: float
+    items: int
+    """That it was fitted on."""
+    models: Mapping[str, str]
+    """Of the runs that it was fitted on: their names, by weight hash."""
+    settings: Mapping[str, Any]
+    """The `FITTED_SETTINGS` of those runs."""
+    name: str = ""
+    """File name and the start of its hash."""
+    sha256: str = ""
+
+    def p_unlearnable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability of being unlearnable, shape (items,).
+
+        Args:
+            values: shape (items, features) in the order of `FEATURES`; nan is unknown.
+        """
+        columns = values[:, [FEATURES.index(feature.name) for feature in self.features]]
+        mean, scale, coefficients = (
+            np.array([getattr(feature, name) for feature in self.features])
+            for name in ("mean", "scale", "coefficient")
+        )
+        standardised = (np.where(np.isnan(columns), mean, columns) - mean) / scale
+        # log(1 + e^−x) does not overflow, unlike e^−x.
+        return np.asarray(np.exp(-np.logaddexp(0, -(standardised @ coefficients + self.intercept))))
+
+
+def apply_predictor(
+    predictor: Predictor | None, run: RunFolder, config: TagConfig
+) -> dict[str, LearnedProbability]:
+    """What a predictor says of every hard item with a correct rollout, by item_id.
+
+    Where the run lies outside of what the predictor was fitted on, this is printed as warnings and
+    put into the manifest.
+
+    Args:
+        predictor: None says nothing.
+        run: its pass rates and similarities are written, and its manifest has the `predictor`.
+        config: its resolved settings.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    if predictor is None:
+        return {}
+    features = read_features(run.path, config.tau)
+    outside = outside_reasons(predictor, run.manifest, config, features)
+    for reason in outside:
+        print(
+            f"warning: {predictor.name} lies outside of what it was fitted on: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+    run.update(predictor={**run.manifest["predictor"], "name": predictor.name, "outside": outside})
+    found = predictor.p_unlearnable(features.values).tolist()
+    return {
+        item_id: LearnedProbability(p, predictor.name)
+        for item_id, p in zip(features.item_ids, found, strict=True)
+    }
+
+
+# --- The outside check -----------------------------------------------------------------------
+
+
+def outside_reasons(
+    predictor: Predictor, manifest: Mapping[str, Any], config: TagConfig, features: ItemFeatures
+) -> list[str]:
+    """Why a run lies outside of what a predictor was fitted on, a sentence each; often empty.
+
+    Another model or another of the `FITTED_SETTINGS` is a reason; and, of a feature, that more than
+    10 % of the items lie outside of its fitted 1 % to 99 % range, unless so many may be chance
+    (binomial test at 1 % over all features, which allows for a range fitted on few items). For
+    `no_similarity`, which is 0 or 1, that means many items without a similarity where hardly any
+    was before.
+
+    Args:
+        predictor: to be applied.
+        manifest: of the run, with `model`.
+        config: its resolved settings.
+        features: of its hard items with a correct rollout.
+    """
+    reasons = []
+    model = manifest["model"]
+    if model["weight_hash"] not in predictor.models:
+        # As Python writes text: a predictor file may hold what a terminal would obey.
+        fitted = " and ".join(sorted({repr(name) for name in predictor.models.values()}))
+        reasons.append(f"the model is {model['name']!r}, and it was fitted on {fitted}")
+    settings = run_settings(config)
+    reasons += [
+        f"{name} is {settings[name]!r}, and it was fitted at {predictor.settings[name]!r}"
+        for name in FITTED_SETTINGS
+        if settings[name] != predictor.settings[name]
+    ]
+    if features.scale.value is None:
+        reasons.append(f"similarities have no scale, since {features.scale.source}")
+    # Between the extremes of n values lies, on average, all but 2/(n + 1) of the others.
+    expected = min(0.02 + 2 / (predictor.items + 1), 1)
+    for feature in predictor.features:
+        values = features.values[:, FEATURES.index(feature.name)]
+        count = int(((values < feature.low) | (values > feature.high)).sum())
+        chance = binom.sf(count - 1, len(values), expected) * len(predictor.features)
+        if count > _MANY_OUTSIDE * len(values) and chance < _CHANCE_LEVEL:
+            reasons.append(
+                f"{feature.name} of {count} of {len(values)} items lies outside of "
+                f"{feature.low:.3g} to {feature.high:.3g}, where it was fitted"
+            )
+    return reasons
+
+
+def run_settings(config: TagConfig) -> dict[str, Any]:
+    """The `FITTED_SETTINGS` of a run, as JSON has them."""
+    values = {name: getattr(config, name) for name in FITTED_SETTINGS}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+
+
+# --- The file --------------------------------------------------------------------------------
+
+
+def predictor_fields(predictor: Predictor) -> dict[str, Any]:
+    """What of a predictor file `parse_predictor` reads; a file may tell more beside it."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "intercept": predictor.intercept,
+        "features": [asdict(feature) for feature in predictor.features],
+        "items": predictor.items,
+        "models": dict(predictor.models),
+        "settings": dict(predictor.settings),
+    }
+
+
+def read_predictor(path: str | Path) -> Predictor:
+    """Read and check a predictor file.
+
+    Raises:
+        UsageError: there is no such file, or it is not a predictor, damaged, or of a newer version.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise UsageError(f"predictor {path}: no such file; `curate calibrate` writes one")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"predictor {path} cannot be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"predictor {path} is larger than any predictor (1 MiB)")
+    try:
+        document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return parse_predictor(document, f"predictor {path.name} ({sha256[:8]})", sha256)
+    # A RecursionError comes from brackets within brackets, many times over.
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"predictor {path} is damaged or no predictor: {error}; `curate calibrate` writes one"
+        ) from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def parse_predictor(document: object, name: str = "", sha256: str = "") -> Predictor:
+    """Check what a predictor file holds. Raises ValueError that says what is wrong."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"its 'format' is not {FORMAT!r}")
+    version = document.get("version")
+    if version != VERSION:
+        raise ValueError(f"its version is {version!r}, and this curate reads {VERSION}")
+    features = document.get("features")
+    if not isinstance(features, list) or not features:
+        raise ValueError("'features' is not a list of features")
+    parsed = tuple(_parse_feature(entry, f"feature {n}") for n, entry in enumerate(features, 1))
+    if len({feature.name for feature in parsed}) != len(parsed):
+        raise ValueError("a feature stands there twice")
+    models = document.get("models")
+    if not isinstance(models, dict) or not all(isinstance(v, str) for v in models.values()):
+        raise ValueError("'models' is not an object of names by weight hash")
+    settings = document.get("settings")
+    if not isinstance(settings, dict) or not set(FITTED_SETTINGS) <= set(settings):
+        raise ValueError(f"'settings' is not an object with {', '.join(FITTED_SETTINGS)}")
+    items, intercept = (_number(document, key, "the file") for key in ("items", "intercept"))
+    if items < 1 or items != round(items):
+        raise ValueError("the file: 'items' is not a count")
+    return Predictor(parsed, intercept, round(items), models, settings, name, sha256)
+
+
+def _parse_feature(entry: object, where: str) -> Feature:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is not an object")
+    name = entry.get("name")
+    if name not in FEATURES:
+        raise ValueError(f"{where} is {name!r}, which this curate does not measure")
+    numbers = {
+        key: _number(entry, key, where) for key in ("mean", "scale", "coefficient", "low", "high")
+    }
+    if numbers["scale"] < 1 / _LARGEST:
+        raise ValueError(f"{where}: 'scale' is not above 0")
+    if numbers["low"] > numbers["high"]:
+        raise ValueError(f"{where}: 'low' is above 'high'")
+    return Feature(name, **numbers)
+
+
+def _number(entry: Mapping[str, Any], key: str, where: str) -> float:
+    value = entry.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{where}: {key!r} is not a number")
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{where}: {key!r} is not a finite number of a sensible size")
+    return float(value)

@@ -1,0 +1,113 @@
+"""What a predictor of `curate calibrate` goes by: some numbers on every hard item with a positive.
+
+    gradient_similarity        divided by the built-in threshold of its run
+    standard_error             of the similarity, divided likewise
+    gradient_reliability       as measured
+    pass_rate                  log((p n + ½) / (n − p n + ½)), p the pass rate of n rollouts
+    correct_completion_length  log(1 + mean tokens of the correct rollouts)
+    completion_length          log(1 + mean tokens of all rollouts)
+    no_similarity              1 where there is no similarity, as with a single correct rollout; 0
+
+The size of a similarity depends on the model and the prompts. In units of the run's own threshold,
+a third of the median of its easy items, 1 is the threshold and 3 a typical easy item in every run,
+so that what was learned in one run can be said of another. nan is what was not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curate.errors import RunError
+from curate.run_folder import read_parquet
+from probes.counting import Outcomes
+from probes.prediction import SimilarityThreshold, similarity_threshold
+from probes.sampling import item_rows, rollout_shards
+
+Floats = NDArray[np.float64]
+
+FEATURES = (
+    "gradient_similarity",
+    "standard_error",
+    "gradient_reliability",
+    "pass_rate",
+    "correct_completion_length",
+    "completion_length",
+    "no_similarity",
+)
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """The features of the hard items of a run that have a correct rollout."""
+
+    item_ids: list[str]
+    values: Floats
+    """Shape (items, features), in the order of `FEATURES`; nan is unknown."""
+    scale: SimilarityThreshold
+    """What similarities were divided by; without one, the run has no similarities to go by."""
+
+
+def read_features(run_dir: Path, tau: float) -> ItemFeatures:
+    """Read the features from the evidence in a run folder.
+
+    Args:
+        run_dir: a run whose pass rates and similarities are written.
+        tau: an item is hard below this pass rate, c/n.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    rates = read_parquet(run_dir / "pass_rates.parquet")
+    similar = read_parquet(run_dir / "similarity.parquet")
+    if not rates["item_id"].equals(similar["item_id"]):
+        raise RunError(
+            f"{run_dir}: pass_rates.parquet and similarity.parquet differ in their items"
+        )
+    judged, correct, unjudged = (
+        rates[name].to_numpy()
+        for name in ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
+    )
+    is_easy = Outcomes(judged + unjudged, judged, correct).is_easy(tau)
+    similarity = similar["gradient_similarity"].to_numpy()
+    # Also where the user gave another threshold: it is a scale here, and must be the same for all.
+    scale = similarity_threshold(similarity[is_easy].tolist())
+    divisor = np.nan if scale.value is None else scale.value
+    passed = rates["pass_rate"].to_numpy() * judged
+    item_ids = rates["item_id"].to_pylist()
+    lengths = _correct_lengths(run_dir, item_ids)
+    columns = {
+        "gradient_similarity": similarity / divisor,
+        "standard_error": similar["standard_error"].to_numpy() / divisor,
+        "gradient_reliability": similar["gradient_reliability"].to_numpy(),
+        "pass_rate": np.log((passed + 0.5) / (judged - passed + 0.5)),
+        "correct_completion_length": np.log1p(lengths),
+        "completion_length": np.log1p(rates["mean_completion_tokens"].to_numpy()),
+        "no_similarity": np.isnan(similarity / divisor).astype(np.float64),
+    }
+    chosen = np.flatnonzero(~is_easy & (correct > 0))
+    return ItemFeatures(
+        [item_ids[row] for row in chosen],
+        np.column_stack([columns[name] for name in FEATURES])[chosen],
+        scale,
+    )
+
+
+def _correct_lengths(run_dir: Path, item_ids: list[str]) -> Floats:
+    """Mean tokens of each item's correct rollouts, shape (items,); nan where there is none."""
+    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+    counts, tokens = np.zeros((2, len(item_ids)), dtype=np.int64)
+    for file in rollout_shards(run_dir):
+        table = read_parquet(file, ["item_id", "completion_token_ids", "reward"])
+        table = table.filter(pc.equal(table["reward"], 1))
+        rows = item_rows(table, row_of)
+        np.add.at(counts, rows, 1)
+        lengths = pc.list_value_length(table["completion_token_ids"]).cast(pa.int64())
+        np.add.at(tokens, rows, lengths.to_numpy())
+    with np.errstate(invalid="ignore"):
+        return np.asarray(tokens / counts)

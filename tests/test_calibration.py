@@ -1,0 +1,221 @@
+"""`curate calibrate`: what it fits, how it tells how good that is, and what it refuses."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curate import calibrate
+from curate.errors import UsageError
+from probes.predictor_features import FEATURES, read_features
+from recipes.calibration import calibrate_run, cross_validate
+from recipes.confirmed_items import ConfirmedItems, read_confirmed
+from tests.confirmed_runs import ROLLOUTS, THRESHOLD, make_world, write_run
+from tests.tag_runs import run_curate
+
+
+def _items(run: Path) -> ConfirmedItems:
+    return read_confirmed([run])[0]
+
+
+def _scores(items: ConfirmedItems) -> dict[str, dict[str, float]]:
+    return dict(cross_validate(items, seed=0, resamples=200)["scores"])
+
+
+# --- Features --------------------------------------------------------------------------------
+
+
+def test_features_are_what_their_description_says(tmp_path: Path) -> None:
+    world = make_world()
+    found = read_features(write_run(tmp_path / "run", world), tau=0.1)
+    assert found.item_ids == world.item_ids  # The easy items are not among them.
+    columns = dict(zip(FEATURES, found.values.T, strict=True))
+    np.testing.assert_allclose(columns["gradient_similarity"], world.similarity / THRESHOLD)
+    np.testing.assert_allclose(columns["standard_error"], world.standard_error / THRESHOLD)
+    c = world.correct
+    np.testing.assert_allclose(columns["pass_rate"], np.log((c + 0.5) / (ROLLOUTS - c + 0.5)))
+    np.testing.assert_allclose(columns["correct_completion_length"], np.log1p(world.tokens))
+    mean = (c * world.tokens + (ROLLOUTS - c) * 10) / ROLLOUTS
+    np.testing.assert_allclose(columns["completion_length"], np.log1p(mean))
+    np.testing.assert_array_equal(columns["no_similarity"], np.isnan(world.similarity))
+    assert np.isnan(columns["gradient_reliability"][np.isnan(world.similarity)]).all()
+
+
+def test_similarities_are_in_units_of_the_run_whatever_threshold_was_given(tmp_path: Path) -> None:
+    world = make_world()
+    run = write_run(tmp_path / "run", world)
+    expected = read_features(run, tau=0.1).values
+    table = pq.read_table(run / "similarity.parquet")
+    for name in ("gradient_similarity", "standard_error"):
+        place = table.schema.get_field_index(name)
+        doubled = pa.array(table[name].to_numpy() * 2, from_pandas=True)
+        table = table.set_column(place, name, doubled)
+    pq.write_table(table, run / "similarity.parquet")
+    np.testing.assert_allclose(read_features(run, tau=0.1).values, expected)
+
+
+# --- What cross-validation says --------------------------------------------------------------
+
+
+def test_a_feature_that_carries_signal_beats_similarity(tmp_path: Path) -> None:
+    scores = _scores(_items(write_run(tmp_path / "run", make_world(length_effect=2.0))))
+    ours, built_in = scores["predictor"], scores["built_in"]
+    assert ours["auroc"] > 0.87
+    assert 0.65 < built_in["auroc"] < 0.85
+    assert built_in["auroc_difference_low"] > 0
+    assert ours["log_loss"] < built_in["log_loss"] < math.log(2)
+    assert ours["brier"] < built_in["brier"]
+    assert ours["average_precision"] > built_in["average_precision"]
+    for name in ("auroc", "average_precision", "log_loss", "brier"):
+        assert ours[f"{name}_low"] < ours[name] < ours[f"{name}_high"]
+    assert 0.35 < scores["pass_rate"]["auroc"] < 0.65
+
+
+def test_features_of_noise_do_not_hurt(tmp_path: Path) -> None:
+    world = make_world(200, similarity_effect=2.0)
+    scores = _scores(_items(write_run(tmp_path / "run", world)))
+    # What the six other features add is noise, and the built-in knows the right one beforehand.
+    assert scores["predictor"]["auroc"] > scores["built_in"]["auroc"] - 0.03
+    assert scores["predictor"]["log_loss"] < scores["built_in"]["log_loss"] + 0.05
+    assert 0.8 < scores["boosted_trees"]["auroc"] < 1
+
+
+def test_shuffled_outcomes_cannot_be_predicted(tmp_path: Path) -> None:
+    items = _items(write_run(tmp_path / "run", make_world(100, similarity_effect=3.0)))
+    aurocs = []
+    for seed in range(3):
+        shuffled = np.random.default_rng(seed).permutation(items.is_unlearnable)
+        found = dataclasses.replace(items, is_unlearnable=shuffled)
+        aurocs.append(_scores(found)["predictor"]["auroc"])
+    assert 0.4 < np.mean(aurocs) < 0.6
+
+
+def test_an_item_of_several_runs_stays_in_one_fold() -> None:
+    random = np.random.default_rng(1)
+    items, copies = 20, 4
+    # Noise alone, but a model that saw a copy of an item knows its outcome.
+    copied = ConfirmedItems(
+        np.tile(np.arange(items).astype(np.str_), copies),
+        np.tile(random.normal(size=(items, len(FEATURES))), (copies, 1)),
+        np.tile(np.arange(items) % 2 == 0, copies),
+        np.full(items * copies, np.nan),
+    )
+    apart = dataclasses.replace(copied, item_ids=np.arange(items * copies).astype(np.str_))
+    kept, leaking = (_scores(each)["predictor"]["auroc"] for each in (copied, apart))
+    assert kept < 0.7 < 0.8 < leaking
+
+
+def test_the_built_in_is_that_of_the_evidence_even_if_a_predictor_tagged_the_run(
+    tmp_path: Path,
+) -> None:
+    world = make_world()
+    items = _items(write_run(tmp_path / "run", world))
+    assert not (tmp_path / "run/tags.parquet").exists()
+    known = ~np.isnan(world.similarity)
+    np.testing.assert_array_equal(np.isnan(items.built_in), ~known)
+    assert ((items.built_in > 0.5) == (world.similarity < THRESHOLD))[known].all()
+
+
+# --- The command -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    return write_run(folder / "run", make_world(60, length_effect=2.0))
+
+
+def test_the_command_writes_the_file_and_tells_how_good_it_is(run: Path) -> None:
+    ran = run_curate("calibrate", run)
+    assert ran.status == 0, ran.stderr
+    document = json.loads((run / "validation/predictor.json").read_text())
+    assert "fitted on 60 hard items (30 learnable, 30 unlearnable) of 1 run" in ran.stdout
+    ours = document["cross_validation"]["scores"]["predictor"]
+    assert f"this predictor             {ours['auroc']:.2f} (" in ran.stdout
+    assert document["learnable"] == document["unlearnable"] == 30
+    assert document["runs"][0]["dataset_fingerprint"] == "d" * 64
+    assert document["cross_validation"]["note"] is None
+    # The same command gives the same numbers, as JSON too.
+    ran = run_curate("calibrate", run, "--json", "-o", run.parent / "other.json")
+    again = json.loads(ran.stdout)
+    assert again.pop("file") == str(run.parent / "other.json")
+    assert {**again, "created": 0} == {**document, "created": 0}
+
+
+def test_runs_are_pooled(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", make_world(40, seed=1, prefix="more"), weight_hash="b")
+    summary = calibrate(run, other, out=tmp_path / "predictor.json")
+    assert summary["items"] == 100
+    assert set(summary["models"]) == {"a" * 64, "b"}
+    assert [facts["unlearnable"] for facts in summary["runs"]] == [30, 20]
+
+
+def test_undetermined_items_and_those_without_a_positive_are_left_out(tmp_path: Path) -> None:
+    world = make_world(60)
+    world.correct[3] = 0
+    world.outcomes = {"hard-5": "undetermined", "hard-6": "no_positive"}
+    items = _items(write_run(tmp_path / "run", world))
+    left_out = {"hard-3", "hard-5", "hard-6"}
+    assert set(items.item_ids) == set(world.item_ids) - left_out
+
+
+def test_it_says_when_there_are_too_few_items_for_a_claim(tmp_path: Path) -> None:
+    world = make_world(24, similarity_effect=0.5)
+    run = write_run(tmp_path / "run", world)
+    ran = run_curate("calibrate", run)
+    assert ran.status == 0, ran.stderr
+    assert "Too few items for a claim" in ran.stdout
+
+
+def test_with_fewer_than_ten_of_a_class_it_refuses(tmp_path: Path) -> None:
+    world = make_world(60)
+    world.outcomes = {f"hard-{n}": "undetermined" for n in range(0, 60, 2) if n >= 18}
+    ran = run_curate("calibrate", write_run(tmp_path / "run", world))
+    assert ran.status == 2
+    assert "30 learnable and 9 unlearnable" in ran.stderr and "10 of each" in ran.stderr
+    assert not (tmp_path / "run/validation/predictor.json").exists()
+
+
+def _edit_manifest(run: Path, **changes: object) -> None:
+    file = run / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_bad_input_is_one_line_and_exit_2(run: Path, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        ran = run_curate("calibrate", *arguments)
+        assert ran.status == 2 and ran.stderr.count("\n") == 1, ran.stderr
+        return ran.stderr
+
+    world = make_world(40)
+    assert "no run folder" in refused(tmp_path / "nowhere")
+    assert "given twice" in refused(run, run.parent / "." / "run")
+    assert "it is a folder" in refused(run, "-o", tmp_path)
+    hotter = write_run(tmp_path / "hotter", world, settings={"temperature": 0.7})
+    assert "differ in temperature" in refused(run, hotter)
+    unconfirmed = write_run(tmp_path / "unconfirmed", world)
+    (unconfirmed / "validation/confirmed.parquet").unlink()
+    assert "curate confirm" in refused(unconfirmed)
+    unfinished = write_run(tmp_path / "unfinished", world)
+    _edit_manifest(unfinished, stages={"tags": {"state": "started"}})
+    assert "not finished" in refused(unfinished)
+    foreign = write_run(tmp_path / "foreign", world)
+    table = pa.table({"item_id": ["someone"], "confirmed_trainability": ["learnable"]})
+    pq.write_table(table, foreign / "validation/confirmed.parquet")
+    assert "does not belong" in refused(foreign)
+    pq.write_table(table.drop(["item_id"]), foreign / "validation/confirmed.parquet")
+    assert "no column item_id" in refused(foreign)
+
+
+def test_a_run_without_a_scale_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_world(40))
+    with pytest.raises(UsageError, match="no scale: only 0 easy items"):
+        # Nothing is easy at a pass rate of 0.9.
+        config = (run / "config.toml").read_text().replace("tau = 0.1", "tau = 0.9")
+        (run / "config.toml").write_text(config)
+        calibrate_run([run])
