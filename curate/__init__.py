@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "tag"]
+__all__ = ["__version__", "compare", "tag"]
 
 if TYPE_CHECKING:
-    from curate.commands import tag
+    from curate.commands import compare, tag
 
 
 def __getattr__(name: str) -> Any:
     """Import a command when it is first asked for, so that `import curate` stays light."""
-    if name == "tag":
-        from curate.commands import tag
+    if name in ("compare", "tag"):
+        from curate import commands
 
-        return tag
+        return getattr(commands, name)
     raise AttributeError(f"module 'curate' has no attribute {name!r}")

@@ -111,6 +111,7 @@ def sum_groups(
     found: RolloutFeatures,
     place: NDArray[np.integer],
     group: NDArray[np.integer],
+    groups: int,
     counts: NDArray[np.uint8],
 ) -> GroupSums:
     """Sum the items' mean directions by group, for every resample, in one pass over the rollouts.
@@ -121,12 +122,13 @@ def sum_groups(
         found: features of the run.
         place: (items of the run,): where each item stands in `group`; −1 where it does not.
         group: (items,), 0 to groups − 1; −1 for an item of no group.
+        groups: their number.
         counts: (1 + resamples, items), of `resample_items`.
 
     Raises:
         ValueError: features that are not finite or do not fit their index.
     """
-    groups, rows = int(group.max(initial=-1)) + 1, len(counts)
+    rows = len(counts)
     directions = np.zeros((groups, rows, found.features.shape[1]), dtype=np.float32)
     squares, agreement, totals, squared = np.zeros((4, groups, rows))
     items = np.zeros(groups, dtype=np.int64)
@@ -198,5 +200,6 @@ def quantile_interval(
     low, high = np.full((2, *resamples.shape[1:]), np.nan)
     enough = items >= FEWEST_ITEMS
     known = np.isfinite(resamples).any(axis=0) & enough[:, None] & enough[None, :]
-    low[known], high[known] = np.nanquantile(resamples[:, known], [tail, 1 - tail], axis=0)
+    if known.any():
+        low[known], high[known] = np.nanquantile(resamples[:, known], [tail, 1 - tail], axis=0)
     return low, high

@@ -24,6 +24,7 @@ from scipy.stats import bootstrap
 from scipy.stats import t as student_t
 
 Floats = NDArray[np.float64]
+Three = tuple[Floats, Floats, Floats]
 
 # Numbers that a bootstrap holds at a time.
 _RESAMPLED_AT_ONCE = 2**22
@@ -45,19 +46,16 @@ def wilson_limits(
     return np.where(total > 0, low, np.nan), np.where(total > 0, high, np.nan)
 
 
-def rate_change(
-    before: Floats, limits_before: tuple[Floats, Floats],
-    after: Floats, limits_after: tuple[Floats, Floats],
-) -> tuple[Floats, Floats, Floats]:  # fmt: skip
+def rate_change(before: Three, after: Three) -> Three:
     """Change of a rate with its interval (change, low, high), from two independent samples.
 
     Args:
-        before, after: the rates, (items,).
-        limits_before, limits_after: (low, high) of each, at the confidence that is wanted.
+        before, after: (rate, low, high), each (items,), at the confidence that is wanted.
     """
-    change = after - before
-    down = np.hypot(_above(after, limits_after[0]), _above(limits_before[1], before))
-    up = np.hypot(_above(limits_after[1], after), _above(before, limits_before[0]))
+    (old, old_low, old_high), (new, new_low, new_high) = before, after
+    change = new - old
+    down = np.hypot(_above(new, new_low), _above(old_high, old))
+    up = np.hypot(_above(new_high, new), _above(old, old_low))
     return change, change - down, change + up
 
 
@@ -66,29 +64,22 @@ def _above(upper: Floats, lower: Floats) -> Floats:
     return np.maximum(upper - lower, 0.0)
 
 
-def similarity_change(
-    before: Floats, error_before: Floats, freedom_before: Floats,
-    after: Floats, error_after: Floats, freedom_after: Floats,
-    confidence: float = 0.95,
-) -> tuple[Floats, Floats, Floats]:  # fmt: skip
-    """Change of a similarity with Welch's interval (change, low, high), all (items,).
+def similarity_change(before: Three, after: Three, confidence: float = 0.95) -> Three:
+    """Change of a similarity with Welch's interval (change, low, high), each (items,).
 
     Args:
-        before, after: similarities.
-        error_before, error_after: their standard errors.
-        freedom_before, freedom_after: degrees of freedom of those.
+        before, after: (similarity, standard error, degrees of freedom), each (items,).
         confidence: of the interval.
 
     Returns:
         nan where a similarity is missing, and an interval of nan where an error is.
     """
-    squares = error_before**2, error_after**2
+    (old, old_error, old_freedom), (new, new_error, new_freedom) = before, after
+    square = old_error**2 + new_error**2
     with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = (squares[0] + squares[1]) ** 2 / (
-            squares[0] ** 2 / freedom_before + squares[1] ** 2 / freedom_after
-        )
-        half = student_t.ppf((1 + confidence) / 2, freedom) * np.sqrt(squares[0] + squares[1])
-    change = after - before
+        freedom = square**2 / (old_error**4 / old_freedom + new_error**4 / new_freedom)
+        half = student_t.ppf((1 + confidence) / 2, freedom) * np.sqrt(square)
+    change = new - old
     # Two cosines are 2 apart at most.
     return change, np.clip(change - half, -2, 2), np.clip(change + half, -2, 2)
 

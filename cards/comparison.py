@@ -1,0 +1,145 @@
+"""The tables of a comparison of two probes: where it is written, and how a terminal shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+
+from curate.errors import UsageError
+from curate.files import write_atomically
+from curate.run_folder import write_parquet
+from curate.tags import Trainability
+from recipes.comparison import COMPARISON_SCHEMA, Comparison
+
+_MEASURES = {"pass_rate": "pass rate", "gradient_similarity": "gradient similarity"}
+_UNKNOWN = "-"
+
+
+def comparison_file(run_a: Path, run_b: Path, out: Path | None = None) -> Path:
+    """Choose where the items go; the summary goes beside it as `.json`.
+
+    Args:
+        run_a, run_b: the run folders.
+        out: a Parquet file; `RUN_B/comparison/<name of RUN_A>.parquet` by default.
+
+    Raises:
+        UsageError: not a Parquet file, or something else than an earlier comparison is there.
+    """
+    if out is None:
+        # Not with_suffix: a folder's name may hold dots.
+        return run_b / "comparison" / f"{run_a.resolve().name}.parquet"
+    if out.suffix != ".parquet":
+        raise UsageError(f"-o {out}: it must end in .parquet (the summary goes beside it as .json)")
+    if out.exists() and not _is_comparison(out):
+        raise UsageError(f"-o {out}: exists and is no comparison; give another name")
+    summary = out.with_suffix(".json")
+    if summary.exists() and not out.exists():
+        raise UsageError(f"-o {out}: the summary would replace {summary}; give another name")
+    return out
+
+
+def _is_comparison(path: Path) -> bool:
+    try:
+        return bool(pq.read_schema(path).equals(COMPARISON_SCHEMA))
+    except (OSError, ArrowException):
+        return False
+
+
+def write_comparison(path: Path, comparison: Comparison) -> None:
+    """Write the items as Parquet and the summary beside it as JSON.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    write_parquet(path, comparison.items)
+    text = json.dumps(comparison.summary, indent=2, allow_nan=False) + "\n"
+    write_atomically(path.with_suffix(".json"), text)
+
+
+def comparison_text(summary: dict[str, Any]) -> str:
+    """Write the summary of a comparison as tables for a terminal."""
+    items, runs = summary["items"], (summary["run_a"], summary["run_b"])
+    lines = [
+        f"{word + ':':<8}{run['path']} ({run['model']}, {run['items']:,} items)"
+        for word, run in zip(("before", "after"), runs, strict=True)
+    ]
+    lines.append(
+        f"items:  {items['compared']:,} in both, {items['only_in_a']:,} only before, "
+        f"{items['only_in_b']:,} only after"
+    )
+    without = f"; {items['without_group']:,} items have none" if items["without_group"] else ""
+    lines.append(f"groups: {summary['groups_from']}{without}")
+    for name, title in _MEASURES.items():
+        lines += ["", *_means(title, summary["groups"], name, summary["confidence"])]
+    for name, title in (("pass_rates", "pass rate"), ("similarities", "gradient similarity")):
+        lines += [""] * (name == "pass_rates") + [_moved(title, summary[name], summary)]
+    lines += ["", *_transitions(summary["groups"][-1]["transitions"])]
+    lines += _blocks(summary["alignment"])
+    lines += [f"warning: {text}" for text in summary["warnings"]]
+    return "\n".join(lines)
+
+
+def _means(title: str, groups: list[dict[str, Any]], name: str, confidence: float) -> list[str]:
+    head = f"{title:<22}{'items':>8}{'before':>9}{'after':>9}{'change':>9}"
+    lines = [f"{head}   {confidence:.0%} interval"]
+    for group in groups:
+        found = group[name]
+        numbers = f"{_number(found['before'])}{_number(found['after'])}"
+        interval = _UNKNOWN
+        if found["low"] is not None:
+            interval = f"{found['low']:+.3f} to {found['high']:+.3f}"
+        lines.append(
+            f"{group['group']:<22}{found['items']:>8,}{numbers}"
+            f"{_number(found['change'], '+')}   {interval}"
+        )
+    return lines
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return f"{_UNKNOWN if value is None else format(value, f'{sign}.3f'):>9}"
+
+
+def _moved(title: str, found: dict[str, int], summary: dict[str, Any]) -> str:
+    chance = (1 - summary["confidence"]) / 2
+    return (
+        f"{title}: rose in {found['rose']:,} and fell in {found['fell']:,} of {found['items']:,} "
+        f"items beyond their errors; {chance * found['items']:.1f} either way would by chance"
+    )
+
+
+def _transitions(counts: dict[str, dict[str, int]]) -> list[str]:
+    after = [str(tag) for tag in Trainability if any(tag in row for row in counts.values())]
+    lines = [f"{'tag before, after':<22}" + "".join(f"{tag:>14}" for tag in after)]
+    for before, row in counts.items():
+        lines.append(f"{before:<22}" + "".join(f"{row.get(tag, 0):>14,}" for tag in after))
+    return lines
+
+
+def _blocks(alignment: dict[str, Any]) -> list[str]:
+    groups = alignment["groups"]
+    lines = []
+    for side in ("before", "after", "change"):
+        blocks = alignment[side]
+        if blocks is None:
+            continue
+        head = f"gradient cosine, {side}"
+        lines += ["", f"{head:<24}{'items':>8}" + "".join(f"{name:>15}" for name in groups)]
+        for row, name in enumerate(groups):
+            cells = (_cell(blocks, row, column, side) for column in range(len(groups)))
+            lines.append(f"{name:<24}{alignment['items'][row]:>8,}" + "".join(cells))
+    if lines:
+        lines += ["(of pairs of items, rollout noise taken out; * the change's interval is off 0)"]
+    return ["", *lines[1:], ""] if lines else [""]
+
+
+def _cell(blocks: dict[str, Any], row: int, column: int, side: str) -> str:
+    value = blocks["cosine"][row][column]
+    if value is None:
+        return f"{_UNKNOWN:>14} "
+    low, high = blocks["cosine_low"][row][column], blocks["cosine_high"][row][column]
+    is_off = side == "change" and low is not None and (low > 0 or high < 0)
+    return f"{value:>{'+' if side == 'change' else ''}14.3f}" + ("*" if is_off else " ")
