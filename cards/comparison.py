@@ -16,6 +16,7 @@ from curate.tags import Trainability
 from recipes.comparison import COMPARISON_SCHEMA, Comparison
 
 _MEASURES = {"pass_rate": "pass rate", "gradient_similarity": "gradient similarity"}
+_COSINES = {"cosine": "gradient cosine", "rollout_cosine": "cosine of rollouts"}
 _UNKNOWN = "-"
 
 
@@ -120,26 +121,38 @@ def _transitions(counts: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _blocks(alignment: dict[str, Any]) -> list[str]:
-    groups = alignment["groups"]
-    lines = []
-    for side in ("before", "after", "change"):
+    """Cosines between groups, or those of single rollouts where no group has a direction."""
+    sides = [side for side in ("before", "after", "change") if alignment[side]]
+    name = "cosine"
+    if all(value is None for side in sides for row in alignment[side][name] for value in row):
+        name = "rollout_cosine"
+    shown = [row for row, items in enumerate(alignment.get("items", [])) if items]
+    groups = [alignment["groups"][row] for row in shown]
+    lines = [""]
+    for side in sides if shown else ():
         blocks = alignment[side]
-        if blocks is None:
-            continue
-        head = f"gradient cosine, {side}"
-        lines += ["", f"{head:<24}{'items':>8}" + "".join(f"{name:>15}" for name in groups)]
-        for row, name in enumerate(groups):
-            cells = (_cell(blocks, row, column, side) for column in range(len(groups)))
-            lines.append(f"{name:<24}{alignment['items'][row]:>8,}" + "".join(cells))
-    if lines:
-        lines += ["(of pairs of items, rollout noise taken out; * the change's interval is off 0)"]
-    return ["", *lines[1:], ""] if lines else [""]
+        lines.append(
+            f"{_COSINES[name] + ', ' + side:<26}{'items':>6}"
+            + "".join(f"{group:>14}" for group in (*groups, "own rollouts"))
+        )
+        for row, group in zip(shown, groups, strict=True):
+            cells = [_cell(blocks, name, (row, column), side) for column in shown]
+            cells.append(_cell(blocks, "agreement", (row,), side))
+            lines.append(f"{group:<26}{alignment['items'][row]:>6,}{''.join(cells)}".rstrip())
+        lines.append("")
+    return lines
 
 
-def _cell(blocks: dict[str, Any], row: int, column: int, side: str) -> str:
-    value = blocks["cosine"][row][column]
+def _cell(blocks: dict[str, Any], name: str, place: tuple[int, ...], side: str) -> str:
+    value, low, high = (_at(blocks[f"{name}{end}"], place) for end in ("", "_low", "_high"))
     if value is None:
-        return f"{_UNKNOWN:>14} "
-    low, high = blocks["cosine_low"][row][column], blocks["cosine_high"][row][column]
+        return f"{_UNKNOWN:>13} "
+    # A star: the interval of the change leaves 0 out.
     is_off = side == "change" and low is not None and (low > 0 or high < 0)
-    return f"{value:>{'+' if side == 'change' else ''}14.3f}" + ("*" if is_off else " ")
+    return f"{value:>{'+' if side == 'change' else ''}13.3f}" + ("*" if is_off else " ")
+
+
+def _at(values: Any, place: tuple[int, ...]) -> Any:
+    for each in place:
+        values = values[each]
+    return values

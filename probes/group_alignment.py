@@ -79,6 +79,8 @@ class Alignment:
     """(sets,)."""
     rollout_cosine: Floats
     """A, (1 + resamples, sets, sets); nan where there is no pair."""
+    agreement: Floats
+    """R, (1 + resamples, sets)."""
     cosine: Floats
     """C, the same shape; nan also for a set whose R cannot be told from 0."""
 
@@ -176,10 +178,11 @@ def align(sums: GroupSums, sets: NDArray[np.bool_], confidence: float = 0.95) ->
             rollout_cosine[:, first, second] = rollout_cosine[:, second, first] = mean
     with np.errstate(invalid="ignore", divide="ignore"):
         agreement = (members @ sums.agreement / totals).T
-    agreement[:, ~_is_positive(agreement, confidence)] = np.nan
-    lengths = np.sqrt(np.where(agreement > 0, agreement, np.nan))
+    is_known = (agreement > 0) & _is_positive(agreement, confidence)
+    lengths = np.sqrt(np.where(is_known, agreement, np.nan))
     cosine = rollout_cosine / (lengths[:, :, None] * lengths[:, None, :])
-    return Alignment((sets @ sums.items).astype(np.int64), rollout_cosine, cosine)
+    items = (sets @ sums.items).astype(np.int64)
+    return Alignment(items, rollout_cosine, agreement, cosine)
 
 
 def _is_positive(agreement: Floats, confidence: float) -> NDArray[np.bool_]:
@@ -192,14 +195,19 @@ def _is_positive(agreement: Floats, confidence: float) -> NDArray[np.bool_]:
 def quantile_interval(
     resamples: Floats, items: NDArray[np.integer], confidence: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Interval (low, high) of each block, (sets, sets), from (resamples, sets, sets).
+    """Interval (low, high) of each set, or each pair of sets, from their resamples.
 
-    nan for a set of fewer than `FEWEST_ITEMS` items.
+    Args:
+        resamples: (resamples, sets) or (resamples, sets, sets).
+        items: (sets,): nan for a set of fewer than `FEWEST_ITEMS`.
+        confidence: of the intervals.
     """
     tail = (1 - confidence) / 2
     low, high = np.full((2, *resamples.shape[1:]), np.nan)
     enough = items >= FEWEST_ITEMS
-    known = np.isfinite(resamples).any(axis=0) & enough[:, None] & enough[None, :]
+    if resamples.ndim == 3:
+        enough = enough[:, None] & enough[None, :]
+    known = np.isfinite(resamples).any(axis=0) & enough
     if known.any():
         low[known], high[known] = np.nanquantile(resamples[:, known], [tail, 1 - tail], axis=0)
     return low, high

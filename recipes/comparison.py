@@ -338,7 +338,7 @@ def _alignment(sums: Mapping[str, GroupSums], sets: Mapping[str, Sequence[int]])
         return told
     items = np.min([each.items for each in found.values()], axis=0)
     told["items"] = items.tolist()
-    for name in ("cosine", "rollout_cosine"):
+    for name in ("cosine", "rollout_cosine", "agreement"):
         blocks = {side: getattr(each, name) for side, each in found.items()}
         if len(blocks) == len(_SIDES):
             blocks["change"] = blocks["after"] - blocks["before"]
@@ -352,5 +352,8 @@ def _alignment(sums: Mapping[str, GroupSums], sets: Mapping[str, Sequence[int]])
     return told
 
 
-def _plain(values: Floats) -> list[list[float | None]]:
-    return [[float(v) if np.isfinite(v) else None for v in row] for row in values]
+def _plain(values: Floats) -> Any:
+    """Nested lists, with None for what is unknown."""
+    plain = values.astype(object)
+    plain[~np.isfinite(values)] = None
+    return plain.tolist()
