@@ -108,7 +108,7 @@ def _moved(title: str, found: dict[str, int], summary: dict[str, Any]) -> str:
     chance = (1 - summary["confidence"]) / 2
     return (
         f"{title}: rose in {found['rose']:,} and fell in {found['fell']:,} of {found['items']:,} "
-        f"items beyond their errors; {chance * found['items']:.1f} either way would by chance"
+        f"items beyond their errors; up to {chance * found['items']:,.1f} either way by chance"
     )
 
 
