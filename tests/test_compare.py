@@ -217,6 +217,22 @@ def test_a_run_without_gradients_leaves_the_cosines_of_the_other(
     assert run_curate("compare", *planted).status == 0
 
 
+def test_cosines_are_over_the_same_items_in_both_runs(tmp_path: Path) -> None:
+    """Ten learnable items point away from the rest before, and have one rollout after."""
+    rng, draws = np.random.default_rng(8), np.full(60, 8)
+    features, item = planted_gradients(rng, [0.5] * 60, draws.tolist())
+    is_lost = (item >= 30) & (item < 40)
+    features[is_lost] *= -1
+    before = _planted(0, 0.5, [9] * 60, gradients=(features, item)).write(tmp_path / "before")
+    draws[30:40] = 1
+    few = planted_gradients(rng, [0.5] * 60, draws.tolist())
+    after = _planted(1, 0.5, [9] * 60, gradients=few).write(tmp_path / "after")
+    blocks = _compare(before, after)["alignment"]
+    assert blocks["items"][:3] == [20, 10, 20]
+    for side in ("before", "after"):
+        assert blocks[side]["cosine"][0][1] == pytest.approx(0.5, abs=0.08)
+
+
 def test_rounds_use_the_limits_that_know_of_stopping(tmp_path: Path) -> None:
     a, b = (
         _planted(seed, 0.3, [4] * 60, settings={"max_rollouts": most}).write(tmp_path / str(seed))
