@@ -186,11 +186,11 @@ def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun
         )
     if a.weight_hash is not None and a.weight_hash == b.weight_hash:
         said.append("both runs probed the same weights: what moved, moved by chance or settings")
-    if source.path.resolve() == a.path.resolve():
+    if source.path.resolve() in (a.path.resolve(), b.path.resolve()):
         said.append(
-            "groups were chosen on the first run's own rollouts, so hard groups seem to rise "
-            "(regression to the mean); --groups-from a probe of that policy with another --seed "
-            "is free of it"
+            f"groups were chosen on the rollouts of {source.path}, which are compared here, so "
+            "groups far from the mean seem to move back to it (regression to the mean); "
+            "--groups-from a probe of the first policy with another --seed is free of it"
         )
     return said
 
