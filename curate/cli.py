@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_confirm(commands)
     _add_calibrate(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -330,6 +331,59 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
     summary = calibrate_run(arguments.runs, arguments.out)
     print(json.dumps(summary, indent=2) if arguments.json else calibration_text(summary))
+    return 0
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="tell how pass rates, gradients and tags moved between two probes",
+        description="Compare two probes of the same items by two policies, such as a model before "
+        "and after RL, or before and after mid-training: how pass rates, gradient similarities and "
+        "tags moved, for every item and for every group, with intervals. Groups are the first "
+        "run's, so that they hold the same items on either side.",
+        epilog="example: curate compare runs/train-base runs/train-step50. "
+        "Exit status: 0 done, 1 a file of a run is missing or damaged, 2 bad usage or input.",
+    )
+    parser.set_defaults(run=_compare)
+    parser.add_argument(
+        "run_a", metavar="RUN_A", type=Path, help="run folder of `curate tag`: the policy before"
+    )
+    parser.add_argument(
+        "run_b", metavar="RUN_B", type=Path, help="run folder of `curate tag`: the policy after"
+    )
+    parser.add_argument(
+        "--groups-from",
+        metavar="RUN",
+        type=Path,
+        help="take groups from the tags of this run folder, or from what `curate confirm` made of "
+        "them (default: RUN_A)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE.parquet",
+        type=Path,
+        help="where the items go; the summary goes beside it as .json "
+        "(default: RUN_B/comparison/<name of RUN_A>.parquet)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON on standard output"
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from cards.comparison import comparison_file, comparison_text, write_comparison
+    from recipes.comparison import compare_runs
+
+    file = comparison_file(arguments.run_a, arguments.run_b, arguments.out)
+    comparison = compare_runs(arguments.run_a, arguments.run_b, arguments.groups_from)
+    write_comparison(file, comparison)
+    if arguments.json:
+        print(json.dumps(comparison.summary, indent=2))
+    else:
+        print(comparison_text(comparison.summary))
+        print(f"\nitems:   {file}\nsummary: {file.with_suffix('.json')}")
     return 0
 
 

@@ -128,6 +128,39 @@ def calibrate(
     )
 
 
+def compare(
+    run_a: str | Path,
+    run_b: str | Path,
+    *,
+    groups_from: str | Path | None = None,
+    out: str | Path | None = None,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Compare two probes of the same items by two policies, as `curate compare` does.
+
+    Args:
+        run_a: run folder of `curate tag`: the policy before.
+        run_b: the same: the policy after.
+        groups_from: the run folder whose tags, or confirmed tags, make the groups; default `run_a`.
+        out: a Parquet file for the items, with the summary beside it as `.json`; by default
+            `RUN_B/comparison/<name of RUN_A>.parquet`.
+
+    Returns:
+        the items that both runs have (`recipes.comparison.COMPARISON_SCHEMA`), and the summary.
+
+    Raises:
+        UsageError: bad input, or no item is in both.
+        RunError: a file of a run is missing or damaged.
+    """
+    from cards.comparison import comparison_file, write_comparison
+    from recipes.comparison import compare_runs
+
+    a, b = Path(run_a), Path(run_b)
+    file = comparison_file(a, b, None if out is None else Path(out))
+    comparison = compare_runs(a, b, None if groups_from is None else Path(groups_from))
+    write_comparison(file, comparison)
+    return comparison.items, comparison.summary
+
+
 def _with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give the tag columns their types, which a CSV or JSON file does not keep."""
     for field in schema:

@@ -60,6 +60,7 @@ is their pooled variance and d0 = Σ f. If no item shows a spread, no item has a
 
 import math
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -179,6 +180,34 @@ def measure_similarity(
         similarity_hard=measured.by_group[0],
         nearest=measured.nearest,
     )
+
+
+def mean_directions(
+    features: NDArray[np.floating],
+    item_index: NDArray[np.integer],
+    weights: NDArray[np.integer],
+    *,
+    block_bytes: int = 2**28,
+) -> Iterator[tuple[NDArray[np.intp], Floats, Singles]]:
+    """Yield the mean unit gradients m_i of all items that have one, a block of items at a time.
+
+    Args:
+        features, item_index, weights: as for `measure_similarity`; rows of zero length are left
+            out.
+        block_bytes: memory for the rows in hand; one item's rows always fit.
+
+    Yields:
+        items (items of the block,), ascending; k_i, the draws behind each; m_i (items of the
+        block, dim).
+
+    Raises:
+        ValueError: shapes that do not fit, non-finite features.
+    """
+    _check_inputs(features, item_index, weights, int(item_index.max(initial=-1)) + 1)
+    rows_per_block = max(1, block_bytes // (8 * features.shape[1]))
+    for rows in _item_blocks(item_index, weights, rows_per_block):
+        if block := _read(features, rows, item_index, weights):
+            yield block.items, block.draws, block.means()
 
 
 def moderate_variances(variances: Floats, degrees_of_freedom: Floats) -> tuple[Floats, Floats]:

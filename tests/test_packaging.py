@@ -81,7 +81,9 @@ def test_imports_run_one_way(layer: str) -> None:
 # --- Help ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["--help"], ["tag", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["tag", "--help"], ["compare", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys\n"
