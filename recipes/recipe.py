@@ -49,7 +49,7 @@ class Recipe:
         num_generations: rollouts of a prompt that reach the loss (the group).
         updates_per_step: optimizer updates that a step's batch is cut into.
         learning_rate, max_grad_norm: of AdamW; constant rate, no weight decay.
-        lora_rank, lora_alpha: of a LoRA adapter on all linear layers; rank 0 trains every parameter.
+        lora_rank, lora_alpha: of a LoRA adapter on all linear layers; rank 0 trains all parameters.
         beta: coefficient of the KL term (the low-variance estimator); 0 leaves it out.
         epsilon, epsilon_high: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
         entropy_coefficient: of the entropy bonus.
