@@ -85,7 +85,7 @@ def _reached(arm: Mapping[str, Any]) -> str:
         if share["low"] is not None:
             high = "never" if share["high"] is None else f"{share['high']:.0%}"
             text += f" ({share['low']:.0%} to {high})"
-    if arm["reached_fraction"] is not None and arm["reached_fraction"] < 1:
+    if arm["reached_fraction"] is not None and arm["reached_fraction"] < 0.995:
         text += f"; in {arm['reached_fraction']:.0%} of resamples"
     return text
 

@@ -89,14 +89,15 @@ def test_easy_items_and_those_without_a_positive_or_a_final_rate_are_in_no_group
             *_rows({"easy": 0.0}, initial_pass_rate=0.5),
             *_rows({"at_tau": 0.0}, initial_pass_rate=TAU),
             *_rows({"never": 0.0}, ever_positive=seed == 1),
+            *_rows({"seldom": 0.0}, ever_positive=seed != 1),
             *_rows({"unjudged": None}),
             *_rows({"split": 0.5 if seed == 1 else 0.0}),
         ]
         write_run(run, "baseline", seed, outcomes=rows)
         write_run(run, "no-kl", seed, outcomes=rows)
     table = intervention_table(run, CONFIRMED, "baseline")
-    # `split` is unlearnable by seeds 2 and 3, so seed 1 is compared on it.
-    assert _group(table, "no-kl")["items"] == 8
+    # `split` and `seldom` are unlearnable by seeds 2 and 3, so seed 1 is compared on them.
+    assert _group(table, "no-kl")["items"] == 9
     assert _group(table, "no-kl", "learnable")["items"] == 0
     assert _group(table, "no-kl", "learnable")["note"] == "no item in this group"
 

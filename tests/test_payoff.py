@@ -118,14 +118,14 @@ def test_seeds_are_evaluated_at_different_points_and_averaged(tmp_path: Path) ->
 
 
 def test_a_lucky_evaluation_is_not_where_a_level_is_reached(tmp_path: Path) -> None:
-    """0.5 at 1,000, then 0.1 and 0.3: the monotone curve is at 0.3 from 1,000 on, not at 0.5."""
+    """0.55 at 2,000, then 0.2: the monotone curve is at their mean, 0.375, at both."""
     run = make_run_folder(tmp_path)
-    lucky = dict(zip(SPENT, (0.1, 0.5, 0.1, 0.3, 0.6), strict=True))
+    lucky = dict(zip(SPENT, (0.1, 0.1, 0.55, 0.2, 0.6), strict=True))
     for seed in (1, 2):
         write_run(run, "full", seed, held_out=_rows(_linear(0.5, 4000)))
         write_run(run, "filtered", seed, held_out=_rows(lambda spent: lucky[int(spent)]))
     found = _table(run)["arms"]["filtered"]
-    assert found["reached_at"]["value"] == pytest.approx(3000 + 1000 * 0.2 / 0.3)
+    assert found["reached_at"]["value"] == pytest.approx(3000 + 1000 * 0.125 / 0.225)
 
 
 def test_one_seed_gives_values_without_intervals(tmp_path: Path) -> None:
