@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"curate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_tag(commands)
+    _add_validate(commands)
     return parser
 
 
@@ -135,6 +136,85 @@ def _add_tag(commands: Any) -> None:
     for each in dataclasses.fields(TagConfig):
         if each.metadata["group"] in groups:
             _add_option(groups[each.metadata["group"]], each, hints[each.name])
+
+
+def _add_validate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="train with GRPO by a recipe and write every item's outcome",
+        description="Train the model that was probed on the run's items, by one recipe or several "
+        "and with several seeds, then draw final rollouts of every item: what became of it is in "
+        "RUN/validation/RECIPE/SEED/outcomes.parquet. After Ctrl-C or a kill the same command "
+        "continues from the newest checkpoint. Seeds may run side by side, and one run on several "
+        "processes: accelerate launch -m curate validate ...",
+        epilog="example: curate validate runs/gsm8k-Qwen2.5-0.5B --recipe baseline --seeds 1,42,37",
+    )
+    parser.set_defaults(run=_validate)
+    parser.add_argument(
+        "path", nargs="?", metavar="RUN", help="a run folder of `curate tag`, or its tagged file"
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", action="append", dest="recipes",
+        help="a recipe by name, a TOML file, or a list such as all-small; repeatable "
+        "(default: baseline)",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="show the recipes that there are")
+    parser.add_argument(
+        "--seeds", metavar="N,N", default="1,42,37", help="seeds (default: 1,42,37, the paper's)"
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", default="",
+        help="another base model with the same tokenizer (the recipe mid-trained)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--extra-items", metavar="FILE", default="",
+        help="a dataset whose items are trained on beside the run's (augment-similar, ...)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--held-out", metavar="FILE", default="",
+        help="a dataset of items that are not trained on: evaluated before, after, and every "
+        "`evaluate_every` steps",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", choices=("none", "policy", "all"), default="none",
+        help="weights that stay: none, the final policy as a model folder, or one for every "
+        "checkpoint too (default: none)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from recipes.listing import list_recipes, recipes_text
+
+    if arguments.list:
+        print(json.dumps(list_recipes(), indent=2) if arguments.json else recipes_text())
+        return 0
+    if not arguments.path:
+        raise UsageError("no run given: curate validate RUN --recipe NAME")
+    from curate.commands import validate
+
+    outcomes = validate(
+        arguments.path,
+        recipe=arguments.recipes or ["baseline"],
+        seeds=_seeds(arguments.seeds),
+        model=arguments.model,
+        extra_items=arguments.extra_items,
+        held_out=arguments.held_out,
+        keep=arguments.keep,
+    )
+    if arguments.json:
+        print(json.dumps([str(file) for file in outcomes], indent=2))
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = [-1]
+    if min(seeds) < 0:
+        raise UsageError(f"--seeds is {text!r}; it must be whole numbers, such as 1,42,37")
+    return seeds
 
 
 def _help(name: str) -> str:

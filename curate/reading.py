@@ -13,7 +13,7 @@ from curate.datasets import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
 from curate.layouts import Layout, Question, RowRejected, read_question, recognise_layout
-from curate.run_folder import RunFolder, read_parquet, write_parquet
+from curate.run_folder import RunFiles, read_parquet, write_parquet
 
 # Rows that are looked at to recognise a layout.
 _SAMPLE_ROWS = 1000
@@ -54,7 +54,7 @@ def read_items(
     source: Source,
     layout: Layout,
     limit: int,
-    run: RunFolder,
+    run: RunFiles,
     *,
     check_columns: CheckColumns,
     check_golds: CheckGolds,
@@ -139,7 +139,7 @@ def _questions(
         yield row.row, found
 
 
-def write_rejects(run: RunFolder, source: Source, rejected: dict[int, str]) -> None:
+def write_rejects(run: RunFiles, source: Source, rejected: dict[int, str]) -> None:
     """Write `rejects.jsonl`: row, reason and raw text of each rejected row."""
     with atomic_writer(run / "rejects.jsonl", "w") as file:
         for row in source.rows() if rejected else ():
@@ -148,7 +148,7 @@ def write_rejects(run: RunFolder, source: Source, rejected: dict[int, str]) -> N
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def reject_items(run: RunFolder, source: Source, refused: dict[str, str]) -> int:
+def reject_items(run: RunFiles, source: Source, refused: dict[str, str]) -> int:
     """Turn items that a later stage cannot use into rejects; return how many rows that were."""
     table = read_parquet(run / "rows.parquet")
     rows, item_ids = table["row"].to_pylist(), table["item_id"].to_pylist()

@@ -91,18 +91,14 @@ class RunFolder:
         self.close()
 
 
-def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]) -> RunFolder:
-    """Open a run folder, new or to be continued, and lock it.
+def lock_folder(path: Path, otherwise: str) -> int:
+    """Lock a folder for this process, made when it does not exist; closing the lock releases it.
 
     Args:
-        path: the folder; made when it does not exist.
-        config: the resolved settings.
-        identity: what the run's results depend on beside the settings, by the setting that it
-            comes from: `{"dataset": {"fingerprint": ...}, "model": {"weight_hash": ...}}`.
+        otherwise: what the user can do instead of waiting.
 
     Raises:
-        UsageError: another process holds the folder; or it belongs to a run with another dataset,
-            model or setting (names what changed); or it holds something else.
+        UsageError: another process holds it, or it cannot be used.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -116,11 +112,36 @@ def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, 
         os.close(lock)
         raise UsageError(
             f"run folder {path} is in use by process {holder or 'unknown'}; "
-            "wait for it, or give this run its own --run-dir"
+            f"wait for it, or {otherwise}"
         ) from error
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(f"cannot use run folder {path}: {error.strerror}") from error
+    return lock
+
+
+RunFiles = RunFolder | Path
+"""Where a stage reads and writes: a locked run folder, or any folder with such files."""
+
+
+def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]) -> RunFolder:
+    """Open a run folder, new or to be continued, and lock it.
+
+    Args:
+        path: the folder; made when it does not exist.
+        config: the resolved settings.
+        identity: what the run's results depend on beside the settings, by the setting that it
+            comes from: `{"dataset": {"fingerprint": ...}, "model": {"weight_hash": ...}}`.
+
+    Raises:
+        UsageError: another process holds the folder; or it belongs to a run with another dataset,
+            model or setting (names what changed); or it holds something else.
+    """
+    lock = lock_folder(path, "give this run its own --run-dir")
+    try:
         manifest = _open_manifest(path, config, identity)
         _remove_leftovers(path)
         run = RunFolder(path, lock, manifest)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.run_folder import RunFolder, read_parquet, write_parquet
+from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.pass_rates import pass_at_k_of_items
 from probes.plan import Plan, sequential_interval, sequential_pass_rate
 from probes.sampling import item_rows, rollout_shards
@@ -35,7 +35,7 @@ class Outcomes:
             return np.asarray((self.judged > 0) & (self.correct / self.judged >= tau))
 
 
-def count_outcomes(run: RunFolder, row_of: Mapping[str, int]) -> Outcomes:
+def count_outcomes(run: RunFiles, row_of: Mapping[str, int]) -> Outcomes:
     """Count the rollouts on disk.
 
     Args:
@@ -62,7 +62,7 @@ def _outcomes(table: pa.Table) -> tuple[Integers, Integers, Integers]:
 
 
 def count_rollouts(
-    run: RunFolder, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
+    run: RunFiles, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
 ) -> tuple[Outcomes, dict[str, int]]:
     """Write `pass_rates.parquet`, a line an item; return its counts and the totals of the run.
 

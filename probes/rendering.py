@@ -14,7 +14,7 @@ from curate.files import atomic_writer
 from curate.layouts import Question
 from curate.progress import Progress
 from curate.reading import Item
-from curate.run_folder import RunFolder
+from curate.run_folder import RunFiles
 
 # The suffix of the paper's runs (verl's instruction for mathematics).
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
@@ -74,7 +74,7 @@ def render(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, lis
 
 
 def render_items(
-    run: RunFolder,
+    run: RunFiles,
     items: Sequence[Item],
     tokenizer: Any,
     *,

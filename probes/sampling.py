@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.progress import Progress
-from curate.run_folder import RunFolder, read_parquet, write_parquet
+from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.engine import Engine, Rollout, SampleRequest
 
 ROLLOUT_SCHEMA = pa.schema(
@@ -29,7 +29,7 @@ ROLLOUT_SCHEMA = pa.schema(
 )
 
 
-def rollout_shards(run: RunFolder) -> list[Path]:
+def rollout_shards(run: RunFiles) -> list[Path]:
     """List the files of rollouts, in the order in which they were drawn."""
     return sorted((run / "rollouts").glob("*.parquet"), key=lambda file: int(file.stem))
 
@@ -43,7 +43,7 @@ def item_rows(table: pa.Table, row_of: Mapping[str, int]) -> NDArray[np.int64]:
     return np.asarray(rows[ids.indices.to_numpy()])
 
 
-def drawn_rollouts(run: RunFolder, row_of: Mapping[str, int]) -> NDArray[np.int64]:
+def drawn_rollouts(run: RunFiles, row_of: Mapping[str, int]) -> NDArray[np.int64]:
     """Rollouts that each item has, shape (items,)."""
     drawn = np.zeros(len(row_of), dtype=np.int64)
     for file in rollout_shards(run):
@@ -93,7 +93,7 @@ def _parts(request: SampleRequest, most_rollouts: int) -> Iterator[SampleRequest
 
 
 def sample_items(
-    run: RunFolder,
+    run: RunFiles,
     items: pa.Table,
     drawn: NDArray[np.int64],
     target: NDArray[np.int64],

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.progress import Progress
-from curate.run_folder import RunFolder, read_parquet, write_parquet
+from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.judging import VerifierPool
 from probes.sampling import ROLLOUT_SCHEMA, item_rows, rollout_shards
 from probes.verifiers import Verdict
@@ -19,7 +19,7 @@ TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
 
 
 def verify_rollouts(
-    run: RunFolder, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
+    run: RunFiles, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
 ) -> dict[str, Any]:
     """Judge every rollout that has no verdict yet, shard by shard, in place.
 

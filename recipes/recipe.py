@@ -43,13 +43,15 @@ class Recipe:
         name: as people say it: the file's name without `.toml`.
         hypothesis: what the run tests, one line.
         method: `grpo`, or `sft` on correct rollouts of the probe.
-        model: another base model (a folder, Hub id or .gguf file); "" is the run's own.
+        model: another base model (a folder, Hub id or .gguf file) with the same tokenizer; "" is
+            the run's own; "--model" asks the user for it by that option.
         max_steps: steps; each samples one batch of prompts.
         prompts_per_step: prompts whose groups reach the loss in one step.
         num_generations: rollouts of a prompt that reach the loss (the group).
         updates_per_step: optimizer updates that a step's batch is cut into.
         learning_rate, max_grad_norm: of AdamW; constant rate, no weight decay.
-        lora_rank, lora_alpha: of a LoRA adapter on all linear layers; rank 0 trains all parameters.
+        lora_rank, lora_alpha: of a LoRA adapter on all linear layers; rank 0: no adapter, all
+            parameters are trained.
         beta: coefficient of the KL term (the low-variance estimator); 0 leaves it out.
         epsilon, epsilon_high: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
         entropy_coefficient: of the entropy bonus.
@@ -66,7 +68,8 @@ class Recipe:
         as_many_as: a recipe; as many items as it has are drawn blindly from ours.
         order: `shuffle` (anew every epoch), `curriculum` (easy, then learnable by falling pass
             rate, then the rest, every epoch) or `dataset`.
-        extra_items: a dataset file whose items are trained on beside the run's.
+        extra_items: a dataset file whose items are trained on beside the run's; "--extra-items"
+            asks the user for it by that option.
         rollout_budget: training rollouts after which it ends, whatever `max_steps`; 0: no limit.
         evaluation_rollouts, evaluation_temperature: final rollouts of every item of the run.
         held_out_rollouts: rollouts of every held-out item each time that it is evaluated.
@@ -203,6 +206,23 @@ def read_recipes(names: Iterable[str]) -> list[Recipe]:
         if recipes.setdefault(recipe.name, recipe) != recipe:
             raise UsageError(f"two recipes are named {recipe.name}; rename the file {name}")
     return list(recipes.values())
+
+
+def with_options(recipe: Recipe, *, model: str = "", extra_items: str = "") -> Recipe:
+    """Fill in what a recipe asks the user for.
+
+    Raises:
+        UsageError: it asks for something that is not given.
+    """
+    given = {"model": model, "extra_items": extra_items}
+    asked: dict[str, Any] = {}
+    for key, value in given.items():
+        option = "--" + key.replace("_", "-")
+        if getattr(recipe, key) == option:
+            if not value:
+                raise UsageError(f"recipe {recipe.name} needs {option}")
+            asked[key] = value
+    return dataclasses.replace(recipe, **asked)
 
 
 def _find(name: str, beside: Path | None) -> Path:

@@ -16,7 +16,9 @@ def validated_recipes(run_dir: Path) -> list[str]:
     folder = run_dir / "validation"
     if not folder.is_dir():
         return []
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    # Beside the recipes there are the tables of `confirm` and, hidden, prepared items.
+    paths = (path for path in folder.iterdir() if path.is_dir())
+    names = sorted(path.name for path in paths if not path.name.startswith("."))
     return [name for name in names if finished_runs(run_dir, name)]
 
 

@@ -119,6 +119,8 @@ def test_runs_pair_by_seed_and_unfinished_ones_do_not_count(tmp_path: Path) -> N
     for seed, state in ((3, "done"), (2, "done"), (1, "started"), (9, "done")):
         write_run(run, "no-kl", seed, outcomes=_rows(_seven(0.1 * seed)), state=state)
     write_run(run, "sft", 1, outcomes=_rows(_seven(0.0)), state="started")
+    write_run(run, ".items", 1)
+    (run / "validation" / "confirmed.parquet").write_bytes(b"")
     table = intervention_table(run, CONFIRMED, "baseline")
     assert [row["recipe"] for row in table["recipes"]] == ["no-kl"]
     assert table["recipes"][0]["seeds"] == ["2", "3", "9"]

@@ -17,6 +17,7 @@ from recipes.recipe import (
     read_recipes,
     recipe_names,
     recipe_text,
+    with_options,
 )
 from tests.tag_runs import ROOT
 
@@ -91,7 +92,11 @@ def test_interventions_change_what_they_are_named_after_and_nothing_else() -> No
     assert _changed("filtered", "full") == _changed("filtered-small", "full-small") == filtered
     assert _changed("random", "full") == {"as_many_as": "filtered"}
     assert _changed("random-small", "full-small") == {"as_many_as": "filtered-small"}
-    assert not _changed("mid-trained", "baseline")
+    for size in ("", "-small"):
+        for name in ("augment-similar", "augment-subproblems"):
+            asked = _changed(f"{name}{size}", f"baseline{size}")
+            assert asked == {"extra_items": "--extra-items"}
+        assert _changed(f"mid-trained{size}", f"baseline{size}") == {"model": "--model"}
 
 
 def test_more_rollouts_samples_as_many_a_step_as_the_baseline() -> None:
@@ -146,7 +151,19 @@ def test_lists_are_expanded_in_order_and_each_recipe_comes_once() -> None:
     for names in LISTS.values():
         assert set(names) <= set(recipe_names())
         # What is run unasked needs nothing that only the user has.
-        assert not any("augment" in name or "mid-trained" in name for name in names)
+        assert all(with_options(recipe) == recipe for recipe in read_recipes(names))
+
+
+@pytest.mark.parametrize("size", ["", "-small"])
+def test_what_a_recipe_asks_for_is_filled_in_or_missed(size: str) -> None:
+    similar, other = read_recipe(f"augment-similar{size}"), read_recipe(f"mid-trained{size}")
+    assert with_options(similar, extra_items="my.jsonl").extra_items == "my.jsonl"
+    assert with_options(other, model="m", extra_items="my.jsonl").model == "m"
+    assert with_options(other, model="m", extra_items="my.jsonl").extra_items == ""
+    with pytest.raises(UsageError, match=f"recipe augment-similar{size} needs --extra-items"):
+        with_options(similar, model="m")
+    with pytest.raises(UsageError, match=f"recipe mid-trained{size} needs --model"):
+        with_options(other, extra_items="my.jsonl")
 
 
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:

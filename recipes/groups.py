@@ -1,0 +1,176 @@
+"""Groups of rollouts: which have a learning signal, their advantages, and replay of positives."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+# As in TRL and the paper's code; keeps a group of nearly equal rewards finite.
+_EPSILON = 1e-4
+# Of one item; older ones were drawn by a policy that is long gone.
+_MOST_BUFFERED = 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one prompt that were sampled together.
+
+    Attributes:
+        number: of the group in its run, from 0: its place in the stream of prompts.
+        item_id: the item.
+        prompt_token_ids: the item's prompt.
+        completions: token ids of each completion.
+        rewards: of each: 1, 0, or nan where it could not be judged.
+        truncated: whether each was cut at the length limit.
+    """
+
+    number: int
+    item_id: str
+    prompt_token_ids: Sequence[int]
+    completions: Sequence[Sequence[int]]
+    rewards: Sequence[float]
+    truncated: Sequence[bool]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards that could be judged differ, so that advantages are not all zero."""
+        judged = [reward for reward in self.rewards if not math.isnan(reward)]
+        return len(set(judged)) > 1
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Mean of the rewards that could be judged; None where none could."""
+        judged = [reward for reward in self.rewards if not math.isnan(reward)]
+        return sum(judged) / len(judged) if judged else None
+
+    @property
+    def truncated_fraction(self) -> float:
+        """Share of the completions that were cut."""
+        return sum(self.truncated) / len(self.truncated)
+
+    def take(self, places: Sequence[int]) -> Group:
+        """The group of some of its rollouts only."""
+        return replace(
+            self,
+            completions=[self.completions[i] for i in places],
+            rewards=[self.rewards[i] for i in places],
+            truncated=[self.truncated[i] for i in places],
+        )
+
+
+def advantages(rewards: Sequence[float]) -> NDArray[np.float64]:
+    """Advantages within a group: (r - mean) / (std + 1e-4), shape (rollouts,).
+
+    GRPO (Shao et al. 2024), with the sample standard deviation, as TRL computes it. Rewards of nan
+    take no part and have advantage 0; where fewer than two were judged all advantages are 0.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    judged = ~np.isnan(values)
+    found = np.zeros(len(values))
+    if judged.sum() >= 2:
+        centred = values[judged] - values[judged].mean()
+        found[judged] = centred / (values[judged].std(ddof=1) + _EPSILON)
+    return found
+
+
+@dataclass
+class _Buffered:
+    completion: list[int]
+    uses: int = 0
+
+
+@dataclass
+class ReplayBuffer:
+    """Correct rollouts of each item, each handed out a limited number of times.
+
+    Attributes:
+        reuse: times that a rollout is handed out at most.
+        completions: what is kept, by item.
+    """
+
+    reuse: int
+    completions: dict[str, deque[_Buffered]] = field(default_factory=dict)
+
+    def add(self, group: Group) -> None:
+        """Keep the correct rollouts of a group."""
+        kept = self.completions.setdefault(group.item_id, deque(maxlen=_MOST_BUFFERED))
+        for completion, reward in zip(group.completions, group.rewards, strict=True):
+            if reward == 1:
+                kept.append(_Buffered(list(completion)))
+
+    def take(self, item_id: str, rng: np.random.Generator) -> list[int] | None:
+        """Hand out a rollout of an item; None where all have been used up, or there were none."""
+        kept = self.completions.get(item_id)
+        if not kept:
+            return None
+        chosen = kept[int(rng.integers(len(kept)))]
+        chosen.uses += 1
+        if chosen.uses >= self.reuse:
+            kept.remove(chosen)
+        return chosen.completion
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """What is kept, as rows for a file."""
+        return [
+            {"item_id": item_id, "completion_token_ids": each.completion, "uses": each.uses}
+            for item_id, kept in self.completions.items()
+            for each in kept
+        ]
+
+    @classmethod
+    def from_rows(cls, reuse: int, rows: Sequence[dict[str, object]]) -> ReplayBuffer:
+        """The buffer that `to_rows` described."""
+        buffer = cls(reuse)
+        for row in rows:
+            kept = buffer.completions.setdefault(str(row["item_id"]), deque(maxlen=_MOST_BUFFERED))
+            ids, uses = row["completion_token_ids"], row["uses"]
+            assert isinstance(ids, list) and isinstance(uses, int)
+            kept.append(_Buffered([int(token) for token in ids], uses))
+        return buffer
+
+
+def with_replay(
+    group: Group, positives: int, size: int, buffer: ReplayBuffer, rng: np.random.Generator
+) -> Group:
+    """Cut an oversampled group down to a fixed share of correct rollouts.
+
+    As in the paper's oversampling with replay: where no rollout is right, one wrong one is swapped
+    for a buffered right one; then `positives` right and `size - positives` wrong ones are drawn.
+    Where there are too few of one kind the other fills up, so that the group may be without signal.
+    Correct rollouts of this group go into the buffer afterwards: a group never replays itself.
+
+    Args:
+        group: all rollouts that were sampled, at least `size` of them judged or not.
+        positives: right rollouts that are kept.
+        size: rollouts that are kept.
+        buffer: right rollouts of earlier groups; changed.
+        rng: decides which are kept and which is replayed.
+    """
+    sampled = group
+    rewards = np.asarray(group.rewards)
+    if not (rewards == 1).any() and (wrong := np.flatnonzero(rewards == 0)).size:
+        replayed = buffer.take(group.item_id, rng)
+        if replayed is not None:
+            group = _swap(group, int(rng.choice(wrong)), replayed)
+            rewards = np.asarray(group.rewards)
+    right = rng.permutation(np.flatnonzero(rewards == 1)).tolist()
+    wrong_first = rng.permutation(np.flatnonzero(rewards == 0)).tolist()
+    unjudged = rng.permutation(np.flatnonzero(np.isnan(rewards))).tolist()
+    chosen = right[:positives] + wrong_first[: size - positives]
+    rest = right[positives:] + wrong_first[size - positives :] + unjudged
+    chosen += rest[: size - len(chosen)]
+    buffer.add(sampled)
+    return group.take(sorted(chosen))
+
+
+def _swap(group: Group, place: int, completion: list[int]) -> Group:
+    """Put a correct rollout in the place of another."""
+    completions, rewards = list(group.completions), list(group.rewards)
+    truncated = list(group.truncated)
+    completions[place], rewards[place], truncated[place] = completion, 1.0, False
+    return replace(group, completions=completions, rewards=rewards, truncated=truncated)
