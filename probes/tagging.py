@@ -2,17 +2,13 @@
 
 items -> rounds of (sample -> verify -> gradients -> similarity -> plan)
       -> pass_rates -> gradients -> similarity -> tags -> write
-
-A round takes every item to its target number of rollouts, which `rounds/*.parquet` holds since
-before the round began. What a round does, it does for what is missing only: so a run that was
-killed in a round ends it, and goes on as it would have.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +28,9 @@ from curate.reading import choose_layout, read_items, reject_items
 from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import Trainability, tag_schema
-from probes.counting import Outcomes, count_outcomes, count_rollouts, nullable
+from probes.counting import Outcomes, count_rollouts
 from probes.engine import Engine
-from probes.gradient_stage import RolloutFeatures, differentiate, gathered, join, joined
+from probes.gradient_stage import differentiate, join, joined
 from probes.gradients import Adapter, GradientProbe, target_modules
 from probes.judging import VerifierPool
 from probes.models import (
@@ -46,21 +42,23 @@ from probes.models import (
     load_tokenizer,
     resolve_model,
 )
-from probes.plan import Plan, label_risk, next_round, sequential_interval
+from probes.plan import Plan, label_risk, next_round
 from probes.prediction import (
-    FEWEST_EASY_ITEMS,
     Evidence,
     LearnedProbability,
     SimilarityThreshold,
-    given_threshold,
     predict,
-    similarity_threshold,
 )
 from probes.predictor import Predictor, apply_predictor, read_predictor
 from probes.rendering import render_items
+from probes.rounds import Rounds
 from probes.sampling import drawn_rollouts, sample_items
-from probes.similarity import Similarity, measure_similarity
-from probes.target import measure_target_similarity
+from probes.similarity_stage import (
+    measure_items,
+    measure_to_target,
+    run_threshold,
+    similarity_table,
+)
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
 
@@ -170,7 +168,7 @@ class _Tagging:
             # First, because what is wrong with it must show before much is spent.
             self._stage("target", self._probe_target)
         if not self.run.is_done("plan"):
-            self._sample_in_rounds()
+            self._rounds().go_on()
         self._stage("pass_rates", self._pass_rates)
         self._stage("gradients", self._gradients)
 
@@ -344,31 +342,18 @@ class _Tagging:
 
     # --- Rounds ------------------------------------------------------------------------------
 
-    def _sample_in_rounds(self) -> None:
-        """Sample, verify and decide who goes on, until nobody does."""
-        number = len(list((self.run / "rounds").glob("*.parquet"))) - 1
-        if number < 0:
-            number = 0
-            self._write_target(number, np.full(len(self._row_of), self.plan.min_rollouts))
-        finished = False
-        while not finished:
-            with self.run.stage("sample") as entry:
-                self._record("sample", entry, self._sample(self._target(number)))
-            with self.run.stage("verify") as entry:
-                self._record("verify", entry, self._verify())
-            finished = self._plan_round(number + 1)
-            number += 1
-
-    def _write_target(self, number: int, target: NDArray[np.int64]) -> None:
-        table = pa.table({"item_id": self._items["item_id"], "rollouts": target})
-        write_parquet(self._round_file(number), table)
-
-    def _target(self, number: int) -> NDArray[np.int64]:
-        """Rollouts that each item shall have after a round, shape (items,)."""
-        return np.asarray(read_parquet(self._round_file(number), ["rollouts"])["rollouts"])
-
-    def _round_file(self, number: int) -> Path:
-        return self.run / "rounds" / f"{number:03d}.parquet"
+    def _rounds(self) -> Rounds:
+        return Rounds(
+            run=self.run,
+            config=self.config,
+            plan=self.plan,
+            item_ids=self._items["item_id"],
+            row_of=self._row_of,
+            sample=self._sample,
+            verify=self._verify,
+            differentiate=self._differentiate,
+            record=self._record,
+        )
 
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
         drawn = drawn_rollouts(self.run, self._row_of)
@@ -382,56 +367,6 @@ class _Tagging:
 
     def _verify(self) -> dict[str, Any]:
         return verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
-
-    def _plan_round(self, number: int) -> bool:
-        """Write who goes on in a round, and how far; tell whether sampling is finished."""
-        # A stage that is "open" has not come to its end: a later round goes on with it.
-        with self.run.stage("plan") as entry:
-            found = count_outcomes(self.run, self._row_of)
-            entry["state"] = "open"
-        decided = self._similarity_decided(found)
-        with self.run.stage("plan") as entry:
-            extra = next_round(
-                self.plan,
-                found.judged,
-                found.correct,
-                decided,
-                drawn=found.drawn,
-                ties=_ties(self._row_of),
-            )
-            goes_on = extra > 0
-            self._record("plan", entry, {"rounds": number, "items_this_time": len(extra)})
-            if not goes_on.any():
-                return True
-            target = found.drawn + extra
-            self._write_target(number, target)
-            entry["state"] = "open"
-        _say(
-            f"round {number + 1}: {goes_on.sum():,} of {len(extra):,} items go on, to "
-            f"{target[goes_on].max():,} rollouts; {found.drawn.sum():,} rollouts so far"
-        )
-        return False
-
-    def _similarity_decided(self, found: Outcomes) -> NDArray[np.bool_]:
-        """Whether more rollouts cannot change what the gradients say of an item, shape (items,)."""
-        decided = np.asarray(found.correct >= self.config.gradient_rollouts)
-        is_easy = found.is_easy(self.config.tau)
-        could_go_on = (found.correct > 0) & ~is_easy & (found.drawn < self.plan.max_rollouts)
-        if not (could_go_on & ~decided).any():
-            # Nobody asks: gradients can wait until the last round is over.
-            return decided
-        with self.run.stage("gradients") as entry:
-            self._record("gradients", entry, self._differentiate())
-            entry["state"] = "open"
-        with self.run.stage("similarity") as entry:
-            with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
-                similar = self._measure(features, found)
-            threshold = self._threshold(is_easy, similar.similarity).value
-            if threshold is not None:
-                decided |= (similar.low > threshold) | (similar.high < threshold)
-            self._record("similarity", entry, {"items_this_time": len(is_easy)})
-            entry["state"] = "open"
-        return decided
 
     # --- After the last round ----------------------------------------------------------------
 
@@ -474,33 +409,14 @@ class _Tagging:
 
     def _similarity(self) -> dict[str, Any]:
         outcomes = _outcomes(self._evidence("pass_rates"))
-        found = self._measure(joined(self.run.path, self._row_of), outcomes)
-        table = _similarity_table(self._items["item_id"], found)
+        features = joined(self.run.path, self._row_of)
+        found = measure_items(features, outcomes, self._row_of, self.plan)
+        table = similarity_table(self._items["item_id"], found)
         if self.target:
-            table = self._with_target(table)
+            for name, values in measure_to_target(self.run, self._row_of, self.plan).items():
+                table = table.append_column(name, values)
         write_parquet(self.run / "similarity.parquet", table)
         return {"items_this_time": table.num_rows}
-
-    def _with_target(self, table: pa.Table) -> pa.Table:
-        target_ids = read_parquet(self.run / "target" / "items.parquet", ["item_id"])["item_id"]
-        target_row_of = {item_id: row for row, item_id in enumerate(target_ids.to_pylist())}
-        found = measure_target_similarity(
-            joined(self.run.path, self._row_of),
-            joined(self.run / "target", target_row_of),
-            self._row_of,
-            target_row_of,
-            ties=_ties(target_row_of),
-            confidence=self._confidence,
-            scratch=self.run.path,
-        )
-        columns = {
-            "target_similarity": found.similarity,
-            "target_similarity_low": found.low,
-            "target_similarity_high": found.high,
-        }
-        for name, values in columns.items():
-            table = table.append_column(name, nullable(values))
-        return table
 
     def _probe_target(self) -> dict[str, Any]:
         """Probe the target as a run of its own, in the folder `target` of this one."""
@@ -531,38 +447,13 @@ class _Tagging:
             counts = run.manifest["counts"]
         return {"items": counts["items"], "rollouts_this_time": counts["rollouts_drawn"]}
 
-    def _measure(self, features: RolloutFeatures, found: Outcomes) -> Similarity:
-        is_easy = found.is_easy(self.config.tau)
-        # A hard item that looks easy by luck would lift all items that resemble it, so those that
-        # are easy beyond doubt are compared with, if they are enough to set a threshold.
-        low, _ = sequential_interval(self.plan, found.judged, found.correct)
-        firm = low >= self.config.tau
-        return measure_similarity(
-            features.features,
-            features.item,
-            features.weights,
-            is_easy,
-            is_reference=firm if firm.sum() >= FEWEST_EASY_ITEMS else is_easy,
-            ties=_ties(self._row_of),
-            confidence=self._confidence,
-        )
-
-    @property
-    def _confidence(self) -> float:
-        """Of one interval of a similarity, so that those of all rounds hold at once.
-
-        As for the pass rate: an interval is looked at after every round, and must hold whatever
-        made the item stop.
-        """
-        return 1 - (1 - self.plan.confidence) / len(self.plan.looks)
-
     def _evidence(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return read_parquet(self.run / f"{name}.parquet", columns)
 
     def _tags(self) -> dict[str, Any]:
         rates, similar = self._evidence("pass_rates"), self._evidence("similarity")
         values = similar["gradient_similarity"].to_numpy()
-        threshold = self._threshold(_outcomes(rates).is_easy(self.config.tau), values)
+        threshold = run_threshold(self.config, _outcomes(rates).is_easy(self.config.tau), values)
         self.run.update(similarity_threshold={"value": threshold.value, "source": threshold.source})
         learned = apply_predictor(self.predictor, self.run, self.config)
         parts = [
@@ -609,14 +500,6 @@ class _Tagging:
             }
         )
 
-    def _threshold(
-        self, is_easy: NDArray[np.bool_], similarities: NDArray[np.float64]
-    ) -> SimilarityThreshold:
-        """Where similarity decides; `similarities` is nan where there is none, shape (items,)."""
-        if self.config.similarity_threshold != AUTO:
-            return given_threshold(float(self.config.similarity_threshold))
-        return similarity_threshold(similarities[is_easy].tolist())
-
     def _write(self) -> dict[str, Any]:
         columns: dict[str, pa.ChunkedArray] = {}
         for name in ("pass_rates", "similarity", "tags"):
@@ -653,11 +536,6 @@ class _Tagging:
                     yield values
 
 
-def _ties(row_of: Mapping[str, int]) -> NDArray[np.uint64]:
-    """A number for each item that depends on it alone: its id, which is a hash."""
-    return np.array([int(item_id, 16) for item_id in row_of], dtype=np.uint64)
-
-
 def _outcomes(rates: pa.Table) -> Outcomes:
     """The counts in `pass_rates.parquet`, which are what decides between easy and hard."""
     judged, correct, unjudged = (
@@ -665,27 +543,6 @@ def _outcomes(rates: pa.Table) -> Outcomes:
         for name in ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
     )
     return Outcomes(judged + unjudged, judged, correct)
-
-
-def _similarity_table(item_ids: pa.ChunkedArray, found: Similarity) -> pa.Table:
-    exists = found.nearest >= 0
-    offsets = np.concatenate([[0], exists.sum(axis=1).cumsum()])
-    nearest = item_ids.take(pa.array(found.nearest[exists])).combine_chunks()
-    return pa.table(
-        {
-            "item_id": item_ids,
-            "gradient_similarity": nullable(found.similarity),
-            "gradient_similarity_low": nullable(found.low),
-            "gradient_similarity_high": nullable(found.high),
-            "standard_error": nullable(found.standard_error),
-            "degrees_of_freedom": nullable(found.degrees_of_freedom),
-            "gradient_reliability": nullable(found.reliability),
-            "rollouts_used": found.rollouts_used,
-            "similarity_easy": nullable(found.similarity_easy),
-            "similarity_hard": nullable(found.similarity_hard),
-            "nearest": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), nearest),
-        }
-    )
 
 
 def _gpu_name(policy: Policy) -> str:

@@ -21,7 +21,7 @@ def list_recipes() -> list[dict[str, str]]:
         of each the `name`; the `hypothesis` in a few words; and from its comment the hypothesis in
         full (`tested`) and what the paper found of it (`paper_found`).
     """
-    return [_described(name) for name in recipe_names()]
+    return [describe(name) for name in recipe_names()]
 
 
 def recipes_text() -> str:
@@ -39,7 +39,8 @@ def recipes_text() -> str:
     return "\n".join(parts)
 
 
-def _described(name: str) -> dict[str, str]:
+def describe(name: str) -> dict[str, str]:
+    """Describe one recipe that comes with this package; see `list_recipes`."""
     paragraphs = _comment(recipe_text(name))
 
     def after(words: str) -> str:

@@ -195,11 +195,11 @@ LATER_MOMENTS: dict[str, tuple[tuple[str, str, int], dict[str, int]]] = {
         {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 4},
     ),
     "similarity": (
-        ("probes.tagging", "measure_similarity", 2),
+        ("probes.similarity_stage", "measure_similarity", 2),
         {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 6, "gradients/.*.tmp": 1},
     ),
     "planned": (
-        ("probes.tagging", "write_parquet", 3),
+        ("probes.rounds", "write_parquet", 3),
         {"rounds/*.parquet": 2, "rollouts/*.parquet": 6, "gradients/shard-*.parquet": 6},
     ),
 }

@@ -16,6 +16,11 @@ from curate.cli import _parser
 from tests.tag_runs import ROOT, run_curate
 
 LAYERS = ["curate", "probes", "recipes", "cards"]
+TOP_LEVEL = {
+    *LAYERS,
+    *("tests", "benchmarks", "examples", "docs"),
+    *("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"),
+}
 # The command line and its functions reach up to what a command needs, when it is called.
 REACH_UP = {"curate/cli.py", "curate/commands.py"}
 
@@ -32,11 +37,21 @@ def test_the_wheel_has_the_four_packages_and_one_command(tmp_path: Path) -> None
         assert {name.partition("/")[0] for name in names} == {*LAYERS, info}
         commands = archive.read(f"{info}/entry_points.txt").decode().split("\n")
     assert [line for line in commands if line] == ["[console_scripts]", "curate = curate.cli:main"]
-    shipped = {name for name in names if name.endswith(".py")}
-    sources = {
-        str(path.relative_to(ROOT)) for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
-    }
-    assert shipped == sources
+    for ending in (".py", ".toml"):
+        shipped = {name for name in names if name.endswith(ending)}
+        files = [path for layer in LAYERS for path in (ROOT / layer).rglob(f"*{ending}")]
+        assert shipped == {str(path.relative_to(ROOT)) for path in files}
+    assert "recipes/baseline.toml" in names
+
+
+def test_the_top_level_holds_what_a_newcomer_looks_for_and_nothing_else() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    top = {name.partition("/")[0] for name in listed}
+    assert {name for name in top if not name.startswith(".")} == TOP_LEVEL
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

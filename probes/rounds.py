@@ -1,0 +1,131 @@
+"""Sampling in rounds: who goes on, how far, and when nobody does.
+
+A round takes every item to its target number of rollouts, which `rounds/*.parquet` holds since
+before the round began; then `probes.plan` decides from the outcomes, and from what the gradients
+say so far, which items go on. What a round does, it does for what is missing only: so a run that
+was killed in a round ends it, and goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.config import TagConfig
+from curate.run_folder import RunFolder, read_parquet, write_parquet
+from probes.counting import Outcomes, count_outcomes
+from probes.gradient_stage import gathered
+from probes.plan import Plan, next_round
+from probes.similarity_stage import item_ties, measure_items, run_threshold
+
+Counts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of one run, and the work that they ask for.
+
+    Attributes:
+        run, config, plan: of the run.
+        item_ids: of its items, in their order.
+        row_of: position of each item by item_id.
+        sample: draw what is missing to the target of each item, shape (items,).
+        verify: judge what is not judged yet.
+        differentiate: take the gradients of correct rollouts that have none yet.
+        record: put the counts of a stage into its entry of the manifest.
+    """
+
+    run: RunFolder
+    config: TagConfig
+    plan: Plan
+    item_ids: pa.ChunkedArray
+    row_of: Mapping[str, int]
+    sample: Callable[[NDArray[np.int64]], Counts]
+    verify: Callable[[], Counts]
+    differentiate: Callable[[], Counts]
+    record: Callable[[str, Counts, Counts], None]
+
+    def go_on(self) -> None:
+        """Sample, verify and decide who goes on, until nobody does."""
+        number = len(list((self.run / "rounds").glob("*.parquet"))) - 1
+        if number < 0:
+            number = 0
+            self._write_target(number, np.full(len(self.row_of), self.plan.min_rollouts))
+        finished = False
+        while not finished:
+            with self.run.stage("sample") as entry:
+                self.record("sample", entry, self.sample(self._target(number)))
+            with self.run.stage("verify") as entry:
+                self.record("verify", entry, self.verify())
+            finished = self._plan_round(number + 1)
+            number += 1
+
+    def _write_target(self, number: int, target: NDArray[np.int64]) -> None:
+        table = pa.table({"item_id": self.item_ids, "rollouts": target})
+        write_parquet(self._round_file(number), table)
+
+    def _target(self, number: int) -> NDArray[np.int64]:
+        """Rollouts that each item shall have after a round, shape (items,)."""
+        return np.asarray(read_parquet(self._round_file(number), ["rollouts"])["rollouts"])
+
+    def _round_file(self, number: int) -> Path:
+        return self.run / "rounds" / f"{number:03d}.parquet"
+
+    def _plan_round(self, number: int) -> bool:
+        """Write who goes on in a round, and how far; tell whether sampling is finished."""
+        # A stage that is "open" has not come to its end: a later round goes on with it.
+        with self.run.stage("plan") as entry:
+            found = count_outcomes(self.run, self.row_of)
+            entry["state"] = "open"
+        decided = self._similarity_decided(found)
+        with self.run.stage("plan") as entry:
+            extra = next_round(
+                self.plan,
+                found.judged,
+                found.correct,
+                decided,
+                drawn=found.drawn,
+                ties=item_ties(self.row_of),
+            )
+            goes_on = extra > 0
+            self.record("plan", entry, {"rounds": number, "items_this_time": len(extra)})
+            if not goes_on.any():
+                return True
+            target = found.drawn + extra
+            self._write_target(number, target)
+            entry["state"] = "open"
+        print(
+            f"round {number + 1}: {goes_on.sum():,} of {len(extra):,} items go on, to "
+            f"{target[goes_on].max():,} rollouts; {found.drawn.sum():,} rollouts so far",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False
+
+    def _similarity_decided(self, found: Outcomes) -> NDArray[np.bool_]:
+        """Whether more rollouts cannot change what the gradients say of an item, shape (items,)."""
+        decided = np.asarray(found.correct >= self.config.gradient_rollouts)
+        is_easy = found.is_easy(self.config.tau)
+        could_go_on = (found.correct > 0) & ~is_easy & (found.drawn < self.plan.max_rollouts)
+        if not (could_go_on & ~decided).any():
+            # Nobody asks: gradients can wait until the last round is over.
+            return decided
+        with self.run.stage("gradients") as entry:
+            self.record("gradients", entry, self.differentiate())
+            entry["state"] = "open"
+        with self.run.stage("similarity") as entry:
+            with gathered(self.run, self.row_of, self.config.gradient_dim) as features:
+                similar = measure_items(features, found, self.row_of, self.plan)
+            threshold = run_threshold(self.config, is_easy, similar.similarity).value
+            if threshold is not None:
+                decided |= (similar.low > threshold) | (similar.high < threshold)
+            self.record("similarity", entry, {"items_this_time": len(is_easy)})
+            entry["state"] = "open"
+        return decided

@@ -1,0 +1,46 @@
+"""Writing training runs into a run folder, by the formats and not by the code under test."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
+
+
+def make_run_folder(folder: Path, *, tau: float = 0.1) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(f'dataset = "d.jsonl"\nmodel = "m"\ntau = {tau}\n')
+    return folder
+
+
+def write_run(
+    run_dir: Path,
+    recipe: str,
+    seed: int | str,
+    *,
+    outcomes: Sequence[Mapping[str, Any]] = (),
+    held_out: Sequence[Mapping[str, Any]] = (),
+    state: str = "done",
+    hypothesis: str = "it helps",
+) -> Path:
+    """Write one run; each row of outcomes needs item_id and final_pass_rate."""
+    folder = run_dir / "validation" / recipe / str(seed)
+    folder.mkdir(parents=True)
+    (folder.parent / "recipe.toml").write_text(f'hypothesis = "{hypothesis}"\n')
+    (folder / "run.json").write_text(json.dumps({"state": state, "recipe": recipe, "seed": seed}))
+    if outcomes:
+        usual: dict[str, Any] = {
+            **{"initial_pass_rate": 0.05, "initial_rollouts": 64, "initial_correct": 3},
+            **{"final_rollouts": 32, "final_correct": 0},
+            **{"positive_in_training": True, "ever_positive": True, "visits": 4},
+        }
+        rows = [usual | row for row in outcomes]
+        pq.write_table(pa.Table.from_pylist(rows, OUTCOME_SCHEMA), folder / "outcomes.parquet")
+    if held_out:
+        table = pa.Table.from_pylist([dict(row) for row in held_out], HELD_OUT_SCHEMA)
+        pq.write_table(table, folder / "held_out.parquet")
+    return folder
