@@ -239,7 +239,8 @@ class _Job:
 
     @property
     def is_done(self) -> bool:
-        return (self.folder / "outcomes.parquet").exists()
+        file = self.folder / "run.json"
+        return file.exists() and json.loads(file.read_text(encoding="utf-8"))["state"] == "done"
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
@@ -392,6 +393,7 @@ class _Job:
         )
         rewards = read_parquet(self.folder / "rewards.parquet").to_pylist()
         seconds = self.facts.get("seconds", {}) | {"evaluation": time.monotonic() - start}
+        write_outcomes(self.folder / "outcomes.parquet", self.run.rates, rewards, judged, correct)
         self._note(
             state="done",
             seconds={name: round(value, 1) for name, value in seconds.items()},
@@ -401,7 +403,6 @@ class _Job:
                 "max_tokens": config.max_tokens,
             },
         )
-        write_outcomes(self.folder / "outcomes.parquet", self.run.rates, rewards, judged, correct)
         if self.wanted.keep == "none":
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
 
