@@ -74,7 +74,7 @@ class Recipe:
         evaluation_rollouts, evaluation_temperature: final rollouts of every item of the run.
         held_out_rollouts: rollouts of every held-out item each time that it is evaluated.
         evaluate_every: steps between evaluations on held-out items; 0: only before and after.
-        log_every, save_every: steps between lines of the log, and between checkpoints.
+        log_every, save_every: steps between lines of `metrics.jsonl`, and between checkpoints.
         rows_per_pass: rollouts that go through the model together, for memory; the result is the
             same but for rounding.
     """

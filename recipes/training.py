@@ -26,7 +26,8 @@ from probes.models import ModelFiles, Policy, choose_device, choose_dtype, load_
 from recipes.checkpoints import checkpoints
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
-from recipes.trainer import RecipeTrainer, trainer_settings
+from recipes.trainer import RecipeTrainer
+from recipes.trainer_settings import trainer_settings
 
 
 def process_state() -> Any:
@@ -114,7 +115,6 @@ class _Following(TrainerCallback):
         self.training = training
         self.trainer: RecipeTrainer | None = None
         self.progress: Progress | None = None
-        self._logged = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         recipe = self.training.recipe
@@ -147,6 +147,11 @@ class _Following(TrainerCallback):
             control.should_training_stop = control.should_save = is_last = True
         if is_last or (recipe.evaluate_every and step % recipe.evaluate_every == 0):
             self._evaluate(step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        assert self.trainer is not None
+        step = state.global_step // self.training.recipe.updates_per_step
+        self.trainer.progress.metrics.append({"step": step, **(logs or {})})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.progress:

@@ -25,56 +25,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.config import TagConfig, read_config_file
+from curate.config import read_config_file
 from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.reading import choose_layout, read_items
 from curate.run_folder import (
     lock_folder,
-    read_manifest,
     read_parquet,
-    read_run_config,
     write_parquet,
 )
-from probes.judging import VerifierPool
-from probes.models import ModelFiles, load_policy, load_tokenizer, resolve_model
-from probes.rendering import render_items
+from probes.models import load_policy, resolve_model
 from probes.sampling import rollout_shards
 from recipes.checkpoints import checkpoints
 from recipes.evaluation import evaluate, write_outcomes
 from recipes.outcomes import HELD_OUT_SCHEMA, REWARD_SCHEMA
 from recipes.prompts import TrainingItem
 from recipes.recipe import Recipe
-from recipes.selection import TaggedItem, select_items
+from recipes.selection import select_items
 from recipes.sft import train_sft
+from recipes.tagged_run import TaggedRun, find_run
 from recipes.training import Training, export_policy, process_state, train_grpo
 
 KEEP = ("none", "policy", "all")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
-
-
-def find_run(path: Path) -> Path:
-    """The run folder that a path means: itself, or the run in `runs/` that wrote a tagged file.
-
-    Raises:
-        UsageError: neither; or several runs wrote the file.
-    """
-    if path.is_dir():
-        read_manifest(path)
-        return path
-    if not path.exists():
-        raise UsageError(f"no such run folder or tagged file: {path}")
-    found = []
-    for config in sorted(Path("runs").glob("*/config.toml")):
-        out = read_config_file(config).get("out", "")
-        if isinstance(out, str) and out and Path(out).resolve() == path.resolve():
-            found.append(config.parent)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{path} was written by several runs: {', '.join(map(str, found))}")
-    raise UsageError(f"no run in ./runs wrote {path}; give the run folder itself")
 
 
 @dataclass(frozen=True)
@@ -105,7 +78,7 @@ def validate_run(
         UsageError: bad input; nothing was spent.
         RunError: a step failed; the same call continues.
     """
-    run = _TaggedRun(find_run(path))
+    run = TaggedRun(find_run(path))
     jobs = [_Job(run, recipe, seed, wanted) for recipe in recipes for seed in dict.fromkeys(seeds)]
     for job in jobs:
         job.check()
@@ -119,114 +92,11 @@ def validate_run(
     return [job.folder for job in jobs]
 
 
-class _TaggedRun:
-    """What `curate tag` left in a run folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-        if self.manifest["stages"].get("tags", {}).get("state") != "done":
-            raise UsageError(f"the run in {path} is not finished; repeat its `curate tag` first")
-        self.config: TagConfig = read_run_config(path)
-
-    @cached_property
-    def items(self) -> pa.Table:
-        return read_parquet(self.path / "items.parquet").combine_chunks()
-
-    @cached_property
-    def rates(self) -> pa.Table:
-        return read_parquet(self.path / "pass_rates.parquet")
-
-    @cached_property
-    def tagged(self) -> list[TaggedItem]:
-        tags = read_parquet(self.path / "tags.parquet", ["item_id", "trainability"])
-        rates = self.rates.select(["pass_rate"])
-        if not self.items["item_id"].equals(tags["item_id"]):
-            raise UsageError(f"{self.path}: items.parquet and tags.parquet are of different runs")
-        return [
-            TaggedItem(item, tag, float("nan") if rate is None else rate)
-            for item, tag, rate in zip(
-                training_items(self.items),
-                tags["trainability"].to_pylist(),
-                rates["pass_rate"].to_pylist(),
-                strict=True,
-            )
-        ]
-
-    def files(self, recipe: Recipe, moved_to: str) -> ModelFiles:
-        """The policy that a recipe begins with: the probed one, or another base model."""
-        if not recipe.model:
-            files = resolve_model(moved_to or self.config.model)
-            if files.weight_hash != self.manifest["model"]["weight_hash"]:
-                raise UsageError(
-                    f"model {moved_to or self.config.model} is not the one that {self.path} "
-                    "probed; give that one with --model"
-                )
-            return files
-        files = resolve_model(recipe.model)
-        # Prompts are used as the run tokenized them.
-        theirs, ours = load_tokenizer(files), load_tokenizer(resolve_model(self.config.model))
-        if theirs.get_vocab() != ours.get_vocab():
-            raise UsageError(
-                f"model {recipe.model} has another tokenizer than the run's {self.config.model}; "
-                "run `curate tag` with it and validate that run"
-            )
-        return files
-
-    def pool(self) -> VerifierPool:
-        """Workers of the run's verifier; the processes of one machine share its cores."""
-        processes = process_state().num_processes
-        workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
-        return VerifierPool(
-            self.config.verifier, workers=workers, seconds=self.config.verifier_seconds
-        )
-
-    def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
-        """Items of another file, rendered as the run's were; kept in `folder`."""
-        if not (folder / "items.parquet").exists():
-            config, source = self.config, open_source(file, split=self.config.split)
-            names = [n for n in (config.prompt_field, config.answer_field) if n in source.columns]
-            layout = choose_layout(
-                source,
-                config.prompt_field if config.prompt_field in names else "",
-                config.answer_field if config.answer_field in names else "",
-            )
-            with self.pool() as pool:
-                items, _ = read_items(
-                    source,
-                    layout,
-                    0,
-                    folder,
-                    check_columns=lambda names: None,
-                    check_golds=pool.check_golds,
-                )
-            refused = render_items(
-                folder,
-                items,
-                load_tokenizer(resolve_model(config.model)),
-                instruction=config.instruction,
-                max_tokens=config.max_tokens,
-                context_length=2**31,
-            )
-            if len(refused) == len(items):
-                raise UsageError(f"{file}: no item can be used; {next(iter(refused.values()))}")
-        return training_items(read_parquet(folder / "items.parquet"))
-
-
-def training_items(items: pa.Table) -> list[TrainingItem]:
-    """The items of an `items.parquet`."""
-    columns = (items[name].to_pylist() for name in ("item_id", "prompt_token_ids", "answer"))
-    return [
-        TrainingItem(item_id, tuple(prompt), answer)
-        for item_id, prompt, answer in zip(*columns, strict=True)
-    ]
-
-
 @dataclass
 class _Job:
     """One recipe with one seed."""
 
-    run: _TaggedRun
+    run: TaggedRun
     recipe: Recipe
     seed: int
     wanted: Wanted
@@ -326,10 +196,12 @@ class _Job:
             counts = train_sft(training, self._demonstrations())
             rows: list[dict[str, Any]] = []
             held_out: list[dict[str, Any]] = []
+            metrics: list[dict[str, Any]] = []
         else:
             trainer = train_grpo(training)
             counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
             rows, held_out = trainer.progress.rows, trainer.progress.held_out
+            metrics = trainer.progress.metrics
         if not process_state().is_main_process:
             return
         for name, found, schema in (
@@ -341,6 +213,8 @@ class _Job:
                 write_parquet(
                     self.folder / f"{name}.parquet", pa.Table.from_pylist(kept, schema=schema)
                 )
+        lines = "".join(json.dumps(line) + "\n" for line in metrics)
+        write_atomically(self.folder / "metrics.jsonl", lines)
         self._note(
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},

@@ -1,12 +1,14 @@
-"""The end-to-end truth test: `curate tag` in a world whose learnability is known by construction.
+"""The end-to-end truth test: tag, train and confirm where learnability is known by construction.
 
-`benchmarks/similarity_estimators.py` proves the construction: GRPO lifts the learnable items of
-this world over τ, and few of the chance items.
+`curate tag` sees the policy before RL only; then three seeds of GRPO through TRL show what becomes
+of the items, and `curate confirm` sets the one against the other.
 """
 
+import json
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,6 +17,20 @@ from tests.tag_runs import read_jsonl, run_curate
 
 SEED = 0
 ROLLOUTS = 512
+TRAINING_SEEDS = (1, 42, 37)
+# All parameters, as in the paper, at a scale that suits a model of 200 thousand of them.
+RECIPE = """
+extends = "baseline"
+max_steps = 50
+prompts_per_step = 64
+updates_per_step = 1
+learning_rate = 1e-4
+beta = 0.0
+max_completion_length = 0
+evaluation_temperature = 1.0
+rows_per_pass = 512
+save_every = 50
+"""
 
 
 def auroc(positive, negative):
@@ -24,8 +40,8 @@ def auroc(positive, negative):
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """The tagged rows; each still has the kind that it was planted as."""
+def folder(tmp_path_factory):
+    """Where `run` is the tagged run, and `tagged.jsonl` its file."""
     folder = tmp_path_factory.mktemp("planted")
     threads = torch.get_num_threads()
     # Sums of one thread are the same on every machine with this instruction set.
@@ -41,7 +57,13 @@ def rows(tmp_path_factory):
         *("--min-rollouts", ROLLOUTS, "--max-rollouts", ROLLOUTS),
     )
     assert ran.status == 0, ran.stderr
-    return read_jsonl(tagged)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    """The tagged rows; each still has the kind that it was planted as."""
+    return read_jsonl(folder / "tagged.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +114,55 @@ def test_every_tag_of_a_hard_item_gives_its_evidence(hard):
     for row in hard[LEARNABLE] + hard[CHANCE]:
         assert row["gradient_similarity_low"] <= row["gradient_similarity"]
         assert f"{row['gradient_similarity']:.3g}" in row["tag_reason"]
+
+
+# --- After GRPO ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def summary(folder, rows):
+    """What `curate confirm` says after three seeds; `rows` are of before it."""
+    recipe = folder / "planted.toml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    seeds = ",".join(map(str, TRAINING_SEEDS))
+    run = folder / "run"
+    trained = run_curate("validate", run, "--recipe", recipe, "--seeds", seeds)
+    assert trained.status == 0, trained.stderr
+    confirmed = run_curate("confirm", run, "--json")
+    assert confirmed.status == 0, confirmed.stderr
+    return json.loads(confirmed.stdout)
+
+
+@pytest.mark.parametrize("seed", TRAINING_SEEDS)
+def test_grpo_learns_the_learnable_items_and_not_the_chance_items(folder, rows, summary, seed):
+    outcomes = pq.read_table(folder / f"run/validation/planted/{seed}/outcomes.parquet")
+    final = outcomes["final_pass_rate"].to_numpy()
+    kinds = np.array([row["kind"] for row in rows])
+    learned = {kind: (final[kinds == kind] >= 0.1).mean() for kind in set(kinds)}
+    assert learned[LEARNABLE] >= 0.95
+    assert learned[CHANCE] <= 0.25
+    assert learned[EASY] >= 0.98 and learned[NEVER] == 0
+
+
+def test_items_are_confirmed_as_they_were_planted(folder, rows, summary):
+    confirmed = [row["confirmed_trainability"] for row in read_jsonl(folder / "tagged.jsonl")]
+    kinds = [row["kind"] for row in rows]
+    found = {kind: Counter(c for c, k in zip(confirmed, kinds, strict=True) if k == kind)
+             for kind in set(kinds)}  # fmt: skip
+    assert found[NEVER] == {"no_positive": 40}
+    assert found[EASY]["easy"] >= 98
+    assert found[LEARNABLE]["learnable"] >= 0.9 * found[LEARNABLE].total()
+    # By the seeds' agreement a chance item is hardly ever learned, though luck may part them.
+    assert found[CHANCE]["learnable"] <= 0.1 * found[CHANCE].total()
+    assert found[CHANCE]["unlearnable"] >= 0.6 * found[CHANCE].total()
+
+
+def test_predictions_come_true_and_the_baselines_do_not(rows, summary):
+    confusion = summary["confusion"]
+    right = confusion["learnable"]["learnable"] + confusion["unlearnable"]["unlearnable"]
+    wrong = confusion["learnable"]["unlearnable"] + confusion["unlearnable"]["learnable"]
+    assert right >= 0.88 * (right + wrong) and right >= 100
+    assert summary["auroc"] >= 0.9 and summary["auroc_low"] >= 0.85
+    assert 0.35 <= summary["auroc_pass_rate"] <= 0.65
+    assert summary["auroc_semantic"] < summary["auroc"]
+    assert summary["too_few"] is None

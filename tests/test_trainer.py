@@ -11,7 +11,8 @@ from probes.models import resolve_model
 from recipes.packing import attention_mask, pack
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
-from recipes.trainer import RecipeTrainer, trainer_settings
+from recipes.trainer import RecipeTrainer
+from recipes.trainer_settings import trainer_settings
 from recipes.training import Training, lora_config, train_grpo, trainable_policy
 from tests.tiny import WORDS, save_tiny_model
 

@@ -115,6 +115,8 @@ def test_outcomes_are_those_of_the_rollouts_on_disk(run):
     assert counts["groups"] == len(rewards) and counts["rollouts"] == 8 * len(rewards)
     assert counts["kept"] + counts["unfilled"] == 4 * 4
     assert sum(row["trained"] for row in rewards) == counts["kept"]
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "kl" in line] == [1, 2, 3, 4]
     # Weights are dropped unless asked for.
     assert not list(folder.glob("**/*.safetensors"))
 
@@ -307,7 +309,7 @@ def test_an_unfinished_run_is_refused(run):
     manifest["stages"]["tags"]["state"] = "started"
     (run / "manifest.json").write_text(json.dumps(manifest))
     ran = validate(run)
-    assert ran.status == 2 and "is not finished" in ran.last_line
+    assert ran.status == 2 and "has no tags yet" in ran.last_line
 
 
 def test_a_seed_in_work_is_left_alone(run):

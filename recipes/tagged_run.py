@@ -1,0 +1,152 @@
+"""What training takes from a tagged run: its items and their tags, its policy, its verifier."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from curate.config import read_config_file
+from curate.datasets import open_source
+from curate.errors import UsageError
+from curate.reading import choose_layout, read_items
+from curate.run_folder import read_manifest, read_parquet
+from probes.judging import VerifierPool
+from probes.models import ModelFiles, load_tokenizer, resolve_model
+from probes.rendering import render_items
+from recipes.finished_run import open_finished_run
+from recipes.prompts import TrainingItem
+from recipes.recipe import Recipe
+from recipes.selection import TaggedItem
+from recipes.training import process_state
+
+
+def find_run(path: Path) -> Path:
+    """The run folder that a path means: itself, or the run in `runs/` that wrote a tagged file.
+
+    Raises:
+        UsageError: neither; or several runs wrote the file.
+    """
+    if path.is_dir():
+        read_manifest(path)
+        return path
+    if not path.exists():
+        raise UsageError(f"no such run folder or tagged file: {path}")
+    found = []
+    for config in sorted(Path("runs").glob("*/config.toml")):
+        out = read_config_file(config).get("out", "")
+        if isinstance(out, str) and out and Path(out).resolve() == path.resolve():
+            found.append(config.parent)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{path} was written by several runs: {', '.join(map(str, found))}")
+    raise UsageError(f"no run in ./runs wrote {path}; give the run folder itself")
+
+
+class TaggedRun:
+    """A finished run of `curate tag`, as one trains on it.
+
+    Raises UsageError where the run is not finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        found = open_finished_run(path)
+        self.path, self.manifest, self.config = path, found.manifest, found.config
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """The run's `items.parquet`."""
+        return read_parquet(self.path / "items.parquet").combine_chunks()
+
+    @cached_property
+    def rates(self) -> pa.Table:
+        """The run's `pass_rates.parquet`."""
+        return read_parquet(self.path / "pass_rates.parquet")
+
+    @cached_property
+    def tagged(self) -> list[TaggedItem]:
+        """Every item with its tag and pass rate."""
+        tags = read_parquet(self.path / "tags.parquet", ["item_id", "trainability"])
+        rates = self.rates.select(["pass_rate"])
+        if not self.items["item_id"].equals(tags["item_id"]):
+            raise UsageError(f"{self.path}: items.parquet and tags.parquet are of different runs")
+        return [
+            TaggedItem(item, tag, float("nan") if rate is None else rate)
+            for item, tag, rate in zip(
+                training_items(self.items),
+                tags["trainability"].to_pylist(),
+                rates["pass_rate"].to_pylist(),
+                strict=True,
+            )
+        ]
+
+    def files(self, recipe: Recipe, moved_to: str) -> ModelFiles:
+        """The policy that a recipe begins with: the probed one, or another base model."""
+        if not recipe.model:
+            files = resolve_model(moved_to or self.config.model)
+            if files.weight_hash != self.manifest["model"]["weight_hash"]:
+                raise UsageError(
+                    f"model {moved_to or self.config.model} is not the one that {self.path} "
+                    "probed; give that one with --model"
+                )
+            return files
+        files = resolve_model(recipe.model)
+        # Prompts are used as the run tokenized them.
+        theirs, ours = load_tokenizer(files), load_tokenizer(resolve_model(self.config.model))
+        if theirs.get_vocab() != ours.get_vocab():
+            raise UsageError(
+                f"model {recipe.model} has another tokenizer than the run's {self.config.model}; "
+                "run `curate tag` with it and validate that run"
+            )
+        return files
+
+    def pool(self) -> VerifierPool:
+        """Workers of the run's verifier; the processes of one machine share its cores."""
+        processes = process_state().num_processes
+        workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
+        return VerifierPool(
+            self.config.verifier, workers=workers, seconds=self.config.verifier_seconds
+        )
+
+    def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
+        """Items of another file, rendered as the run's were; kept in `folder`."""
+        if not (folder / "items.parquet").exists():
+            config, source = self.config, open_source(file, split=self.config.split)
+            names = [n for n in (config.prompt_field, config.answer_field) if n in source.columns]
+            layout = choose_layout(
+                source,
+                config.prompt_field if config.prompt_field in names else "",
+                config.answer_field if config.answer_field in names else "",
+            )
+            with self.pool() as pool:
+                items, _ = read_items(
+                    source,
+                    layout,
+                    0,
+                    folder,
+                    check_columns=lambda names: None,
+                    check_golds=pool.check_golds,
+                )
+            refused = render_items(
+                folder,
+                items,
+                load_tokenizer(resolve_model(config.model)),
+                instruction=config.instruction,
+                max_tokens=config.max_tokens,
+                context_length=2**31,
+            )
+            if len(refused) == len(items):
+                raise UsageError(f"{file}: no item can be used; {next(iter(refused.values()))}")
+        return training_items(read_parquet(folder / "items.parquet"))
+
+
+def training_items(items: pa.Table) -> list[TrainingItem]:
+    """The items of an `items.parquet`."""
+    columns = (items[name].to_pylist() for name in ("item_id", "prompt_token_ids", "answer"))
+    return [
+        TrainingItem(item_id, tuple(prompt), answer)
+        for item_id, prompt, answer in zip(*columns, strict=True)
+    ]
