@@ -226,7 +226,7 @@ def _reward_curves(found: FinishedSeeds, tag_of: dict[str, str]) -> dict[str, An
     Returns:
         `window`, `steps`, and under `groups` for each tag with a training group `mean_reward` (the
         mean over the seeds), `by_seed`, and `groups`, how many there were in all; null where there
-        was none around the step.
+        was none around the step, for the mean in any seed.
     """
     tables = [
         read_run_table(path, "rewards", REWARD_SCHEMA).to_pylist()
@@ -246,7 +246,10 @@ def _reward_curves(found: FinishedSeeds, tag_of: dict[str, str]) -> dict[str, An
             count += len(rows)
             by_seed.append([_around(rows, step) for step in steps])
         if count:
-            mean = [_mean(list(points)) for points in zip(*by_seed, strict=True)]
+            mean = [
+                None if None in points else _mean(list(points))
+                for points in zip(*by_seed, strict=True)
+            ]
             curves[str(tag)] = {"mean_reward": mean, "by_seed": by_seed, "groups": count}
     return {"window": WINDOW, "steps": steps, "groups": curves}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def write_page(study: dict[str, Any], file: Path) -> None:
         *_plot(
             stem, "similarity",
             "Gradient similarity against the initial pass rate, by confirmed tag; items with "
-            "fewer than two correct rollouts have no similarity and are not drawn.",
+            "fewer than two correct rollouts have no similarity and are not drawn. Points are "
+            "spread a little sideways.",
         ),
         *_plot(stem, "rewards", "Mean reward in training, by confirmed tag."),
         *_by_task(study),
@@ -172,18 +174,23 @@ def _by_task(study: dict[str, Any]) -> list[str]:
 
 
 def _confusion(study: dict[str, Any]) -> list[str]:
+    table = study["confusion"]
     words = [str(tag) for tag in Trainability]
     rows = [
         (NAMES.get(tag, tag) if tag != "undetermined" else tag,
-         *(str(study["confusion"][tag][other]) for other in words))
+         *(str(table[tag][other]) for other in words))
         for tag in words
     ]  # fmt: skip
+    decided = ", ".join(
+        f"{table[tag][tag]} of the {sum(table[tag].values())} tagged {tag}"
+        for tag in ("learnable", "unlearnable")
+    )
     return [
         "## Predicted against confirmed",
         "",
         "Rows: predicted; columns: confirmed (undetermined: the seeds disagree). The predictor "
         "gives a word only where the evidence decides, else `undetermined`; `p_unlearnable` ranks "
-        "those too.",
+        f"those too. Came true: {decided}.",
         "",
         *_table(("", *words), rows),
         "",
@@ -304,8 +311,8 @@ def _facts(study: dict[str, Any]) -> list[str]:
         "",
         f"- device: {study['device']}; {study['machine'].get('cores')} cores; "
         f"{_duration(study['seconds'])} in all, the seeds' summed: {steps}",
-        f"- probe: `{study['probe']}`",
-        f"- training: `{study['training']}`",
+        f"- probe: `{json.dumps(study['probe'])}`",
+        f"- training: `{json.dumps(study['training'])}`",
         f"- versions: {versions}",
         f"- weights `{study['weight_hash'][:16]}…`, dataset `{study['dataset_fingerprint'][:16]}…`",
     ]

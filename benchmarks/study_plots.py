@@ -74,7 +74,9 @@ def _similarity(axes: Axes, study: dict[str, Any]) -> None:
         ]
         if not rows:
             continue
-        rate = [row["total_correct_rollouts"] / row["total_rollouts"] for row in rows]
+        rate = np.array([row["total_correct_rollouts"] / row["total_rollouts"] for row in rows])
+        # Many items have the same few counts: apart by at most 4 % they can be seen.
+        rate *= np.exp(np.linspace(-0.04, 0.04, len(rows)))
         value, low, high = (
             np.array([row[name] for row in rows], dtype=float)
             for name in ("similarity", "similarity_low", "similarity_high")
