@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -16,7 +15,9 @@ from trl import SFTConfig, SFTTrainer
 from curate.errors import RunError
 from curate.progress import Progress
 from recipes.checkpoints import checkpoints, load_state, remove_older, save_state
-from recipes.training import Training, lora_config, trainable_policy
+from recipes.training import Training, lora_config, process_state, trainable_policy
+
+_NO_LOSS = -100  # the label of a token that the loss leaves out
 
 
 class _Saving(TrainerCallback):
@@ -31,7 +32,7 @@ class _Saving(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         recipe = self.training.recipe
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             label = f"training {recipe.name}, seed {self.training.seed}"
             self.progress = Progress(label, recipe.max_steps, "updates", done=state.global_step)
 
@@ -40,7 +41,7 @@ class _Saving(TrainerCallback):
             self.progress.advance()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seconds = self.seconds + time.monotonic() - self.started
             save_state(newest, {"demonstrations": self.rollouts, "seconds": seconds}, {})
@@ -66,7 +67,7 @@ def train_sft(
     Returns:
         what the run did, in numbers; its newest checkpoint holds the final policy.
     """
-    recipe, processes = training.recipe, PartialState().num_processes
+    recipe, processes = training.recipe, process_state().num_processes
     if recipe.prompts_per_step % processes:
         raise RunError(
             f"{recipe.prompts_per_step} rollouts an update cannot be shared out among "
@@ -76,8 +77,8 @@ def train_sft(
     at_once = max(n for n in range(1, min(each, recipe.rows_per_pass) + 1) if each % n == 0)
     rows = {
         "input_ids": [[*prompt, *completion] for prompt, completion in demonstrations],
-        "completion_mask": [
-            [0] * len(prompt) + [1] * len(completion) for prompt, completion in demonstrations
+        "labels": [
+            [_NO_LOSS] * len(prompt) + list(completion) for prompt, completion in demonstrations
         ],
     }
     whole = checkpoints(training.folder)
@@ -96,7 +97,6 @@ def train_sft(
             weight_decay=0.0,
             max_grad_norm=recipe.max_grad_norm,
             max_length=None,
-            completion_only_loss=True,
             dataset_kwargs={"skip_prepare_dataset": True},
             save_strategy="steps",
             save_steps=recipe.save_every,

@@ -171,8 +171,6 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._last_log_probs: torch.Tensor | None = None
         # By group, tokens that were clipped in the loss, and all its tokens, on this process.
         self._clipped: dict[int, list[float]] = {}
-        if adapter is None:
-            policy.model.requires_grad_(True)
         super().__init__(
             model=policy.model,
             reward_funcs=[self._verified],

@@ -29,6 +29,12 @@ from recipes.recipe import Recipe
 from recipes.trainer import RecipeTrainer, trainer_settings
 
 
+def process_state() -> Any:
+    """Which of the processes of `accelerate launch` this is, and how many there are."""
+    # Without the hint two processes without a GPU would take themselves for one each.
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 @dataclass(frozen=True)
 class Training:
     """What one run trains on, and with what.
@@ -73,6 +79,8 @@ def trainable_policy(training: Training) -> Policy:
         trust_remote_code=training.trust_remote_code,
     )
     _forget_quantization(policy.model)
+    if not training.recipe.lora_rank:
+        policy.model.requires_grad_(True)
     if policy.tokenizer.pad_token is None:
         # TRL pads with the end token; a row's mask tells them apart.
         policy.tokenizer.pad_token = policy.tokenizer.eos_token
@@ -110,7 +118,7 @@ class _Following(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         recipe = self.training.recipe
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             self.progress = Progress(
                 f"training {recipe.name}, seed {self.training.seed}",
                 recipe.max_steps,
@@ -172,7 +180,7 @@ def train_grpo(training: Training) -> RecipeTrainer:
     Returns:
         the trainer, whose newest checkpoint in `training.folder` holds the final policy.
     """
-    state = PartialState()
+    state = process_state()
     settings = trainer_settings(
         training.recipe, training.seed, training.folder, processes=state.num_processes
     )

@@ -24,7 +24,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from accelerate import PartialState
 
 from curate.config import TagConfig, read_config_file
 from curate.datasets import open_source
@@ -49,7 +48,7 @@ from recipes.prompts import TrainingItem
 from recipes.recipe import Recipe
 from recipes.selection import TaggedItem, select_items
 from recipes.sft import train_sft
-from recipes.training import Training, export_policy, train_grpo
+from recipes.training import Training, export_policy, process_state, train_grpo
 
 KEEP = ("none", "policy", "all")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -110,11 +109,11 @@ def validate_run(
     jobs = [_Job(run, recipe, seed, wanted) for recipe in recipes for seed in dict.fromkeys(seeds)]
     for job in jobs:
         job.check()
-    alone = PartialState().num_processes == 1
+    alone = process_state().num_processes == 1
     for job in jobs:
         job.work(outcomes=alone)
     # Other processes have nothing to do with final rollouts, and must not wait for hours.
-    if not alone and PartialState().is_main_process:
+    if not alone and process_state().is_main_process:
         for job in jobs:
             job.work(outcomes=True)
     return [job.folder for job in jobs]
@@ -176,7 +175,7 @@ class _TaggedRun:
 
     def pool(self) -> VerifierPool:
         """Workers of the run's verifier; the processes of one machine share its cores."""
-        processes = PartialState().num_processes
+        processes = process_state().num_processes
         workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
         return VerifierPool(
             self.config.verifier, workers=workers, seconds=self.config.verifier_seconds
@@ -263,7 +262,7 @@ class _Job:
         """Do what is missing, up to the exported policy or up to the outcomes."""
         if self.is_done:
             return
-        state = PartialState()
+        state = process_state()
         lock = None
         if state.is_main_process:
             lock = lock_folder(self.folder, "choose another seed")
@@ -331,7 +330,7 @@ class _Job:
             trainer = train_grpo(training)
             counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
             rows, held_out = trainer.progress.rows, trainer.progress.held_out
-        if not PartialState().is_main_process:
+        if not process_state().is_main_process:
             return
         for name, found, schema in (
             ("rewards", rows, REWARD_SCHEMA),
@@ -346,7 +345,7 @@ class _Job:
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},
             items=len(training.items),
-            processes=PartialState().num_processes,
+            processes=process_state().num_processes,
             device=_device_name(),
             versions={name: metadata.version(name) for name in _PACKAGES},
         )
@@ -416,5 +415,5 @@ def _device_name() -> str:
 
 
 def _say(text: str) -> None:
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,320 @@
+"""`curate validate` on the tiny model: outcomes, resuming, two processes, and what it refuses."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from curate.run_folder import lock_folder
+from tests.tag_runs import (
+    ROOT,
+    additions,
+    curate_command,
+    read_rollouts,
+    run_curate,
+    tag,
+    write_jsonl,
+)
+from tests.tiny import save_tiny_model
+
+RECIPE = """
+extends = "baseline"
+max_steps = 4
+prompts_per_step = 4
+updates_per_step = 2
+learning_rate = 1e-3
+max_completion_length = 12
+evaluation_temperature = 1.0
+max_sampling_rounds = 3
+save_every = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory):
+    """A folder with a model, a finished run, its tagged file, and a recipe."""
+    folder = tmp_path_factory.mktemp("tagged")
+    save_tiny_model(folder / "model")
+    items = write_jsonl(folder / "items.jsonl", additions(20))
+    out = folder / "tagged.jsonl"
+    ran = tag(items, "--model", folder / "model", "--run-dir", folder / "run", "--out", out)
+    assert ran.status == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture
+def run(tagged, tmp_path, monkeypatch):
+    """A run of one's own; the recipe `quick.toml` lies beside it."""
+    shutil.copytree(tagged / "run", tmp_path / "run")
+    (tmp_path / "quick.toml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def recipe_file(name, **changes):
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in changes.items()]
+    text = 'extends = "./quick.toml"\n' + "".join(lines)
+    Path(f"{name}.toml").write_text(text, encoding="utf-8")
+    return f"./{name}.toml"
+
+
+def validate(run, *arguments, recipe="./quick.toml", seeds="1"):
+    return run_curate("validate", run, "--recipe", recipe, "--seeds", seeds, *arguments)
+
+
+def rows(folder, name):
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def rollouts(folder):
+    return read_rollouts(folder).to_pylist()
+
+
+# --- Outcomes -----------------------------------------------------------------------------------
+
+
+def test_outcomes_are_those_of_the_rollouts_on_disk(run):
+    ran = validate(run, "--json")
+    assert ran.status == 0, ran.stderr
+    folder = run / "validation" / "quick" / "1"
+    assert json.loads(ran.stdout) == [str(folder / "outcomes.parquet")]
+    outcomes = rows(folder, "outcomes")
+    assert [row["item_id"] for row in outcomes] == [row["item_id"] for row in rows(run, "items")]
+
+    final = Counter(row["item_id"] for row in rollouts(folder))
+    right = Counter(row["item_id"] for row in rollouts(folder) if row["reward"] == 1)
+    at_first = Counter(row["item_id"] for row in rollouts(run))
+    right_at_first = Counter(row["item_id"] for row in rollouts(run) if row["reward"] == 1)
+    rewards = rows(folder, "rewards")
+    visits = Counter(row["item_id"] for row in rewards)
+    positive = {row["item_id"] for row in rewards if row["mean_reward"] > 0}
+    for row in outcomes:
+        item = row["item_id"]
+        assert row["final_rollouts"] == final[item] == 32
+        assert row["final_pass_rate"] == right[item] / 32 == row["final_correct"] / 32
+        assert row["initial_pass_rate"] == right_at_first[item] / at_first[item]
+        assert row["visits"] == visits[item]
+        assert row["positive_in_training"] == (item in positive)
+        assert row["ever_positive"] == (item in positive or right_at_first[item] > 0)
+    assert 0 < len(positive) < len(outcomes)
+
+    facts = json.loads((folder / "run.json").read_text())
+    counts = facts["counts"]
+    assert facts["state"] == "done" and facts["seed"] == 1
+    assert counts["groups"] == len(rewards) and counts["rollouts"] == 8 * len(rewards)
+    assert counts["kept"] + counts["unfilled"] == 4 * 4
+    assert sum(row["trained"] for row in rewards) == counts["kept"]
+    # Weights are dropped unless asked for.
+    assert not list(folder.glob("**/*.safetensors"))
+
+
+def test_the_final_rollouts_are_those_of_the_trained_policy(run):
+    recipe = recipe_file("hot", learning_rate=1e-2, max_steps=8)
+    assert validate(run, "--keep", "policy", recipe=recipe).status == 0
+    policy = run / "validation" / "hot" / "1" / "policy"
+    trained = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    model = tomllib.loads((run / "config.toml").read_text())["model"]
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    moved = [n for n in before if not torch.allclose(before[n].float(), trained[n].float())]
+    assert len(moved) > len(before) // 2
+
+
+def test_an_adapter_is_merged_and_every_checkpoint_can_be_probed(run):
+    recipe = recipe_file("adapter", lora_rank=4, learning_rate=1e-2)
+    ran = validate(run, "--keep", "all", recipe=recipe)
+    assert ran.status == 0, ran.stderr
+    folder = run / "validation" / "adapter" / "1"
+    assert {path.name for path in folder.glob("policy*")} == {"policy", "policy-2"}
+    settings = ("--config", run / "config.toml", "--run-dir", "probe", "--out", "probe.jsonl")
+    ran = run_curate("tag", "--model", folder / "policy-2", *settings)
+    assert ran.status == 0, ran.stderr
+    assert [row["item_id"] for row in rows(run.parent / "probe", "items")] == [
+        row["item_id"] for row in rows(run, "items")
+    ]
+
+
+def test_sft_trains_on_correct_rollouts_of_the_probe(run):
+    recipe = recipe_file("copy", method="sft", max_steps=60, prompts_per_step=4,
+                         updates_per_step=1, learning_rate=1e-2)  # fmt: skip
+    ran = validate(run, recipe=recipe)
+    assert ran.status == 0, ran.stderr
+    folder = run / "validation" / "copy" / "1"
+    right = [row for row in rollouts(run) if row["reward"] == 1]
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["counts"]["demonstrations"] == len(right)
+    assert rows(folder, "rewards") == []
+    outcomes = rows(folder, "outcomes")
+    assert sum(row["visits"] for row in outcomes) == 0
+    # What it was shown it says: the pass rate of the shown items rises.
+    shown = [row for row in outcomes if row["initial_correct"] > 0]
+    gain = [row["final_pass_rate"] - row["initial_pass_rate"] for row in shown]
+    assert sum(gain) / len(gain) > 0.1
+
+
+def test_held_out_items_are_evaluated_on_the_way(run):
+    questions = additions(24)
+    write_jsonl(run.parent / "held_out.jsonl", questions[18:])
+    recipe = recipe_file("curve", evaluate_every=2, held_out_rollouts=4)
+    ran = validate(run, "--held-out", "held_out.jsonl", recipe=recipe)
+    assert ran.status == 0, ran.stderr
+    folder = run / "validation" / "curve" / "1"
+    found = rows(folder, "held_out")
+    trained_on = {row["item_id"] for row in rows(run, "items")}
+    assert len(found) == 3 * 4  # steps 0, 2 and 4, and two of the six are trained on
+    assert not trained_on & {row["item_id"] for row in found}
+    spent = {row["step"]: row["rollouts"] for row in found}
+    assert list(spent) == [0, 2, 4] and spent[0] == 0 < spent[2] < spent[4]
+    assert spent[4] == json.loads((folder / "run.json").read_text())["counts"]["rollouts"]
+    assert {row["total_rollouts"] for row in found} == {4}
+
+
+def test_extra_items_are_trained_on_beside_the_run(run):
+    write_jsonl(run.parent / "extra.jsonl", [{"question": "what is 9 + 9 ?", "answer": "7"}])
+    recipe = recipe_file("more", extra_items="--extra-items", items=["no_positive"])
+    assert validate(run, recipe=recipe).last_line.endswith("recipe more needs --extra-items")
+    ran = validate(run, "--extra-items", "extra.jsonl", recipe=recipe)
+    assert ran.status == 0, ran.stderr
+    known = {row["item_id"] for row in rows(run, "items")}
+    visited = {row["item_id"] for row in rows(run / "validation" / "more" / "1", "rewards")}
+    assert len(visited - known) == 1
+    tags = {row["item_id"]: row["trainability"] for row in rows(run, "tags")}
+    assert {tags[item] for item in visited & known} == {"no_positive"}
+
+
+# --- Resuming and several processes ------------------------------------------------------------
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(run):
+    whole, killed = (run / "validation" / name / "1" for name in ("whole", "killed"))
+    assert validate(run, recipe=recipe_file("whole", max_steps=6)).status == 0
+    recipe = recipe_file("killed", max_steps=6)
+    with process(curate_command("validate", run, "--recipe", recipe, "--seeds", 1)) as running:
+        deadline = time.monotonic() + 120
+        while not list(killed.glob("checkpoints/*/curate.json")):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        running.kill()
+    assert not (killed / "outcomes.parquet").exists()
+    again = validate(run, recipe=recipe)
+    assert again.status == 0, again.stderr
+    assert rows(killed, "rewards") == rows(whole, "rewards")
+    assert rows(killed, "outcomes") == rows(whole, "outcomes")
+    assert rollouts(killed) == rollouts(whole)
+
+
+@contextlib.contextmanager
+def process(command):
+    """A command in a process of its own, from the current folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment) as running:
+        yield running
+
+
+def test_two_processes_decide_the_same(run):
+    """Under `accelerate launch`: one stream of prompts, one log, one policy."""
+    recipe = recipe_file("two", replay_positives=1, oversample=2)
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            # Without mpirun this is the launcher of several processes, on GPUs or not.
+            *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+            *(ROOT / "tests" / "two_processes.py", run, recipe),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={
+            **os.environ,
+            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        },
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    folder = run / "validation" / "two" / "1"
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["state"] == "done" and facts["processes"] == 2
+    counts, rewards = facts["counts"], rows(folder, "rewards")
+    assert counts["groups"] == counts["place"] == len(rewards)
+    said = [json.loads((run / f"said-{process}.json").read_text()) for process in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0]["groups"] == len(rewards)
+
+
+# --- What it refuses ----------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_tagged_file(tagged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tagged / "run", tmp_path / "runs" / "one")
+    ran = validate(tagged / "tagged.jsonl", recipe="no-such-recipe")
+    assert ran.status == 2 and "no recipe is named" in ran.last_line
+    (tmp_path / "quick.toml").write_text(RECIPE, encoding="utf-8")
+    ran = validate(tagged / "tagged.jsonl", recipe=recipe_file("none", items=["unlearnable"]))
+    assert ran.status == 2 and "this run has none" in ran.last_line
+    shutil.copytree(tagged / "run", tmp_path / "runs" / "two")
+    ran = validate(tagged / "tagged.jsonl")
+    assert ran.status == 2 and "written by several runs" in ran.last_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nowhere"], "no such run folder or tagged file: nowhere"),
+        (["run", "--recipe", "baselin"], "did you mean baseline?"),
+        (["run", "--recipe", "./missing.toml"], "is no file"),
+        (["run", "--recipe", "mid-trained"], "recipe mid-trained needs --model"),
+        (["run", "--seeds", "1,two"], "it must be whole numbers"),
+        (["run", "--recipe", "./quick.toml", "--held-out", "gone.jsonl"], "gone.jsonl"),
+        ([], "no run given"),
+    ],
+)
+def test_what_is_wrong_is_one_line(run, arguments, reason):
+    ran = run_curate("validate", *arguments)
+    assert ran.status == 2
+    assert reason in ran.last_line and len(ran.stderr.splitlines()) == 1
+    assert not (run / "validation").exists()
+
+
+def test_another_recipe_of_the_same_name_is_refused(run):
+    assert validate(run, recipe=recipe_file("same", max_steps=1)).status == 0
+    ran = validate(run, recipe=recipe_file("same", max_steps=2))
+    assert ran.status == 2 and "max_steps: 1 -> 2" in ran.last_line
+
+
+def test_another_model_is_refused(run):
+    other = save_tiny_model(run.parent / "other", seed=5)
+    ran = validate(run, "--model", other)
+    assert ran.status == 2 and "is not the one that run probed" in ran.last_line.replace(
+        str(run), "run"
+    )
+
+
+def test_an_unfinished_run_is_refused(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"]["tags"]["state"] = "started"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    ran = validate(run)
+    assert ran.status == 2 and "is not finished" in ran.last_line
+
+
+def test_a_seed_in_work_is_left_alone(run):
+    folder = run / "validation" / "quick" / "1"
+    lock = lock_folder(folder, "")
+    try:
+        ran = validate(run)
+    finally:
+        os.close(lock)
+    assert ran.status == 2 and "choose another seed" in ran.last_line

@@ -1,0 +1,40 @@
+"""Train on two processes and write what each of them decided: `accelerate launch` runs this."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from recipes import validation
+from recipes.recipe import read_recipe
+from recipes.training import process_state
+
+
+def main(run: str, recipe: str) -> None:
+    original = validation.train_grpo
+
+    def noting(training):
+        trainer = original(training)
+        weights = hashlib.sha256()
+        for parameter in trainer.accelerator.unwrap_model(trainer.model).parameters():
+            weights.update(parameter.detach().float().numpy().tobytes())
+        log = json.dumps(trainer.progress.rows, sort_keys=True)
+        said = {
+            "weights": weights.hexdigest(),
+            "log": hashlib.sha256(log.encode()).hexdigest(),
+            "buffer": trainer.buffer.to_rows(),
+            **trainer.progress.counts(),
+        }
+        file = Path(run) / f"said-{process_state().process_index}.json"
+        file.write_text(json.dumps(said), encoding="utf-8")
+        return trainer
+
+    validation.train_grpo = noting
+    torch.set_num_threads(1)
+    validation.validate_run(Path(run), [read_recipe(recipe)], [1], validation.Wanted())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
