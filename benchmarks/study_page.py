@@ -50,7 +50,7 @@ def write_page(study: dict[str, Any], file: Path) -> None:
 def _head(study: dict[str, Any], stem: str) -> list[str]:
     training, rollouts = study["training"], study["rollouts"]
     probe = study["probe"]
-    seeds = ", ".join(map(str, study["seeds"]))
+    seeds = f"seed{'s' * (len(study['seeds']) > 1)} {', '.join(map(str, study['seeds']))}"
     return [
         "# SmolLM2: do the tags come true?",
         "",
@@ -59,7 +59,7 @@ def _head(study: dict[str, Any], stem: str) -> list[str]:
         f"{study['model']} was probed on {study['items']} items of {len(study['tasks'])} "
         f"`reasoning-gym` tasks ({rollouts['probe']:,} rollouts, {rollouts['probe_correct']:,} "
         f"correct; {probe['min_rollouts']} to {probe['max_rollouts']} an item) and then trained "
-        f"by the recipe `{study['recipe']}` with seeds {seeds}: {training['max_steps']} steps, "
+        f"by the recipe `{study['recipe']}` with {seeds}: {training['max_steps']} steps, "
         f"{rollouts['training']:,} training rollouts in all, and "
         f"{training['evaluation_rollouts']} final rollouts of every item and seed. Tags were "
         f"written before the training; τ = {study['tau']:g}.",
