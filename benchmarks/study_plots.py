@@ -139,7 +139,7 @@ def _rewards(axes: Axes, study: dict[str, Any]) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(f"step (windows of {curves['window']}; thin: single seeds)")
     axes.set_ylabel("mean reward in training")
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="best")
 
 
 def _known(points: list[float | None]) -> list[float]:
