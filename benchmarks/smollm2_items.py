@@ -1,13 +1,7 @@
-"""Write the items of the SmolLM2 study: six kinds of arithmetic, for training and held out.
-
-Run: .venv/bin/python benchmarks/smollm2_items.py FOLDER (needs the extra `demo`: reasoning-gym).
-"""
+"""The items of the SmolLM2 study: six kinds of arithmetic, for training and held out."""
 
 import json
-import sys
 from pathlib import Path
-
-import reasoning_gym
 
 SEED = 11
 # (task, for training, held out, settings of its reasoning-gym generator)
@@ -26,9 +20,10 @@ TASKS = [
 ]
 
 
-def main() -> None:
+def write_items(folder: Path) -> None:
     """Write items.jsonl and held_out.jsonl; no prompt is in both, or twice in one."""
-    folder = Path(sys.argv[1])
+    import reasoning_gym  # Of the extra `demo`; the page of the study does without it.
+
     folder.mkdir(parents=True, exist_ok=True)
     training, held_out = [], []
     for task, size, size_held_out, settings in TASKS:
@@ -49,7 +44,3 @@ def main() -> None:
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{file}: {len(rows)} items")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cards.interventions import interventions_text, payoff_text
 from curate.tags import Trainability
 
 _KINDS = {
@@ -37,10 +38,20 @@ def confirmation_text(summary: Mapping[str, Any]) -> str:
         "",
         *_sweep(summary["tau_sweep"]),
         "",
+        *_further_sections(summary),
         f"tagged file: {summary['tagged_file']}",
         f"evidence:    {summary['run_dir']}/validation",
     ]
     return "\n".join(lines)
+
+
+def _further_sections(summary: Mapping[str, Any]) -> list[str]:
+    """What compares several recipes, each part followed by an empty line."""
+    lines = []
+    for name, text in (("interventions", interventions_text), ("payoff", payoff_text)):
+        if summary[name]:
+            lines += [text(summary[name]), ""]
+    return lines
 
 
 def _table1(summary: Mapping[str, Any]) -> list[str]:

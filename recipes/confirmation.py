@@ -25,8 +25,11 @@ from recipes.agreement import (
     too_few_items,
 )
 from recipes.embedding import prompt_embeddings, semantic_similarity
+from recipes.interventions import intervention_table
 from recipes.partition import SeedOutcomes, Tags, partition, table1, tau_sweep
-from recipes.seed_outcomes import FinishedSeeds, finished_seeds, read_outcomes, stack_outcomes
+from recipes.payoff import payoff_table
+from recipes.seed_outcomes import read_outcomes, stack_outcomes
+from recipes.validated import FinishedSeeds, finished_seeds
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,7 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
     """
     config, items = _read_items(run_dir)
     found = finished_seeds(run_dir, recipe)
-    tables = [
-        read_outcomes(folder / "outcomes.parquet", items.item_ids)
-        for folder in found.folders.values()
-    ]
+    tables = [read_outcomes(folder, items.item_ids) for folder in found.folders.values()]
     outcomes = stack_outcomes(tables)
     tags = partition(
         outcomes.initial_pass_rate, outcomes.final_pass_rates, outcomes.ever_positive, config.tau
@@ -79,16 +79,21 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
         _facts(run_dir, config, found, tags)
         | _figures(items, outcomes, tags, config.tau, semantic)
         | {"notes": notes}
-        | _further_sections(run_dir, confirmed, found.recipe)
+        | _further_sections(run_dir, items, tags, found.recipe)
     )
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(run_dir / "validation" / "summary.json", text)
     return summary
 
 
-def _further_sections(run_dir: Path, confirmed: pa.Table, recipe: str) -> dict[str, Any]:
+def _further_sections(run_dir: Path, items: _Items, tags: Tags, recipe: str) -> dict[str, Any]:
     """Sections about more than one recipe, null where the run has nothing to tell of them."""
-    return {"interventions": None, "payoff": None}
+    confirmed = dict(zip(items.item_ids.to_pylist(), tags.tolist(), strict=True))
+    interventions = intervention_table(run_dir, confirmed, recipe)
+    return {
+        "interventions": interventions if interventions["recipes"] else None,
+        "payoff": payoff_table(run_dir),
+    }
 
 
 def _read_items(run_dir: Path) -> tuple[TagConfig, _Items]:

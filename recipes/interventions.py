@@ -36,13 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from curate.errors import UsageError
 from curate.run_folder import read_run_config
 from curate.tags import Trainability
 from recipes.listing import describe
 from recipes.outcomes import OUTCOME_SCHEMA
 from recipes.recipe import read_recipe, recipe_names
-from recipes.validated import finished_runs, read_run_table, validated_recipes
+from recipes.validated import finished_recipes, finished_seeds, read_run_table
 
 GROUPS = (Trainability.LEARNABLE, Trainability.UNLEARNABLE)
 FEWEST_ITEMS = 5
@@ -60,7 +59,7 @@ class RecipeRuns:
         ever_positive: a correct rollout in training or in the probe, shape (items, S).
     """
 
-    seeds: tuple[str, ...]
+    seeds: tuple[int, ...]
     final: NDArray[np.float64]
     ever_positive: NDArray[np.bool_]
 
@@ -92,12 +91,7 @@ def intervention_table(
         UsageError: there is no finished run of the baseline.
         RunError: a file of a finished run is missing or damaged.
     """
-    folders = finished_runs(run_dir, baseline)
-    if not folders:
-        raise UsageError(
-            f"{run_dir} has no finished run of {baseline}; "
-            f"curate validate --recipe {baseline} makes them"
-        )
+    folders = finished_seeds(run_dir, baseline).folders
     tau = read_run_config(run_dir).tau
     first = read_run_table(next(iter(folders.values())), "outcomes", OUTCOME_SCHEMA)
     item_ids = first["item_id"].to_pylist()
@@ -105,10 +99,10 @@ def intervention_table(
     base = _read_runs(folders, item_ids)
     tags = np.array([confirmed.get(item_id, "") for item_id in item_ids])
     rows = []
-    for name in validated_recipes(run_dir):
+    for name, found in finished_recipes(run_dir).items():
         if name == baseline:
             continue
-        runs = _read_runs(finished_runs(run_dir, name), item_ids)
+        runs = _read_runs(found.folders, item_ids)
         groups = {
             str(group): _as_confirmed(base, runs, tags == group)
             | compare(base, runs, initial, tau, group)
@@ -131,7 +125,7 @@ def _floats(values: list[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _read_runs(folders: Mapping[str, Path], item_ids: list[str]) -> RecipeRuns:
+def _read_runs(folders: Mapping[int, Path], item_ids: list[str]) -> RecipeRuns:
     finals, positives = [], []
     for folder in folders.values():
         table = read_run_table(folder, "outcomes", OUTCOME_SCHEMA)

@@ -30,7 +30,7 @@ from scipy.optimize import isotonic_regression
 from curate.errors import RunError
 from recipes.outcomes import HELD_OUT_SCHEMA
 from recipes.recipe import LISTS
-from recipes.validated import finished_runs, read_run_table
+from recipes.validated import finished_recipes, read_run_table
 
 REPLICATES = 1000
 CONFIDENCE = 0.95
@@ -94,15 +94,16 @@ def payoff_table(run_dir: Path, size: str | None = None) -> dict[str, Any] | Non
     Raises:
         RunError: a table is missing or damaged, or the runs have no held-out items in common.
     """
+    finished = finished_recipes(run_dir)
     if size is None:
-        size = "" if any(finished_runs(run_dir, name) for name in LISTS["pays"]) else "-small"
-    runs = {
-        name: [
-            _read_held_out(folder)
-            for folder in finished_runs(run_dir, f"{name}{size}").values()
-            if (folder / "held_out.parquet").exists()
-        ]
+        size = "" if any(name in finished for name in LISTS["pays"]) else "-small"
+    folders = {
+        name: finished[f"{name}{size}"].folders.values() if f"{name}{size}" in finished else ()
         for name in LISTS["pays"]
+    }
+    runs = {
+        name: [_read_held_out(each) for each in arm if (each / "held_out.parquet").exists()]
+        for name, arm in folders.items()
     }
     return compare_arms(runs, size) if any(runs.values()) else None
 

@@ -19,7 +19,7 @@ from curate.errors import UsageError
 from curate.filling import fill_column
 from probes.models import Policy
 from recipes.embedding import embed_prompts, semantic_similarity
-from recipes.outcomes import OUTCOME_SCHEMA
+from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
 from tests.tag_runs import Ran, additions, run_curate, tag, write_jsonl
 
 TAU = 0.05
@@ -129,6 +129,7 @@ def write_seed(run: Run, recipe: str, seed: int, table: pa.Table, state: str = "
     folder = run.validation / recipe / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "outcomes.parquet")
+    (folder.parent / "recipe.toml").write_text('hypothesis = "it helps"\n')
     facts: dict[str, Any] = {"state": state, "recipe": recipe, "seed": seed, "device": "CPU"}
     facts["seconds"] = {"training": 1.0, "evaluation": 0.5}
     (folder / "run.json").write_text(json.dumps(facts))
@@ -345,6 +346,31 @@ def test_final_rates_that_could_not_be_judged_are_null(run: Run) -> None:
     assert summary["agreement_all"]["learnable"] == summary["agreement_all"]["unlearnable"] == 0
 
 
+def test_other_recipes_and_what_curation_pays_are_told_where_they_have_run(run: Run) -> None:
+    write_outcomes(run, "no-kl-small", final_pass_rate=1.0)
+    held_out = [
+        {"step": step, "rollouts": 1000 * step, "item_id": "a"}
+        | {"total_rollouts": 10, "total_correct_rollouts": 4 * step}
+        for step in (0, 1)
+    ]
+    for seed in SEEDS:
+        folder = run.validation / "baseline-small" / str(seed)
+        copied = shutil.copytree(folder, run.validation / "full-small" / str(seed))
+        (copied.parent / "recipe.toml").write_text('hypothesis = "all items"\n')
+        table = pa.Table.from_pylist(held_out, HELD_OUT_SCHEMA)
+        pq.write_table(table, copied / "held_out.parquet")
+    shown = run.confirm().stdout
+    interventions, payoff = run.summary["interventions"], run.summary["payoff"]
+    assert interventions["baseline"] == "baseline-small"
+    assert [row["recipe"] for row in interventions["recipes"]] == ["full-small", "no-kl-small"]
+    group = interventions["recipes"][1]["groups"]["unlearnable"]
+    assert group["confirmed_items"] == run.summary["confirmed"]["unlearnable"]
+    assert group["pass_rate"] == 1.0
+    assert payoff["target"]["value"] == pytest.approx(0.4)
+    assert "no-kl-small: it helps" in shown
+    assert "1 held-out items that no run trained on" in shown
+
+
 # --- Which recipe ----------------------------------------------------------------------------
 
 
@@ -384,7 +410,7 @@ def test_a_run_that_cannot_be_confirmed_is_one_line(run: Run, tmp_path: Path) ->
         pq.write_table(bad, outcome_file(run))
         refused(2, "outcomes of other items")
     pq.write_table(good.drop_columns("ever_positive"), outcome_file(run))
-    refused(2, "is no table of outcomes")
+    refused(1, "has no column ever_positive")
     outcome_file(run).write_bytes(b"PAR1 damaged")
     refused(1, "is missing or damaged")
     outcome_file(run).unlink()
@@ -392,7 +418,7 @@ def test_a_run_that_cannot_be_confirmed_is_one_line(run: Run, tmp_path: Path) ->
     pq.write_table(good, outcome_file(run))
 
     (outcome_file(run).parent / "run.json").write_text("{")
-    refused(2, "run.json cannot be read")
+    refused(1, "run.json is damaged")
     for seed in SEEDS:
         write_seed(run, "baseline-small", seed, good, state="started")
     refused(2, "no finished seed, only 1, 37, 42 started")

