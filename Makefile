@@ -33,6 +33,11 @@ gsm8k: install
 	$(BIN)/curate tag $(DATA)/gsm8k_train.jsonl --limit 50 --model $(SMOLLM2) --min-rollouts 8 --max-rollouts 8 \
 		--max-tokens 256 --out runs/gsm8k.tagged.jsonl --run-dir runs/gsm8k
 
+# The study of tags against GRPO outcomes in docs/evidence: hours on two cores.
+.PHONY: study
+study: install
+	$(BIN)/python benchmarks/smollm2_study.py
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
