@@ -62,7 +62,11 @@ def payoff_text(table: Mapping[str, Any]) -> str:
                 _reached(arm),
             )
         )
-    lines = [f"{table['items']:,} held-out items that no run trained on", *_columns(rows)]
+    lines = [
+        f"{table['items']:,} held-out items that no run trained on; the probe, which filtered and "
+        f"ordered need, spent {table['probe_rollouts']:,} rollouts beside",
+        *_columns(rows),
+    ]
     if table["filtered_minus_random"]:
         final, mean = (table["filtered_minus_random"][name] for name in ("final", "mean"))
         lines += [

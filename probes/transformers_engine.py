@@ -368,4 +368,6 @@ def _default_batch_tokens(policy: Policy) -> int:
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
     per_token *= policy.model.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(policy.device)
+    # What PyTorch holds of the card and does not use is free to it, after a training step most.
+    free += torch.cuda.memory_reserved(policy.device) - torch.cuda.memory_allocated(policy.device)
     return int(max(4096, free // 2 // per_token))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 # As in TRL and the paper's code; keeps a group of nearly equal rewards finite.
 _EPSILON = 1e-4
 # Of one item; older ones were drawn by a policy that is long gone.
-_MOST_BUFFERED = 16
+_MOST_BUFFERED = 4
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def advantages(rewards: Sequence[float]) -> NDArray[np.float64]:
 
 @dataclass
 class _Buffered:
-    completion: list[int]
+    completion: NDArray[np.int32]
     uses: int = 0
 
 
@@ -101,23 +101,28 @@ class ReplayBuffer:
         kept = self.completions.setdefault(group.item_id, deque(maxlen=_MOST_BUFFERED))
         for completion, reward in zip(group.completions, group.rewards, strict=True):
             if reward == 1:
-                kept.append(_Buffered(list(completion)))
+                kept.append(_Buffered(np.array(completion, dtype=np.int32)))
 
     def take(self, item_id: str, rng: np.random.Generator) -> list[int] | None:
         """Hand out a rollout of an item; None where all have been used up, or there were none."""
         kept = self.completions.get(item_id)
         if not kept:
             return None
-        chosen = kept[int(rng.integers(len(kept)))]
+        place = int(rng.integers(len(kept)))
+        chosen = kept[place]
         chosen.uses += 1
         if chosen.uses >= self.reuse:
-            kept.remove(chosen)
-        return chosen.completion
+            del kept[place]
+        return [int(token) for token in chosen.completion]
 
     def to_rows(self) -> list[dict[str, object]]:
         """What is kept, as rows for a file."""
         return [
-            {"item_id": item_id, "completion_token_ids": each.completion, "uses": each.uses}
+            {
+                "item_id": item_id,
+                "completion_token_ids": each.completion.tolist(),
+                "uses": each.uses,
+            }
             for item_id, kept in self.completions.items()
             for each in kept
         ]
@@ -130,7 +135,7 @@ class ReplayBuffer:
             kept = buffer.completions.setdefault(str(row["item_id"]), deque(maxlen=_MOST_BUFFERED))
             ids, uses = row["completion_token_ids"], row["uses"]
             assert isinstance(ids, list) and isinstance(uses, int)
-            kept.append(_Buffered([int(token) for token in ids], uses))
+            kept.append(_Buffered(np.array(ids, dtype=np.int32), uses))
         return buffer
 
 

@@ -40,7 +40,7 @@ from curate.run_folder import read_run_config
 from curate.tags import Trainability
 from recipes.listing import describe
 from recipes.outcomes import OUTCOME_SCHEMA
-from recipes.recipe import read_recipe, recipe_names
+from recipes.recipe import LISTS, read_recipe, recipe_names
 from recipes.validated import finished_recipes, finished_seeds, read_run_table
 
 GROUPS = (Trainability.LEARNABLE, Trainability.UNLEARNABLE)
@@ -100,7 +100,8 @@ def intervention_table(
     tags = np.array([confirmed.get(item_id, "") for item_id in item_ids])
     rows = []
     for name, found in finished_recipes(run_dir).items():
-        if name == baseline:
+        # The arms of the payoff ask another question, with few final rollouts.
+        if name in {baseline, *LISTS["pays"], *LISTS["pays-small"]}:
             continue
         runs = _read_runs(found.folders, item_ids)
         groups = {

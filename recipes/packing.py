@@ -44,6 +44,18 @@ class Packing:
     column_of: NDArray[np.int64]
 
 
+def can_pack(config: Any) -> bool:
+    """Whether a token of this model sees all tokens before it, and nothing else joins them.
+
+    A window that slides, or a state that is carried along, knows nothing of the packed mask.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    is_windowed = getattr(config, "sliding_window", None) and getattr(
+        config, "use_sliding_window", True
+    )
+    return kinds == {"full_attention"} and not is_windowed
+
+
 def pack(prompts: list[list[int]], completions: list[list[int]]) -> Packing | None:
     """Lay rollouts out so that those of one prompt share it; None where that saves too little.
 

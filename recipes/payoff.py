@@ -28,6 +28,7 @@ from scipy.integrate import trapezoid
 from scipy.optimize import isotonic_regression
 
 from curate.errors import RunError
+from curate.run_folder import read_parquet
 from recipes.outcomes import HELD_OUT_SCHEMA
 from recipes.recipe import LISTS
 from recipes.validated import finished_recipes, read_run_table
@@ -87,6 +88,8 @@ def payoff_table(run_dir: Path, size: str | None = None) -> dict[str, Any] | Non
             (rollouts at which it reaches the target), `reached_share` (of the full arm's rollouts)
             and `reached_fraction` (of the replicates that do); a null `high` beside a `low` of the
             former two means that the interval is open: the arm may never reach it;
+        probe_rollouts: what `curate tag` spent, which `filtered` and `ordered` need beside their
+            training;
         filtered_minus_random: of the final pass rate, `final`, and of its mean over training (the
             area under the curve by its length), `mean`;
         notes: what is missing or doubtful, in plain words.
@@ -105,7 +108,10 @@ def payoff_table(run_dir: Path, size: str | None = None) -> dict[str, Any] | Non
         name: [_read_held_out(each) for each in arm if (each / "held_out.parquet").exists()]
         for name, arm in folders.items()
     }
-    return compare_arms(runs, size) if any(runs.values()) else None
+    if not any(runs.values()):
+        return None
+    probed = read_parquet(run_dir / "pass_rates.parquet", ["total_rollouts"])["total_rollouts"]
+    return compare_arms(runs, size) | {"probe_rollouts": pc.sum(probed).as_py()}
 
 
 def _read_held_out(folder: Path) -> HeldOut:

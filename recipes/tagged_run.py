@@ -140,7 +140,10 @@ class TaggedRun:
             )
             if len(refused) == len(items):
                 raise UsageError(f"{file}: no item can be used; {next(iter(refused.values()))}")
-        return training_items(read_parquet(folder / "items.parquet"))
+        found = training_items(read_parquet(folder / "items.parquet"))
+        if not found:
+            raise UsageError(f"{file}: no item can be used")
+        return found
 
 
 def training_items(items: pa.Table) -> list[TrainingItem]:

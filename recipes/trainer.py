@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import pad
+from trl.trainer.utils import add_fused_lm_head, pad
 
 from probes.engine import SampleRequest
 from probes.judging import VerifierPool
@@ -29,7 +29,7 @@ from probes.models import Policy
 from probes.transformers_engine import TransformersEngine
 from recipes.checkpoints import load_state, remove_older, save_state
 from recipes.groups import Group, ReplayBuffer, advantages, with_replay
-from recipes.packing import pack, packed_log_probs
+from recipes.packing import can_pack, pack, packed_log_probs
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
 from recipes.trainer_settings import TrainingProgress
@@ -41,6 +41,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     Args:
         policy: to be trained.
         adapter: what is trained of it; all parameters if None.
+        reference: the model of the KL term; None with an adapter, or without a KL term.
         recipe: what to do.
         stream: the prompts.
         pool: judges completions; entered by the caller.
@@ -65,6 +66,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         max_tokens: int,
         settings: GRPOConfig,
         adapter: LoraConfig | None = None,
+        reference: Any = None,
         keep_checkpoints: bool = False,
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -85,6 +87,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._last_log_probs: torch.Tensor | None = None
         # By group, tokens that were clipped in the loss, and all its tokens, on this process.
         self._clipped: dict[int, list[float]] = {}
+        # TRL would load the reference by a name, which a GGUF file does not have.
+        settings.beta = recipe.beta if adapter else 0.0
         super().__init__(
             model=policy.model,
             reward_funcs=[self._verified],
@@ -95,6 +99,11 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             peft_config=adapter,
             callbacks=list(callbacks),
         )
+
+        self.beta = recipe.beta
+        if reference is not None:
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     @property
     def step_in_hand(self) -> int:
@@ -350,16 +359,28 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         """Compute a prompt that several rows share once, where that saves work."""
         if self._score_later:
             return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
-        found = (
-            None
-            if compute_aux_loss
-            else self._packed(model, input_ids, attention_mask, logits_to_keep)
-        )
+        found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None = None
+        if not compute_aux_loss:
+            found = self._packed(model, input_ids, attention_mask, logits_to_keep)
         if found is None:
+            # The batch is as wide as the longest rollout of the step; these rows may be shorter.
+            used = attention_mask.any(dim=0).nonzero().flatten()
+            start, stop = int(used[0]), int(used[-1]) + 1
+            unused = input_ids.shape[1] - stop
             found = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args,
-                compute_aux_loss=compute_aux_loss, **kwargs,
-            )  # fmt: skip
+                model,
+                input_ids[:, start:stop],
+                attention_mask[:, start:stop],
+                logits_to_keep - unused,
+                *args,
+                compute_aux_loss=compute_aux_loss,
+                **kwargs,
+            )
+            log_probs, entropies, loss = found
+            if unused:
+                log_probs = _wider(log_probs, unused)
+                entropies = None if entropies is None else _wider(entropies, unused)
+            found = log_probs, entropies, loss
         if torch.is_grad_enabled():
             self._last_log_probs = found[0].detach()
         return found
@@ -367,6 +388,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     def _packed(
         self, model: Any, ids: torch.Tensor, mask: torch.Tensor, columns: int
     ) -> tuple[torch.Tensor, torch.Tensor | None, None] | None:
+        if not can_pack(self.policy.model.config.get_text_config()):
+            return None
         first = ids.shape[1] - columns
         rows = list(zip(ids, mask.bool(), strict=True))
         packing = pack(
@@ -429,6 +452,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         """Add the stream's place, the log and the replay buffer; then drop older checkpoints."""
         self.settle_clipping()
         super()._save_checkpoint(model, trial)
+        # With every process's random state in it, the checkpoint can be declared whole.
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir)
             newest = folder / f"checkpoint-{self.state.global_step}"
@@ -502,6 +527,11 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         found = [(item_id, judged, correct) for item_id, (judged, correct) in counts.items()]
         gathered: list[tuple[str, int, int]] = gather_object(found)
         return gathered
+
+
+def _wider(values: torch.Tensor, columns: int) -> torch.Tensor:
+    """Append columns of zeros."""
+    return torch.nn.functional.pad(values, (0, columns))
 
 
 def _whole_groups(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:

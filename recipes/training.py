@@ -79,6 +79,15 @@ def trainable_policy(training: Training) -> Policy:
         dtype=dtype,
         trust_remote_code=training.trust_remote_code,
     )
+    longest = max(len(item.prompt_token_ids) for item in (*training.items, *training.held_out))
+    if longest + training.max_tokens > policy.context_length:
+        raise UsageError(
+            f"recipe {training.recipe.name}: completions of {training.max_tokens:,} tokens after a "
+            f"prompt of {longest:,} exceed the model's context of {policy.context_length:,}; "
+            "lower max_completion_length"
+        )
+    # Text is judged as it was in the probe, whose spaces are not cleaned up either.
+    policy.tokenizer.clean_up_tokenization_spaces = False
     _forget_quantization(policy.model)
     if not training.recipe.lora_rank:
         policy.model.requires_grad_(True)
@@ -86,6 +95,13 @@ def trainable_policy(training: Training) -> Policy:
         # TRL pads with the end token; a row's mask tells them apart.
         policy.tokenizer.pad_token = policy.tokenizer.eos_token
     return policy
+
+
+def initial_policy(training: Training) -> Any:
+    """The model that the KL term holds on to where all parameters are trained, frozen."""
+    return load_policy(
+        training.files, dtype=torch.float32, trust_remote_code=training.trust_remote_code
+    ).model
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
@@ -196,8 +212,10 @@ def train_grpo(training: Training) -> RecipeTrainer:
     with training.pool as pool, warnings.catch_warnings():
         # Advice on settings that the recipe decides, repeated at every start.
         warnings.simplefilter("ignore")
+        policy = trainable_policy(training)
+        is_full = not training.recipe.lora_rank
         trainer = RecipeTrainer(
-            trainable_policy(training),
+            policy,
             training.recipe,
             stream,
             pool,
@@ -205,7 +223,9 @@ def train_grpo(training: Training) -> RecipeTrainer:
             max_tokens=training.max_tokens,
             settings=settings,
             keep_checkpoints=training.keep_checkpoints,
-            adapter=lora_config(training.recipe) if training.recipe.lora_rank else None,
+            adapter=None if is_full else lora_config(training.recipe),
+            # An adapter that is switched off is the initial policy.
+            reference=initial_policy(training) if is_full and training.recipe.beta else None,
             callbacks=[following],
         )
         trainer.remove_callback(PrinterCallback)
@@ -213,7 +233,9 @@ def train_grpo(training: Training) -> RecipeTrainer:
         whole = checkpoints(training.folder)
         if whole:
             trainer.restore(whole[-1])
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        # A run that its budget ended is at its end, whatever `max_steps` says.
+        if not (whole and 0 < training.recipe.rollout_budget <= trainer.progress.rollouts):
+            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     return trainer
 
 

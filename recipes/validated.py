@@ -57,7 +57,10 @@ def finished_seeds(run_dir: Path, recipe: str = "") -> FinishedSeeds:
     by_recipe = _seed_folders(folder)
     if not by_recipe:
         raise UsageError(f"{run_dir} has no validation yet: `curate validate` makes one")
-    name = _choose(recipe, list(by_recipe), folder)
+    names = list(by_recipe)
+    if not recipe:
+        names = list(finished_recipes(run_dir)) or names
+    name = _choose(recipe, names, folder)
     found = _sorted_out(name, by_recipe[name])
     if not found.folders:
         raise UsageError(

@@ -9,6 +9,7 @@ on, so that seeds may run side by side on several machines.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from curate.config import read_config_file
 from curate.datasets import open_source
@@ -44,6 +46,7 @@ from recipes.recipe import Recipe
 from recipes.selection import select_items
 from recipes.sft import train_sft
 from recipes.tagged_run import TaggedRun, find_run
+from recipes.trainer_settings import trainer_settings
 from recipes.training import Training, export_policy, process_state, train_grpo
 
 KEEP = ("none", "policy", "all")
@@ -78,6 +81,8 @@ def validate_run(
         UsageError: bad input; nothing was spent.
         RunError: a step failed; the same call continues.
     """
+    if wanted.keep not in KEEP:
+        raise UsageError(f"keep is {wanted.keep!r}; it must be {', '.join(KEEP)}")
     run = TaggedRun(find_run(path))
     jobs = [_Job(run, recipe, seed, wanted) for recipe in recipes for seed in dict.fromkeys(seeds)]
     for job in jobs:
@@ -124,9 +129,14 @@ class _Job:
                     "give this one another name, or remove the folder"
                 )
         self.run.files(self.recipe, self.wanted.model)
-        for dataset in filter(None, (self.recipe.extra_items, self.wanted.held_out)):
-            open_source(dataset)
-        select_items(self.recipe, self.run.tagged, self.seed)
+        training = self._training
+        if self.recipe.method == "sft":
+            self._demonstrations()
+            if training.held_out:
+                _say(f"{self.recipe.name}: sft is not evaluated on held-out items")
+        else:
+            processes = process_state().num_processes
+            trainer_settings(self.recipe, self.seed, self.folder, processes=processes)
 
     def work(self, *, outcomes: bool) -> None:
         """Do what is missing, up to the exported policy or up to the outcomes."""
@@ -202,6 +212,11 @@ class _Job:
             counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
             rows, held_out = trainer.progress.rows, trainer.progress.held_out
             metrics = trainer.progress.metrics
+            del trainer
+        # What is left of the run refers to itself, and would stay beside the next model.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if not process_state().is_main_process:
             return
         for name, found, schema in (
@@ -243,7 +258,9 @@ class _Job:
         whole = checkpoints(self.folder / "checkpoints")
         if self.wanted.keep == "all":
             for checkpoint in whole[:-1]:
-                step = int(checkpoint.name.rpartition("-")[2]) // self.recipe.updates_per_step
+                step = int(checkpoint.name.rpartition("-")[2])
+                if self.recipe.method == "grpo":
+                    step //= self.recipe.updates_per_step
                 export_policy(self._training, checkpoint, self.folder / f"policy-{step}")
         export_policy(self._training, whole[-1], self.folder / "policy")
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -264,6 +281,9 @@ class _Job:
             temperature=recipe.evaluation_temperature,
             max_tokens=config.max_tokens,
         )
+        if self.wanted.keep == "none":
+            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         rewards = read_parquet(self.folder / "rewards.parquet").to_pylist()
         seconds = self.facts.get("seconds", {}) | {"evaluation": time.monotonic() - start}
         write_outcomes(self.folder / "outcomes.parquet", self.run.rates, rewards, judged, correct)
@@ -276,13 +296,9 @@ class _Job:
                 "max_tokens": config.max_tokens,
             },
         )
-        if self.wanted.keep == "none":
-            shutil.rmtree(self.folder / "policy", ignore_errors=True)
 
 
 def _device_name() -> str:
-    import torch
-
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"CPU, {torch.get_num_threads()} threads"

@@ -5,15 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
+from curate.errors import UsageError
 from probes.judging import VerifierPool
 from probes.models import resolve_model
-from recipes.packing import attention_mask, pack
+from recipes.packing import attention_mask, can_pack, pack
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
 from recipes.trainer import RecipeTrainer
 from recipes.trainer_settings import trainer_settings
-from recipes.training import Training, lora_config, train_grpo, trainable_policy
+from recipes.training import (
+    Training,
+    initial_policy,
+    lora_config,
+    train_grpo,
+    trainable_policy,
+)
 from tests.tiny import WORDS, save_tiny_model
 
 RECIPE = Recipe(
@@ -65,8 +73,9 @@ def make_trainer(files, pool, tmp_path):
 
     def make(items, seed=1, **changes):
         recipe = dataclasses.replace(RECIPE, **changes)
+        run = training(files, pool, tmp_path, recipe, items)
         return RecipeTrainer(
-            trainable_policy(training(files, pool, tmp_path, recipe, items)),
+            trainable_policy(run),
             recipe,
             PromptStream(items, seed=seed, shuffle=False),
             pool,
@@ -74,6 +83,7 @@ def make_trainer(files, pool, tmp_path):
             max_tokens=recipe.max_completion_length,
             settings=trainer_settings(recipe, 1, tmp_path),
             adapter=lora_config(recipe) if recipe.lora_rank else None,
+            reference=None if recipe.lora_rank else initial_policy(run),
         )
 
     return make
@@ -244,6 +254,20 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(make_trainer, monkeyp
     assert (gradients - plain_gradients).norm() <= 1e-4 * plain_gradients.norm()
 
 
+@pytest.mark.parametrize(
+    ("config", "fits"),
+    [
+        (LlamaConfig(), True),
+        (MistralConfig(sliding_window=None), True),
+        (MistralConfig(sliding_window=64), False),
+        (Qwen2Config(), True),
+        (Gemma3TextConfig(), False),
+    ],
+)
+def test_windows_that_slide_are_not_packed(config, fits):
+    assert can_pack(config) is fits
+
+
 def test_packing_is_left_where_it_saves_little():
     assert pack([[1, 2]], [[3, 4, 5]]) is None
     assert pack([[1, 2], [3, 4]], [[3] * 50, [4] * 50]) is None
@@ -303,5 +327,14 @@ def train_noting(run, seen):
 
 def test_training_ends_at_the_rollout_budget(files, pool, tmp_path):
     recipe = dataclasses.replace(RECIPE, max_steps=50, rollout_budget=60, max_sampling_rounds=1)
-    trainer = train_grpo(training(files, pool, tmp_path, recipe, [item("a", "3")]))
-    assert 60 <= trainer.progress.rollouts < 60 + 2 * RECIPE.num_generations
+    run = training(files, pool, tmp_path, recipe, [item("a", "3")])
+    spent = train_grpo(run).progress.rollouts
+    assert 60 <= spent < 60 + 2 * RECIPE.num_generations
+    # Taken up again it has nothing left to do.
+    assert train_grpo(run).progress.rollouts == spent
+
+
+def test_what_does_not_fit_the_model_is_refused(files, pool, tmp_path):
+    recipe = dataclasses.replace(RECIPE, max_completion_length=300)
+    with pytest.raises(UsageError, match="exceed the model's context of 256"):
+        train_grpo(training(files, pool, tmp_path, recipe, [item("a", "3")]))

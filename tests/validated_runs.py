@@ -14,6 +14,9 @@ from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
 def make_run_folder(folder: Path, *, tau: float = 0.1) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(f'dataset = "d.jsonl"\nmodel = "m"\ntau = {tau}\n')
+    # What the probe spent: two items of 64 rollouts.
+    rates = pa.table({"item_id": ["a", "b"], "total_rollouts": [64, 64]})
+    pq.write_table(rates, folder / "pass_rates.parquet")
     return folder
 
 
