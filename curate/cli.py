@@ -327,9 +327,9 @@ def _add_calibrate(commands: Any) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from cards.calibration import calibration_text
-    from recipes.calibration import calibrate_run
+    from curate.commands import calibrate
 
-    summary = calibrate_run(arguments.runs, arguments.out)
+    summary = calibrate(*arguments.runs, out=arguments.out)
     print(json.dumps(summary, indent=2) if arguments.json else calibration_text(summary))
     return 0
 
@@ -373,16 +373,16 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from cards.comparison import comparison_file, comparison_text, write_comparison
-    from recipes.comparison import compare_runs
+    from cards.comparison import comparison_file, comparison_text
+    from curate.commands import compare
 
-    file = comparison_file(arguments.run_a, arguments.run_b, arguments.out)
-    comparison = compare_runs(arguments.run_a, arguments.run_b, arguments.groups_from)
-    write_comparison(file, comparison)
+    a, b, out = arguments.run_a, arguments.run_b, arguments.out
+    _, summary = compare(a, b, groups_from=arguments.groups_from, out=out)
     if arguments.json:
-        print(json.dumps(comparison.summary, indent=2))
+        print(json.dumps(summary, indent=2))
     else:
-        print(comparison_text(comparison.summary))
+        file = comparison_file(a, b, out)
+        print(comparison_text(summary))
         print(f"\nitems:   {file}\nsummary: {file.with_suffix('.json')}")
     return 0
 
