@@ -7,6 +7,7 @@ when a function is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.config import config_from_mapping
+from curate.errors import UsageError
 
 
 def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
@@ -75,6 +77,11 @@ def validate(
         with_options(each, model=str(model), extra_items=str(extra_items))
         for each in read_recipes(names)
     ]
+    missing = [name for name in ("trl", "peft", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"training needs {', '.join(missing)}: pip install 'rl-curate[train]' installs it"
+        )
     # TRL takes seconds to import, so what can be wrong with a recipe shows before.
     from recipes.validation import Wanted, validate_run
 

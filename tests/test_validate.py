@@ -290,6 +290,15 @@ def test_what_is_wrong_is_one_line(run, arguments, reason):
     assert not (run / "validation").exists()
 
 
+def test_what_training_needs_is_named_where_it_is_missing(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    ran = validate(run)
+    assert ran.status == 2
+    assert ran.last_line == (
+        "curate: training needs trl: pip install 'rl-curate[train]' installs it"
+    )
+
+
 def test_another_recipe_of_the_same_name_is_refused(run):
     assert validate(run, recipe=recipe_file("same", max_steps=1)).status == 0
     ran = validate(run, recipe=recipe_file("same", max_steps=2))
