@@ -238,7 +238,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{path} is no run folder: it has no manifest.json") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path / 'manifest.json'} cannot be read: {error}") from error

@@ -4,8 +4,7 @@ The rollouts of a group share their prompt. Side by side in rows of their own, a
 out, the prompt goes through the model once for each of them. Packed, one row holds the prompt less
 its last token, and then for every completion that last token and the completion; the attention mask
 lets a completion see the prompt and itself, and its positions go on from the prompt's end. What
-comes out is the same but for rounding; with 16 short completions of a long prompt it is a fifth of
-the tokens.
+comes out is the same but for rounding; docs/benchmarks.md has what it saves.
 """
 
 from __future__ import annotations
