@@ -15,8 +15,8 @@ TASKS = [
         20,
         {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
     ),
-    ("gcd", 36, 20, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 40}),
-    ("letter_counting", 36, 20, {"min_words": 3, "max_words": 6}),
+    ("gcd", 36, 20, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 60}),
+    ("letter_counting", 36, 20, {"min_words": 8, "max_words": 14}),
 ]
 
 

@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "baseline-small"
 PROBE = {
     "--instruction": r"Answer with just the final answer in \boxed{}.",
-    "--max-tokens": "32",
+    "--max-tokens": "20",
     "--min-rollouts": "64",
-    "--max-rollouts": "256",
-    "--rollout-budget": "26000",
+    "--max-rollouts": "1024",
+    "--rollout-budget": "75000",
+    "--gradient-rollouts": "24",
     "--seed": "5",
     "--verifier-workers": "1",
 }

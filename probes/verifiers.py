@@ -15,6 +15,10 @@ accept a wrong answer or pass over a right one:
 - An equation that has no real solutions, or no unknown, makes no gold: math-verify compares the
   solutions of two equations, and finds any two empty lists equal. Nor does `\gcd` or `\lcm` of
   unknowns, which SymPy evaluates to a number.
+- Arithmetic must be done. To math-verify `7 * 8` equals 56 and `222/1406` equals `3/19`, so that
+  repeating the problem is right, which GRPO finds within ten steps. Where the gold is a plain
+  number, the answer must be one too: no sums, products or powers of numbers, and fractions in
+  lowest terms. OpenAI's grader for MATH (https://github.com/openai/prm800k) asks the same.
 - A gold in words ("Monday", `\text{no solution}`) or a time of day is compared as text; to
   math-verify a word is a product of letters, so that anagrams are equal.
 
@@ -469,6 +473,8 @@ def _gold_expressions(gold: str) -> tuple[Any, ...]:
 @lru_cache(maxsize=16384)  # the completions of one item share a few answers
 def _same_answer(found: str, gold: str) -> bool:
     found, gold = _bare(found), _bare(gold)
+    if _is_left_undone(found) and not _is_left_undone(gold):
+        return False
     if words := _as_words(gold):
         return _as_words(found) == words
     if clock := _as_clock(gold):
@@ -484,6 +490,72 @@ def _same_answer(found: str, gold: str) -> bool:
     if compared is None:
         return _verify(_gold_expressions(gold), _expressions(found_value))
     return compared
+
+
+# --- math: arithmetic that is left undone -----------------------------------------------------
+
+_PLAIN_SIGNS = [
+    (re.compile(pattern), sign)
+    for pattern, sign in (
+        (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∗]", "*"),
+        (r"\\div(?![A-Za-z])|÷", "/"),
+        # The fraction of a mixed number: 1\frac{1}{2}.
+        (r"(?<=\d)\s?\\[dt]?frac\s?(?:\{\d+\}\s?\{\d+\}|\d\s?\d)", ""),
+        (r"\\[dt]?frac\s?\{([-+]?[\d.]+)\}\s?\{([\d.]+)\}", r"(\1/\2)"),
+        (r"\\[dt]?frac\s?(\d)\s?(\d)", r"(\1/\2)"),
+        (r"\\(?:left|right)(?![A-Za-z])|\\[,;:! ]", " "),
+        (r"\^\s?\{([-+]?\d+)\}", r"^\1"),
+        (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+    )
+]
+
+
+@lru_cache(maxsize=16384)
+def _is_left_undone(text: str) -> bool:
+    """Whether the text is arithmetic on numbers, other than one number or a fraction in its terms.
+
+    Of an equation it is the right side that counts. `a × 10^b` is a number.
+    """
+    text = _split_unit(text.rpartition("=")[2].strip(" .$"))[0]
+    for pattern, sign in _PLAIN_SIGNS:
+        text = pattern.sub(sign, text)
+    if not _ARITHMETIC.fullmatch(text):
+        return False
+    # Leading zeros are no Python: 007.
+    source = re.sub(r"(?<![\d.])0+(?=\d)", "", text.replace("^", "**"))
+    try:
+        node = ast.parse(" ".join(source.split()), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return not _is_done(node)
+
+
+def _is_done(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant():
+            return True
+        case ast.UnaryOp(operand=operand):
+            return _is_done(operand)
+        case ast.BinOp(left=left, op=ast.Div(), right=ast.Constant(value=int() as under)):
+            over = left.operand if isinstance(left, ast.UnaryOp) else left
+            return (
+                isinstance(over, ast.Constant)
+                and isinstance(over.value, int)
+                and math.gcd(over.value, under) == 1
+            )
+        case ast.BinOp(left=ast.Constant(), op=ast.Mult(), right=ast.BinOp() as power):
+            return _is_power_of_ten(power)
+        case ast.BinOp():
+            return _is_power_of_ten(node)
+    return False
+
+
+def _is_power_of_ten(node: ast.BinOp) -> bool:
+    return (
+        isinstance(node.op, ast.Pow)
+        and isinstance(node.left, ast.Constant)
+        and node.left.value == 10
+    )
 
 
 # --- math, without SymPy ----------------------------------------------------------------------
@@ -659,7 +731,10 @@ def judge_math(completion: str, gold: str) -> Verdict:
     extracted = next((part for part in read if isinstance(part, str)), str(read[0]))
     expressions = tuple(part for part in read if not isinstance(part, str))
     # The text has its unit split off; the expression has what the text lacks, a percent sign.
-    accepted = _same_answer(extracted, gold) or _verify(_gold_expressions(gold), expressions)
+    accepted = _same_answer(extracted, gold) or (
+        _verify(_gold_expressions(gold), expressions)
+        and (_is_left_undone(_bare(gold)) or not _is_left_undone(_bare(extracted)))
+    )
     return _judged(accepted, extracted)
 
 

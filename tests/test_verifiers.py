@@ -57,6 +57,15 @@ MATH_RIGHT = [
     ("no solution", r"\text{No solution.}"),
     ("9 a.m.", "9:00 AM"),
     ("20:00", "20:00"),
+    ("1000000", "10^6"),
+    ("2000", r"2 \times 10^{3}"),
+    ("3/2", r"1\frac{1}{2}"),
+    (r"-\frac{3}{5}", r"\frac{-3}{5}"),
+    ("1/1", "1/1"),
+    ("56", "7 * 8 = 56"),
+    ("2^{10}", "1024"),  # a gold that is arithmetic itself asks for its value, in any form
+    ("2^{10}", "2^{10}"),
+    ("2 × 2 × 3", "2 × 2 × 3"),
 ]
 
 MATH_WRONG = [
@@ -79,6 +88,15 @@ MATH_WRONG = [
     ("east", "seat"),  # the same product of letters
     ("9 a.m.", "9 p.m."),
     (r"\pi", "3.14"),
+    # Arithmetic left undone: the problem again, and no answer to it.
+    ("56", "7 * 8"),
+    ("56", r"7 \times 8"),
+    ("1024", "2^{10}"),
+    ("-13", "(-6 + (1 - 8))"),
+    ("3/19", "222/1406"),
+    ("3/19", r"\frac{222}{1406}"),
+    ("2", "6/3"),
+    ("3", "12/4 apples"),
 ]
 
 
@@ -110,6 +128,18 @@ def test_math_refuses_other_answers(gold: str, answer: str) -> None:
 )
 def test_math_finds_the_answer(completion: str, gold: str) -> None:
     assert load_verifier("math")(completion, gold).verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold"),
+    [
+        ("Solve the multiplication of 95 * 41.", "3895"),  # SmolLM2's, which math-verify accepts
+        ("Avir Shorten: 84/252", "1/3"),
+        (r"So \(7 \cdot 8\)", "56"),
+    ],
+)
+def test_math_refuses_the_problem_as_an_answer_to_it(completion: str, gold: str) -> None:
+    assert load_verifier("math")(completion, gold).verdict == "wrong"
 
 
 @pytest.mark.parametrize("completion", ["", "I do not know.", r"\boxed{}"])
