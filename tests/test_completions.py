@@ -2,7 +2,8 @@
 
 `data/completions.parquet` holds rollouts of SmolLM2-135M-Instruct on examples/arithmetic.jsonl,
 at temperature 1, those cut at 32 tokens included, with the verdicts of commit 2811974, which asked
-math-verify of every completion.
+math-verify of every completion; but wrong are the 1,165, of 3,046 that math-verify accepts, whose
+answer leaves arithmetic undone.
 """
 
 import random
