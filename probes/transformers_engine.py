@@ -1,9 +1,12 @@
 """Sample rollouts with a transformers model: continuous batching over one right-aligned cache.
 
 Every row of the batch ends at the same cache column, so one decoding step serves all of them. A
-prompt is run through the model once for all its samples, finished rows leave the batch, and new
-prompts join it when room is free. Rows are drawn by inverse transform from the row's own uniform
-numbers (`engine.uniform_draws`).
+row is not a rollout but what rollouts of a prompt have in common: all samples of a prompt begin in
+one row, and a row divides where its samples draw different tokens. So nothing is computed twice,
+neither prompts nor the beginnings of answers, which the samples of a sure policy share to the end.
+Finished rows leave the batch, and new prompts join it when room is free. Tokens are drawn by
+inverse transform from each sample's own uniform numbers (`engine.uniform_draws`), so how rows
+divide changes no rollout.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
 from curate.errors import RunError
@@ -24,6 +28,8 @@ from probes.models import Policy
 _GROWTH = 64
 # New prompts wait until this share of the rows is free, because joining copies the cache.
 _REFILL_SHARE = 0.25
+# How fast the share of rows to samples, which says how many samples to let in, is learned anew.
+_SHARE_MEMORY = 0.05
 # Tokens of prompts run through the model in one pass.
 _PREFILL_TOKENS = 1024
 
@@ -87,30 +93,40 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         for states in (self.keys, self.values):
             states[row, :, self.first : self.end] = states[self.rows, :, self.first : self.end]
 
-    def join(self, prompts: _SlotLayer, copies: torch.Tensor, slots: int) -> None:
-        """Append rows, the i-th a copy of row `copies[i]` of `prompts`."""
+    def join(self, prompts: _SlotLayer, slots: int) -> None:
+        """Append the rows of `prompts`."""
         columns = max(self.get_seq_length(), prompts.end)
-        if self.rows + len(copies) > self.keys.shape[0] or columns > self.end:
-            slots = max(slots, self.rows + len(copies))
-            self._reallocate(slots, columns, _GROWTH)
+        if self.rows + prompts.rows > self.keys.shape[0] or columns > self.end:
+            self._reallocate(max(slots, self.rows + prompts.rows), columns, _GROWTH)
         self.first = self.end - columns
-        new = slice(self.rows, self.rows + len(copies))
+        new = slice(self.rows, self.rows + prompts.rows)
         for name in ("keys", "values"):
             states = getattr(self, name)
             states[new, :, self.first : self.end - prompts.end] = 0
             states[new, :, self.end - prompts.end : self.end] = getattr(prompts, name)[
-                copies, :, : prompts.end
+                :, :, : prompts.end
+            ]
+        self.rows += prompts.rows
+
+    def divide(self, copies: torch.Tensor) -> None:
+        """Append rows, the i-th a copy of row `copies[i]`."""
+        if self.rows + len(copies) > self.keys.shape[0]:
+            self._reallocate(2 * (self.rows + len(copies)), self.get_seq_length(), _GROWTH)
+        for states in (self.keys, self.values):
+            states[self.rows : self.rows + len(copies), :, self.first : self.end] = states[
+                copies, :, self.first : self.end
             ]
         self.rows += len(copies)
 
 
 @dataclass
 class _Row:
-    """One rollout in the making."""
+    """Rollouts of one prompt in the making that have drawn the same tokens so far."""
 
     request: SampleRequest
-    sample: int
-    uniform: torch.Tensor
+    samples: list[int]
+    uniform: list[torch.Tensor]
+    """Of each sample: (max_tokens,)."""
     tokens: list[int] = field(default_factory=list)
 
 
@@ -127,6 +143,19 @@ class _Batch:
     def columns(self) -> int:
         """Columns of the cache in use."""
         return self.layers[0].get_seq_length()
+
+    @property
+    def samples(self) -> int:
+        """Rollouts in the making."""
+        return sum(len(row.samples) for row in self.rows)
+
+    def divide(self, rows: list[_Row], copies: list[int]) -> None:
+        """Append rows whose cache is that of the rows at `copies`."""
+        places = torch.tensor(copies, device=self.lengths.device)
+        self.rows += rows
+        self.lengths = torch.cat([self.lengths, self.lengths[places]])
+        for layer in self.layers:
+            layer.divide(places)
 
     def leave(self, row: int) -> None:
         """Take a row out; the last row takes its place."""
@@ -174,6 +203,8 @@ class TransformersEngine:
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
         self.max_rows = max_rows or (128 if policy.device.type == "cpu" else 512)
+        # Rows a sample, as it was lately: how much the rollouts have in common.
+        self._rows_per_sample = 1.0
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for, in the order in which they finish.
@@ -188,7 +219,7 @@ class TransformersEngine:
             try:
                 with torch.inference_mode():
                     batch = self._refill(batch, waiting)
-                    finished = self._step(batch)
+                    finished = self._step(batch, waiting)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -203,8 +234,7 @@ class TransformersEngine:
     def _back_off(self, rows: list[_Row], waiting: deque[SampleRequest], error: Exception) -> None:
         """Put the rows in hand back and halve the budget."""
         for row in rows:
-            request = row.request
-            waiting.append(SampleRequest(request.item_id, request.prompt_token_ids, row.sample, 1))
+            waiting.extend(_again(row))
         if self.max_rows <= 1:
             raise RunError(
                 f"out of memory with a single rollout in the batch ({error}); "
@@ -216,12 +246,11 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _refill(self, batch: _Batch | None, waiting: deque[SampleRequest]) -> _Batch:
-        active = len(batch.rows) if batch else 0
-        free = self.max_rows - active
-        if not waiting or (batch and free < self.max_rows * _REFILL_SHARE):
+        taken = self._rows_to_come(batch) if batch else 0
+        if not waiting or (batch and self.max_rows - taken < self.max_rows * _REFILL_SHARE):
             assert batch is not None
             return batch
-        chosen = self._choose(active, batch, waiting)
+        chosen = self._choose(taken, batch, waiting)
         if not chosen:
             assert batch is not None
             return batch
@@ -233,25 +262,29 @@ class TransformersEngine:
             raise
         return batch
 
+    def _rows_to_come(self, batch: _Batch) -> int:
+        """Rows that the samples in hand will need, if they divide as those before them did."""
+        return max(len(batch.rows), round(batch.samples * self._rows_per_sample))
+
     def _new_batch(self) -> _Batch:
         layers = self.policy.model.config.get_text_config().num_hidden_layers
         return _Batch(layers, self.policy.device)
 
     def _choose(
-        self, active: int, batch: _Batch | None, waiting: deque[SampleRequest]
+        self, taken: int, batch: _Batch | None, waiting: deque[SampleRequest]
     ) -> list[SampleRequest]:
-        """Take requests while rows and tokens are free; a request may be split."""
+        """Take requests while rows, of which `taken` are, and tokens are free; may split one."""
         chosen: list[SampleRequest] = []
         width = max((int(length) for length in batch.lengths), default=0) if batch else 0
         prefill = 0
-        rows = active
+        rows = float(taken)
         while waiting:
             request = waiting[0]
             prompt = len(request.prompt_token_ids)
             width = max(width, prompt)
-            most = min(self.max_rows, max(1, self.batch_tokens // (width + self.max_tokens)))
-            take = min(request.samples, most - rows)
-            if take <= 0 or (chosen and prefill + prompt > _PREFILL_TOKENS):
+            free = self._most_rows(width) - rows
+            take = min(request.samples, int(free / self._rows_per_sample))
+            if free < 1 or take <= 0 or (chosen and prefill + prompt > _PREFILL_TOKENS):
                 break
             waiting.popleft()
             ids = request.prompt_token_ids
@@ -259,9 +292,13 @@ class TransformersEngine:
             if take < request.samples:
                 first, left = request.first_sample + take, request.samples - take
                 waiting.appendleft(SampleRequest(request.item_id, ids, first, left))
-            rows += take
+            rows += max(1.0, take * self._rows_per_sample)
             prefill += prompt
         return chosen
+
+    def _most_rows(self, width: int) -> int:
+        """Rows that fit beside each other when the longest has `width` tokens now."""
+        return min(self.max_rows, max(1, self.batch_tokens // (width + self.max_tokens)))
 
     def _prefill(self, batch: _Batch, requests: list[SampleRequest]) -> None:
         """Run each prompt once, less its last token, and let its samples join the batch."""
@@ -282,24 +319,21 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        repeats = torch.tensor([request.samples for request in requests], device=device)
-        copies = torch.arange(len(requests), device=device).repeat_interleave(repeats)
         for ours, theirs in zip(batch.layers, prefilled.layers, strict=True):
             if not ours.is_initialized:
                 ours.lazy_initialization(theirs.keys[:0], theirs.values[:0])
-            ours.join(theirs, copies, self.max_rows)
-        batch.rows += [
-            _Row(request, sample, self._uniform(request.item_id, sample))
-            for request in requests
-            for sample in range(request.first_sample, request.first_sample + request.samples)
-        ]
-        batch.lengths = torch.cat([batch.lengths, lengths[copies]])
+            ours.join(theirs, self.max_rows)
+        for request in requests:
+            samples = range(request.first_sample, request.first_sample + request.samples)
+            uniform = [self._uniform(request.item_id, sample) for sample in samples]
+            batch.rows.append(_Row(request, list(samples), uniform))
+        batch.lengths = torch.cat([batch.lengths, lengths])
 
     def _uniform(self, item_id: str, sample: int) -> torch.Tensor:
         return torch.from_numpy(uniform_draws(self.seed, item_id, sample, self.max_tokens))
 
-    def _step(self, batch: _Batch) -> list[Rollout]:
-        """Decode one token in every row and take the finished rows out."""
+    def _step(self, batch: _Batch, waiting: deque[SampleRequest]) -> list[Rollout]:
+        """Decode one token of every sample, divide the rows, and take the finished ones out."""
         device = self.policy.device
         columns = batch.columns
         last = [(row.tokens or row.request.prompt_token_ids)[-1] for row in batch.rows]
@@ -311,44 +345,103 @@ class TransformersEngine:
             past_key_values=batch.cache,
             use_cache=True,
         ).logits[:, -1]
-        uniform = torch.stack([row.uniform[len(row.tokens)] for row in batch.rows]).to(device)
-        tokens = draw(logits, uniform, self.temperature).tolist()
+        uniform = pad_sequence(
+            [torch.stack([u[len(row.tokens)] for u in row.uniform]) for row in batch.rows],
+            batch_first=True,
+        )
+        drawn = draw(logits, uniform.to(device), self.temperature).tolist()
         batch.lengths += 1
-        finished = []
-        # From the last row to the first, so that the row that fills a gap has been looked at.
-        for index in reversed(range(len(tokens))):
-            row, token = batch.rows[index], tokens[index]
-            row.tokens.append(token)
-            if token in self.policy.eos_token_ids:
-                finished.append(_finish(row, "stop"))
-            elif len(row.tokens) >= self.max_tokens:
-                finished.append(_finish(row, "length"))
-            else:
+        share = len(batch.rows) / batch.samples
+        self._rows_per_sample += _SHARE_MEMORY * (share - self._rows_per_sample)
+        finished: list[Rollout] = []
+        left: list[int] = []
+        parted: list[_Row] = []
+        parents: list[int] = []
+        for index, row in enumerate(batch.rows):
+            branches = self._branches(row, drawn[index], finished)
+            if not branches:
+                left.append(index)
                 continue
+            row.samples, row.uniform, row.tokens = (
+                branches[0].samples,
+                branches[0].uniform,
+                branches[0].tokens,
+            )
+            parted += branches[1:]
+            parents += [index] * (len(branches) - 1)
+        self._divide(batch, parted, parents, waiting)
+        # From the last to the first, so that the row that fills a gap is one that stays.
+        for index in reversed(left):
             batch.leave(index)
         batch.trim()
         return finished
 
+    def _branches(self, row: _Row, tokens: list[int], finished: list[Rollout]) -> list[_Row]:
+        """What a row becomes, by the token that each of its samples drew; finished ones apart."""
+        branches: dict[int, _Row] = {}
+        for sample, uniform, token in zip(row.samples, row.uniform, tokens, strict=False):
+            is_end = token in self.policy.eos_token_ids
+            if is_end or len(row.tokens) + 1 >= self.max_tokens:
+                reason = "stop" if is_end else "length"
+                ids = [*row.tokens, token]
+                finished.append(Rollout(row.request.item_id, sample, ids, reason))
+                continue
+            if token not in branches:
+                branches[token] = _Row(row.request, [], [], [*row.tokens, token])
+            branches[token].samples.append(sample)
+            branches[token].uniform.append(uniform)
+        return list(branches.values())
 
-def _finish(row: _Row, reason: str) -> Rollout:
-    return Rollout(row.request.item_id, row.sample, row.tokens, reason)
+    def _divide(
+        self,
+        batch: _Batch,
+        parted: list[_Row],
+        parents: list[int],
+        waiting: deque[SampleRequest],
+    ) -> None:
+        """Let rows part while there is room; those that find none begin anew later."""
+        most = self._most_rows(int(batch.lengths.max()))
+        # A quarter more than are let in: how rows divide is only known on average.
+        room = max(0, most + most // 4 - len(batch.rows))
+        for row in parted[room:]:
+            waiting.extendleft(_again(row))
+        if parted[:room]:
+            batch.divide(parted[:room], parents[:room])
+
+
+def _again(row: _Row) -> list[SampleRequest]:
+    """Ask anew for the samples of a row."""
+    request = row.request
+    return [
+        SampleRequest(request.item_id, request.prompt_token_ids, first, count)
+        for first, count in _runs(row.samples)
+    ]
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Where successive numbers begin, and how many they are."""
+    first = 0
+    for place, number in enumerate(numbers):
+        if place + 1 == len(numbers) or numbers[place + 1] != number + 1:
+            yield numbers[first], place + 1 - first
+            first = place + 1
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Draw one token a row by inverse transform.
+    """Draw tokens by inverse transform, several from each row.
 
     Args:
         logits: (rows, vocabulary), any float type.
-        uniform: (rows,) in [0, 1).
+        uniform: (rows, draws) in [0, 1).
         temperature: divides the logits.
 
     Returns:
-        token ids, (rows,) int64.
+        token ids, (rows, draws) int64.
     """
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
     # Scaling by the last entry keeps rounding from leaving a gap below 1.
-    target = uniform[:, None].float() * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    target = uniform.float() * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, target, right=True)
     return tokens.clamp_max(logits.shape[-1] - 1)
 
 

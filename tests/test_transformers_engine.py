@@ -34,7 +34,7 @@ def one_at_a_time(policy: Policy, request: SampleRequest, seed: int, most: int) 
     for number in uniform:
         with torch.inference_mode():
             logits = policy.model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
-        token = int(draw(logits, torch.tensor([number]), 1.0))
+        token = int(draw(logits, torch.tensor([[number]]), 1.0))
         ids.append(token)
         if token in policy.eos_token_ids:
             break
@@ -91,6 +91,29 @@ def test_a_prompt_runs_through_the_model_once(
     assert prefilled == sum(len(prompt) - 1 for prompt in PROMPTS.values())
 
 
+def test_what_samples_have_in_common_runs_through_the_model_once(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+    real = tiny_policy.model.forward
+
+    def counting(**inputs: torch.Tensor) -> object:
+        nonlocal decoded
+        if inputs["input_ids"].shape[1] == 1:
+            decoded += len(inputs["input_ids"])
+        return real(**inputs)
+
+    monkeypatch.setattr(tiny_policy.model, "forward", counting)
+    engine = engine_of(tiny_policy, temperature=0.02, max_rows=1000)
+    rollouts = list(engine.sample(requests(50)))
+    beginnings = {
+        (r.item_id, *r.completion_token_ids[:length])
+        for r in rollouts
+        for length in range(len(r.completion_token_ids))
+    }
+    assert decoded == len(beginnings) < sum(len(r.completion_token_ids) for r in rollouts) / 2
+
+
 def test_frequencies_are_the_policys_probabilities(tiny_policy: Policy) -> None:
     request = SampleRequest("x", PROMPTS["b"], 0, 4000)
     engine = engine_of(tiny_policy, max_tokens=1, temperature=0.7, max_rows=1000)
@@ -106,7 +129,8 @@ def test_frequencies_are_the_policys_probabilities(tiny_policy: Policy) -> None:
 def test_draw_covers_the_ends() -> None:
     logits = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).repeat(3, 1)
     uniform = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert draw(logits, uniform, 1.0).tolist() == [0, 2, 2]
+    assert draw(logits, uniform[:, None], 1.0).tolist() == [[0], [2], [2]]
+    assert draw(logits[:1], uniform[None], 1.0).tolist() == [[0, 2, 2]]
 
 
 def test_out_of_memory_backs_off_and_loses_nothing(
