@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_plots import NAMES, write_plots
+from benchmarks.study_plots import NAMES, judged_items, write_plots
 from curate.tags import Trainability
 
 _KINDS = ("unlearnable", "learnable", "no_positive", "seeds_disagree", "not_judged")
@@ -69,6 +69,10 @@ def _head(study: dict[str, Any], stem: str) -> list[str]:
     ]
 
 
+def _without_similarity(study: dict[str, Any]) -> int:
+    return sum(row["similarity"] is None for row in judged_items(study))
+
+
 def _result(study: dict[str, Any]) -> list[str]:
     agreement, everything = study["agreement"], study["agreement_all"]
     lines = [
@@ -77,9 +81,9 @@ def _result(study: dict[str, Any]) -> list[str]:
         f"Of {study['hard_items']} hard items the seeds agree on "
         f"{study['table1']['unlearnable']['items']} as unlearnable and on "
         f"{study['table1']['learnable']['items']} as learnable. {agreement['unlearnable']} and "
-        f"{agreement['learnable']} of these have a `p_unlearnable`; the other "
-        f"{agreement['left_out']} have fewer than two correct rollouts, and nothing here speaks "
-        "for them.",
+        f"{agreement['learnable']} of these have a `p_unlearnable`. "
+        f"{_without_similarity(study)} of them had a single correct rollout in the probe, so that "
+        "theirs is the mean of the others'.",
         "",
     ]
     if study["auroc"] is None:
@@ -228,7 +232,7 @@ def _tried(study: dict[str, Any]) -> list[str]:
     lines = [
         "## What was tried",
         "",
-        f"Other scores on the same {tried['items']} items, from the same gradients "
+        f"Other scores on the {tried['items']} items with a similarity, from the same gradients "
         f"({tried['references']} reference items that are easy beyond doubt; "
         "`benchmarks/similarity_estimators.py` has the formulas). `within tasks` compares "
         f"items of one task only ({tried['pairs_within_tasks']} pairs): what is left when the task "
@@ -255,8 +259,7 @@ def _tried(study: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"`curate calibrate`, cross-validated in {fitted['folds']} folds over {fitted['items']} "
-        f"confirmed items, those without a `p_unlearnable` included ({fitted['built_in_unknown']}; "
-        "they get the share of unlearnable items there):",
+        "confirmed items:",
         "",
         *_table(("score", "AUROC", "log loss", "Brier score"), rows),
         "",

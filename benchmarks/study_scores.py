@@ -66,7 +66,7 @@ class StudyItems:
 
 
 def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
-    """Compare all scores on the judged items.
+    """Compare all scores on the judged items that have a similarity of their own.
 
     Args:
         run: the run folder, confirmed.
@@ -80,7 +80,7 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         why a score is missing; and `calibrate`, the cross-validation of `curate calibrate`, or None
         with `calibrate_note`.
     """
-    judged = np.flatnonzero(items.is_judged)
+    judged = np.flatnonzero(items.is_judged & np.isfinite(items.similarity))
     outcome, tasks = items.is_unlearnable[judged], items.tasks[judged]
     found: dict[str, Any] = {
         "items": len(judged),

@@ -16,8 +16,10 @@ its interval and their departures from the paper's mean pairwise cosine are in
     p_unlearnable = P(similarity < threshold) = T_df((threshold − similarity) / standard error)
 
 with T_df Student's distribution function: the probability, under a flat prior, that the item lies
-below the threshold, given how noisy its gradient is. Whether lying there means that GRPO fails is
-for `curate validate` and `curate calibrate` to say.
+below the threshold, given how noisy its gradient is. An item with a single correct rollout has no
+similarity of its own and is drawn from the run's hard items like any other: its p_unlearnable is
+the mean of theirs, over those that have one, and its tag stays undetermined. Whether lying below
+the threshold means that GRPO fails is for `curate validate` and `curate calibrate` to say.
 
 Where a predictor of `curate calibrate` gives the probability, the last three rules are
 
@@ -42,6 +44,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom
 from scipy.stats import t as student_t
 
@@ -49,6 +52,7 @@ from curate.tags import Trainability
 
 DEFAULT_TAU = 0.1
 FEWEST_EASY_ITEMS = 5
+FEWEST_ITEMS_FOR_SHARE = 5
 SURE = 0.975
 """How probable an outcome must be for its tag, where a predictor gives the probability."""
 _SIGN_TEST_LEVEL = 0.05
@@ -120,6 +124,15 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class MeasuredShare:
+    """What the hard items with a similarity say of one that has none."""
+
+    p_unlearnable: float
+    """Mean over those items."""
+    items: int
+
+
+@dataclass(frozen=True)
 class LearnedProbability:
     """What a predictor of `curate calibrate` says of one hard item with a positive rollout."""
 
@@ -134,8 +147,8 @@ class Prediction:
 
     trainability: Trainability
     p_unlearnable: float | None
-    """Only for hard items with a positive rollout; without a predictor also only for those with a
-    measured similarity and a threshold."""
+    """Only for hard items with a positive rollout, and without a predictor only where the run has a
+    threshold and the item, or 5 other hard ones, a similarity."""
     tag_reason: str
 
 
@@ -175,16 +188,58 @@ def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThresh
     )
 
 
+def measured_share(
+    similarity: NDArray[np.float64],
+    standard_error: NDArray[np.float64],
+    degrees_of_freedom: NDArray[np.float64],
+    threshold: SimilarityThreshold,
+) -> MeasuredShare | None:
+    """The mean p_unlearnable of a run's hard items with a positive rollout.
+
+    Args:
+        similarity, standard_error, degrees_of_freedom: (hard items,), nan where not measured.
+        threshold: of the run.
+
+    Returns:
+        None without a threshold, or with fewer than 5 measured items.
+    """
+    is_known = ~(np.isnan(similarity) | np.isnan(standard_error) | np.isnan(degrees_of_freedom))
+    if threshold.value is None or is_known.sum() < FEWEST_ITEMS_FOR_SHARE:
+        return None
+    p = _p_below(
+        threshold.value,
+        similarity[is_known],
+        standard_error[is_known],
+        degrees_of_freedom[is_known],
+    )
+    return MeasuredShare(float(p.mean()), len(p))
+
+
+def _p_below(
+    threshold: float,
+    similarity: NDArray[np.float64],
+    standard_error: NDArray[np.float64],
+    degrees_of_freedom: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """P(similarity < threshold) under a flat prior, (items,); 0 or 1 where there is no error."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = (threshold - similarity) / standard_error
+    distance = np.nan_to_num(distance, nan=-np.inf)
+    return np.asarray(student_t.cdf(distance, degrees_of_freedom), dtype=np.float64)
+
+
 def predict(
     evidence: Evidence,
     threshold: SimilarityThreshold,
     *,
     tau: float = DEFAULT_TAU,
     learned: LearnedProbability | None = None,
+    share: MeasuredShare | None = None,
 ) -> Prediction:
     """Predicted tag of one item, by the rules above. Raises ValueError for tau outside (0, 1].
 
-    `learned` takes the place of the similarity against the threshold.
+    `learned` takes the place of the similarity against the threshold; `share` is what is known of
+    an item without a similarity.
     """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
@@ -199,18 +254,22 @@ def predict(
         reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
         return Prediction(Trainability.NO_POSITIVE, None, reason + unjudged)
     trainability, p_unlearnable, ground = (
-        _judge_probability(learned) if learned else _judge_similarity(evidence, threshold)
+        _judge_probability(learned) if learned else _judge_similarity(evidence, threshold, share)
     )
     reason = f"{ground}; {_pass_rate_text(evidence)} is below {_number(tau)}{_doubt(evidence, tau)}"
     return Prediction(trainability, p_unlearnable, reason + unjudged)
 
 
 def _judge_similarity(
-    evidence: Evidence, threshold: SimilarityThreshold
+    evidence: Evidence, threshold: SimilarityThreshold, share: MeasuredShare | None
 ) -> tuple[Trainability, float | None, str]:
     """Tag, p_unlearnable and ground for a hard item with a positive rollout."""
     if evidence.similarity is None:
-        return Trainability.UNDETERMINED, None, "no gradient similarity was measured"
+        ground = "no gradient similarity was measured"
+        if share is None:
+            return Trainability.UNDETERMINED, None, ground
+        ground += f": p_unlearnable is the mean of the {share.items} hard items that have one"
+        return Trainability.UNDETERMINED, share.p_unlearnable, ground
     if threshold.value is None:
         return Trainability.UNDETERMINED, None, threshold.source
     low, high, standard_error = evidence.low, evidence.high, evidence.standard_error
@@ -220,9 +279,12 @@ def _judge_similarity(
         ground = f"{measured} has no interval: no item has two different correct rollouts"
         return Trainability.UNDETERMINED, None, ground
     p_unlearnable = float(
-        student_t.cdf(threshold.value, freedom, loc=evidence.similarity, scale=standard_error)
-        if standard_error > 0
-        else evidence.similarity < threshold.value
+        _p_below(
+            threshold.value,
+            np.array([evidence.similarity]),
+            np.array([standard_error]),
+            np.array([freedom]),
+        )[0]
     )
     rollouts = "1 rollout" if evidence.rollouts_used == 1 else f"{evidence.rollouts_used} rollouts"
     measured += f" (95% interval {_number(low)} to {_number(high)}, {rollouts})"

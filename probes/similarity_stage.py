@@ -15,8 +15,10 @@ from probes.gradient_stage import RolloutFeatures, joined
 from probes.plan import Plan, sequential_interval
 from probes.prediction import (
     FEWEST_EASY_ITEMS,
+    MeasuredShare,
     SimilarityThreshold,
     given_threshold,
+    measured_share,
     similarity_threshold,
 )
 from probes.similarity import Similarity, measure_similarity
@@ -86,6 +88,27 @@ def run_threshold(
     if config.similarity_threshold != AUTO:
         return given_threshold(float(config.similarity_threshold))
     return similarity_threshold(similarities[is_easy].tolist())
+
+
+def run_share(
+    rates: pa.Table, similar: pa.Table, threshold: SimilarityThreshold, tau: float
+) -> MeasuredShare | None:
+    """What a run's hard items with a similarity say of those without one.
+
+    Args:
+        rates, similar: `pass_rates.parquet` and `similarity.parquet` of the run.
+        threshold: of the run.
+        tau: where an item is easy.
+    """
+    judged, correct = (
+        rates[name].to_numpy() for name in ("total_rollouts", "total_correct_rollouts")
+    )
+    is_hard = (correct > 0) & ~Outcomes(judged, judged, correct).is_easy(tau)
+    similarity, standard_error, freedom = (
+        similar[name].to_numpy()[is_hard]
+        for name in ("gradient_similarity", "standard_error", "degrees_of_freedom")
+    )
+    return measured_share(similarity, standard_error, freedom, threshold)
 
 
 def item_ties(row_of: Mapping[str, int]) -> NDArray[np.uint64]:

@@ -46,6 +46,7 @@ from probes.plan import Plan, label_risk, next_round
 from probes.prediction import (
     Evidence,
     LearnedProbability,
+    MeasuredShare,
     SimilarityThreshold,
     predict,
 )
@@ -56,6 +57,7 @@ from probes.sampling import drawn_rollouts, sample_items
 from probes.similarity_stage import (
     measure_items,
     measure_to_target,
+    run_share,
     run_threshold,
     similarity_table,
 )
@@ -456,9 +458,10 @@ class _Tagging:
         threshold = run_threshold(self.config, _outcomes(rates).is_easy(self.config.tau), values)
         self.run.update(similarity_threshold={"value": threshold.value, "source": threshold.source})
         learned = apply_predictor(self.predictor, self.run, self.config)
+        share = run_share(rates, similar, threshold, self.config.tau)
         parts = [
             self._tags_of(
-                rates.slice(start, _ITEMS_AT_ONCE), similar.slice(start), threshold, learned
+                rates.slice(start, _ITEMS_AT_ONCE), similar.slice(start), threshold, learned, share
             )
             for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         ]
@@ -468,8 +471,8 @@ class _Tagging:
             entry["values"]: entry["counts"]
             for entry in pc.value_counts(table["trainability"]).to_pylist()
         }
-        share = {str(tag): counted.get(str(tag), 0) for tag in Trainability}
-        self.run.update(counts={**self.run.manifest["counts"], "tags": share})
+        tags = {str(tag): counted.get(str(tag), 0) for tag in Trainability}
+        self.run.update(counts={**self.run.manifest["counts"], "tags": tags})
         return {"items_this_time": table.num_rows}
 
     def _tags_of(
@@ -478,6 +481,7 @@ class _Tagging:
         similar: pa.Table,
         threshold: SimilarityThreshold,
         learned: Mapping[str, LearnedProbability],
+        share: MeasuredShare | None,
     ) -> pa.Table:
         """Tag some items, whose pass rates and similarities stand in the same order."""
         predictions = [
@@ -486,6 +490,7 @@ class _Tagging:
                 threshold,
                 tau=self.config.tau,
                 learned=learned.get(rate["item_id"]),
+                share=share,
             )
             for rate, near in zip(
                 rates.to_pylist(), similar.slice(0, rates.num_rows).to_pylist(), strict=True

@@ -17,6 +17,7 @@ from curate.tags import Trainability
 from probes.prediction import Evidence, SimilarityThreshold, predict
 from probes.predictor import run_settings
 from probes.predictor_features import read_features
+from probes.similarity_stage import run_share
 
 FEWEST_OF_EACH = 10
 """With fewer learnable or unlearnable items than this nothing is fitted."""
@@ -146,12 +147,14 @@ def _built_in(run_dir: Path, threshold: Mapping[str, Any], tau: float) -> dict[s
 
     Computed anew, since the run itself may have been tagged by a predictor.
     """
-    rates = read_parquet(run_dir / "pass_rates.parquet").to_pylist()
-    similar = read_parquet(run_dir / "similarity.parquet").to_pylist()
+    rates = read_parquet(run_dir / "pass_rates.parquet")
+    similar = read_parquet(run_dir / "similarity.parquet")
     against = SimilarityThreshold(threshold["value"], threshold["source"])
+    share = run_share(rates, similar, against, tau)
     found = {}
-    for rate, near in zip(rates, similar, strict=True):
-        p = predict(Evidence.from_rows(rate, near), against, tau=tau).p_unlearnable
+    for rate, near in zip(rates.to_pylist(), similar.to_pylist(), strict=True):
+        evidence = Evidence.from_rows(rate, near)
+        p = predict(evidence, against, tau=tau, share=share).p_unlearnable
         found[rate["item_id"]] = np.nan if p is None else p
     return found
 

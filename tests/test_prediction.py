@@ -13,6 +13,7 @@ from probes.prediction import (
     Evidence,
     SimilarityThreshold,
     given_threshold,
+    measured_share,
     predict,
     similarity_threshold,
 )
@@ -119,6 +120,31 @@ def test_straddling_is_undetermined_with_reliability_and_remedy():
 def test_an_interval_that_touches_the_threshold_does_not_decide():
     for evidence in (hard(0.2, low=0.1), hard(0.0, high=0.1)):
         assert predict(evidence, THRESHOLD).trainability is Trainability.UNDETERMINED
+
+
+def test_without_a_similarity_the_other_hard_items_speak():
+    single = hard(math.nan, total_correct_rollouts=1, rollouts_used=1, low=None, high=None)
+    assert predict(single, THRESHOLD).p_unlearnable is None
+    measured = np.array([0.0, 0.05, 0.1, 0.15, 0.3, math.nan])
+    error, freedom = np.full(6, 0.05), np.full(6, 40.0)
+    share = measured_share(measured, error, freedom, THRESHOLD)
+    each = [predict(hard(value, half_width=0.1), THRESHOLD).p_unlearnable for value in measured[:5]]
+    assert share.items == 5
+    assert share.p_unlearnable == pytest.approx(np.mean(each))
+    prediction = predict(single, THRESHOLD, share=share)
+    assert prediction.trainability is Trainability.UNDETERMINED
+    assert prediction.p_unlearnable == share.p_unlearnable
+    assert "the mean of the 5 hard items that have one" in prediction.tag_reason
+    # It takes nothing from what was measured.
+    assert predict(hard(0.12), THRESHOLD, share=share) == predict(hard(0.12), THRESHOLD)
+
+
+def test_a_share_needs_a_threshold_and_items():
+    measured, error, freedom = np.array([0.0, 0.1, 0.2, 0.3]), np.full(4, 0.1), np.full(4, 9.0)
+    assert measured_share(measured, error, freedom, THRESHOLD) is None
+    more = [np.tile(values, 2) for values in (measured, error, freedom)]
+    assert measured_share(*more, THRESHOLD) is not None
+    assert measured_share(*more, SimilarityThreshold(None, "no easy items")) is None
 
 
 def test_hard_says_when_the_interval_contains_tau():
