@@ -20,7 +20,7 @@ from benchmarks.smollm2_study import smollm2
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 HELD_OUT_PER_TASK = 12
-ARMS = ("full-small", "filtered-small", "ordered-small", "random-small")
+ARMS = ("full-small", "filtered-small", "random-small", "ordered-small")
 PROBE = {
     "--instruction": r"Answer with just the final answer in \boxed{}.",
     "--max-tokens": "32",

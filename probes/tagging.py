@@ -24,7 +24,7 @@ from curate.datasets import Source, open_source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
-from curate.reading import choose_layout, read_items, reject_items
+from curate.reading import Item, choose_layout, read_items, reject_items
 from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import Trainability, tag_schema
@@ -68,6 +68,8 @@ from probes.verifying import verify_rollouts
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
+# Prompts, from the first on, that are tried as answers.
+_PROMPTS_CHECKED = 1000
 # Rows that are Python objects at a time.
 _ITEMS_AT_ONCE = 4096
 
@@ -294,6 +296,7 @@ class _Tagging:
                 check_columns=self._check_columns,
                 check_golds=check_golds,
             )
+            self._warn_of_echoes(items, pool)
         # A wrong name must show now, not once everything is sampled.
         target_modules(self._policy.model, self._adapter.targets)
         refused = render_items(
@@ -322,6 +325,21 @@ class _Tagging:
                 f"each with its reason in {self.run / 'rejects.jsonl'}"
             )
         return {"rows_this_time": counts["rows"]}
+
+    def _warn_of_echoes(self, items: Sequence[Item], pool: VerifierPool) -> None:
+        """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
+        checked = items[:_PROMPTS_CHECKED]
+        verdicts = pool.judge(
+            [(item.question.messages[-1][1], item.question.answer) for item in checked]
+        )
+        echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
+        self.run.update(echoes={"prompts_checked": len(checked), "accepted": len(echoes)})
+        if echoes:
+            _say(
+                f"warning: the verifier accepts the prompt itself as an answer for {len(echoes):,} "
+                f"of {len(checked):,} items, first in row {echoes[0].row}: a policy can learn to "
+                "repeat the prompt; look at correct rollouts, or use another --verifier"
+            )
 
     def _check_budget(self, items: int) -> None:
         """Refuse a budget that does not reach --min-rollouts for every item."""

@@ -566,11 +566,26 @@ def test_the_summary_tells_a_newcomer_what_was_found(tagged: Tagged) -> None:
     assert str(tagged.out) in out and str(tagged.run) in out
 
 
+def test_prompts_that_the_verifier_accepts_as_answers_are_warned_of(
+    small: Path, tiny_model: Path
+) -> None:
+    sums = [{"question": f"what is {n} + 2 ?", "answer": str(n + 2)} for n in range(1, 5)]
+    dataset = write_jsonl(small / "a.jsonl", [*sums, {"question": "what is 7 ?", "answer": "7"}])
+    ran = tag(dataset, "--model", tiny_model, "--run-dir", "run", "--min-rollouts", "1")
+    assert "the prompt itself as an answer for 1 of 5 items, first in row 5" in ran.stderr
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["echoes"] == {"prompts_checked": 5, "accepted": 1}
+    write_jsonl(dataset, sums)
+    ran = tag(dataset, "--model", tiny_model, "--run-dir", "other", "--min-rollouts", "1")
+    assert "the prompt itself" not in ran.stderr
+
+
 def test_many_cut_completions_are_warned_of(tagged: Tagged, small: Path, tiny_model: Path) -> None:
     reasons = Counter(read_rollouts(tagged.run)["finish_reason"].to_pylist())
     share = reasons["length"] / reasons.total()
     assert share > 0.2
-    (line,) = [line for line in tagged.ran.stderr.splitlines() if line.startswith("warning")]
+    warnings = [line for line in tagged.ran.stderr.splitlines() if line.startswith("warning")]
+    (line,) = [line for line in warnings if "cut" in line]
     assert f"{share:.0%} of the completions were cut at --max-tokens 12" in line
 
 
