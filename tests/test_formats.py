@@ -16,7 +16,7 @@ import curate
 from curate.errors import UsageError
 from curate.formats import FORMATS
 from curate.layouts import INSTRUCTION, Question
-from curate.orders import order_rows
+from curate.orders import ORDERS, order_rows
 from tests.tag_runs import ROOT, read_jsonl, run_curate
 from tests.tagged_files import some_rows, tagged_row, write_run_of, write_tagged_file
 from tests.tiny import save_tiny_model
@@ -299,3 +299,24 @@ def test_a_name_that_does_not_fit_the_format_is_refused(
 def test_help_names_every_format(command: str) -> None:
     page = run_curate(command, "--help").stdout
     assert all(name in page for name in FORMATS)
+
+
+def test_the_page_names_every_format_and_every_order() -> None:
+    page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    for trainer in FORMATS:
+        assert f"`--format {trainer}`" in page
+    for name in ORDERS:
+        assert f"| `{name}` |" in page
+
+
+def test_the_pages_lines_for_trl_and_verl_judge_as_the_probe_did() -> None:
+    page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    blocks = [each.partition("```")[0] for each in page.split("```python\n")[1:]]
+    trl = blocks[0].partition("with pool:")[0]
+    names: dict[str, Any] = {}
+    exec(compile(trl, "docs/use.md", "exec"), names)
+    completions = [[{"content": text}] for text in ("\\boxed{2}", "\\boxed{3}")]
+    with names["pool"]:
+        assert names["reward"](completions, ["2", "2"], item_id=["a", "b"]) == [1, 0]
+    exec(compile(blocks[1], "docs/use.md", "exec"), names)
+    assert names["compute_score"]("any", "\\boxed{2}", "2", {"index": 0}) == 1.0
