@@ -74,7 +74,7 @@ def parse_expression(text: str, columns: Collection[str]) -> Expression:
             tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = getattr(error, "msg", None) or "nested too deep"
-        raise UsageError(f"--expr {text!r} cannot be read: {reason}") from error
+        raise UsageError(f"--expr {text!r:.80} cannot be read: {reason}") from error
     if sum(1 for _ in ast.walk(tree)) > _MOST_PARTS:
         raise UsageError(f"--expr has more than {_MOST_PARTS} parts")
     return Expression(text.strip(), _Parser(text, columns).condition(tree.body, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -168,6 +169,8 @@ def _checked(rules: Rules, expression: str, source: Source) -> Rules:
             raise UsageError(f"no tag is named {tag!r}; the tags are {', '.join(known)}")
     if rules.sample is not None and rules.sample < 1:
         raise UsageError(f"--sample is {rules.sample}; it must be at least 1")
+    if rules.seed < 0:
+        raise UsageError(f"--seed is {rules.seed}; it must be at least 0")
     columns = columns_of(source)
     if rules.tag_column not in columns:
         raise UsageError(f"{source.name} has no column {rules.tag_column}")
@@ -179,6 +182,8 @@ def _checked(rules: Rules, expression: str, source: Source) -> Rules:
             f"make them, and without --by confirmed the predicted tags in {PREDICTED} count"
         )
     for bound in rules.bounds:
+        if any(limit is not None and math.isnan(limit) for limit in (bound.minimum, bound.maximum)):
+            raise UsageError(f"a bound on {bound.column} is no number")
         if bound.column not in columns:
             raise UsageError(f"{source.name}: {unknown_column(bound.column, columns)}")
     if rules.balance_by and rules.balance_by not in columns:

@@ -318,6 +318,8 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(tagged: Path) -> None:
     for arguments, said in (
         ((tagged, "--keep", "hard"), "no tag is named 'hard'"),
         ((tagged, "--sample", "0"), "--sample is 0"),
+        ((tagged, "--sample", "3", "--seed", "-1"), "--seed is -1"),
+        ((tagged, "--max-pass-rate", "nan"), "a bound on pass_rate is no number"),
         ((tagged, "--balance-by", "sorce"), "did you mean 'source'?"),
         ((tagged, "--min-pass-rate", "2"), "no row of 21 is left: 20: pass_rate below 2; 1: rej"),
         ((tagged, "--expr", "x < 1"), "no column 'x'"),
