@@ -39,11 +39,11 @@ from numpy.typing import NDArray
 
 from curate.config import config_from_mapping, read_config_file
 from curate.datasets import open_source
-from curate.layouts import read_question
+from curate.layouts import instruct, read_question
 from curate.reading import choose_layout
 from probes.engine import SampleRequest
 from probes.models import Policy, load_policy, resolve_model
-from probes.rendering import instruct, render
+from probes.rendering import render
 from probes.transformers_engine import TransformersEngine
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

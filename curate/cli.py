@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from curate import __version__
+from curate.cli_selection import add_selection
 from curate.config import TagConfig, config_from_mapping, read_config_file
-from curate.errors import CurateError, RunError, UsageError
+from curate.errors import CurateError, RunError, UsageError, one_line
 from curate.profiling import process_start
 
 _INTERRUPTED = 130
@@ -79,22 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except CurateError as error:
-        print(f"curate: {_one_line(str(error))}", file=sys.stderr)
+        print(f"curate: {one_line(str(error))}", file=sys.stderr)
         return error.exit_status
     except (OSError, MemoryError) as error:
         # A full disk, a folder taken away: the machine's failure, not the program's.
         reason = str(error) or "out of memory"
-        print(f"curate: {_one_line(reason)}; the same command continues", file=sys.stderr)
+        print(f"curate: {one_line(reason)}; the same command continues", file=sys.stderr)
         return RunError.exit_status
 
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _one_line(text: str) -> str:
-    """Keep an error on one line, with control characters of untrusted text made visible."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\n", " "))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"curate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_tag(commands)
+    add_selection(commands)
     _add_validate(commands)
     _add_confirm(commands)
     _add_calibrate(commands)

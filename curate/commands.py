@@ -43,6 +43,123 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
     return _with_types(read_table(open_source(out)), tag_schema(config.k))
 
 
+def filter(
+    tagged: str | Path,
+    out: str | Path,
+    *,
+    keep: str | Sequence[str] = (),
+    by: str = "predicted",
+    min_pass_rate: float | None = None,
+    max_pass_rate: float | None = None,
+    max_p_unlearnable: float | None = None,
+    min_similarity: float | None = None,
+    min_reliability: float | None = None,
+    expr: str = "",
+    balance: bool = False,
+    balance_by: str = "",
+    sample: int | None = None,
+    seed: int = 0,
+    dropped: str | Path | None = None,
+    format: str = "",
+    prompt_field: str | None = None,
+    answer_field: str | None = None,
+    instruction: str | None = None,
+    data_source: str | None = None,
+) -> dict[str, Any]:
+    """Write the rows of a tagged dataset that are worth training on, as `curate filter` does.
+
+    Args:
+        tagged: a tagged file, or the run folder that wrote one.
+        out: the file to write; its suffix, or `format`, decides what it is.
+        keep: tags, `predicted` or `confirmed` as `by` says; empty: all.
+        min_pass_rate, max_pass_rate, min_similarity, min_reliability: bounds, themselves included;
+            a row without the value is dropped.
+        max_p_unlearnable: the same, but rows without one (easy, no correct rollout) stay.
+        expr: a condition on any columns: `curate.expressions` says what it may hold.
+        balance: equally many rows of every tag; `balance_by`: of every value of a column.
+        sample: rows to draw from those left.
+        seed: of both draws.
+        dropped: a file for the rows dropped, each with its `dropped_reason`.
+        format: trl, verl, open-instruct, prime-rl, jsonl or parquet.
+        prompt_field, answer_field, instruction, data_source: for a trainer's format, what the run
+            folder does not tell: `curate.formats.FormatOptions`.
+
+    Returns:
+        counts of rows kept and dropped, by rule and by tag.
+
+    Raises:
+        UsageError: bad input, or no row is left; nothing was written.
+        RunError: the disk failed, or the dataset changed meanwhile.
+    """
+    from curate.formats import FormatOptions
+    from curate.selection import CONFIRMED, PREDICTED, Bound, Rules
+    from curate.training_files import filter_file
+
+    columns = {"predicted": PREDICTED, "confirmed": CONFIRMED}
+    if by not in columns:
+        raise UsageError(f"by is {by!r}; it must be predicted or confirmed")
+    bounds = (
+        Bound("pass_rate", min_pass_rate, max_pass_rate),
+        Bound("p_unlearnable", maximum=max_p_unlearnable, keeps_null=True),
+        Bound("gradient_similarity", min_similarity),
+        Bound("gradient_reliability", min_reliability),
+    )
+    rules = Rules(
+        keep=(keep,) if isinstance(keep, str) else tuple(keep),
+        tag_column=columns[by],
+        bounds=tuple(each for each in bounds if (each.minimum, each.maximum) != (None, None)),
+        balance_by=balance_by or (columns[by] if balance else ""),
+        sample=sample,
+        seed=seed,
+    )
+    return filter_file(
+        tagged,
+        Path(out),
+        rules,
+        expression=expr,
+        dropped=None if dropped is None else Path(dropped),
+        trainer=format,
+        options=FormatOptions(prompt_field, answer_field, instruction, data_source),
+    )
+
+
+def order(
+    tagged: str | Path,
+    out: str | Path,
+    *,
+    by: str = "curriculum",
+    seed: int = 0,
+    format: str = "",
+    prompt_field: str | None = None,
+    answer_field: str | None = None,
+    instruction: str | None = None,
+    data_source: str | None = None,
+) -> dict[str, Any]:
+    """Write a tagged dataset in the order in which to train on it, as `curate order` does.
+
+    Args:
+        tagged: a tagged file, or the run folder that wrote one.
+        out: the file to write; its suffix, or `format`, decides what it is.
+        by: a strategy: a name of `curate.orders.ORDERS`.
+        seed: of a strategy that draws.
+        format: trl, verl, open-instruct, prime-rl, jsonl or parquet.
+        prompt_field, answer_field, instruction, data_source: for a trainer's format, what the run
+            folder does not tell: `curate.formats.FormatOptions`.
+
+    Returns:
+        the number of rows, and where each tag's rows stand.
+
+    Raises:
+        UsageError: bad input; nothing was written.
+        RunError: the disk failed, or the dataset changed meanwhile.
+    """
+    from curate.formats import FormatOptions
+    from curate.training_files import order_file
+
+    options = FormatOptions(prompt_field, answer_field, instruction, data_source)
+    return order_file(tagged, Path(out), by, seed=seed, trainer=format, options=options)
+
+
 def validate(
     path: str | Path,
     *,

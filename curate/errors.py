@@ -17,3 +17,8 @@ class RunError(CurateError):
     """A run failed on its way; what it produced is kept and the same command continues (exit 1)."""
 
     exit_status = 1
+
+
+def one_line(text: str) -> str:
+    """Text on one line, with control characters, which may be a dataset's, made visible."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\n", " "))

@@ -30,6 +30,8 @@ def row_object(row: SourceRow) -> tuple[Mapping[str, Any], str]:
 
 def with_members(text: str, members: str) -> str:
     """An object's text with the members of another object's text added before its end."""
+    if members == "{}":
+        return text
     head, _, tail = text.rpartition("}")
     comma = "" if head.rstrip().endswith("{") else ", "
     return f"{head}{comma}{members[1:-1]}}}{tail}"

@@ -22,7 +22,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from curate.config import AUTO
 from curate.errors import UsageError
+
+INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
+"""The suffix of the paper's runs (verl's instruction for mathematics)."""
 
 Message = dict[str, str]
 """One turn of a conversation: `role` and `content`."""
@@ -136,6 +140,21 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
     answer = _answer_text(_lookup(value, layout.answer_field), layout.answer_field)
     gold = _gold(answer, must_be_marked=_last_part(layout.answer_field) == "solution")
     return Question(messages, gold, is_plain_text=isinstance(prompt, str))
+
+
+def instruct(question: Question, instruction: str) -> list[Message]:
+    """Return the conversation with the instruction added to its last turn.
+
+    A prompt that is a conversation in the dataset is complete as it stands: with `auto` only plain
+    text, which became a single user turn, gets the instruction.
+    """
+    conversation = question.conversation()
+    if instruction == AUTO:
+        instruction = INSTRUCTION if question.is_plain_text else ""
+    if instruction:
+        last = conversation[-1]
+        conversation[-1] = {**last, "content": f"{last['content']} {instruction}"}
+    return conversation
 
 
 def extract_gold(text: str) -> str | None:

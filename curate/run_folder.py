@@ -247,6 +247,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def find_run(path: Path) -> Path:
+    """The run folder that a path means: itself, or the run in `runs/` that wrote a tagged file.
+
+    Raises:
+        UsageError: neither; or several runs wrote the file.
+    """
+    if path.is_dir():
+        read_manifest(path)
+        return path
+    if not path.exists():
+        raise UsageError(f"no such run folder or tagged file: {path}")
+    found = []
+    for config in sorted(Path("runs").glob("*/config.toml")):
+        out = read_config_file(config).get("out", "")
+        if isinstance(out, str) and out and Path(out).resolve() == path.resolve():
+            found.append(config.parent)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{path} was written by several runs: {', '.join(map(str, found))}")
+    raise UsageError(f"no run in ./runs wrote {path}; give the run folder itself")
+
+
 def read_run_config(path: Path) -> TagConfig:
     """Read the resolved settings of a run."""
     file = path / "config.toml"

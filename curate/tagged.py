@@ -31,7 +31,9 @@ from curate.json_objects import row_object, with_members, without_members
 
 Annotation = Mapping[str, object]
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""Of the files that can be written; the suffix decides the format."""
+
 _BATCH_ROWS = 1024
 _ROW_GROUP_BYTES = 64 * 1024 * 1024
 
@@ -43,21 +45,22 @@ def write_tagged(
     schema: pa.Schema,
     *,
     replace_columns: bool = False,
+    suffix: str = "",
 ) -> int:
     """Write the source with the columns of `schema` added to `out`; the number of rows written.
 
     One annotation a source row, in order, rows that cannot be read included: a key that it lacks
-    is null, a key that the schema lacks is left out. The suffix of `out` decides the format:
-    .jsonl, .json, .csv or .parquet. A row that is no JSON object has only the tag columns, or null
-    elsewhere. `out` appears whole or not at all.
+    is null, a key that the schema lacks is left out. The suffix of `out`, or another that is
+    given, decides the format: .jsonl, .json, .csv or .parquet. A row that is no JSON object has
+    only the tag columns, or null elsewhere. `out` appears whole or not at all.
 
     Raises UsageError for what `check_out` and `check_columns` refuse, and RunError where rows and
     annotations differ in number, the source has changed since it was opened, or the disk fails.
     """
-    check_out(source, out)
+    check_out(source, out, suffix)
     check_columns(source.columns, schema, replace_columns)
     counted = _Counted(source, annotations)
-    write = _WRITERS[out.suffix.lower()]
+    write = _WRITERS[suffix or out.suffix.lower()]
     try:
         with atomic_writer(out) as file:
             write(file, source, counted, schema, replace_columns)
@@ -69,10 +72,10 @@ def write_tagged(
     return counted.rows
 
 
-def check_out(source: Source, out: Path) -> None:
+def check_out(source: Source, out: Path, suffix: str = "") -> None:
     """Raise UsageError if `out` is no place to write the tagged dataset; makes its folder."""
-    if out.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"{out}: the suffix must be one of {', '.join(_SUFFIXES)}")
+    if not suffix and out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{out}: the suffix must be one of {', '.join(SUFFIXES)}")
     try:
         if out.exists():
             if source.path is not None and out.samefile(source.path):

@@ -8,16 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.config import AUTO
 from curate.errors import UsageError
 from curate.files import atomic_writer
-from curate.layouts import Question
+from curate.layouts import instruct
 from curate.progress import Progress
 from curate.reading import Item
 from curate.run_folder import RunFiles
-
-# The suffix of the paper's runs (verl's instruction for mathematics).
-INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 
 ITEM_SCHEMA = pa.schema(
     [
@@ -29,21 +25,6 @@ ITEM_SCHEMA = pa.schema(
     ]
 )
 _ROWS_AT_ONCE = 4096
-
-
-def instruct(question: Question, instruction: str) -> list[dict[str, str]]:
-    """Return the conversation with the instruction added to its last turn.
-
-    A prompt that is a conversation in the dataset is complete as it stands: with `auto` only plain
-    text, which became a single user turn, gets the instruction.
-    """
-    conversation = question.conversation()
-    if instruction == AUTO:
-        instruction = INSTRUCTION if question.is_plain_text else ""
-    if instruction:
-        last = conversation[-1]
-        conversation[-1] = {**last, "content": f"{last['content']} {instruction}"}
-    return conversation
 
 
 def render(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[int]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from curate.errors import UsageError
+from curate.orders import order_rows
+from curate.selection import Bound, Rules, filter_rows
 from recipes.prompts import TrainingItem
 from recipes.recipe import ALL, Recipe, read_recipe
 
@@ -26,6 +27,11 @@ class TaggedItem:
     trainability: str
     pass_rate: float
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """What a tagged dataset says of it."""
+        return {"trainability": self.trainability, "pass_rate": self.pass_rate}
+
 
 def select_items(recipe: Recipe, items: Sequence[TaggedItem], seed: int) -> list[TaggedItem]:
     """The items that a recipe trains on, in the order of its epochs.
@@ -36,25 +42,28 @@ def select_items(recipe: Recipe, items: Sequence[TaggedItem], seed: int) -> list
     Raises:
         UsageError: not one item is left.
     """
-    chosen = _chosen(recipe, items)
+    size = None
     if recipe.as_many_as:
-        size = len(_chosen(read_recipe(recipe.as_many_as), items))
-        if size < len(chosen):
-            drawn = np.random.default_rng(seed).choice(len(chosen), size=size, replace=False)
-            chosen = [chosen[place] for place in sorted(drawn.tolist())]
+        size = len(_chosen(read_recipe(recipe.as_many_as), items, None, seed))
+    chosen = _chosen(recipe, items, size, seed)
     if recipe.order == "curriculum":
-        chosen = curriculum(chosen)
+        chosen = [
+            chosen[place] for place in order_rows([each.row for each in chosen], "curriculum")
+        ]
     return chosen
 
 
-def _chosen(recipe: Recipe, items: Sequence[TaggedItem]) -> list[TaggedItem]:
-    wanted = set(recipe.items)
-    chosen = [
-        each
-        for each in items
-        if (ALL in wanted or each.trainability in wanted)
-        and not each.pass_rate > recipe.max_pass_rate
-    ]
+def _chosen(
+    recipe: Recipe, items: Sequence[TaggedItem], sample: int | None, seed: int
+) -> list[TaggedItem]:
+    rules = Rules(
+        keep=() if ALL in recipe.items else recipe.items,
+        bounds=(Bound("pass_rate", maximum=recipe.max_pass_rate, keeps_null=True),),
+        sample=sample,
+        seed=seed,
+    )
+    drops = filter_rows((each.row for each in items), rules)
+    chosen = [each for each, drop in zip(items, drops, strict=True) if drop is None]
     if not chosen:
         tags = ", ".join(recipe.items)
         raise UsageError(
@@ -62,14 +71,3 @@ def _chosen(recipe: Recipe, items: Sequence[TaggedItem]) -> list[TaggedItem]:
             f"{recipe.max_pass_rate:g}, and this run has none"
         )
     return chosen
-
-
-def curriculum(items: Sequence[TaggedItem]) -> list[TaggedItem]:
-    """Easy items, then learnable ones, each by falling pass rate, then the rest likewise."""
-    stages = {"easy": 0, "learnable": 1}
-
-    def key(each: TaggedItem) -> tuple[int, float]:
-        rate = 0.0 if np.isnan(each.pass_rate) else each.pass_rate
-        return stages.get(each.trainability, 2), -rate
-
-    return sorted(items, key=key)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curate.config import read_config_file
 from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.reading import choose_layout, read_items
-from curate.run_folder import read_manifest, read_parquet
+from curate.run_folder import read_parquet
 from probes.judging import VerifierPool
 from probes.models import ModelFiles, load_tokenizer, resolve_model
 from probes.rendering import render_items
@@ -21,29 +20,6 @@ from recipes.prompts import TrainingItem
 from recipes.recipe import Recipe
 from recipes.selection import TaggedItem
 from recipes.training import process_state
-
-
-def find_run(path: Path) -> Path:
-    """The run folder that a path means: itself, or the run in `runs/` that wrote a tagged file.
-
-    Raises:
-        UsageError: neither; or several runs wrote the file.
-    """
-    if path.is_dir():
-        read_manifest(path)
-        return path
-    if not path.exists():
-        raise UsageError(f"no such run folder or tagged file: {path}")
-    found = []
-    for config in sorted(Path("runs").glob("*/config.toml")):
-        out = read_config_file(config).get("out", "")
-        if isinstance(out, str) and out and Path(out).resolve() == path.resolve():
-            found.append(config.parent)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{path} was written by several runs: {', '.join(map(str, found))}")
-    raise UsageError(f"no run in ./runs wrote {path}; give the run folder itself")
 
 
 class TaggedRun:

@@ -32,6 +32,7 @@ from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.run_folder import (
+    find_run,
     lock_folder,
     read_parquet,
     write_parquet,
@@ -45,7 +46,7 @@ from recipes.prompts import TrainingItem
 from recipes.recipe import Recipe
 from recipes.selection import select_items
 from recipes.sft import train_sft
-from recipes.tagged_run import TaggedRun, find_run
+from recipes.tagged_run import TaggedRun
 from recipes.trainer_settings import trainer_settings
 from recipes.training import Training, export_policy, process_state, train_grpo
 

@@ -24,7 +24,7 @@ from scipy.stats import beta
 from transformers import AutoTokenizer
 
 from curate import tag as tag_function
-from probes.rendering import INSTRUCTION
+from curate.layouts import INSTRUCTION
 from tests.tag_runs import (
     ROOT,
     Ran,
