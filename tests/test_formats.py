@@ -113,7 +113,7 @@ def _loaded_by(script: str, package: str, *arguments: object) -> list[dict[str, 
     """What a project's own code made of a file, in a process that has the project."""
     folder = PACKAGES / package
     if not folder.is_dir():
-        pytest.skip(f"{package} is not in {PACKAGES}; `make trainer-packages` puts it there")
+        pytest.fail(f"{package} is not in {PACKAGES}: `make trainer-packages` puts it there")
     ran = subprocess.run(
         [sys.executable, ROOT / "tests" / script, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"},
