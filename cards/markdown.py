@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 # What can begin markup, a link or a mention inside a line.
-_MARKUP = re.compile(r"[\\`*_\[\]<>#|~&!:@$^]|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_\[\]<>#|~&!@$^]|:(?=/)|(?<=www)\.", re.IGNORECASE)
 
 
 def code_span(text: str) -> str:

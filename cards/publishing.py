@@ -146,8 +146,8 @@ def _upload(push: _Push) -> dict[str, Any]:
         there = hub.files(head)
         card = _card_there(hub, head, push.folder) if CARD in there else ""
     push.make_card(hub.repo, card)
-    made = with_files(read_made(made_file), push.files)
     uploaded = {path: file for path, file in push.files.items() if path != CARD}
+    made = with_files(read_made(made_file), uploaded)
     deleted = files_to_delete(uploaded, made, there, overwrite=settings.overwrite)
     if not settings.overwrite:
         has_configs = bool(read_metadata(card, CARD).get("configs"))

@@ -90,7 +90,7 @@ def files_to_delete(
     """Which files of the repository a push has to delete: those that an earlier one left behind.
 
     Args:
-        files: what is pushed.
+        files: what is pushed beside the card.
         made: what this run made, now or before.
         there: path and hash of every file in the repository.
         overwrite: replace files that are not this run's.
@@ -102,7 +102,7 @@ def files_to_delete(
     left = [
         path
         for path in there
-        if path not in files and (is_ours[path] or _SPLIT_FILE.fullmatch(path))
+        if path not in files and path != CARD and (is_ours[path] or _SPLIT_FILE.fullmatch(path))
     ]
     foreign = [path for path in [*files, *left] if path in there and not is_ours[path]]
     if foreign and not overwrite:
