@@ -108,6 +108,11 @@ class HubStandIn:
         self.faults: list[Fault] = []
         self.url = ""
 
+    def forget(self) -> None:
+        """Be as new."""
+        self.repositories, self.objects, self.verified = {}, {}, set()
+        self.requests, self.faults = [], []
+
     def add(self, name: str, *, private: bool = False) -> Repository:
         repository = self.repositories[name] = Repository(private)
         repository.commit({".gitattributes": Blob(b"*.parquet filter=lfs\n", False)})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,20 +26,41 @@ DATA = {
     f"data/{tag}-00000-of-00001.parquet"
     for tag in ("easy", "learnable", "no_positive", "undetermined")
 }
-# Waiting between tries is huggingface_hub's own; here nothing waits.
-_DRIVER = (
-    "import sys, time; waits = []; time.sleep = waits.append\n"
-    "from curate.cli import main\n"
-    "status = main(sys.argv[1:])\n"
-    "print('waited', *waits, file=sys.stderr)\n"
-    "sys.exit(status)\n"
-)
+# What a push needs is imported once; each push is a fork of that, a process of its own. Waiting
+# between tries is huggingface_hub's doing; here nothing waits.
+_PUSHER = """
+import json, os, sys, time, traceback
+import cards.publishing
+from curate.cli import main
+time.sleep = lambda seconds: None
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.environ["HF_TOKEN"] = job["token"]
+        for number, name in ((1, job["stdout"]), (2, job["stderr"])):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        status = 99
+        try:
+            status = main(job["arguments"])
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def module_hub() -> Iterator[HubStandIn]:
+    with HubStandIn().running() as running:
+        yield running
 
 
 @pytest.fixture
-def hub() -> Iterator[HubStandIn]:
-    with HubStandIn().running() as running:
-        yield running
+def hub(module_hub: HubStandIn) -> HubStandIn:
+    module_hub.forget()
+    return module_hub
 
 
 @pytest.fixture
@@ -46,12 +68,12 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path)
 
 
-def _environment(hub: HubStandIn, home: Path, token: str) -> dict[str, str]:
+def _environment(hub: HubStandIn, home: Path) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),
-        "HF_TOKEN": token,
+        "HF_TOKEN": TOKEN,
         # The stand-in speaks LFS, not Xet.
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -59,20 +81,43 @@ def _environment(hub: HubStandIn, home: Path, token: str) -> dict[str, str]:
     }
 
 
-def push(hub: HubStandIn, run: Path, *options: str, repo: str = NAME, token: str = TOKEN) -> Ran:
-    """Push in a process of its own, whose only Hub is the stand-in; no secret is ever printed."""
-    ran = subprocess.run(
-        [sys.executable, "-c", _DRIVER, "push", run, "--repo", repo, *options],
-        env=_environment(hub, run.parent / "hf", token),
-        capture_output=True,
+class Push(Protocol):
+    def __call__(self, *options: str, repo: str = NAME, token: str = TOKEN) -> Ran: ...
+
+
+@pytest.fixture(scope="module")
+def pusher(
+    module_hub: HubStandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _PUSHER],
+        env=_environment(module_hub, tmp_path_factory.mktemp("hf")),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in ran.stderr, ran.stderr
-    for secret in filter(None, (token, SIGNATURE)):
-        assert secret not in ran.stdout + ran.stderr
-    said = "".join(f"{line}\n" for line in ran.stderr.splitlines() if line[:6] != "waited")
-    return Ran(ran.returncode, ran.stdout, said)
+    ) as process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
+
+
+@pytest.fixture
+def push(pusher: subprocess.Popen[str], hub: HubStandIn, run: Path) -> Push:
+    """Push the run in a process whose only Hub is the stand-in; no secret is ever printed."""
+
+    def call(*options: str, repo: str = NAME, token: str = TOKEN) -> Ran:
+        out, err = run.parent / "stdout", run.parent / "stderr"
+        arguments = ["push", str(run), "--repo", repo, *options]
+        job = {"arguments": arguments, "token": token, "stdout": str(out), "stderr": str(err)}
+        assert pusher.stdin and pusher.stdout
+        print(json.dumps(job), file=pusher.stdin, flush=True)
+        ran = Ran(int(pusher.stdout.readline()), out.read_text(), err.read_text())
+        assert "Traceback" not in ran.stderr, ran.stderr
+        for secret in filter(None, (token, SIGNATURE)):
+            assert secret not in ran.stdout + ran.stderr
+        return ran
+
+    return call
 
 
 def pushed(ran: Ran) -> Ran:
@@ -83,11 +128,13 @@ def pushed(ran: Ran) -> Ran:
 # --- What is pushed ------------------------------------------------------------------------------
 
 
-def test_a_push_is_one_commit_that_datasets_reads_back(hub: HubStandIn, run: Path) -> None:
+def test_a_push_is_one_commit_that_datasets_reads_back(
+    hub: HubStandIn, run: Path, push: Push
+) -> None:
     (run / "report.html").write_text("<p>report</p>")
     (run / "figures").mkdir()
     (run / "figures/pass_rates.png").write_bytes(b"png")
-    summary = json.loads(pushed(push(hub, run, "--json", "--private", "--with-rollouts")).stdout)
+    summary = json.loads(pushed(push("--json", "--private", "--with-rollouts")).stdout)
     repository = hub.repositories[NAME]
     assert len(repository.commits) == 2 and repository.private
     more = {".gitattributes", "README.md", "report.html", "figures/pass_rates.png"}
@@ -108,7 +155,7 @@ def test_a_push_is_one_commit_that_datasets_reads_back(hub: HubStandIn, run: Pat
     )
     ran = subprocess.run(
         [sys.executable, "-c", script],
-        env=_environment(hub, run.parent / "hf-reader", TOKEN),
+        env=_environment(hub, run.parent / "hf-reader"),
         capture_output=True,
         text=True,
         timeout=120,
@@ -124,13 +171,13 @@ def test_a_push_is_one_commit_that_datasets_reads_back(hub: HubStandIn, run: Pat
     assert len(rows["easy"]) == 4  # One of its items is there twice.
 
 
-def test_rollouts_go_up_only_when_asked_for_and_go_away_again(hub: HubStandIn, run: Path) -> None:
-    pushed(push(hub, run))
+def test_rollouts_go_up_only_when_asked_for_and_go_away_again(hub: HubStandIn, push: Push) -> None:
+    pushed(push())
     assert not [path for path in hub.repositories[NAME].files if "rollouts" in path]
-    pushed(push(hub, run, "--with-rollouts"))
+    pushed(push("--with-rollouts"))
     assert "rollouts/00000.parquet" in hub.repositories[NAME].files
     assert "rollouts/*.parquet" in hub.repositories[NAME].files["README.md"].data.decode()
-    ran = pushed(push(hub, run))
+    ran = pushed(push())
     assert "deleted there: rollouts/00000.parquet" in ran.stdout
     assert not [path for path in hub.repositories[NAME].files if "rollouts" in path]
 
@@ -158,34 +205,36 @@ def test_a_dry_run_lists_sizes_and_uses_no_network(
     assert not (run / "push/files").exists()
 
 
-def test_the_same_push_again_has_nothing_to_do(hub: HubStandIn, run: Path) -> None:
-    pushed(push(hub, run, "--license", "mit"))
-    ran = pushed(push(hub, run, "--license", "mit"))
+def test_the_same_push_again_has_nothing_to_do(hub: HubStandIn, push: Push) -> None:
+    pushed(push("--license", "mit"))
+    ran = pushed(push("--license", "mit"))
     assert "has all of it already" in ran.stdout
     assert len(hub.repositories[NAME].commits) == 2
     assert len(hub.asked("PUT", "/storage")) == len(DATA)
 
 
-def test_a_name_without_an_owner_is_ones_own(hub: HubStandIn, run: Path) -> None:
+def test_a_name_without_an_owner_is_ones_own(hub: HubStandIn, push: Push) -> None:
     hub.add("tagged")  # A dataset without an owner, as there are some.
-    summary = json.loads(pushed(push(hub, run, "--json", repo="tagged")).stdout)
+    summary = json.loads(pushed(push("--json", repo="tagged")).stdout)
     assert summary["repo"] == NAME
     assert "README.md" in hub.repositories[NAME].files
     assert f'load_dataset("{NAME}"' in hub.repositories[NAME].files["README.md"].data.decode()
 
 
-def test_large_splits_are_sharded_and_old_shards_are_deleted(hub: HubStandIn, run: Path) -> None:
-    pushed(push(hub, run))
+def test_large_splits_are_sharded_and_old_shards_are_deleted(
+    hub: HubStandIn, run: Path, push: Push
+) -> None:
+    pushed(push())
     # As if an earlier version of the run had been larger.
     first = hub.repositories[NAME].files["data/easy-00000-of-00001.parquet"].data
     made = json.loads((run / "push/made.json").read_text())
     old = "data/easy-00000-of-00002.parquet"
     hub.repositories[NAME].write(old, first)
-    refused = push(hub, run)
+    refused = push()
     assert refused.status == 2 and old in refused.last_line and "--overwrite" in refused.last_line
     made[old] = made["data/easy-00000-of-00001.parquet"]
     (run / "push/made.json").write_text(json.dumps(made))
-    assert f"deleted there: {old}" in pushed(push(hub, run)).stdout
+    assert f"deleted there: {old}" in pushed(push()).stdout
     assert old not in hub.repositories[NAME].files
 
 
@@ -226,11 +275,11 @@ Text of mine.
 """
 
 
-def test_an_existing_card_keeps_its_text_and_configs(hub: HubStandIn, run: Path) -> None:
+def test_an_existing_card_keeps_its_text_and_configs(hub: HubStandIn, push: Push) -> None:
     repository = hub.add(NAME)
     repository.write("README.md", OTHERS_CARD)
     repository.write("raw/part.parquet", b"PAR1")
-    pushed(push(hub, run))
+    pushed(push())
     card = repository.files["README.md"].data.decode()
     assert "license: mit  # chosen with care\n" in card
     assert "# what the next key is for\npretty_name: Mine\n" in card
@@ -240,51 +289,51 @@ def test_an_existing_card_keeps_its_text_and_configs(hub: HubStandIn, run: Path)
     assert repository.files["raw/part.parquet"].data == b"PAR1"
 
 
-def test_a_card_edited_since_keeps_the_edit(hub: HubStandIn, run: Path) -> None:
-    pushed(push(hub, run))
+def test_a_card_edited_since_keeps_the_edit(hub: HubStandIn, push: Push) -> None:
+    pushed(push())
     repository = hub.repositories[NAME]
     card = repository.files["README.md"].data.decode()
     edited = card.replace("# `train`, tagged", "# My set, tagged") + "\nMore of mine.\n"
     repository.write("README.md", edited)
-    pushed(push(hub, run, "--license", "mit"))
+    pushed(push("--license", "mit"))
     after = repository.files["README.md"].data.decode()
     assert after == edited.replace("\n---\n", "\nlicense: mit\n---\n", 1)
 
 
-def test_other_data_that_its_card_does_not_name_is_not_hidden(hub: HubStandIn, run: Path) -> None:
+def test_other_data_that_its_card_does_not_name_is_not_hidden(hub: HubStandIn, push: Push) -> None:
     repository = hub.add(NAME)
     repository.write("data/train-00000-of-00001.parquet", b"PAR1")
-    refused = push(hub, run)
+    refused = push()
     assert refused.status == 2 and "data/train-00000-of-00001.parquet" in refused.last_line
     assert "`configs`" in refused.last_line and len(repository.commits) == 2
-    pushed(push(hub, run, "--overwrite"))
+    pushed(push("--overwrite"))
 
 
-def test_files_of_others_are_not_replaced_unseen(hub: HubStandIn, run: Path) -> None:
+def test_files_of_others_are_not_replaced_unseen(hub: HubStandIn, push: Push) -> None:
     path = "data/easy-00000-of-00001.parquet"
-    pushed(push(hub, run))
+    pushed(push())
     repository = hub.repositories[NAME]
     repository.write(path, b"somebody's corrections")
-    refused = push(hub, run)
+    refused = push()
     assert refused.status == 2
     assert path in refused.last_line and "--overwrite" in refused.last_line
     assert repository.files[path].data == b"somebody's corrections"
-    pushed(push(hub, run, "--overwrite"))
+    pushed(push("--overwrite"))
     assert repository.files[path].data != b"somebody's corrections"
 
 
-def test_a_run_that_changed_replaces_what_it_pushed(hub: HubStandIn, run: Path) -> None:
-    pushed(push(hub, run))
+def test_a_run_that_changed_replaces_what_it_pushed(hub: HubStandIn, run: Path, push: Push) -> None:
+    pushed(push())
     tagged = run.parent / "tagged.jsonl"
     tagged.write_text(tagged.read_text().replace("made up to be easy", "another reason"))
-    pushed(push(hub, run))
+    pushed(push())
     split = hub.repositories[NAME].files["data/easy-00000-of-00001.parquet"].data
     reasons = pq.read_table(pa.BufferReader(split))["tag_reason"].to_pylist()
     assert set(reasons) == {"another reason"}
 
 
 def test_a_repository_that_changes_during_the_upload_is_not_overwritten(
-    hub: HubStandIn, run: Path
+    hub: HubStandIn, push: Push
 ) -> None:
     repository = hub.add(NAME)
 
@@ -292,29 +341,29 @@ def test_a_repository_that_changes_during_the_upload_is_not_overwritten(
         repository.write("README.md", OTHERS_CARD)
 
     hub.fault("POST", "/commit/", happens=somebody_writes)
-    refused = push(hub, run)
+    refused = push()
     assert refused.status == 1
     assert "changed during the upload (README.md)" in refused.last_line
     assert "the same command" in refused.last_line
     assert set(repository.files) == {".gitattributes", "README.md"}
     uploads = len(hub.asked("PUT", "/storage"))
-    pushed(push(hub, run))
+    pushed(push())
     assert len(hub.asked("PUT", "/storage")) == uploads == len(DATA)
     assert "Text of mine." in repository.files["README.md"].data.decode()
 
 
-def test_private_does_not_pretend_of_a_public_repository(hub: HubStandIn, run: Path) -> None:
+def test_private_does_not_pretend_of_a_public_repository(hub: HubStandIn, push: Push) -> None:
     hub.add(NAME)
-    refused = push(hub, run, "--private")
+    refused = push("--private")
     assert refused.status == 2 and "public" in refused.last_line
     assert len(hub.repositories[NAME].commits) == 1
 
 
-def test_a_pull_request_leaves_the_repository_alone(hub: HubStandIn, run: Path) -> None:
-    absent = push(hub, run, "--create-pr")
+def test_a_pull_request_leaves_the_repository_alone(hub: HubStandIn, push: Push) -> None:
+    absent = push("--create-pr")
     assert absent.status == 2 and "--create-pr" in absent.last_line and not hub.repositories
     hub.add(NAME)
-    summary = json.loads(pushed(push(hub, run, "--create-pr", "--json")).stdout)
+    summary = json.loads(pushed(push("--create-pr", "--json")).stdout)
     assert summary["url"].endswith("/discussions/1")
     assert len(hub.repositories[NAME].commits) == 1
 
@@ -322,19 +371,19 @@ def test_a_pull_request_leaves_the_repository_alone(hub: HubStandIn, run: Path) 
 # --- What goes wrong -----------------------------------------------------------------------------
 
 
-def test_a_refused_token_is_one_line_before_anything_is_made(hub: HubStandIn, run: Path) -> None:
-    refused = push(hub, run, token="hf_thisOneIsWrong")
+def test_a_refused_token_is_one_line_before_anything_is_made(hub: HubStandIn, push: Push) -> None:
+    refused = push(token="hf_thisOneIsWrong")
     assert refused.status == 2
     assert "refused the token (401" in refused.last_line and "hf auth login" in refused.last_line
     assert not hub.repositories
-    none = push(hub, run, token="")
+    none = push(token="")
     assert none.status == 2 and "no token" in none.last_line
 
 
-def test_a_token_that_may_not_write_is_told_so(hub: HubStandIn, run: Path) -> None:
-    refused = push(hub, run, token=READ_TOKEN)
+def test_a_token_that_may_not_write_is_told_so(hub: HubStandIn, push: Push) -> None:
+    refused = push(token=READ_TOKEN)
     assert refused.status == 2 and "(403: this token may only read)" in refused.last_line
-    foreign = push(hub, run, repo="somebody/else")
+    foreign = push(repo="somebody/else")
     assert foreign.status == 2 and "no rights in the namespace somebody" in foreign.last_line
 
 
@@ -346,21 +395,21 @@ def test_a_name_that_cannot_be_is_refused_without_asking(
     assert ran.status == 2 and "--repo" in ran.last_line and not hub.requests
 
 
-def test_a_name_that_the_hub_refuses(hub: HubStandIn, run: Path) -> None:
-    refused = push(hub, run, repo="me/reserved-name")
+def test_a_name_that_the_hub_refuses(hub: HubStandIn, push: Push) -> None:
+    refused = push(repo="me/reserved-name")
     assert refused.status == 2
     assert "me/reserved-name (400: this name is reserved)" in refused.last_line
 
 
-def test_metadata_that_the_hub_refuses(hub: HubStandIn, run: Path) -> None:
-    refused = push(hub, run, "--license", "no-such-license")
+def test_metadata_that_the_hub_refuses(hub: HubStandIn, push: Push) -> None:
+    refused = push("--license", "no-such-license")
     assert refused.status == 2 and '"license" must be one of' in refused.last_line
     assert not hub.asked("PUT", "/storage")
 
 
-def test_a_lost_connection_continues_with_what_is_missing(hub: HubStandIn, run: Path) -> None:
+def test_a_lost_connection_continues_with_what_is_missing(hub: HubStandIn, push: Push) -> None:
     hub.fault("PUT", "/storage", times=1000, skip=2, drop=True)
-    lost = push(hub, run)
+    lost = push()
     assert lost.status == 1
     assert "lost the connection" in lost.last_line and "same command" in lost.last_line
     assert len(hub.repositories[NAME].commits) == 1
@@ -368,26 +417,26 @@ def test_a_lost_connection_continues_with_what_is_missing(hub: HubStandIn, run: 
     assert len(stored) == 2
     hub.faults.clear()
     hub.requests.clear()
-    pushed(push(hub, run))
+    pushed(push())
     assert len(hub.asked("PUT", "/storage")) == len(DATA) - 2
     assert not {path for path in hub.asked("PUT", "/storage") if path.rpartition("/")[2] in stored}
     assert set(hub.repositories[NAME].files) > DATA
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: HubStandIn, run: Path) -> None:
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: HubStandIn, push: Push) -> None:
     def committed_but_lost() -> None:
         hub.fault("POST", "/commit/", drop=True)
 
     hub.fault("POST", "/verify", happens=committed_but_lost)
-    assert push(hub, run).status == 1
-    pushed(push(hub, run))
+    assert push().status == 1
+    pushed(push())
     assert len(hub.repositories[NAME].commits) == 2
 
 
-def test_a_killed_push_continues(hub: HubStandIn, run: Path) -> None:
+def test_a_killed_push_continues(hub: HubStandIn, run: Path, push: Push) -> None:
     victim = subprocess.Popen(
         [sys.executable, "-m", "curate", "push", run, "--repo", NAME],
-        env=_environment(hub, run.parent / "hf", TOKEN),
+        env=_environment(hub, run.parent / "hf"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -395,7 +444,7 @@ def test_a_killed_push_continues(hub: HubStandIn, run: Path) -> None:
     victim.wait(timeout=60)
     commits = len(hub.repositories[NAME].commits)
     hub.requests.clear()
-    pushed(push(hub, run))
+    pushed(push())
     assert not hub.asked("PUT", "/storage")
     assert set(hub.repositories[NAME].files) > DATA and commits <= 2
     assert not (run / "push/files").exists()
@@ -405,23 +454,23 @@ def test_a_killed_push_continues(hub: HubStandIn, run: Path) -> None:
     ("method", "path"),
     [("GET", "/api/datasets/me/tagged$"), ("PUT", "/storage"), ("POST", "/commit/")],
 )
-def test_a_rate_limit_is_waited_for(hub: HubStandIn, run: Path, method: str, path: str) -> None:
+def test_a_rate_limit_is_waited_for(hub: HubStandIn, push: Push, method: str, path: str) -> None:
     hub.add(NAME)
     hub.fault(method, path, times=2, status=429, headers={"Retry_After": "7"})
-    pushed(push(hub, run))
+    pushed(push())
     assert set(hub.repositories[NAME].files) > DATA
 
 
-def test_a_rate_limit_that_stays_is_told(hub: HubStandIn, run: Path) -> None:
+def test_a_rate_limit_that_stays_is_told(hub: HubStandIn, push: Push) -> None:
     hub.fault("GET", "/api/datasets", times=1000, status=429, headers={"Retry_After": "7"})
-    ran = push(hub, run)
+    ran = push()
     assert ran.status == 1 and "rate limit" in ran.last_line
     assert "going on in 7 s" in ran.stderr
 
 
-def test_an_error_of_the_hub_is_one_line_without_the_token(hub: HubStandIn, run: Path) -> None:
+def test_an_error_of_the_hub_is_one_line_without_the_token(hub: HubStandIn, push: Push) -> None:
     hub.fault("POST", "/repos/create", status=500, message=f"cannot serve {TOKEN}")
-    ran = push(hub, run)
+    ran = push()
     assert ran.status == 1 and "the Hub failed (500: cannot serve …)" in ran.last_line
 
 
