@@ -36,8 +36,10 @@ def read_metadata(card: str, name: str) -> dict[str, Any]:
     try:
         metadata = yaml.safe_load(match.group(2)) if match else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 2}: {getattr(error, 'problem', '')}" if mark else ""
         raise UsageError(
-            f"{name}: the metadata between the --- lines is no YAML: {error}; correct it first"
+            f"{name}: the metadata between the --- lines is no YAML{where}; correct it first"
         ) from error
     if metadata is None:
         return {}
@@ -101,7 +103,7 @@ def _with_keys(block: str, values: Mapping[str, Any], line_end: str, name: str) 
         entries = [(key.value, key.start_mark.index) for key, _ in node.value]
     else:
         raise UsageError(f"{name}: the metadata is written in braces; write a key a line first")
-    ends = [start for _, start in entries[1:]] + [len(block)]
+    ends = [*(start for _, start in entries), len(block)][1:]
     # From the end, so that the places of those before stay right.
     for (key, start), end in reversed(list(zip(entries, ends, strict=True))):
         if key in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +16,8 @@ from curate.tags import Trainability
 _NOT_MEASURED = "not measured"
 _PLACEHOLDER = "OWNER/NAME"
 _FIGURE_SUFFIXES = (".png", ".svg", ".jpg", ".webp")
+# The folders of a path that begins at the root or at home.
+_ABSOLUTE_FOLDER = re.compile(r"(?<![^\s'\"(`])~?/(?:[^\s/]+/)*(?=[^\s/])")
 # A share of cut completions above which pass rates say more of the limit than of the model.
 _MANY_CUT = 0.2
 
@@ -290,7 +293,7 @@ def _confirmation(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> str:
-    """A sentence in which the run's own files are named without the folders that they lie in."""
+    """A sentence in which files are named without the folders that they lie in."""
     config = facts.config
     for path in (config.out, config.model, config.dataset, config.run_dir, summary["run_dir"]):
         if PurePath(path).name not in ("", path) and path not in (
@@ -298,7 +301,7 @@ def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> 
             dataset_name(facts),
         ):
             text = text.replace(path, PurePath(path).name)
-    return text
+    return _ABSOLUTE_FOLDER.sub("", text)
 
 
 def columns_section(facts: RunFacts) -> str:

@@ -179,4 +179,5 @@ def _without_secrets(hidden: Callable[[str], str]) -> Iterator[None]:
         for handler in handlers:
             handler.removeFilter(hide)
         for each in caught:
-            print(f"warning: {hidden(' '.join(str(each.message).split()))}", file=sys.stderr)
+            if issubclass(each.category, UserWarning):  # Not what concerns its programmers only.
+                print(f"warning: {hidden(' '.join(str(each.message).split()))}", file=sys.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cards.card_sections import figure_files
+from cards.public_report import without_rollouts
 from cards.run_facts import RunFacts
 from cards.splits import write_splits
 from curate.errors import RunError, UsageError
@@ -16,6 +17,7 @@ from curate.files import write_atomically
 from curate.tags import Trainability, tag_schema
 
 CARD = "README.md"
+_REPORT = "report.html"
 # A split is all files of its name, so one that an earlier push left behind would be read with it.
 _SPLIT_FILE = re.compile(rf"data/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet")
 _DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".arrow", ".txt")
@@ -31,10 +33,11 @@ def make_files(
         facts: of the run.
         tagged: its tagged file, None where it still is where `curate tag` wrote it.
         folder: where the splits are written.
-        with_rollouts: take the rollouts too.
+        with_rollouts: take the rollouts too, also those in the report.
 
     Raises:
-        UsageError: the tagged file is not there, or not this run's.
+        UsageError: the tagged file is not there, or not this run's; or the report holds rollouts
+            that cannot be taken out.
         RunError: a file of the run is damaged, or the disk is full.
     """
     tagged = tagged or Path(facts.config.out)
@@ -45,13 +48,26 @@ def make_files(
         )
     schema = tag_schema(facts.config.k, target=bool(facts.config.target))
     files = {path: folder / path for path in write_splits(tagged, facts.rows, schema, folder)}
-    if (report := facts.path / "report.html").is_file():
-        files["report.html"] = report
+    if (report := facts.path / _REPORT).is_file():
+        if not with_rollouts:
+            report = _public_report(report, folder / _REPORT)
+        files[_REPORT] = report
     files |= {f"figures/{file.name}": file for file in figure_files(facts.path)}
     if with_rollouts:
         rollouts = sorted((facts.path / "rollouts").glob("*.parquet"))
         files |= {f"rollouts/{file.name}": file for file in rollouts}
     return files
+
+
+def _public_report(report: Path, copy: Path) -> Path:
+    page = without_rollouts(report.read_bytes())
+    if page is None:
+        raise UsageError(
+            f"{report} may hold rollouts, and cannot be pushed without them; write it "
+            "anew with `curate report`, remove it, or push --with-rollouts"
+        )
+    copy.write_bytes(page)
+    return copy
 
 
 Made = dict[str, list[str]]

@@ -76,7 +76,8 @@ def _add_push(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--with-rollouts", action="store_true",
-        help="upload every sampled completion too, as the configuration 'rollouts'",
+        help="upload every sampled completion too, as the configuration 'rollouts', and leave "
+        "those in the report that it shows; without it no completion is uploaded",
     )  # fmt: skip
     parser.add_argument(
         "--tagged", metavar="FILE", type=Path,

@@ -125,13 +125,19 @@ def pushed(ran: Ran) -> Ran:
     return ran
 
 
+REPORT = (
+    '<p>report</p><script type="application/json" id="rollouts-data">'
+    '{"kinds":["correct"],"of_items":1,"items":{"0":[["a private completion"]]}}</script>'
+)
+
+
 # --- What is pushed ------------------------------------------------------------------------------
 
 
 def test_a_push_is_one_commit_that_datasets_reads_back(
     hub: HubStandIn, run: Path, push: Push
 ) -> None:
-    (run / "report.html").write_text("<p>report</p>")
+    (run / "report.html").write_text(REPORT)
     (run / "figures").mkdir()
     (run / "figures/pass_rates.png").write_bytes(b"png")
     summary = json.loads(pushed(push("--json", "--private", "--with-rollouts")).stdout)
@@ -180,6 +186,25 @@ def test_rollouts_go_up_only_when_asked_for_and_go_away_again(hub: HubStandIn, p
     ran = pushed(push())
     assert "deleted there: rollouts/00000.parquet" in ran.stdout
     assert not [path for path in hub.repositories[NAME].files if "rollouts" in path]
+
+
+def test_a_report_goes_up_without_the_completions_in_it(
+    hub: HubStandIn, run: Path, push: Push
+) -> None:
+    (run / "report.html").write_text(REPORT)
+    pushed(push())
+    page = hub.repositories[NAME].files["report.html"].data.decode()
+    assert "private completion" not in page and page.startswith("<p>report</p>")
+    assert json.loads(page.partition('data">')[2].removesuffix("</script>")) == {
+        "kinds": ["correct"],
+        "of_items": 0,
+        "items": {},
+    }
+    pushed(push("--with-rollouts"))
+    assert hub.repositories[NAME].files["report.html"].data.decode() == REPORT
+    (run / "report.html").write_text("<p>a private completion, elsewhere</p>")
+    refused = push()
+    assert refused.status == 2 and "--with-rollouts" in refused.last_line
 
 
 def test_a_dry_run_lists_sizes_and_uses_no_network(
