@@ -78,6 +78,11 @@ def merge_card(card: str, metadata: Mapping[str, Any], section: str, name: str) 
     return card[:start] + _with_section(card[start:], marked, line_end, name)
 
 
+def has_section(card: str) -> bool:
+    """Whether a card has been merged with before."""
+    return _BEGIN.search(card) is not None
+
+
 def _with_section(text: str, marked: str, line_end: str, name: str) -> str:
     begins, ends = list(_BEGIN.finditer(text)), list(_END.finditer(text))
     if not begins and not ends:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cards.card_merging import merge_card, read_metadata
+from cards.card_merging import has_section, merge_card, read_metadata
 from cards.card_metadata import card_metadata, split_config
 from cards.card_sections import (
     citation_section,
@@ -85,15 +85,23 @@ def write_card(
 ) -> dict[str, Any]:
     """Write the card of a run to `out`; returns its metadata.
 
+    A card that an earlier call wrote to `out` is merged with.
+
     Raises:
-        UsageError: not a finished run, a card that cannot be merged with, or no place to write to.
+        UsageError: not a finished run, a card that cannot be merged with, or no place to write to,
+            such as a file that is no card of ours.
         RunError: a file of the run is missing or damaged.
     """
     facts = read_run_facts(run_dir)
-    try:
-        there = "" if merge is None else merge.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{merge} cannot be merged with: {error}") from error
+    if merge is None and out.is_file():
+        merge = out
+        if not has_section(_read_card(out)):
+            # Such as the README.md of the project that one is in.
+            raise UsageError(
+                f"{out} is there and was not written by `curate card`; --merge {out} adds the card "
+                "to it, -o names another file"
+            )
+    there = "" if merge is None else _read_card(merge)
     name = str(merge)
     text = dataset_card(facts, there, repo=repo, language=language, license=license, name=name)
     try:
@@ -101,3 +109,10 @@ def write_card(
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
     return read_metadata(text, str(out))
+
+
+def _read_card(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be merged with: {error}") from error

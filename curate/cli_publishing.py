@@ -34,7 +34,7 @@ def _add_card(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--merge", metavar="FILE", type=Path,
-        help="a card whose text and metadata stay, such as the one that FILE of -o would replace",
+        help="a card whose text and metadata stay (default: that of -o, if curate wrote it before)",
     )  # fmt: skip
     parser.add_argument(
         "--repo", metavar="OWNER/NAME", default="",

@@ -204,7 +204,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     settings = {"instruction": HOSTILE, "verifier": HOSTILE.replace("/", "")}
     run = write_run(tmp_path, settings=settings, manifest=manifest)
     card = card_of(run)
-    html = MarkdownIt("commonmark").enable(["table", "linkify"]).render(DatasetCard(card).text)
+    html = MarkdownIt("commonmark").enable("table").render(DatasetCard(card).text)
     for markup in ("<script", "<a href", "<img", "<em>f"):
         assert markup not in html.replace('<a href="https://arxiv', ""), markup
     assert "\u202e" not in card and "\u2066" not in card
@@ -231,7 +231,7 @@ def test_a_code_span_shows_its_text(text: str) -> None:
 
 def test_plain_text_shows_its_text() -> None:
     text = "p_unlearnable of *it* [x](y) <b> & `c` https://d.example www.e.example: 25.3 % !"
-    html = MarkdownIt("commonmark", {"linkify": False}).render(plain_text(text))
+    html = MarkdownIt("commonmark").render(plain_text(text))
     assert (
         html == f"<p>{text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}</p>\n"
     )
@@ -343,6 +343,18 @@ def test_a_dataset_info_of_the_card_is_not_taken_for_the_tags(tmp_path: Path) ->
     card = "---\ndataset_info:\n  splits: [{name: train, num_examples: 3}]\n---\n"
     data = DatasetCard(card_of(write_run(tmp_path), card)).data.to_dict()
     assert data["configs"][0]["config_name"] == "trainability"
+
+
+def test_a_file_that_is_no_card_of_ours_is_not_replaced(tmp_path: Path) -> None:
+    run, readme = write_run(tmp_path), tmp_path / "README.md"
+    readme.write_text("# A project\n")
+    ran = run_curate("card", run, "-o", readme)
+    assert ran.status == 2 and f"--merge {readme}" in ran.last_line
+    assert readme.read_text() == "# A project\n"
+    assert run_curate("card", run, "-o", readme, "--merge", readme).status == 0
+    first = readme.read_text()
+    assert run_curate("card", run, "-o", readme).status == 0  # Now it is one of ours.
+    assert readme.read_text() == first and "# A project\n" in first
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -263,24 +263,24 @@ def test_large_splits_are_sharded_and_old_shards_are_deleted(
     assert old not in hub.repositories[NAME].files
 
 
-def test_shards_hold_all_rows_in_their_order(run: Path, tmp_path: Path) -> None:
-    tagged = tmp_path / "tagged.jsonl"
-    rows = pa.table(
-        {
-            name: [json.loads(line)[name] for line in tagged.open()]
-            for name in ("item_id", "trainability")
-        }
-    )
-    paths = write_splits(tagged, rows, tag_schema([1]), tmp_path / "whole")
-    assert set(paths) == DATA
-    write_splits(tagged, rows, tag_schema([1]), tmp_path / "again")
-    for path in paths:
-        assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
-    write_splits(tagged, rows, tag_schema([1]), tmp_path / "sharded", shard_bytes=1)
-    whole = pq.read_table(tmp_path / "whole/data/easy-00000-of-00001.parquet")
-    shards = sorted((tmp_path / "sharded/data").glob("easy-*"))
-    assert [shard.name for shard in shards] == ["easy-00000-of-00001.parquet"]
-    assert pa.concat_tables([pq.read_table(shard) for shard in shards]).equals(whole)
+def test_shards_hold_all_rows_in_their_order_and_are_the_same_again(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    lines = (tmp_path / "tagged.jsonl").read_text().splitlines(keepends=True)
+    many, tagged = lines * 300, tmp_path / "many.jsonl"
+    tagged.write_text("".join(many))
+    keys = [json.loads(line) for line in many]
+    rows = pa.table({name: [row[name] for row in keys] for name in ("item_id", "trainability")})
+    for name, limit in (("whole", 10**9), ("again", 10**9), ("sharded", 1)):
+        paths = write_splits(tagged, rows, tag_schema([1]), tmp_path / name, shard_bytes=limit)
+        if name != "sharded":
+            assert set(paths) == DATA
+    for path in DATA:
+        whole = (tmp_path / "whole" / path).read_bytes()
+        assert whole == (tmp_path / "again" / path).read_bytes()
+        stem = path.partition("-")[0]
+        shards = [tmp_path / "sharded" / f"{stem}-{n:05d}-of-00003.parquet" for n in range(3)]
+        sharded = pa.concat_tables([pq.read_table(shard) for shard in shards])
+        assert sharded.equals(pq.read_table(tmp_path / "whole" / path))
 
 
 # --- What is there already -----------------------------------------------------------------------
