@@ -246,7 +246,7 @@ def test_a_name_without_an_owner_is_ones_own(hub: HubStandIn, push: Push) -> Non
     assert f'load_dataset("{NAME}"' in hub.repositories[NAME].files["README.md"].data.decode()
 
 
-def test_large_splits_are_sharded_and_old_shards_are_deleted(
+def test_shards_that_an_earlier_push_left_are_deleted(
     hub: HubStandIn, run: Path, push: Push
 ) -> None:
     pushed(push())
