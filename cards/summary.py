@@ -61,13 +61,19 @@ def summarize(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def tag_meanings(tau: float, *, learned: bool) -> dict[Trainability, str]:
+    """What each tag means, in a line; `learned` says that a fitted predictor gave it."""
+    meanings = _MEANINGS | (_PREDICTED_MEANINGS if learned else {})
+    return {tag: text.format(tau=tau) for tag, text in meanings.items()}
+
+
 def summary_text(summary: dict[str, Any]) -> str:
     """Write a summary as a table for a terminal."""
     predictor = summary["predictor"]
-    meanings = _MEANINGS | (_PREDICTED_MEANINGS if "name" in predictor else {})
+    meanings = tag_meanings(summary["tau"], learned="name" in predictor)
     lines = [f"{'tag':<14}{'items':>8}{'share':>8}   meaning"]
     for tag, entry in summary["tags"].items():
-        meaning = meanings[Trainability(tag)].format(tau=summary["tau"])
+        meaning = meanings[Trainability(tag)]
         lines.append(f"{tag:<14}{entry['items']:>8,}{entry['share']:>8.1%}   {meaning}")
     lines.append(f"{'all':<14}{summary['items']:>8,}")
     lines.append("")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from curate import __version__
+from curate.cli_publishing import add_publishing
 from curate.cli_selection import add_selection
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import CurateError, RunError, UsageError, one_line
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_confirm(commands)
     _add_calibrate(commands)
     _add_compare(commands)
+    add_publishing(commands)
     return parser
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curate.config import config_from_mapping
 from curate.errors import UsageError
@@ -34,13 +33,13 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
         RunError: a stage failed; the same call continues.
     """
     from curate.datasets import open_source
-    from curate.tagged import read_table
+    from curate.tagged import read_table, with_types
     from curate.tags import tag_schema
     from probes.tagging import tag_dataset
 
     values = {"dataset": dataset, "model": model, **settings}
     config, out = tag_dataset(config_from_mapping(values, "tag()"))
-    return _with_types(read_table(open_source(out)), tag_schema(config.k))
+    return with_types(read_table(open_source(out)), tag_schema(config.k))
 
 
 def filter(
@@ -285,12 +284,88 @@ def compare(
     return comparison.items, comparison.summary
 
 
-def _with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give the tag columns their types, which a CSV or JSON file does not keep."""
-    for field in schema:
-        column = table[field.name]
-        if pa.types.is_string(column.type):  # In CSV null is an empty cell.
-            column = pc.if_else(pc.equal(column, ""), None, column)
-        place = table.schema.get_field_index(field.name)
-        table = table.set_column(place, field, column.cast(field.type))
-    return table
+def card(
+    run: str | Path,
+    out: str | Path = "README.md",
+    *,
+    merge: str | Path | None = None,
+    repo: str = "",
+    language: Sequence[str] = (),
+    license: str = "",
+) -> dict[str, Any]:
+    """Write a dataset card for the Hub, as `curate card` does.
+
+    Args:
+        run: the folder of a finished run.
+        out: where the card goes.
+        merge: a card whose other text, metadata and configurations stay.
+        repo: the dataset's id on the Hub, for the lines that load it.
+        language: ISO 639 codes of the items' languages; none keeps those of the card merged with.
+        license: an identifier of the Hub; none keeps that of the card merged with.
+
+    Returns:
+        the card's metadata.
+
+    Raises:
+        UsageError: not a finished run, or a card that cannot be merged with; nothing was written.
+        RunError: a file of the run is missing or damaged.
+    """
+    from cards.dataset_card import write_card
+
+    return write_card(
+        Path(run),
+        Path(out),
+        merge=None if merge is None else Path(merge),
+        repo=repo,
+        language=language,
+        license=license,
+    )
+
+
+def push(
+    run: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    with_rollouts: bool = False,
+    tagged: str | Path | None = None,
+    overwrite: bool = False,
+    create_pr: bool = False,
+    language: Sequence[str] = (),
+    license: str = "",
+) -> dict[str, Any]:
+    """Upload a run to the Hub as a dataset, as `curate push` does.
+
+    Args:
+        run: the folder of a finished run.
+        repo: `owner/name` of the dataset; a name alone is one of your own.
+        private: make the repository private, if it is not there yet.
+        dry_run: upload nothing, and use no network.
+        with_rollouts: upload the sampled completions too.
+        tagged: the tagged file, if it is no longer where `curate tag` wrote it.
+        overwrite: replace files of the repository that no push of this run wrote.
+        create_pr: open a pull request instead of committing.
+        language, license: as in `card`.
+
+    Returns:
+        `repo`, `files` (`path` and `bytes` of each), `deleted`, `dry_run`, and of a push `changed`,
+        `commit` and `url`.
+
+    Raises:
+        UsageError: bad input, a refused token or name, or files that would be replaced unseen.
+        RunError: the connection was lost, or the repository changed; the same call continues.
+    """
+    from cards.publishing import PushSettings, push_run
+
+    settings = PushSettings(
+        repo,
+        private=private,
+        with_rollouts=with_rollouts,
+        language=language,
+        license=license,
+        tagged=None if tagged is None else Path(tagged),
+        overwrite=overwrite,
+        create_pr=create_pr,
+    )
+    return push_run(Path(run), settings, dry_run=dry_run)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.datasets import Source, SourceRow, json_text
@@ -320,7 +321,27 @@ _WRITERS: dict[str, _Writer] = {
 
 def read_table(source: Source) -> pa.Table:
     """Read a whole source as one Arrow table, typed as `write_tagged` types Parquet."""
+    schema, batches = read_batches(source)
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def read_batches(source: Source) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Read a source as `read_table` does, but some rows at a time: its schema, and its batches."""
     if source.schema is not None:
-        return pa.Table.from_batches(source.batches(), schema=source.schema)
+        return source.schema, source.batches()
     schema = _inferred_schema(source)
-    return pa.Table.from_batches(_inferred_batches(source, schema), schema=schema)
+    return schema, _inferred_batches(source, schema)
+
+
+def with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give the tag columns their types, which a CSV or JSON file does not keep.
+
+    Raises pa.ArrowInvalid for a value that is none of its column.
+    """
+    for field in schema:
+        column = table[field.name]
+        if pa.types.is_string(column.type):  # In CSV null is an empty cell.
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        place = table.schema.get_field_index(field.name)
+        table = table.set_column(place, field, column.cast(field.type))
+    return table
