@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "calibrate", "compare", "confirm", "tag", "validate"]
+__all__ = ["__version__", "calibrate", "compare", "confirm", "report", "tag", "validate"]
 
 if TYPE_CHECKING:
-    from curate.commands import calibrate, compare, confirm, tag, validate
+    from curate.commands import calibrate, compare, confirm, report, tag, validate
 
 
 def __getattr__(name: str) -> Any:

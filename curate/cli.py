@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from curate import __version__
+from curate.cli_report import add_report
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import CurateError, RunError, UsageError
 from curate.profiling import process_start
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_confirm(commands)
     _add_calibrate(commands)
     _add_compare(commands)
+    add_report(commands)
     return parser
 
 

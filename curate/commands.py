@@ -168,6 +168,26 @@ def compare(
     return comparison.items, comparison.summary
 
 
+def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+    """Write the report of a run as one HTML file, as `curate report` does.
+
+    Args:
+        run: the run folder.
+        out: the file, ending in .html; `report.html` in the run folder if None.
+
+    Returns:
+        the numbers of every chart in it, with its name as `file`.
+
+    Raises:
+        UsageError: no run folder, one that is not finished, or a bad name for the file.
+        RunError: a file of the run is missing or damaged, or the disk is full.
+    """
+    from cards.report import report_run
+
+    file, facts = report_run(Path(run), None if out is None else Path(out))
+    return {"file": str(file), **facts}
+
+
 def _with_types(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give the tag columns their types, which a CSV or JSON file does not keep."""
     for field in schema:
