@@ -248,15 +248,29 @@ def _similarity_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
         "with_one_correct_rollout": int((~known & (items.correct == 1)).sum()),
         "without_for_other_reasons": int((~known & (items.correct > 1)).sum()),
         "reliability": _quartiles(items.reliability),
+        "range": _range(items.similarity[known]),
         "points": {
             "of": int(known.sum()),
             "item": shown.tolist(),
             "item_id": items.ids[shown].tolist(),
-            "tag": [TAGS[at] for at in items.tag[shown].tolist()],
+            "tag": _words(items.tag[shown]),
+            "confirmed": None if items.confirmed is None else _words(items.confirmed[shown]),
             "gradients": items.gradients[shown].tolist(),
             **{name: plain(values[shown]) for name, values in columns.items()},
         },
     }
+
+
+def _words(tag: Ints) -> list[str | None]:
+    return [TAGS[at] if at >= 0 else None for at in tag.tolist()]
+
+
+def _range(values: Floats) -> list[float]:
+    """From 0 or below to 0 or above, all but the most extreme values between."""
+    if not len(values):
+        return [-1.0, 1.0]
+    low, high = np.quantile(values, [0.01, 0.99]).tolist()
+    return [round(min(0.0, low), 3), round(max(0.0, high, low + 0.01), 3)]
 
 
 def _rollouts_by_tag(items: ReportItems) -> list[dict[str, Any]]:
@@ -331,8 +345,11 @@ def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:
         )
     if not certainty["rewards"]:
         missing.append("rewards in training: no finished run of `curate validate`")
-    if certainty["gradients"] is None:
+    gradients = certainty["gradients"]
+    if gradients is None:
         missing.append("cosines between items: the gradients were removed from the run folder")
+    elif not gradients["blocks"]["groups"]:
+        missing.append("cosines between items: no item has two correct rollouts")
     if certainty["similarities"]["threshold"]["value"] is None:
         missing.append(
             f"a similarity threshold: {certainty['similarities']['threshold']['source']}"

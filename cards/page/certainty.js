@@ -2,8 +2,8 @@
 
 function showCertainty(facts, tags, open) {
   const { certainty, run } = facts;
-  const place = document.getElementById("certainty");
-  place.append(
+  add(
+    document.getElementById("certainty"),
     keyFigures(certainty, facts),
     el(
       "div",
@@ -19,7 +19,7 @@ function showCertainty(facts, tags, open) {
       ? el(
           "div", { class: "note" },
           el("h3", null, "Not measured"),
-          el("ul", null, facts.not_measured.map((text) => el("li", null, visible(text)))),
+          el("ul", null, facts.not_measured.map((text) => el("li", null, coded(text)))),
         )
       : null,
   );
@@ -54,11 +54,11 @@ function keyFigures(certainty, { dataset }) {
     ],
     [
       share(rates.truncated, rates.rollouts),
-      "of the rollouts were cut at --max-tokens and count as wrong",
+      "of the rollouts were cut at the length limit and count as wrong",
       `${count(rates.rollouts)} rollouts, ${count(rates.correct)} correct, ${count(rates.not_judged)} could not be judged`,
     ],
     confirmation === null
-      ? ["not confirmed", "no GRPO run has tested these predictions on this model", "curate validate, then curate confirm"]
+      ? ["not confirmed", "no GRPO run has tested these predictions on this model", coded("`curate validate`, then `curate confirm`")]
       : [
           `${count(confirmation.confirmed.learnable)} learned, ${count(confirmation.confirmed.unlearnable)} not`,
           `of ${count(confirmation.hard_items)} hard items, in all of ${plural(confirmation.seeds.length, "GRPO run")}`,
@@ -78,32 +78,58 @@ function keyFigures(certainty, { dataset }) {
 function scatter(facts, tau, tags, open) {
   const { points, threshold } = facts;
   const shown = points.item.length;
-  if (!shown) return figure("Gradient similarity and pass rate", el("p", { class: "muted" }, "Not measured: no item has two correct rollouts."), null, true);
+  const title = "Gradient similarity and pass rate";
+  if (!shown) return figure(title, el("p", { class: "muted" }, "Not measured: no item has two correct rollouts."), null, true);
+  const drawn = el("div", null);
+  const show = (words) => drawn.replaceChildren(
+    legend(tags.filter((tag) => words.includes(tag))),
+    scatterChart(facts, tau, words, open),
+  );
+  show(points.tag);
+  const colour = el(
+    "select",
+    { "aria-label": "Colour by", onchange: (event) => show(points[event.target.value]) },
+    el("option", { value: "tag" }, "predicted tag"), el("option", { value: "confirmed" }, "confirmed tag"),
+  );
+  const sample = shown < points.of
+    ? `${count(shown)} of ${count(points.of)} items, as many of each tag as there are: density here is not that of the dataset. `
+    : `All ${count(shown)} items that have a similarity. `;
+  return figure(
+    title,
+    el("div", null, points.confirmed ? el("p", { class: "choice" }, "colour by ", colour) : null, drawn),
+    `${sample}Lines are 95 % intervals. A hard item whose interval lies above the threshold` +
+      `${threshold.source ? ` (${visible(threshold.source)})` : ""} is predicted learnable, one below unlearnable. ` +
+      "Click a point for its item.",
+    true,
+  );
+}
+
+function scatterChart({ points, threshold }, tau, words, open) {
+  const shown = points.item.length;
   const known = [...points.similarity_low, ...points.similarity_high, ...points.similarity].filter((each) => each !== null);
   const [low, high] = [Math.min(0, ...known), Math.max(0, ...known)];
-  const present = tags.filter((tag) => points.tag.includes(tag));
-  const drawn = chart(
+  return chart(
     `Gradient similarity against pass rate of ${plural(shown, "item")}, with 95 % intervals`,
     340,
     (plot, width, height) => {
-      const [left, right, bottom, top] = [46, width - 10, height - 40, 16];
+      const [left, right, bottom, top] = [46, width - 10, height - 40, 28];
       const y = linear(low, high, bottom, top);
       // A square root gives the hard items room and still has a place for 0.
       const root = linear(0, 1, left + 6, right - 6);
       const x = (value) => root(Math.sqrt(Math.max(0, value)));
       yAxis(plot, y, ticks(low, high, 6), left, right, (value) => String(value).replace("-", "−"));
-      plot.append(line(left, y(0), right, y(0), "axis"), line(x(tau), top, x(tau), bottom, "threshold"));
-      plot.append(text(x(tau) + 5, top + 6, `τ = ${tau}`, "mark", "start"));
+      plot.append(line(left, y(0), right, y(0), "axis"), line(x(tau), top - 10, x(tau), bottom, "threshold"));
+      plot.append(text(x(tau) + 5, top - 4, `τ = ${tau}`, "mark", "start"));
       if (threshold.value !== null) {
         plot.append(line(left, y(threshold.value), right, y(threshold.value), "threshold"));
         plot.append(text(right, y(threshold.value) - 5, `threshold ${rate(threshold.value)}`, "mark", "end"));
       }
       xAxis(plot, x, width < 420 ? [0, 0.1, 0.5, 1] : [0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1], bottom, String);
       axisName(plot, (left + right) / 2, height - 4, "pass rate (square-root scale)");
-      axisName(plot, left - 40, top - 4, "gradient similarity", "start");
+      axisName(plot, left - 40, top - 16, "gradient similarity", "start");
       const fine = shown > 150 ? "faint" : "";
       for (let at = 0; at < shown; at++) {
-        const tag = points.tag[at];
+        const tag = words[at] ?? "untagged";
         const [px, py] = [x(points.pass_rate[at]), y(points.similarity[at])];
         const mark = svg("g", { class: "point" });
         if (points.pass_rate_low[at] !== null)
@@ -111,26 +137,15 @@ function scatter(facts, tau, tags, open) {
         if (points.similarity_low[at] !== null)
           mark.append(line(px, y(points.similarity_low[at]), px, y(points.similarity_high[at]), `whisker ${tag} ${fine}`));
         mark.append(svg("circle", { cx: px, cy: py, r: 4, class: `fill ${tag}` }));
-        const words =
+        const told =
           `${tag}, item ${visible(points.item_id[at])}\n` +
           `pass rate ${rate(points.pass_rate[at])} (${between(points.pass_rate_low[at], points.pass_rate_high[at])})\n` +
           `similarity ${rate(points.similarity[at])} (${between(points.similarity_low[at], points.similarity_high[at])})\n` +
           `reliability ${rate(points.reliability[at], 2)}, ${plural(points.gradients[at], "correct rollout")}`;
         mark.addEventListener("click", () => open(points.item[at]));
-        plot.append(withTip(mark, words));
+        plot.append(withTip(mark, told));
       }
     },
-  );
-  const sample = shown < points.of
-    ? `${count(shown)} of ${count(points.of)} items, as many of each tag as there are: density here is not that of the dataset. `
-    : `All ${count(shown)} items that have a similarity. `;
-  return figure(
-    "Gradient similarity and pass rate",
-    el("div", null, legend(present), drawn),
-    `${sample}Lines are 95 % intervals. A hard item whose interval lies above the threshold` +
-      `${threshold.source ? ` (${visible(threshold.source)})` : ""} is predicted learnable, one below unlearnable. ` +
-      "Click a point for its item.",
-    true,
   );
 }
 
@@ -152,7 +167,7 @@ function blocks(facts, circular) {
   const most = Math.max(0.05, ...found[name].flat().filter((value) => value !== null).map(Math.abs));
   const cell = (value, low, high, scale) => {
     const drawn = el("td", null, el("b", null, rate(value, 2)), el("small", null, value === null ? "no direction" : between(low, high, 2)));
-    if (value !== null) drawn.style.background = diverging(value, scale);
+    if (value !== null) drawn.style.background = diverging(0.8 * value, scale);
     return drawn;
   };
   const rows = found.groups.map((group, row) =>
@@ -177,7 +192,7 @@ function blocks(facts, circular) {
     (corrected
       ? "Cosine between the directions of two items, sampling noise taken out; "
       : "Cosine between two correct rollouts of different items; ") +
-      `95 % intervals from ${count(facts.resamples)} resamples of items, none below 5 items.${circular}`,
+      `95 % intervals from ${count(facts.resamples)} resamples of items, none below 5 items; an estimate may leave −1 to 1.${circular}`,
   );
 }
 
@@ -279,7 +294,7 @@ function rollouts(facts, tags) {
   const rounds = facts.by_round;
   const highest = Math.max(1, ...rounds.map((round) => round.rollouts));
   const drawn = chart(`Rollouts by round, ${plural(rounds.length, "round")}`, 220, (plot, width, height) => {
-    const [left, right, bottom, top] = [62, width - 8, height - 40, 18];
+    const [left, right, bottom, top] = [62, width - 8, height - 40, 28];
     const y = linear(0, highest, bottom, top);
     y.top = top;
     yAxis(plot, y, ticks(0, highest).filter(Number.isInteger), left, right);
@@ -296,7 +311,7 @@ function rollouts(facts, tags) {
     plot.append(line(left, bottom, right, bottom, "axis"));
     rounds.forEach((round, number) => plot.append(text(left + (number + 0.5) * step, bottom + 17, String(round.round), "tick")));
     axisName(plot, (left + right) / 2, height - 4, "round");
-    axisName(plot, left - 56, top - 6, "rollouts", "start");
+    axisName(plot, left - 56, top - 16, "rollouts", "start");
   });
   const present = tags.filter((tag) => rounds.some((round) => round.tags[tag]));
   const byRound = figure(

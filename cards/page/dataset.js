@@ -10,8 +10,8 @@ function showDataset(facts, tags) {
     `${plural(dataset.items, "item")} probed with ${visible(run.model)}` +
       (run.created ? ` on ${visible(run.created).slice(0, 10)}` : ""),
   );
-  const place = document.getElementById("dataset");
-  place.append(
+  add(
+    document.getElementById("dataset"),
     el(
       "p",
       { class: "lede" },
@@ -77,7 +77,7 @@ function distribution(facts, tags) {
     `Histogram of the pass rates of ${plural(facts.items, "item")}; τ is ${facts.tau}`,
     240,
     (plot, width, height) => {
-      const [left, right, bottom, top] = [46, width - 8, height - 40, 18];
+      const [left, right, bottom, top] = [46, width - 8, height - 40, 26];
       const y = linear(0, most, bottom, top);
       y.top = top;
       yAxis(plot, y, ticks(0, most).filter(Number.isInteger), left, right);
@@ -90,12 +90,12 @@ function distribution(facts, tags) {
         (number) => (number === 0 ? [left + 4, bar] : [x(facts.bins[number].low) + 1, (right - first) / 20 - 2]),
         y, bottom,
       );
-      plot.append(line(left, bottom, right, bottom, "axis"), line(x(facts.tau), top - 6, x(facts.tau), bottom, "threshold"));
-      plot.append(text(x(facts.tau) + 5, top + 2, `τ = ${facts.tau}`, "mark", "start"));
+      plot.append(line(left, bottom, right, bottom, "axis"), line(x(facts.tau), top - 8, x(facts.tau), bottom, "threshold"));
+      plot.append(text(x(facts.tau) + 5, top - 3, `τ = ${facts.tau}`, "mark", "start"));
       xAxis(plot, x, width < 420 ? [0.2, 0.6, 1] : [0.2, 0.4, 0.6, 0.8, 1], bottom, String);
       plot.append(text(left + 4 + bar / 2, bottom + 17, "none", "tick"));
       axisName(plot, (first + right) / 2, height - 4, "pass rate (bins of 0.05)");
-      axisName(plot, left - 40, top - 6, "items", "start");
+      axisName(plot, left - 40, top - 15, "items", "start");
     },
   );
   const present = tags.filter((tag) => facts.bins.some((bin) => bin.tags[tag]));
@@ -120,7 +120,7 @@ function distribution(facts, tags) {
 function sources(facts, tags) {
   if (!facts.columns.length)
     return figure("Tags by source", el("p", { class: "muted" }, `Not shown: ${visible(facts.note)}.`), null);
-  const chosen = el("div", null);
+  const chosen = el("div", { class: "scroll" });
   const show = (column) => {
     const most = Math.max(...column.values.map((each) => each.items));
     chosen.replaceChildren(

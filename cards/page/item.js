@@ -41,7 +41,7 @@ class ItemView {
         "header", null,
         el(
           "div", null,
-          el("h2", { id: "item-title" }, tagLabel(tags[columns.tag[at]]), confirmed ? el("small", null, " predicted; confirmed ", tagLabel(confirmed)) : null),
+          el("h2", { id: "item-title" }, tagLabel(tags[columns.tag[at]]), el("small", null, " predicted; ", confirmed ? ["confirmed ", tagLabel(confirmed)] : "not confirmed")),
           el("p", { class: "muted" }, `row ${count(columns.row[at])} · item ${visible(columns.id[at])}`,
             sources.filter((source) => source.codes[at] >= 0).map((source) => [" · ", el("bdi", null, `${oneLine(source.name)}: ${oneLine(source.values[source.codes[at]])}`)])),
         ),

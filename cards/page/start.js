@@ -5,7 +5,7 @@ function read(id) {
 }
 
 function showMeasured({ run }) {
-  const settings = Object.entries(run.settings).map(([name, value]) => [`--${name.replaceAll("_", "-")}`, String(value)]);
+  const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${typeof value === "string" ? JSON.stringify(value) : value}`);
   const seconds = Object.values(run.seconds).reduce((sum, each) => sum + (each ?? 0), 0);
   const rows = [
     ["model", [run.model, run.model_revision && `revision ${run.model_revision}`, run.dtype, run.weight_hash && `weights ${run.weight_hash.slice(0, 16)}`].filter(Boolean).join(", ")],
@@ -14,7 +14,7 @@ function showMeasured({ run }) {
     ["similarity threshold", run.similarity_threshold.value == null ? `none: ${run.similarity_threshold.source ?? "not measured"}` : `${rate(run.similarity_threshold.value)}: ${run.similarity_threshold.source}`],
     ["p_unlearnable", run.predictor ? `by ${run.predictor}` : "built in: the chance that the similarity lies below the threshold"],
     ["time", `${count(Math.round(seconds))} s on ${run.device ?? "an unknown device"}`],
-    ...settings,
+    ["settings", settings.join(", ")],
     ["versions", Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join(", ")],
   ];
   document.getElementById("measured").append(

@@ -6,7 +6,7 @@ const SPARE_ROWS = 6;
 class ItemTable {
   constructor(data, facts, open) {
     Object.assign(this, { data, open, tau: facts.run.tau });
-    this.columns = this.chooseColumns(facts.certainty.similarities.threshold.value);
+    this.columns = this.chooseColumns(facts.certainty.similarities);
     this.order = new Int32Array(0);
     this.active = 0;
     this.sort = { key: "row", down: false };
@@ -16,7 +16,7 @@ class ItemTable {
   }
 
   // Each column: its head, how wide, what it sorts by, and what its cell holds.
-  chooseColumns(threshold) {
+  chooseColumns({ threshold, range }) {
     const { columns, sources, tags } = this.data;
     const tagCell = (name) => (at) => (columns[name][at] < 0 ? DASH : tagLabel(tags[columns[name][at]]));
     const measured = (name, low, high, from, to, rule) => (at) =>
@@ -28,7 +28,7 @@ class ItemTable {
       { key: "pass_rate", head: "pass rate", width: "148px", value: (at) => columns.pass_rate[at], cell: measured("pass_rate", "pass_rate_low", "pass_rate_high", 0, 1, this.tau) },
       columns.final_pass_rate && { key: "final_pass_rate", head: "after GRPO", width: "92px", value: (at) => columns.final_pass_rate[at], cell: (at) => rate(columns.final_pass_rate[at]) },
       { key: "correct", head: "correct", width: "92px", value: (at) => columns.correct[at], cell: (at) => `${count(columns.correct[at])} / ${count(columns.judged[at])}` },
-      { key: "similarity", head: "similarity", width: "148px", value: (at) => columns.similarity[at], cell: measured("similarity", "similarity_low", "similarity_high", -0.5, 0.5, threshold) },
+      { key: "similarity", head: "similarity", width: "148px", value: (at) => columns.similarity[at], cell: measured("similarity", "similarity_low", "similarity_high", ...range, threshold.value) },
       { key: "p_unlearnable", head: "p_unlearnable", width: "116px", value: (at) => columns.p_unlearnable[at], cell: (at) => rate(columns.p_unlearnable[at]) },
       columns.reasoning_quality && { key: "reasoning_quality", head: "reasoning", width: "92px", value: (at) => columns.reasoning_quality[at], cell: (at) => rate(columns.reasoning_quality[at], 2) },
       ...sources.slice(0, 2).map((source, number) => ({
@@ -36,7 +36,7 @@ class ItemTable {
         value: (at) => source.values[source.codes[at]] ?? null,
         cell: (at) => oneLine(source.values[source.codes[at]] ?? DASH),
       })),
-      { key: "prompt", head: "prompt", width: "minmax(260px, 1fr)", value: (at) => columns.prompt[at].trimStart(), cell: (at) => el("bdi", null, oneLine(columns.prompt[at].slice(0, 240))) },
+      { key: "prompt", head: "prompt", width: "minmax(300px, 1fr)", value: (at) => columns.prompt[at].trimStart(), cell: (at) => el("bdi", null, oneLine(columns.prompt[at].slice(0, 240))) },
     ];
     return every.filter(Boolean);
   }
@@ -59,6 +59,8 @@ class ItemTable {
       el("div", { role: "rowgroup", class: "heads" }, head), this.body,
     );
     this.grid.style.setProperty("--columns", widths);
+    const least = this.columns.reduce((sum, column) => sum + Number(column.width.match(/\d+/)[0]), 0);
+    this.grid.style.setProperty("--least", `${least}px`);
     this.status = el("p", { role: "status", class: "status", "aria-live": "polite" });
     document.getElementById("items").append(
       this.controls(), this.status, this.grid,
@@ -228,7 +230,7 @@ class ItemTable {
         role: "row", class: active ? "row active" : "row", id: `row-${place}`, "aria-rowindex": place + 2, "data-item": at,
         onclick: () => ((this.active = place), this.open(at)),
       },
-      this.columns.map((column) => el("div", { role: "gridcell", class: column.key }, column.cell(at))),
+      this.columns.map((column) => el("div", { role: "gridcell", class: `cell-${column.key}` }, column.cell(at))),
     );
     row.style.top = `${place * ROW_HEIGHT}px`;
     return row;

@@ -23,6 +23,15 @@ function svg(name, attributes, ...children) {
   return filled(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 }
 
+// Adds children, of which some may be null, to an element of the page.
+function add(element, ...children) {
+  return filled(element, null, children);
+}
+
+// Text in which commands stand between backticks.
+const coded = (words) =>
+  visible(words).split("`").map((part, number) => (number % 2 ? el("code", null, part) : part));
+
 function filled(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes ?? {})) {
     if (typeof value === "function") element.addEventListener(key.slice(2), value);

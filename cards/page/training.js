@@ -68,11 +68,12 @@ function aurocs(facts) {
     const [left, right, top] = [132, width - 46, 12];
     const x = linear(0, 1, left, right);
     const bottom = top + rows.length * 26 + 4;
-    plot.append(line(x(0.5), top, x(0.5), bottom, "threshold"), line(left, bottom, right, bottom, "axis"));
+    plot.append(line(left, bottom, right, bottom, "axis"));
     xAxis(plot, x, [0, 0.25, 0.5, 0.75, 1], bottom, String);
     rows.forEach((row, number) => {
       const y = top + number * 26 + 16;
       if (row.head) return plot.append(text(0, y + 2, row.head, "head", "start"));
+      plot.append(line(x(0.5), y - 13, x(0.5), y + 13, "threshold"));
       const { auroc, auroc_low: low, auroc_high: high } = row.score;
       plot.append(text(left - 10, y + 4, row.name, "tick", "end"));
       if (auroc === null) return plot.append(text(left + 4, y + 4, "not defined", "tick", "start"));
@@ -113,29 +114,29 @@ function sweep(facts) {
   const head = ["τ", "hard", "unlearnable", "learnable", "no positive", "disagree", "compared", "AUROC similarity", "AUROC pass rate"];
   return figure(
     "If τ were another",
-    el("div", { class: "scroll" }, table(head, rows)),
+    numbers(head, rows),
     "AUROCs are over the compared items, which have a similarity. At a higher τ the hard items span a wider range of pass rates, so that a rising AUROC of the pass rate is no discovery.",
-    true,
   );
 }
 
 // --- Rewards ---------------------------------------------------------------------------------
 
 function rewards(recipes, tags) {
-  return recipes.filter((recipe) => recipe.groups.length).map((recipe) => rewardCurves(recipe, tags));
+  return recipes
+    .filter((recipe) => recipe.groups.length)
+    .map((recipe, number, all) => rewardCurves(recipe, tags, number === 0 && all.length % 2 === 1));
 }
 
-function rewardCurves(recipe, tags) {
-  const windows = recipe.first_step.length;
+function rewardCurves(recipe, tags, wide) {
   const middle = recipe.first_step.map((first, at) => (first + recipe.last_step[at]) / 2);
   const drawn = chart(`Mean reward in training by group, recipe ${visible(recipe.recipe)}`, 260, (plot, width, height) => {
-    const [left, right, bottom, top] = [42, width - 10, height - 40, 16];
+    const [left, right, bottom, top] = [42, width - 10, height - 40, 28];
     const y = linear(0, 1, bottom, top);
     const x = linear(1, Math.max(2, recipe.last_step.at(-1)), left, right);
     yAxis(plot, y, [0, 0.25, 0.5, 0.75, 1], left, right, String);
     xAxis(plot, x, ticks(1, recipe.last_step.at(-1), width < 420 ? 3 : 6).filter(Number.isInteger), bottom, count);
     axisName(plot, (left + right) / 2, height - 4, "step");
-    axisName(plot, left - 36, top - 4, "mean reward", "start");
+    axisName(plot, left - 36, top - 16, "mean reward", "start");
     for (const group of recipe.groups) {
       for (const part of segments(group.mean_reward_low)) {
         const upper = part.map((at) => `${x(middle[at])},${y(group.mean_reward_high[at])}`);
@@ -148,7 +149,7 @@ function rewardCurves(recipe, tags) {
         if (value === null) return;
         const words =
           `${group.group}, steps ${recipe.first_step[at]} to ${recipe.last_step[at]}: ${rate(value)} ` +
-          `(${between(group.mean_reward_low[at], group.mean_reward_high[at])}), ${plural(group.rollout_groups[at], "group of rollouts").replace("rolloutss", "rollouts")}`;
+          `(${between(group.mean_reward_low[at], group.mean_reward_high[at])}), ${count(group.rollout_groups[at])} groups of rollouts`;
         plot.append(withTip(svg("circle", { cx: x(middle[at]), cy: y(value), r: 3, class: `fill ${group.group}` }), words));
       });
     }
@@ -171,7 +172,7 @@ function rewardCurves(recipe, tags) {
       `${recipe.seeds.length > 1 ? " (thin lines)" : ""}; windows of ${plural(recipe.steps_per_window, "step")}; groups by ` +
       `${recipe.groups_from}. Every generated group of rollouts counts once, those without a gradient too. Bands: 95 % intervals ` +
       "of the mean, none below 5 groups of rollouts.",
-    windows > 1,
+    wide,
   );
 }
 
