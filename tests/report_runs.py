@@ -46,7 +46,7 @@ def write_report_run(
         rollouts_of: items with a row for each rollout; all if None.
     """
     number = np.arange(items)
-    ids = [item_id(each) for each in number]
+    ids = [item_id(each) for each in range(items)]
     tag = number % len(TAGS)
     # easy, learnable, unlearnable, no_positive, undetermined
     correct = np.array([16, 3, 2, 0, 1])[tag] + np.where(tag == 0, number % 7, 0)
@@ -82,7 +82,7 @@ def write_report_run(
         },
         "tags": {
             "item_id": ids, "trainability": [TAGS[each] for each in tag],
-            "p_unlearnable": np.where(np.isin(tag, (1, 2)), tag - 0.99, np.nan),
+            "p_unlearnable": np.where(np.isin(tag, (1, 2)), (tag - 0.99) / 1.02, np.nan),
             "tag_reason": [f"pass rate {r:.3g} ({c} of {ROLLOUTS} rollouts)"
                            for r, c in zip(rate, correct, strict=True)],
         },

@@ -9,6 +9,7 @@ class ItemTable {
     this.columns = this.chooseColumns(facts.certainty.similarities);
     this.order = new Int32Array(0);
     this.active = 0;
+    this.rows = new Map();
     this.sort = { key: "row", down: false };
     this.filters = { words: "", tags: new Set(), confirmed: "", sources: data.sources.map(() => ""), low: null, high: null };
     this.build();
@@ -54,7 +55,7 @@ class ItemTable {
       {
         role: "grid", class: "grid", id: "grid", tabindex: "0", "aria-label": "Items", "aria-colcount": this.columns.length,
         "aria-describedby": "grid-help", onkeydown: (event) => this.key(event),
-        onscroll: () => this.later(), onfocus: () => this.draw(), onblur: () => this.draw(),
+        onscroll: () => this.later(),
       },
       el("div", { role: "rowgroup", class: "heads" }, head), this.body,
     );
@@ -168,6 +169,8 @@ class ItemTable {
     this.order = this.sorted(this.matching());
     this.active = Math.max(0, this.order.indexOf(kept));
     this.grid.setAttribute("aria-rowcount", this.order.length + 1);
+    this.rows = new Map();
+    this.body.replaceChildren(...(this.order.length ? [] : [el("p", { class: "muted none" }, "No item matches.")]));
     this.body.style.height = `${this.order.length * ROW_HEIGHT}px`;
     this.status.textContent = this.order.length === this.data.items
       ? plural(this.data.items, "item")
@@ -212,22 +215,29 @@ class ItemTable {
   draw() {
     const first = Math.max(0, Math.floor(this.grid.scrollTop / ROW_HEIGHT) - SPARE_ROWS);
     const last = Math.min(this.order.length, first + Math.ceil(this.grid.clientHeight / ROW_HEIGHT) + 2 * SPARE_ROWS);
-    const rows = [];
-    for (let place = first; place < last; place++) rows.push(this.row(place));
-    this.body.replaceChildren(...rows);
-    if (!this.order.length) this.body.replaceChildren(el("p", { class: "muted none" }, "No item matches."));
-    const current = document.getElementById(`row-${this.active}`);
-    if (current) this.grid.setAttribute("aria-activedescendant", current.id);
+    for (const [place, row] of this.rows)
+      if (place < first || place >= last) {
+        row.remove();
+        this.rows.delete(place);
+      }
+    // Rows that stay in sight stay the same elements: a click may be on its way to one.
+    for (let place = first; place < last; place++) {
+      if (!this.rows.has(place)) {
+        this.rows.set(place, this.row(place));
+        this.body.append(this.rows.get(place));
+      }
+      this.rows.get(place).classList.toggle("active", place === this.active);
+    }
+    if (this.rows.has(this.active)) this.grid.setAttribute("aria-activedescendant", `row-${this.active}`);
     else this.grid.removeAttribute("aria-activedescendant");
   }
 
   row(place) {
     const at = this.order[place];
-    const active = place === this.active && document.activeElement === this.grid;
     const row = el(
       "div",
       {
-        role: "row", class: active ? "row active" : "row", id: `row-${place}`, "aria-rowindex": place + 2, "data-item": at,
+        role: "row", class: "row", id: `row-${place}`, "aria-rowindex": place + 2, "data-item": at,
         onclick: () => ((this.active = place), this.open(at)),
       },
       this.columns.map((column) => el("div", { role: "gridcell", class: `cell-${column.key}` }, column.cell(at))),
