@@ -26,8 +26,10 @@ from recipes.finished_run import open_finished_run
 
 _PAGE = files("cards") / "page"
 # In the order in which they use each other.
-_SCRIPTS = ("text.js", "charts.js", "dataset.js", "certainty.js", "training.js")
-_SCRIPTS += ("table.js", "item.js", "start.js")
+_SCRIPTS = (
+    *("text.js", "charts.js", "dataset.js", "certainty.js", "training.js"),
+    *("table.js", "item.js", "start.js"),
+)
 _POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; "
     "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -72,9 +74,7 @@ def report_run(run_dir: Path, out: Path | None = None) -> tuple[Path, dict[str, 
     return file, facts
 
 
-def render_report(
-    facts: dict[str, Any], items: dict[str, Any], rollouts: dict[str, Any]
-) -> bytes:
+def render_report(facts: dict[str, Any], items: dict[str, Any], rollouts: dict[str, Any]) -> bytes:
     """Put the page together, UTF-8.
 
     Args:

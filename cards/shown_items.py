@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ _KINDS = ("correct", "wrong", "not judged")
 _ROWS_AT_ONCE = 8_192
 _COLUMNS = ["item_id", "sample", "completion", "finish_reason", "reward", "verdict", "answer_found"]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
-_PLACE = "\x1a"  # Stands for a number in a reason's pattern; no reason holds it.
+_PLACE = "\x1a"  # Stands for a number in the pattern of a reason.
 
 
 def shown_items(items: ReportItems) -> dict[str, Any]:
@@ -110,13 +109,19 @@ def common_ends(texts: pa.Array) -> tuple[str, str]:
         return "", ""
     # What the first and the last in order share, all share.
     ends = pc.min_max(texts).as_py()
-    start = commonprefix([ends["min"], ends["max"]])
+    start = _shared_start(ends["min"], ends["max"])
     start = start[: start.rfind("\n") + 1]
     rest = pc.utf8_reverse(pc.utf8_slice_codeunits(texts, len(start)))
     ends = pc.min_max(rest).as_py()
-    end = commonprefix([ends["min"], ends["max"]])[::-1]
+    end = _shared_start(ends["min"], ends["max"])[::-1]
     # The last line of the item's own text keeps its line end out of what is shown.
     return start, end[end.find("\n") :] if "\n" in end else ""
+
+
+def _shared_start(one: str, other: str) -> str:
+    length = min(len(one), len(other))
+    differ = (at for at in range(length) if one[at] != other[at])
+    return one[: next(differ, length)]
 
 
 def _limit(characters: int, texts: int, between: tuple[int, int]) -> int:
@@ -143,7 +148,7 @@ def _reasons(reasons: list[str]) -> dict[str, Any]:
     patterns: dict[str, int] = {}
     lines = []
     for reason in reasons:
-        pattern = _NUMBER.sub(_PLACE, reason)
+        pattern = _NUMBER.sub(_PLACE, reason.replace(_PLACE, "\ufffd"))
         number = patterns.setdefault(pattern, len(patterns))
         lines.append("|".join([str(number), *_NUMBER.findall(reason)]))
     return {"place": _PLACE, "patterns": list(patterns), "lines": lines}
@@ -174,7 +179,9 @@ def shown_rollouts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
         reward = pc.fill_null(batch["reward"].cast(pa.int64()), -1).to_numpy()
         kind = np.where(reward == 1, 0, np.where(reward == 0, 1, 2))
         wanted = np.flatnonzero((places >= 0) & (room[places, kind] > 0))
-        for line, row in zip(wanted.tolist(), batch.take(pa.array(wanted)).to_pylist(), strict=True):
+        for line, row in zip(
+            wanted.tolist(), batch.take(pa.array(wanted)).to_pylist(), strict=True
+        ):
             at, which = int(places[line]), int(kind[line])
             text = row["completion"] or ""
             if not room[at, which] or text in texts[at]:
@@ -215,5 +222,3 @@ def _rollouts(run: FinishedRun) -> Iterator[pa.RecordBatch]:
                 yield from shard.iter_batches(_ROWS_AT_ONCE, columns=_COLUMNS)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise RunError(f"{file} is missing or damaged: {error}") from error
-
-

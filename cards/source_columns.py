@@ -70,9 +70,7 @@ def _open_dataset(
     if not config.dataset or not Path(config.dataset).exists():
         return None
     try:
-        source = open_source(
-            config.dataset, split=config.split, subset=config.subset or None
-        )
+        source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     except CurateError:
         return None
     if source.fingerprint != known.get("fingerprint"):

@@ -1,4 +1,4 @@
-"""What GRPO made of a run's items: its confirmation, and the rewards of its groups over training."""
+"""What GRPO made of a run's items: its confirmation, and the rewards of groups in training."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def confirmation_facts(run_dir: Path) -> dict[str, Any] | None:
             for score in summary[name]["scores"].values():
                 _ = [score[f"auroc{end}"] for end in ("", "_low", "_high")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{file} is damaged; `curate confirm {run_dir}` writes it anew"
-        ) from error
+        raise RunError(f"{file} is damaged; `curate confirm {run_dir}` writes it anew") from error
     return facts
 
 
@@ -68,9 +66,7 @@ def reward_facts(run: FinishedRun, items: ReportItems) -> list[dict[str, Any]]:
 
 def _recipe(found: FinishedSeeds, items: ReportItems) -> dict[str, Any]:
     ids = pa.array(items.ids)
-    tables = [
-        read_run_table(folder, "rewards", REWARD_SCHEMA) for folder in found.folders.values()
-    ]
+    tables = [read_run_table(folder, "rewards", REWARD_SCHEMA) for folder in found.folders.values()]
     rows = []
     for table in tables:
         places = pc.fill_null(pc.index_in(table["item_id"], value_set=ids), -1).to_numpy()

@@ -72,7 +72,9 @@ class FinishedRun:
 
     def prompts(self, ids: pa.Array) -> pa.Array:
         """Return the prompts of these items as they were rendered."""
-        return self.columns(ids, "items.parquet", {"prompt": pa.string()})["prompt"].combine_chunks()
+        return self.columns(ids, "items.parquet", {"prompt": pa.string()})[
+            "prompt"
+        ].combine_chunks()
 
     def tags(self, ids: pa.Array) -> list[str]:
         """Return the predicted tags of these items."""

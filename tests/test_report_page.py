@@ -1,6 +1,8 @@
-"""The report in a real browser: what it loads, shows and does, and what untrusted text cannot do."""
+"""The report in a real browser: what it loads, shows and does; what untrusted text cannot do."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from cards.report import report_run
 from tests.browser import chromium, console, open_page, requests
 from tests.report_runs import item_id, write_report_run
-from tests.tag_runs import run_curate
+from tests.tag_runs import additions, run_curate, tag, write_jsonl
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -17,7 +19,8 @@ HOSTILE = [
     "<img src=x onerror='window.hacked = 3'><svg onload=window.hacked=4>",
     '<a href="javascript:window.hacked=5" autofocus onfocus="window.hacked=6">here</a>',
     "<!--<script> <b><table><style>*{display:none}</style> \u2028\u2029 <textarea>",
-    "gold \u202e:rewsna\u2066 \u200fno\u200b space\ufeff \x00\x07 \U000e0041 ${facts} $facts &lt;b&gt; \x1a|1|2",
+    "gold \u202e:rewsna\u2066 \u200fno\u200b space\ufeff "
+    "\x00\x07 \U000e0041 ${facts} $facts &lt;b&gt; \x1a|1|2",
     "[x](javascript:alert(1)) {{constructor}} ]]> --> */ // '\"`",
 ]
 
@@ -36,15 +39,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(driver: Any, page: Path) -> Any:
-    console(driver), requests(driver)
+    forget(driver)
     open_page(driver, page)
     return driver
+
+
+def forget(driver: Any) -> None:
+    console(driver)
+    requests(driver)
 
 
 def rows(driver: Any) -> list[list[str]]:
     """The texts of the cells in sight, row by row."""
     script = """return [...document.querySelectorAll('#grid .row')]
-        .sort((a, b) => a.ariaRowIndex - b.ariaRowIndex).map(row => [...row.children].map(cell => cell.textContent))"""
+        .sort((a, b) => a.ariaRowIndex - b.ariaRowIndex)
+        .map(row => [...row.children].map(cell => cell.textContent))"""
     return list(driver.execute_script(script))
 
 
@@ -215,9 +224,7 @@ def test_the_keyboard_alone_is_enough(opened: Any) -> None:
     assert find(opened, "#row-59").is_displayed()
     press(opened, "TAB")
     assert focused(opened) != "grid"
-    outline = opened.execute_script(
-        "return getComputedStyle(document.activeElement).outlineStyle"
-    )
+    outline = opened.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
 
 
@@ -234,7 +241,7 @@ def test_untrusted_text_does_nothing_but_show(driver: Any, tmp_path: Path) -> No
         tasks=HOSTILE[:3],
     )
     page, _ = report_run(run)
-    console(driver), requests(driver)
+    forget(driver)
     open_page(driver, page)
     before = driver.execute_script("return document.querySelectorAll('script, img, a').length")
     shown = ""
@@ -263,21 +270,33 @@ def test_the_policy_stops_what_gets_past(opened: Any) -> None:
         opened.execute_script("document.body.innerHTML = '<img src=x onerror=window.hacked=1>'")
     with pytest.raises(Exception, match="TrustedScript"):
         opened.execute_script("document.body.setAttribute('onclick', 'window.hacked = 1')")
-    opened.execute_script(
-        "const image = document.createElement('img');"
-        "image.src = 'https://example.invalid/x.png'; document.body.append(image)"
-    )
+    asked: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        opened.execute_async_script(
+            "const [address, done] = arguments;"
+            "const image = document.createElement('img');"
+            "image.onerror = () => fetch(address).catch(() => done());"
+            "image.src = address + 'x.png'; document.body.append(image)",
+            address,
+        )
+        server.shutdown()
+    assert asked == []
     assert opened.execute_script("return window.hacked") is None
-    assert any("Content Security Policy" in line for line in console(opened))
-    assert all(address.startswith("file:") for address in requests(opened))
+    assert sum("Content Security Policy" in line for line in console(opened)) >= 2
 
 
 # --- A run of the command --------------------------------------------------------------------
 
 
 def test_the_report_of_a_real_run_opens(driver: Any, tiny_model: Path, tmp_path: Path) -> None:
-    from tests.tag_runs import additions, tag, write_jsonl
-
     data = write_jsonl(tmp_path / "data.jsonl", additions(12))
     run = tmp_path / "run"
     out = tmp_path / "tagged.jsonl"
