@@ -21,6 +21,7 @@ WINDOWS = 20
 FEWEST_GROUPS = 5
 _Z = 1.959964
 
+_KINDS = ("unlearnable", "learnable", "no_positive", "seeds_disagree", "not_judged")
 _KEPT = (
     *("recipe", "seeds", "seeds_unfinished", "tau", "items", "hard_items", "confirmed"),
     *("too_few", "notes", "table1", "confusion", "agreement", "agreement_all", "tau_sweep"),
@@ -46,6 +47,9 @@ def confirmation_facts(run_dir: Path) -> dict[str, Any] | None:
         for name in ("agreement", "agreement_all"):
             for score in summary[name]["scores"].values():
                 _ = [score[f"auroc{end}"] for end in ("", "_low", "_high")]
+        strict = summary["table1"]["positives_in_training_only"]
+        for part in (summary["table1"], strict, *summary["tau_sweep"]):
+            _ = [part[kind]["items"] for kind in _KINDS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} is damaged; `curate confirm {run_dir}` writes it anew") from error
     return facts

@@ -6,12 +6,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cards.report import report_run
+from recipes.outcomes import REWARD_SCHEMA
 from tests.browser import chromium, console, open_page, requests
 from tests.report_runs import item_id, write_report_run
 from tests.tag_runs import additions, run_curate, tag, write_jsonl
+from tests.validated_runs import write_run as write_seed
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -226,6 +230,47 @@ def test_the_keyboard_alone_is_enough(opened: Any) -> None:
     assert focused(opened) != "grid"
     outline = opened.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
+
+
+# --- After training --------------------------------------------------------------------------
+
+
+def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -> None:
+    run = write_report_run(tmp_path / "run", 20)
+    for seed in (1, 2):
+        outcomes = [
+            {
+                "item_id": item_id(each),
+                "initial_rollouts": 32,
+                "initial_correct": 16 if each % 5 == 0 else 0,
+                "final_pass_rate": 0.01 if each % 5 in (2, 3) else 0.5,
+                "ever_positive": each % 5 != 3,
+            }
+            for each in range(20)
+        ]
+        folder = write_seed(run, "baseline", seed, outcomes=outcomes)
+        rewards = [
+            {"step": step, "item_id": item_id(each), "rollouts": 8, "mean_reward": 0.1 * (each % 5)}
+            for step in range(1, 9)
+            for each in range(20)
+        ]
+        table = pa.Table.from_pylist(rewards, REWARD_SCHEMA)
+        pq.write_table(table, folder / "rewards.parquet")
+    confirmed = run_curate("confirm", run)
+    assert confirmed.status == 0, confirmed.stderr
+    page, facts = report_run(run)
+    forget(driver)
+    open_page(driver, page)
+    text = find(driver, "#certainty").text
+    assert facts["certainty"]["confirmation"]["confusion"]["unlearnable"]["unlearnable"] == 4
+    assert facts["certainty"]["gradients"]["groups_from"] == "confirmed_trainability"
+    assert "Predicted against confirmed" in text and "Too few items for a claim" in text
+    assert "Rewards in training: baseline" in text
+    assert len(driver.find_elements("css selector", "polyline.curve:not(.seed)")) == 4
+    assert "not confirmed" not in text
+    find(driver, "#grid .row[data-item='2']").click()
+    assert "confirmed unlearnable" in find(driver, "#item-title").text.replace("\n", " ")
+    assert console(driver) == []
 
 
 # --- Untrusted text --------------------------------------------------------------------------
