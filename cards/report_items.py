@@ -114,12 +114,12 @@ def read_report_items(run: FinishedRun) -> ReportItems:
     return ReportItems(
         ids=np.array(ids.to_pylist(), dtype=np.str_),
         row=row,
-        prompt=items["prompt"].combine_chunks(),
-        answer=items["answer"].combine_chunks(),
+        prompt=_texts(items["prompt"]),
+        answer=_texts(items["answer"]),
         tag=_positions(run.tags(ids)),
         confirmed=confirmed,
         final_pass_rate=final,
-        reason=tags["tag_reason"].combine_chunks(),
+        reason=_texts(tags["tag_reason"]),
         p_unlearnable=_numbers(tags["p_unlearnable"]),
         judged=_whole(rates["total_rollouts"]),
         correct=_whole(rates["total_correct_rollouts"]),
@@ -167,6 +167,10 @@ def _positions(words: list[Any]) -> Ints:
 
 def _numbers(column: pa.ChunkedArray) -> Floats:
     return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    return pc.fill_null(column, "").combine_chunks()
 
 
 def _whole(column: pa.ChunkedArray) -> Ints:

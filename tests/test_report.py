@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cards import shown_items as shown
-from cards.report import embedded_json, report_run
+from cards.report import embedded_json, render_report, report_run
 from cards.report_items import TAGS, read_report_items, sample_by_tag
 from curate import report
 from recipes.finished_run import open_finished_run
@@ -195,6 +195,8 @@ def test_embedded_json_cannot_leave_its_block() -> None:
     assert json.loads(text) == value
     with pytest.raises(ValueError):
         embedded_json(float("nan"))
+    page = render_report(value, {}, {}).decode("utf-8")  # Half a pair of surrogates is no UTF-8.
+    assert f'"facts-data">{text.replace(chr(0xD800), chr(92) + "ud800")}</script>' in page
 
 
 def test_reasons_come_back_from_pattern_and_numbers(run: Path) -> None:

@@ -33,7 +33,8 @@ function keyFigures(certainty, { dataset }) {
     [
       `${count(rates.interval_contains_tau)} of ${count(rates.items)}`,
       "pass-rate intervals contain τ: whether these items are easy or hard is open at 95 %",
-      least === most ? `${plural(most, "rollout")} an item` : `${count(least)} to ${count(most)} rollouts an item, median ${count(median)}`,
+      (least === most ? `${plural(most, "rollout")} an item` : `${count(least)} to ${count(most)} rollouts an item, median ${count(median)}`) +
+        (rates.expected_label_changes ? `; with all rollouts about ${rate(rates.expected_label_changes, 1)} items would get another label` : ""),
     ],
     [
       similarities.hard_items_undecided === null

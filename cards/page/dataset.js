@@ -1,7 +1,7 @@
 /* The first question: what is in this dataset? Tags, pass rates, and tags by source column. */
 
 function showDataset(facts, tags) {
-  const { dataset, run } = facts;
+  const { dataset, run, certainty } = facts;
   const byTag = Object.fromEntries(dataset.tags.map((each) => [each.tag, each]));
   const hard = dataset.items - byTag.easy.items;
   document.title = `${visible(run.dataset)} · curate report`;
@@ -23,7 +23,7 @@ function showDataset(facts, tags) {
     ),
     rowsNote(dataset),
     composition(dataset, run, tags),
-    el("div", { class: "figures" }, distribution(dataset.pass_rates, tags), sources(dataset.sources, tags)),
+    el("div", { class: "figures" }, distribution(dataset.pass_rates, certainty.pass_rates.rate_and_counts_on_two_sides_of_tau, tags), sources(dataset.sources, tags)),
   );
 }
 
@@ -65,7 +65,7 @@ function composition(dataset, run, tags) {
   );
 }
 
-function distribution(facts, tags) {
+function distribution(facts, twoSides, tags) {
   const bars = facts.bins.map((bin, number) => ({
     tags: bin.tags,
     tip:
@@ -113,7 +113,8 @@ function distribution(facts, tags) {
     ),
     `${plural(facts.items, "item")}, mean ${rate(facts.mean)}, median ${rate(facts.median)}` +
       (facts.not_measured ? `; ${count(facts.not_measured)} not measured` : "") +
-      ". ‘none’: not one correct rollout.",
+      ". ‘none’: not one correct rollout." +
+      (twoSides ? ` Easy and hard are told apart by counts; of ${plural(twoSides, "item")} the pass rate, freed of the bias of stopping early, lies on the other side of τ.` : ""),
   );
 }
 
