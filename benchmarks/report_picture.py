@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.browser import chromium, open_page
 
-WIDTH, HEIGHT = 1200, 1700
+WIDTH, HEIGHT = 1200, 1640
 
 
 def main() -> None:
