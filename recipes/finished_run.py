@@ -72,11 +72,13 @@ class FinishedRun:
 
     def prompts(self, ids: pa.Array) -> pa.Array:
         """Return the prompts of these items as they were rendered."""
-        return self._of(ids, "items.parquet", {"prompt": pa.string()})["prompt"].combine_chunks()
+        return self.columns(ids, "items.parquet", {"prompt": pa.string()})[
+            "prompt"
+        ].combine_chunks()
 
     def tags(self, ids: pa.Array) -> list[str]:
         """Return the predicted tags of these items."""
-        table = self._of(ids, "tags.parquet", {"trainability": pa.string()})
+        table = self.columns(ids, "tags.parquet", {"trainability": pa.string()})
         return self._words("tags.parquet", table["trainability"])
 
     def groups(self, ids: pa.Array) -> tuple[list[str | None], str]:
@@ -94,7 +96,7 @@ class FinishedRun:
     def measured(self, ids: pa.Array) -> dict[str, NDArray[Any]]:
         """Return `RATE_COLUMNS` and `SIMILARITY_COLUMNS`, each (items,), nan where unknown."""
         files = {"pass_rates.parquet": RATE_COLUMNS, "similarity.parquet": SIMILARITY_COLUMNS}
-        tables = [self._of(ids, file, columns) for file, columns in files.items()]
+        tables = [self.columns(ids, file, columns) for file, columns in files.items()]
         return {name: table[name].to_numpy() for table in tables for name in table.column_names}
 
     def features(self) -> RolloutFeatures | None:
@@ -116,8 +118,8 @@ class FinishedRun:
         words: list[Any] = column.to_pylist()
         return words
 
-    def _of(self, ids: pa.Array, file: str, columns: Mapping[str, pa.DataType]) -> pa.Table:
-        """Columns of a file that has every item, in the order of `ids`."""
+    def columns(self, ids: pa.Array, file: str, columns: Mapping[str, pa.DataType]) -> pa.Table:
+        """Return columns of a file that has a row for every item, in the order of `ids`."""
         table = self._read(file, {"item_id": pa.string(), **columns})
         places = pc.index_in(ids, value_set=table["item_id"])
         if places.null_count:

@@ -22,7 +22,12 @@ TOP_LEVEL = {
     *("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"),
 }
 # The command line and its functions reach up to what a command needs, when it is called.
-REACH_UP = {"curate/cli.py", "curate/cli_publishing.py", "curate/commands.py"}
+REACH_UP = {
+    "curate/cli.py",
+    "curate/cli_publishing.py",
+    "curate/cli_report.py",
+    "curate/commands.py",
+}
 
 
 def test_the_wheel_has_the_four_packages_and_one_command(tmp_path: Path) -> None:
@@ -37,11 +42,11 @@ def test_the_wheel_has_the_four_packages_and_one_command(tmp_path: Path) -> None
         assert {name.partition("/")[0] for name in names} == {*LAYERS, info}
         commands = archive.read(f"{info}/entry_points.txt").decode().split("\n")
     assert [line for line in commands if line] == ["[console_scripts]", "curate = curate.cli:main"]
-    for ending in (".py", ".toml"):
+    for ending in (".py", ".toml", ".html", ".css", ".js"):
         shipped = {name for name in names if name.endswith(ending)}
         files = [path for layer in LAYERS for path in (ROOT / layer).rglob(f"*{ending}")]
         assert shipped == {str(path.relative_to(ROOT)) for path in files}
-    assert "recipes/baseline.toml" in names
+    assert {"recipes/baseline.toml", "cards/page/report.html"} <= set(names)
 
 
 def test_the_top_level_holds_what_a_newcomer_looks_for_and_nothing_else() -> None:
@@ -98,7 +103,10 @@ def test_imports_run_one_way(layer: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["tag", "--help"], ["compare", "--help"], ["push", "--help"], ["--version"]],
+    [
+        *(["--help"], ["--version"], ["tag", "--help"], ["compare", "--help"]),
+        *(["filter", "--help"], ["report", "--help"], ["push", "--help"]),
+    ],
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     script = (

@@ -1,0 +1,209 @@
+/* What training made of the items: predicted against confirmed, rewards, reasoning quality. */
+
+const SCORE_NAMES = {
+  p_unlearnable: "p_unlearnable",
+  pass_rate: "pass rate alone",
+  semantic_similarity: "semantic similarity",
+};
+const KINDS = {
+  unlearnable: "unlearnable",
+  learnable: "learnable",
+  no_positive: "no positive reward",
+  seeds_disagree: "seeds disagree",
+  not_judged: "not judged",
+};
+
+function confirmation(facts, tags) {
+  if (facts === null) return [];
+  const notes = [facts.too_few, ...facts.notes].filter(Boolean);
+  return [
+    notes.length ? el("div", { class: "note wide" }, notes.map((text) => el("p", null, visible(text)))) : null,
+    confusion(facts, tags),
+    aurocs(facts),
+    partition(facts),
+    sweep(facts),
+  ];
+}
+
+function confusion(facts, tags) {
+  const most = Math.max(1, ...tags.flatMap((tag) => tags.map((other) => facts.confusion[tag][other])));
+  const rows = tags.map((tag) =>
+    el(
+      "tr", null,
+      el("th", { scope: "row" }, tagLabel(tag)),
+      tags.map((other) => {
+        const value = facts.confusion[tag][other];
+        const cell = el("td", { class: tag === other ? "same" : null }, value ? count(value) : "·");
+        cell.style.background = `color-mix(in oklab, var(--accent) ${Math.round(55 * Math.sqrt(value / most))}%, var(--panel))`;
+        return cell;
+      }),
+    ),
+  );
+  return figure(
+    "Predicted against confirmed",
+    el(
+      "div", { class: "scroll" },
+      el(
+        "table", { class: "confusion" },
+        el("thead", null, el("tr", null, el("td", null, "predicted ↓ confirmed →"), tags.map((tag) => el("th", { scope: "col" }, tag)))),
+        el("tbody", null, rows),
+      ),
+    ),
+    `Items. Confirmed by recipe ${visible(facts.recipe)}, ${facts.seeds.length === 1 ? "seed" : "seeds"} ${facts.seeds.join(", ")}: ` +
+      `learnable reached τ = ${facts.tau} in every seed, unlearnable in none; undetermined: the seeds disagree.`,
+  );
+}
+
+function aurocs(facts) {
+  const parts = [
+    ["items on which the seeds agree", facts.agreement],
+    ["all hard items with a positive", facts.agreement_all],
+  ];
+  const rows = parts.flatMap(([where, found]) => [
+    { head: `${where}: ${count(found.unlearnable)} unlearnable, ${count(found.learnable)} learnable` },
+    ...Object.entries(found.scores).map(([name, score]) => ({ name: SCORE_NAMES[name] ?? visible(name), score })),
+  ]);
+  const height = 30 + rows.length * 26 + 20;
+  const drawn = chart("AUROC for unlearnable items, with 95 % intervals", height, (plot, width) => {
+    const [left, right, top] = [132, width - 46, 12];
+    const x = linear(0, 1, left, right);
+    const bottom = top + rows.length * 26 + 4;
+    plot.append(line(left, bottom, right, bottom, "axis"));
+    xAxis(plot, x, [0, 0.25, 0.5, 0.75, 1], bottom, String);
+    rows.forEach((row, number) => {
+      const y = top + number * 26 + 16;
+      if (row.head) return plot.append(text(0, y + 2, row.head, "head", "start"));
+      plot.append(line(x(0.5), y - 13, x(0.5), y + 13, "threshold"));
+      const { auroc, auroc_low: low, auroc_high: high } = row.score;
+      plot.append(text(left - 10, y + 4, row.name, "tick", "end"));
+      if (auroc === null) return plot.append(text(left + 4, y + 4, "not defined", "tick", "start"));
+      const mark = svg("g", null, low === null ? null : line(x(low), y, x(high), y, "range"), svg("circle", { cx: x(auroc), cy: y, r: 4, class: "dot" }));
+      mark.append(svg("rect", { x: left, y: y - 10, width: right - left, height: 20, class: "hit" }));
+      plot.append(withTip(mark, `${row.name}: AUROC ${rate(auroc, 2)} (${between(low, high, 2)})`), text(right + 42, y + 4, rate(auroc, 2), "tick", "end"));
+    });
+  });
+  const out = facts.agreement.left_out;
+  return figure(
+    "How well the score tells unlearnable items",
+    drawn,
+    "AUROC with 95 % intervals; the dashed line is guessing. " +
+      (out ? `${plural(out, "item")} without p_unlearnable left out of the first part. ` : "") +
+      (facts.too_few ? visible(facts.too_few) : ""),
+  );
+}
+
+function partition(facts) {
+  const { table1 } = facts;
+  const strict = table1.positives_in_training_only;
+  const rows = Object.entries(KINDS)
+    .filter(([kind]) => kind !== "not_judged" || table1[kind].items)
+    .map(([kind, name]) => [name, count(table1[kind].items), percent(table1[kind].share), percent(strict[kind].share)]);
+  return figure(
+    "What became of the hard items",
+    el("div", { class: "scroll" }, table(["", "items", "share", "share, positives in training only"], rows)),
+    `${count(table1.hard_items)} hard items of ${count(facts.items)}, as the paper's Table 1 parts them; the last column counts positives as the paper does.`,
+  );
+}
+
+function sweep(facts) {
+  const rows = facts.tau_sweep.map((row) => [
+    rate(row.tau, 2), count(row.hard_items), count(row.unlearnable.items), count(row.learnable.items),
+    count(row.no_positive.items), count(row.seeds_disagree.items), count(row.auroc_items),
+    rate(row.auroc_gradient_similarity, 2), rate(row.auroc_pass_rate, 2),
+  ]);
+  const head = ["τ", "hard", "unlearnable", "learnable", "no positive", "disagree", "compared", "AUROC similarity", "AUROC pass rate"];
+  return figure(
+    "If τ were another",
+    numbers(head, rows),
+    "AUROCs are over the compared items, which have a similarity. At a higher τ the hard items span a wider range of pass rates, so that a rising AUROC of the pass rate is no discovery.",
+  );
+}
+
+// --- Rewards ---------------------------------------------------------------------------------
+
+function rewards(recipes, tags) {
+  return recipes
+    .filter((recipe) => recipe.groups.length)
+    .map((recipe, number, all) => rewardCurves(recipe, tags, number === 0 && all.length % 2 === 1));
+}
+
+function rewardCurves(recipe, tags, wide) {
+  const middle = recipe.first_step.map((first, at) => (first + recipe.last_step[at]) / 2);
+  const drawn = chart(`Mean reward in training by group, recipe ${visible(recipe.recipe)}`, 260, (plot, width, height) => {
+    const [left, right, bottom, top] = [42, width - 10, height - 40, 28];
+    const y = linear(0, 1, bottom, top);
+    const x = linear(1, Math.max(2, recipe.last_step.at(-1)), left, right);
+    yAxis(plot, y, [0, 0.25, 0.5, 0.75, 1], left, right, String);
+    xAxis(plot, x, ticks(1, recipe.last_step.at(-1), width < 420 ? 3 : 6).filter(Number.isInteger), bottom, count);
+    axisName(plot, (left + right) / 2, height - 4, "step");
+    axisName(plot, left - 36, top - 16, "mean reward", "start");
+    for (const group of recipe.groups) {
+      for (const part of segments(group.mean_reward_low)) {
+        const upper = part.map((at) => `${x(middle[at])},${y(group.mean_reward_high[at])}`);
+        const lower = part.map((at) => `${x(middle[at])},${y(group.mean_reward_low[at])}`).reverse();
+        plot.append(svg("polygon", { points: [...upper, ...lower].join(" "), class: `band ${group.group}` }));
+      }
+      for (const seed of recipe.seeds.length > 1 ? group.by_seed : []) plot.append(...curve(seed, x, y, middle, `curve seed ${group.group}`));
+      plot.append(...curve(group.mean_reward, x, y, middle, `curve ${group.group}`));
+      group.mean_reward.forEach((value, at) => {
+        if (value === null) return;
+        const words =
+          `${group.group}, steps ${recipe.first_step[at]} to ${recipe.last_step[at]}: ${rate(value)} ` +
+          `(${between(group.mean_reward_low[at], group.mean_reward_high[at])}), ${count(group.rollout_groups[at])} groups of rollouts`;
+        plot.append(withTip(svg("circle", { cx: x(middle[at]), cy: y(value), r: 3, class: `fill ${group.group}` }), words));
+      });
+    }
+  });
+  const rows = recipe.groups.flatMap((group) =>
+    middle.map((_, at) => [
+      group.group, `${recipe.first_step[at]} to ${recipe.last_step[at]}`, count(group.rollout_groups[at]),
+      rate(group.mean_reward[at]), between(group.mean_reward_low[at], group.mean_reward_high[at]),
+    ]),
+  );
+  return figure(
+    `Rewards in training: ${visible(recipe.recipe)}`,
+    el(
+      "div", null,
+      legend(tags.filter((tag) => recipe.groups.some((group) => group.group === tag))),
+      drawn,
+      numbers(["group", "steps", "groups of rollouts", "mean reward", "95 % interval"], rows),
+    ),
+    `${recipe.seeds.length === 1 ? "Seed" : "Seeds"} ${recipe.seeds.join(", ")}` +
+      `${recipe.seeds.length > 1 ? " (thin lines)" : ""}; windows of ${plural(recipe.steps_per_window, "step")}; groups by ` +
+      `${recipe.groups_from}. Every generated group of rollouts counts once, those without a gradient too. Bands: 95 % intervals ` +
+      "of the mean, none below 5 groups of rollouts.",
+    wide,
+  );
+}
+
+// Positions of consecutive known values.
+function segments(values) {
+  const found = [];
+  values.forEach((value, at) => {
+    if (value === null) return;
+    if (at && values[at - 1] !== null && found.length) found.at(-1).push(at);
+    else found.push([at]);
+  });
+  return found;
+}
+
+function curve(values, x, y, middle, kind) {
+  return segments(values).map((part) =>
+    svg("polyline", { points: part.map((at) => `${x(middle[at])},${y(values[at])}`).join(" "), class: kind }),
+  );
+}
+
+function reasoning(facts) {
+  if (facts === null) return [];
+  const rows = facts.groups.map((group) => [
+    tagLabel(group.group), count(group.items), rate(group.mean, 2), rate(group.median, 2),
+    between(group.lower_quartile, group.upper_quartile, 2),
+  ]);
+  return [
+    figure(
+      "Reasoning quality of correct answers",
+      el("div", { class: "scroll" }, table(["group", "items judged", "mean", "median", "quartiles"], rows)),
+      "As judged by curate judge: a right answer by wrong reasoning scores low.",
+    ),
+  ];
+}

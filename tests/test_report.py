@@ -1,0 +1,302 @@
+"""The facts of a report, the JSON in its page, and what `curate report` says of bad input."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cards import shown_items as shown
+from cards.report import embedded_json, render_report, report_run
+from cards.report_items import TAGS, read_report_items, sample_by_tag
+from curate import report
+from recipes.finished_run import open_finished_run
+from recipes.outcomes import REWARD_SCHEMA
+from tests.report_runs import DIM, ROLLOUTS, item_id, write_report_run
+from tests.tag_runs import run_curate
+from tests.validated_runs import write_run as write_seed
+
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report_run(tmp_path_factory.mktemp("report") / "run", ITEMS)
+
+
+@pytest.fixture(scope="module")
+def facts(run: Path) -> dict[str, Any]:
+    return report(run)
+
+
+def blocks_of(page: Path) -> dict[str, Any]:
+    """The three blocks of JSON in a page."""
+    found = re.findall(
+        r'<script type="application/json" id="(\w+)-data">(.*?)</script>',
+        page.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    return {name: json.loads(text) for name, text in found}
+
+
+# --- The numbers -----------------------------------------------------------------------------
+
+
+def test_json_is_what_the_page_draws(run: Path) -> None:
+    ran = run_curate("report", run, "--json")
+    assert ran.status == 0, ran.stderr
+    printed = json.loads(ran.stdout)
+    assert printed.pop("file") == str(run / "report.html")
+    assert printed == blocks_of(run / "report.html")["facts"]
+
+
+def test_the_numbers_add_up(facts: dict[str, Any]) -> None:
+    dataset, certainty = facts["dataset"], facts["certainty"]
+    assert dataset["items"] == ITEMS
+    assert [each["items"] for each in dataset["tags"]] == [12] * 5
+    bins = dataset["pass_rates"]["bins"]
+    assert sum(each["items"] for each in bins) == ITEMS
+    assert all(sum(each["tags"].values()) == each["items"] for each in bins)
+    assert bins[0]["tags"]["no_positive"] == bins[0]["items"] == 12  # Not one correct rollout.
+    assert bins[1]["tags"]["undetermined"] == 12  # 1 of 32 lies below 0.05.
+    (column,) = dataset["sources"]["columns"]
+    assert column["column"] == "task"
+    assert {each["value"]: each["items"] for each in column["values"]} == {
+        "sums": 20, "products": 20, "words": 20,
+    }  # fmt: skip
+    by_tag, (first,) = certainty["rollouts"]["by_tag"], certainty["rollouts"]["by_round"]
+    assert sum(each["rollouts"] for each in by_tag) == first["rollouts"] == ITEMS * ROLLOUTS
+    assert first["tags"] == {each["tag"]: each["rollouts"] for each in by_tag}
+    similar = certainty["similarities"]
+    assert similar["measured"] == similar["points"]["of"] == len(similar["points"]["item"]) == 36
+    assert similar["with_one_correct_rollout"] == similar["without_correct_rollout"] == 12
+    assert similar["hard_items_above"] == similar["hard_items_below"] == 12
+    assert similar["hard_items_undecided"] == 0
+
+
+def test_cosines_are_those_of_the_gradients(run: Path, facts: dict[str, Any]) -> None:
+    found = facts["certainty"]["gradients"]
+    assert found["groups_from"] == "trainability"
+    assert found["blocks"]["groups"] == ["easy", "learnable", "unlearnable"]
+    assert found["blocks"]["items"] == [12, 12, 12]
+    cosine = np.array(found["blocks"]["cosine"])
+    # Each group has a direction of its own, so its items agree with each other alone.
+    assert (np.diag(cosine) > 0.9).all() and (np.abs(cosine - np.diag(np.diag(cosine))) < 0.7).all()
+    features = np.load(run / "gradients/rollouts.npy")
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    ids = pq.read_table(run / "gradients/rollouts.parquet")["item_id"].to_pylist()
+    items = found["items"]
+    assert items["noise"] == DIM**-0.5
+    means = [
+        np.mean([unit for unit, each in zip(units, ids, strict=True) if each == item], axis=0)
+        for item in items["item_id"]
+    ]
+    expected = np.array(means) @ np.array(means).T
+    measured = np.array(items["cosine"], dtype=float)
+    assert np.isnan(np.diag(measured)).all()
+    off = ~np.eye(len(means), dtype=bool)
+    assert np.allclose(measured[off], expected[off], atol=1e-3)
+    assert items["group"] == sorted(items["group"], key=TAGS.index)
+
+
+def test_rounds_count_what_each_drew(tmp_path: Path) -> None:
+    run = write_report_run(tmp_path / "run", 10)
+    more = {"item_id": [item_id(3), item_id(4)], "rollouts": pa.array([64, 128], pa.int64())}
+    pq.write_table(pa.table(more), run / "rounds/001.parquet")
+    rounds = report(run)["certainty"]["rollouts"]["by_round"]
+    assert [each["rollouts"] for each in rounds] == [10 * ROLLOUTS, 32 + 96]
+    assert rounds[1]["tags"]["no_positive"] == 32 and rounds[1]["tags"]["undetermined"] == 96
+
+
+def test_what_was_not_measured_is_named(run: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare)
+    shutil.rmtree(bare / "gradients")
+    shutil.rmtree(bare / "rounds")
+    for name in ("run.jsonl", "run.tagged.parquet"):
+        config = (bare / "config.toml").read_text()
+        (bare / "config.toml").write_text(config.replace(name, f"gone-{name}"))
+    manifest = json.loads((bare / "manifest.json").read_text())
+    manifest["similarity_threshold"] = {"value": None, "source": "only 2 easy items"}
+    (bare / "manifest.json").write_text(json.dumps(manifest))
+    found = report(bare)
+    assert found["certainty"]["gradients"] is None
+    assert found["certainty"]["similarities"]["hard_items_above"] is None
+    assert found["certainty"]["rollouts"]["by_round"] is None
+    text = "\n".join(found["not_measured"])
+    for words in (
+        "not confirmed by GRPO",
+        "rewards in training",
+        "gradients were removed",
+        "only 2 easy items",
+        "no rounds",
+        "reasoning quality",
+        "neither the dataset nor the tagged file",
+    ):
+        assert words in text
+
+
+def test_training_and_confirmation_are_told(tmp_path: Path) -> None:
+    run = write_report_run(tmp_path / "run", 10)
+    groups = {"easy": 0.5, "learnable": 0.25}
+    for seed in (1, 2):
+        folder = write_seed(run, "baseline-small", seed)
+        rewards = [
+            {
+                "step": step, "item_id": item_id(TAGS.index(tag)), "rollouts": 8,
+                "mean_reward": reward if step < 40 else None, "truncated_fraction": 0.0,
+                "clipped_fraction": None, "trained": True,
+            }
+            for step in range(1, 41) for tag, reward in groups.items() for _ in range(3)
+        ]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rewards, REWARD_SCHEMA), folder / "rewards.parquet")
+    (found,) = report(run)["certainty"]["rewards"]
+    assert found["seeds"] == [1, 2] and found["groups_from"] == "trainability"
+    assert found["steps_per_window"] == 2 and found["last_step"][-1] == 40
+    for curve in found["groups"]:
+        expected = groups[curve["group"]]
+        assert curve["mean_reward"] == curve["mean_reward_low"] == [expected] * 20
+        assert curve["rollout_groups"] == [12] * 19 + [6]  # Nothing was judged in step 40.
+        assert curve["by_seed"] == [[expected] * 20] * 2
+    assert run_curate("report", run).status == 0
+
+
+def test_reasoning_quality_is_told_where_it_was_judged(tmp_path: Path) -> None:
+    run = write_report_run(tmp_path / "run", 10)
+    scores = {"item_id": [item_id(n) for n in range(10)], "reasoning_quality": [4.0, 2.0] * 5}
+    pq.write_table(pa.table(scores), run / "reasoning_quality.parquet")
+    found = report(run)
+    groups = found["certainty"]["reasoning_quality"]["groups"]
+    assert groups[0] | {"group": "easy", "items": 2, "mean": 3.0} == groups[0]
+    assert not any("reasoning" in text for text in found["not_measured"])
+
+
+def test_no_path_of_this_machine_is_in_the_page(run: Path, facts: dict[str, Any]) -> None:
+    assert str(run.parent) not in (run / "report.html").read_text()
+
+
+# --- The page --------------------------------------------------------------------------------
+
+
+def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+    pages = [report_run(run, tmp_path / f"{name}.html")[0] for name in "ab"]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_embedded_json_cannot_leave_its_block() -> None:
+    value = {"</script>": "<!--<script>&\u2028\u2029", "half": "\ud800"}
+    text = embedded_json(value)
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == value
+    with pytest.raises(ValueError):
+        embedded_json(float("nan"))
+    page = render_report(value, {}, {}).decode("utf-8")  # Half a pair of surrogates is no UTF-8.
+    assert f'"facts-data">{text.replace(chr(0xD800), chr(92) + "ud800")}</script>' in page
+
+
+def test_reasons_come_back_from_pattern_and_numbers(run: Path) -> None:
+    items = read_report_items(open_finished_run(run))
+    found = shown.shown_items(items)["reasons"]
+    assert len(found["patterns"]) == 1
+    for line, reason in zip(found["lines"], items.reason.to_pylist(), strict=True):
+        pattern, *numbers = line.split("|")
+        parts = found["patterns"][int(pattern)].split(found["place"])
+        assert len(parts) == len(numbers) + 1
+        assert "".join(sum(zip(parts, [*numbers, ""], strict=True), ())) == reason
+
+
+def test_what_all_prompts_share_is_kept_once(run: Path) -> None:
+    found = blocks_of(report_run(run)[0])["items"]
+    assert found["prompt_start"] == "<|user|>\n"
+    assert found["prompt_end"] == "\nAnswer briefly.\n<|assistant|>\n"
+    assert found["columns"]["prompt"][3] == "What is 3 + 3?"
+    assert found["cut_prompts"] == {}
+
+
+@pytest.mark.parametrize(
+    ("texts", "ends"),
+    [
+        (["same\n", "same\n"], ("same\n", "")),
+        (["a"], ("", "")),
+        (["q: 1", "q: 2"], ("", "")),
+        (["s\na\ne", "s\nb\ne"], ("s\n", "\ne")),
+        (["\n", "\n\n"], ("\n", "")),
+    ],
+)
+def test_common_ends_are_whole_lines(texts: list[str], ends: tuple[str, str]) -> None:
+    start, end = shown.common_ends(pa.array(texts))
+    assert (start, end) == ends
+    assert all(text.startswith(start) and text[len(start) :].endswith(end) for text in texts)
+
+
+def test_what_is_left_out_is_bounded_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_report_run(tmp_path / "run", 40, completions=["x" * 5000, "y" * 5000])
+    monkeypatch.setattr(shown, "MOST_WITH_ROLLOUTS", 10)
+    monkeypatch.setattr(shown, "_PROMPT_RANGE", (5, 12))
+    blocks = blocks_of(report_run(run)[0])
+    rollouts = blocks["rollouts"]
+    assert rollouts["of_items"] == len(rollouts["items"]) == 10
+    tags = [int(at) % 5 for at in rollouts["items"]]
+    assert sorted(tags) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    for found in rollouts["items"].values():
+        kinds = [each[0] for each in found]
+        assert kinds == sorted(kinds) and max(kinds.count(0), kinds.count(1)) <= 4
+    assert blocks["items"]["cut_prompts"]["0"] == len("What is 0 + 0?")
+    monkeypatch.setattr(shown, "MOST_WITH_ROLLOUTS", 40)
+    first = blocks_of(report_run(run)[0])["rollouts"]["items"]["0"]
+    assert [(each[6], len(each[5])) for each in first[:1]] == [(5000, 4000)]
+
+
+def test_a_sample_has_as_many_of_each_tag_and_is_always_the_same(run: Path) -> None:
+    items = read_report_items(open_finished_run(run))
+    among = items.tag != 4
+    chosen = sample_by_tag(items, among, 21)
+    assert sorted(np.bincount(items.tag[chosen], minlength=5)) == [0, 5, 5, 5, 6]
+    assert np.array_equal(chosen, sample_by_tag(items, among, 21))
+    assert len(sample_by_tag(items, among, 10**6)) == 48
+
+
+# --- Bad input -------------------------------------------------------------------------------
+
+
+def test_bad_usage_is_one_line_and_status_2(run: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        ([tmp_path], "no run folder"),
+        ([run, "-o", tmp_path / "report.txt"], "must end in .html"),
+        ([run, "-o", tmp_path], "must end in .html"),
+    ):
+        ran = run_curate("report", *arguments)
+        assert (ran.status, ran.stdout) == (2, "") and words in ran.last_line
+        assert ran.stderr.count("\n") == 1
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    manifest = json.loads((unfinished / "manifest.json").read_text())
+    manifest["stages"]["tags"]["state"] = "started"
+    (unfinished / "manifest.json").write_text(json.dumps(manifest))
+    ran = run_curate("report", unfinished)
+    assert ran.status == 2 and "has no tags yet" in ran.last_line
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("items.parquet", "rows.parquet", "pass_rates.parquet", "similarity.parquet"),
+        *("tags.parquet", "rounds/000.parquet", "rollouts/00001.parquet"),
+        *("gradients/rollouts.npy", "gradients/rollouts.parquet", "validation/summary.json"),
+    ],
+)
+def test_a_damaged_file_is_named(run: Path, tmp_path: Path, file: str) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    (damaged / file).parent.mkdir(exist_ok=True)
+    (damaged / file).write_bytes(b"PAR1 no more")
+    ran = run_curate("report", damaged, "-o", tmp_path / "page.html")
+    assert ran.status == 1 and Path(file).name in ran.last_line, ran.stderr
+    assert ran.stderr.count("\n") == 1 and not (tmp_path / "page.html").exists()
