@@ -1,0 +1,39 @@
+"""The commands of docs/tour.md, one after the other, on a run of the tiny model."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tag_runs import ROOT, additions, run_curate, tag, write_jsonl
+from tests.tour import commands
+
+PAGE = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+NEEDED = {"filter", "order", "report", "card", "push"}
+
+
+def test_the_tour_runs_from_the_first_command_to_the_last(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = write_jsonl(tmp_path / "sums.jsonl", additions(20))
+    ran = tag(
+        *(dataset, "--model", tiny_model, "--run-dir", "runs/demo", "--out", "sums.tagged.jsonl"),
+        *("--min-rollouts", "64", "--similarity-threshold", "0.1"),
+    )
+    assert ran.status == 0, ran.stderr
+    found = commands(PAGE)
+    assert NEEDED == {arguments[1] for arguments in found}
+    for program, *arguments in found:
+        assert program == "curate"
+        ran = run_curate(*arguments)
+        assert ran.status == 0, (arguments, ran.stderr)
+        assert ran.stdout.strip()
+    for name in ("chosen.jsonl", "dropped.jsonl", "likely.jsonl", "train.jsonl", "README.md"):
+        assert (tmp_path / "tour" / name).stat().st_size
+    assert (tmp_path / "runs/demo/report.html").exists()
+
+
+def test_every_command_of_the_tour_shows_what_it_printed() -> None:
+    for block in PAGE.split("```console\n")[1:]:
+        lines = block.split("```")[0].strip().splitlines()
+        assert len(lines) > sum(line.startswith("$ ") for line in lines)
