@@ -22,7 +22,7 @@ def test_the_tour_runs_from_the_first_command_to_the_last(
     )
     assert ran.status == 0, ran.stderr
     found = commands(PAGE)
-    assert NEEDED == {arguments[1] for arguments in found}
+    assert {arguments[1] for arguments in found} == NEEDED
     for program, *arguments in found:
         assert program == "curate"
         ran = run_curate(*arguments)
