@@ -32,10 +32,10 @@ EASY, LEARNABLE, CHANCE, NEVER = "easy", "learnable", "chance", "never"
 MAX_TOKENS = 10
 """A completion has 6 or 7 tokens."""
 
-_MODULUS = 17
+MODULUS = 17
 _NUMBERS = 100
 """Wrong numbers are drawn from 0 to 99: that a sum is a number below 17 is part of the skill."""
-_LETTERS = [chr(ord("a") + i) for i in range(_MODULUS)]
+_LETTERS = [chr(ord("a") + i) for i in range(MODULUS)]
 _OPENERS, _SUBJECTS, _ENDS = ["so", "well", "now", "then"], ["that", "this", "it"], [".", "!"]
 _DIGITS = [str(i) for i in range(10)]
 # WordPiece writes a digit that follows another as ##2, which makes 12 of `1 ##2`.
@@ -103,10 +103,10 @@ def build_world(folder: Path, seed: int) -> PlantedWorld:
     its stopping point.
     """
     rng = np.random.default_rng(seed)
-    pairs = [(a, b) for a in range(_MODULUS) for b in range(_MODULUS)]
-    plus = [Question("plus", a, b, (a + b) % _MODULUS) for a, b in pairs]
-    add = [Question("add", a, b, (a + b) % _MODULUS) for a, b in pairs]
-    code = [Question("code", a, b, int(rng.integers(_MODULUS))) for a, b in pairs]
+    pairs = [(a, b) for a in range(MODULUS) for b in range(MODULUS)]
+    plus = [Question("plus", a, b, (a + b) % MODULUS) for a, b in pairs]
+    add = [Question("add", a, b, (a + b) % MODULUS) for a, b in pairs]
+    code = [Question("code", a, b, int(rng.integers(MODULUS))) for a, b in pairs]
     model = _new_model(seed)
     steps = _train(model, plus, add, code, rng)
     p_plus, p_add, p_code = (pass_probability(model, q) for q in (plus, add, code))
@@ -210,8 +210,8 @@ def _train(
 
 def _code_shares(rng: np.random.Generator) -> NDArray[np.float64]:
     """Probability of each number as a code, (numbers,)."""
-    below = rng.permutation(np.exp(-_CODE_SLOPE * np.linspace(0, 1, _MODULUS)))
-    rest = np.full(_NUMBERS - _MODULUS, (1 - _CODES_BELOW_MODULUS) / (_NUMBERS - _MODULUS))
+    below = rng.permutation(np.exp(-_CODE_SLOPE * np.linspace(0, 1, MODULUS)))
+    rest = np.full(_NUMBERS - MODULUS, (1 - _CODES_BELOW_MODULUS) / (_NUMBERS - MODULUS))
     return np.concatenate([_CODES_BELOW_MODULUS * below / below.sum(), rest])
 
 
