@@ -40,8 +40,12 @@ Booleans = NDArray[np.bool_]
 
 PAPERS = "mean cosine to all easy items (the paper's)"
 COMBINED = "similarity and pass rate, logistic regression"
+LIFT = "lift needed against lift expected (thought of after the outcomes were seen)"
 ORACLE = "outcomes of the other items of its task"
 FOLDS = 5
+# In the planted world hard items have a pass rate of 0.04, which needs log odds of 1 to reach τ, and
+# learnable ones begin at a third of the easy items' similarity: so the whole of it lifts by 3.
+_LIFT_OF_EASY = 3.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         scores["semantic similarity of prompts"] = -items.semantic[judged]
     similar, found["references"] = _estimates(run, items, judged, tau)
     scores |= similar
+    scores[LIFT] = -_lift(items, judged)
     left_out = {}
     if min(found["unlearnable"], found["learnable"]) >= FOLDS:
         scores[COMBINED] = _combined(items, judged)
@@ -143,11 +148,20 @@ def _estimates(
     }, len(setting.references)
 
 
+def _log_odds(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
+    correct, total = items.correct[judged], items.total[judged]
+    return np.asarray(np.log((correct + 0.5) / (total - correct + 0.5)))
+
+
+def _lift(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
+    """Log odds of the pass rate after a lift in proportion to the similarity."""
+    of_easy = float(np.nanmedian(items.similarity[items.is_easy]))
+    return _log_odds(items, judged) + _LIFT_OF_EASY * items.similarity[judged] / of_easy
+
+
 def _combined(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
     """Out-of-fold log-odds of a logistic regression on similarity and log-odds of the pass rate."""
-    correct, total = items.correct[judged], items.total[judged]
-    odds = np.log((correct + 0.5) / (total - correct + 0.5))
-    values = np.column_stack([items.similarity[judged], odds])
+    values = np.column_stack([items.similarity[judged], _log_odds(items, judged)])
     model = make_pipeline(StandardScaler(), LogisticRegression())
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(
