@@ -43,7 +43,7 @@ COMBINED = "similarity and pass rate, logistic regression"
 LIFT = "lift needed against lift expected (thought of after the outcomes were seen)"
 ORACLE = "outcomes of the other items of its task"
 FOLDS = 5
-# In the planted world hard items have a pass rate of 0.04, which needs log odds of 1 to reach τ, and
+# In the planted world hard items have a pass rate of 0.04, which needs log odds of 1 to reach τ;
 # learnable ones begin at a third of the easy items' similarity: so the whole of it lifts by 3.
 _LIFT_OF_EASY = 3.0
 
