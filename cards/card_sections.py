@@ -348,7 +348,7 @@ def limits_section(facts: RunFacts) -> str:
         f"leaves rates up to {1 - 0.025 ** (1 / config.min_rollouts):.2g} open.",
         "- Answers are judged by a program, which may be wrong, and against gold answers, which "
         "may be wrong too.",
-        "- `undetermined` items are not worthless: most of them may be learned. Dropping them may "
+        "- `undetermined` items are not worthless: RL learns some of them. Dropping them may "
         "cost more than it saves.",
     ]
     cut = facts.manifest["counts"]["rollouts_truncated"]
