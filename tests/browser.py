@@ -67,10 +67,15 @@ def console(driver: Any) -> list[str]:
 
 
 def requests(driver: Any) -> list[str]:
-    """Addresses asked for since the last call."""
+    """Addresses asked for since the last call, but for what the browser's own pages load.
+
+    Its start page goes on loading `chrome://` resources for a while, which no other page can ask
+    for.
+    """
     events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
-    return [
+    addresses = [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     ]
+    return [address for address in addresses if not address.startswith("chrome://")]
