@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.smollm2_study import smollm2
+from benchmarks.smollm2_study import run_curate, smollm2
 from tests.planted_world import MAX_TOKENS, MODULUS, Question, build_world
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -55,12 +54,12 @@ def main() -> None:
     if not (run / "tags.parquet").exists():
         model = str(folder / "model") if planted else smollm2()
         out = ("--out", str(folder / "tagged.jsonl"), "--run-dir", str(run))
-        _curate("tag", str(items), "--model", model, *PROBE, *OPTIONS[arguments.world], *out)
+        run_curate("tag", str(items), "--model", model, *PROBE, *OPTIONS[arguments.world], *out)
     # Seed by seed, so that what is there early compares all arms.
     for seed in arguments.seeds.split(","):
         recipes = [word for arm in ARMS for word in ("--recipe", arm)]
-        _curate("validate", str(run), *recipes, "--seeds", seed, "--held-out", str(held_out))
-    _curate("confirm", str(run), "--recipe", "full-small")
+        run_curate("validate", str(run), *recipes, "--seeds", seed, "--held-out", str(held_out))
+    run_curate("confirm", str(run), "--recipe", "full-small")
 
 
 def _planted_rows(items: Path) -> list[dict[str, str]]:
@@ -101,13 +100,6 @@ def _arithmetic_rows(items: Path) -> list[dict[str, str]]:
                 known.add(item["question"])
                 rows.append({"question": item["question"], "answer": item["answer"], "task": task})
     return rows
-
-
-def _curate(*arguments: str) -> None:
-    print(f"curate {' '.join(arguments)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "curate", *arguments], check=False)
-    if done.returncode:
-        sys.exit(f"curate {arguments[0]} failed; the same command goes on from there")
 
 
 if __name__ == "__main__":

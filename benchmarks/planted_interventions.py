@@ -10,10 +10,9 @@ is not done again.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
+from benchmarks.smollm2_study import run_curate
 from cards.interventions import interventions_text
 from curate import confirm
 from tests.planted_world import MAX_TOKENS, build_world
@@ -30,19 +29,15 @@ def main() -> None:
     if not (folder / "items.jsonl").exists():
         build_world(folder, seed=0)
     if not (folder / "tagged.jsonl").exists():
-        _curate(
+        run_curate(
             *("tag", str(folder / "items.jsonl"), "--model", str(folder / "model")),
             *("--out", str(folder / "tagged.jsonl"), "--run-dir", str(run), "--instruction", ""),
             *("--verifier", "numeric", "--max-tokens", str(MAX_TOKENS)),
             *("--min-rollouts", ROLLOUTS, "--max-rollouts", ROLLOUTS),
         )
-    _curate("validate", str(run), "--recipe", "all-small", "--seeds", "1,42,37")
+    run_curate("validate", str(run), "--recipe", "all-small", "--seeds", "1,42,37")
     summary = confirm(run, "baseline-small")
     print(interventions_text(summary["interventions"]))
-
-
-def _curate(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "curate", *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -62,10 +62,10 @@ def run_steps(folder: Path, seeds: str) -> None:
     if not _tags_are_written(run):
         options = [word for option in PROBE.items() for word in option]
         out = ["--out", str(folder / "tagged.jsonl"), "--run-dir", str(run)]
-        _curate("tag", str(items), "--model", smollm2(), *options, *out)
+        run_curate("tag", str(items), "--model", smollm2(), *options, *out)
     if not all(_is_done(run, seed) for seed in seeds.split(",")):
-        _curate("validate", str(run), "--recipe", RECIPE, "--seeds", seeds)
-    _curate("confirm", str(run), "--recipe", RECIPE)
+        run_curate("validate", str(run), "--recipe", RECIPE, "--seeds", seeds)
+    run_curate("confirm", str(run), "--recipe", RECIPE)
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def _is_done(run: Path, seed: str) -> bool:
     return file.exists() and json.loads(file.read_text(encoding="utf-8"))["state"] == "done"
 
 
-def _curate(*arguments: str) -> None:
+def run_curate(*arguments: str) -> None:
+    """Run a command; stop here if it fails."""
     print(f"curate {' '.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "curate", *arguments], check=False)
     if done.returncode:

@@ -229,15 +229,6 @@ def _similarity_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
             "undecided": int((hard & bounded & ~above & ~below).sum()),
         }
     shown = sample_by_tag(items, known, SHOWN_POINTS)
-    columns = {
-        "pass_rate": items.pass_rate,
-        "pass_rate_low": items.pass_rate_low,
-        "pass_rate_high": items.pass_rate_high,
-        "similarity": items.similarity,
-        "similarity_low": items.similarity_low,
-        "similarity_high": items.similarity_high,
-        "reliability": items.reliability,
-    }
     return {
         "threshold": {"value": value, "source": threshold.get("source")},
         "confidence": 0.95,
@@ -256,7 +247,7 @@ def _similarity_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
             "tag": _words(items.tag[shown]),
             "confirmed": None if items.confirmed is None else _words(items.confirmed[shown]),
             "gradients": items.gradients[shown].tolist(),
-            **{name: plain(values[shown]) for name, values in columns.items()},
+            **{name: plain(values[shown]) for name, values in items.measured.items()},
         },
     }
 

@@ -47,6 +47,9 @@ _TAGS = {
 }
 
 
+_ENDS = ("", "_low", "_high")
+
+
 @dataclass(frozen=True)
 class ReportItems:
     """Every item of a run, in its order: arrays of shape (items,), nan where unknown."""
@@ -89,6 +92,12 @@ class ReportItems:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def measured(self) -> dict[str, Floats]:
+        """Pass rate and similarity with their intervals, and reliability, by name."""
+        names = [f"{name}{end}" for name in ("pass_rate", "similarity") for end in _ENDS]
+        return {name: getattr(self, name) for name in (*names, "reliability")}
 
     @property
     def group(self) -> Ints:

@@ -68,16 +68,7 @@ def shown_items(items: ReportItems) -> dict[str, Any]:
         "gradients": items.gradients.tolist(),
         "nearest": [nearest[offsets[at] : offsets[at + 1]] for at in range(len(items))],
     }
-    numbers = {
-        "pass_rate": items.pass_rate,
-        "pass_rate_low": items.pass_rate_low,
-        "pass_rate_high": items.pass_rate_high,
-        "similarity": items.similarity,
-        "similarity_low": items.similarity_low,
-        "similarity_high": items.similarity_high,
-        "reliability": items.reliability,
-        "p_unlearnable": items.p_unlearnable,
-    }
+    numbers = items.measured | {"p_unlearnable": items.p_unlearnable}
     if items.confirmed is not None and items.final_pass_rate is not None:
         columns["confirmed"] = items.confirmed.tolist()
         numbers["final_pass_rate"] = items.final_pass_rate

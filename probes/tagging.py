@@ -68,8 +68,8 @@ from probes.verifying import verify_rollouts
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
-# Prompts, from the first on, that are tried as answers.
-_PROMPTS_CHECKED = 1000
+# Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
+_PROMPTS_CHECKED = 200
 # Rows that are Python objects at a time.
 _ITEMS_AT_ONCE = 4096
 
@@ -329,9 +329,9 @@ class _Tagging:
     def _warn_of_echoes(self, items: Sequence[Item], pool: VerifierPool) -> None:
         """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
         checked = items[:_PROMPTS_CHECKED]
-        verdicts = pool.judge(
-            [(item.question.messages[-1][1], item.question.answer) for item in checked]
-        )
+        pairs = [(item.question.messages[-1][1], item.question.answer) for item in checked]
+        with Progress("checking", len(pairs), "prompts as answers") as progress:
+            verdicts = pool.judge(pairs, progress.reach)
         echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
         self.run.update(echoes={"prompts_checked": len(checked), "accepted": len(echoes)})
         if echoes:

@@ -67,15 +67,15 @@ def console(driver: Any) -> list[str]:
 
 
 def requests(driver: Any) -> list[str]:
-    """Addresses asked for since the last call, but for what the browser's own pages load.
+    """Addresses that documents asked for since the last call, but for the browser's own pages.
 
-    Its start page goes on loading `chrome://` resources for a while, which no other page can ask
-    for.
+    Its start page goes on loading for a while, and what it loads is in the same log. Which document
+    asks is the browser's word, not the page's: no page of ours can pass for a `chrome://` one.
     """
     events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
-    addresses = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    return [address for address in addresses if not address.startswith("chrome://")]
+    asked = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [each["request"]["url"] for each in asked if not _is_the_browsers_own(each)]
+
+
+def _is_the_browsers_own(asked: dict[str, Any]) -> bool:
+    return str(asked["documentURL"]).startswith(("chrome://", "chrome-untrusted://", "data:,"))

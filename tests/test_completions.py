@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from probes import verifiers
+from probes import math_verifier
+from probes.answers import Verdict
 from probes.judging import VerifierPool
-from probes.verifiers import Verdict, judge_math
+from probes.math_verifier import judge_math
 
 COMPLETIONS = Path(__file__).parent / "data" / "completions.parquet"
 
@@ -29,7 +30,11 @@ def completions() -> tuple[list[Pair], list[Verdict]]:
 
 
 def forget() -> None:
-    for remembered in (verifiers._same_answer, verifiers._expressions, verifiers._compared):
+    for remembered in (
+        math_verifier._same_answer,
+        math_verifier._expressions,
+        math_verifier._compared,
+    ):
         remembered.cache_clear()
 
 
@@ -37,13 +42,13 @@ def forget() -> None:
 def by_math_verify_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Without what knows in advance what math-verify would say."""
     forget()
-    monkeypatch.setattr(verifiers, "_judge_plain", lambda text, gold: None)
-    monkeypatch.setattr(verifiers, "_is_no_constant", lambda expression, gold: False)
-    compared = verifiers._compared
-    monkeypatch.setattr(verifiers, "_compared", lambda text, gold: None)
+    monkeypatch.setattr(math_verifier, "_judge_plain", lambda text, gold: None)
+    monkeypatch.setattr(math_verifier, "_is_no_constant", lambda expression, gold: False)
+    compared = math_verifier._compared
+    monkeypatch.setattr(math_verifier, "_compared", lambda text, gold: None)
     yield monkeypatch
     monkeypatch.undo()
-    assert verifiers._compared is compared
+    assert math_verifier._compared is compared
     forget()
 
 

@@ -206,7 +206,7 @@ def test_finished_steps_are_skipped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(smollm2_study, "_curate", lambda *words: ran.append(words))
+    monkeypatch.setattr(smollm2_study, "run_curate", lambda *words: ran.append(words))
     monkeypatch.setattr(smollm2_study, "smollm2", lambda: "MODEL")
     monkeypatch.setattr(smollm2_study, "write_items", lambda folder: ran.append(("items",)))
     smollm2_study.run_steps(folder, "1,42,37")
