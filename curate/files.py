@@ -46,7 +46,7 @@ def atomic_writer(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator
     except BaseException:  # Ctrl-C too must leave no rubbish behind.
         aside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync_entries(path.parent)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
@@ -56,7 +56,15 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
         file.write(content)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's files to the disk, so that it can be renamed into place. Raises OSError."""
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _sync_entries(folder)
+
+
+def _sync_entries(folder: Path) -> None:
     """Make a rename last through a power cut; some file systems cannot sync a folder."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

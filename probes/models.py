@@ -228,6 +228,15 @@ def load_policy(
     )
 
 
+def forget_quantization(model: Any) -> None:
+    """Have a model count as plain: a GGUF file's weights were expanded when it was loaded."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+
+
 def _keep_freed_memory() -> None:
     """Have glibc keep freed blocks instead of returning them to the system after every operation.
 

@@ -22,7 +22,14 @@ from transformers import PrinterCallback, TrainerCallback
 from curate.errors import UsageError
 from curate.progress import Progress
 from probes.judging import VerifierPool
-from probes.models import ModelFiles, Policy, choose_device, choose_dtype, load_policy
+from probes.models import (
+    ModelFiles,
+    Policy,
+    choose_device,
+    choose_dtype,
+    forget_quantization,
+    load_policy,
+)
 from recipes.checkpoints import checkpoints
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
@@ -88,7 +95,7 @@ def trainable_policy(training: Training) -> Policy:
         )
     # Text is judged as it was in the probe, whose spaces are not cleaned up either.
     policy.tokenizer.clean_up_tokenization_spaces = False
-    _forget_quantization(policy.model)
+    forget_quantization(policy.model)
     if not training.recipe.lora_rank:
         policy.model.requires_grad_(True)
     if policy.tokenizer.pad_token is None:
@@ -113,15 +120,6 @@ def lora_config(recipe: Recipe) -> LoraConfig:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-
-
-def _forget_quantization(model: Any) -> None:
-    """A GGUF file's weights were expanded at loading, but the model still counts as quantized."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        del model.config.quantization_config
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name)
 
 
 class _Following(TrainerCallback):
@@ -252,7 +250,7 @@ def export_policy(training: Training, checkpoint: Path, folder: Path) -> None:
         dtype=choose_dtype(choose_device()),
         trust_remote_code=training.trust_remote_code,
     )
-    _forget_quantization(policy.model)
+    forget_quantization(policy.model)
     model = policy.model
     if training.recipe.lora_rank:
         model = PeftModel.from_pretrained(model, checkpoint).merge_and_unload()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from probes.models import Policy, load_policy, resolve_model
+from tests.smollm2 import export
 from tests.tiny import save_tiny_model
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -19,3 +20,9 @@ def tiny_policy(tiny_model: Path) -> Policy:
     return load_policy(
         resolve_model(str(tiny_model)), device=torch.device("cpu"), dtype=torch.float32
     )
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as a Hugging Face folder; `XDG_CACHE_HOME=parents[2]` makes `curate` find it too."""
+    return export(tmp_path_factory.mktemp("cache"))

