@@ -1,0 +1,661 @@
+"""A pool of servers with an OpenAI-compatible interface: many requests in flight, none lost.
+
+A request goes to the least loaded server. What a server cannot help (a time-out, 429, 5xx, a broken
+connection, an answer that is not what was asked for) is tried again after a wait that doubles each
+time, with jitter, wherever there is room. A server that answers 429 rests for as long as it says
+(`Retry-After`) and gets fewer requests at once afterwards, more again as it answers. A server that
+fails several times in a row leaves the pool, is asked now and then whether it is well, and comes
+back; one that comes back and never answers leaves for good.
+
+The requests live in an event loop of their own thread, so that hundreds of them cost little, all
+can be abandoned at once (Ctrl-C), and a caller needs no event loop and may have one (notebooks).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import queue
+import random
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from itertools import cycle, islice
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from curate.errors import RunError, UsageError, one_line
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+_CONNECT_SECONDS = 10.0
+# httpx looks at all connections of a client whenever one changes: at 256 that is 10 ms a request.
+_CONNECTIONS_OF_A_CLIENT = 8
+_PROBE_SECONDS = 30.0
+_LONGEST_WAIT = 60.0
+# More than any honest answer: 1,000 completions of 8,000 tokens have about 90 MB.
+_MOST_BYTES = 256 * 1024**2
+_MOST_MESSAGE = 300
+# Faults in a row after which a server leaves, and times that it may come back without an answer.
+_FAULTS_TO_LEAVE = 3
+_RETURNS = 3
+# A key that is refused, or an empty account: waiting does not help.
+_NO_ENTRY = {401: "refuses the API key", 402: "asks for payment"}
+_TRY_AGAIN = {408, 409, 425, 429}
+# What reading a wrong answer raises in a `check`.
+_WRONG_ANSWER = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that got no answer: refused by a server, or tried too often."""
+
+    reason: str
+
+
+class RequestRefused(Exception):
+    """A server says that the request itself is wrong, so that no other try can help.
+
+    Attributes:
+        status: the HTTP status, 300 to 499.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ServerFault(Exception):
+    """A server gave no answer, or none that can be used; another try may help."""
+
+
+class _Unreachable(ServerFault):
+    """Nothing listens there: the request was never sent."""
+
+
+class _Busy(ServerFault):
+    """429, or 503 with a time: the server asks to come later."""
+
+    def __init__(self, message: str, seconds: float | None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+def read_api_key(variable: str = "") -> str | None:
+    """Read the API key from the environment; None where the usual variable is not set.
+
+    Args:
+        variable: the variable's name; OPENAI_API_KEY where empty.
+
+    Raises:
+        UsageError: the variable was named but is not set, or holds what cannot be a key.
+    """
+    name = variable or DEFAULT_KEY_VARIABLE
+    key = os.environ.get(name, "").strip()
+    if not key:
+        if variable:
+            raise UsageError(f"the environment variable {variable} for the API key is not set")
+        return None
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UsageError(f"what the environment variable {name} holds cannot be an API key")
+    return key
+
+
+def check_base_url(url: str) -> str:
+    """Return a server's address without a slash at its end, and with /v1 where it has no path.
+
+    Raises:
+        UsageError: not an http or https address, or it holds a password or a query, which would be
+            written into the run folder.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        has_secrets = "@" in parts.netloc or bool(parts.query or parts.fragment)
+    except ValueError:
+        raise UsageError("--base-url is not an address such as http://localhost:8000/v1") from None
+    if has_secrets:
+        raise UsageError(
+            f"--base-url {parts.scheme}://{parts.hostname}{f':{port}' if port else ''} has a user, "
+            "a password or a query, which would be kept in the run folder; give the address alone "
+            f"and the key in the environment variable {DEFAULT_KEY_VARIABLE}"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+        raise UsageError(
+            f"--base-url is {one_line(url)!r}; it must be an address such as "
+            "http://localhost:8000/v1"
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+class Server:
+    """One server of a pool: how to ask it, and how it has been doing.
+
+    Attributes:
+        url: its address, which holds no secret.
+        is_in: whether it gets requests.
+        reason: why it is not in the pool.
+    """
+
+    def __init__(self, url: str, pool: ServerPool) -> None:
+        self.url = url
+        self.is_in = False
+        self.reason = "not asked yet"
+        self.in_flight = 0
+        self.room = float(pool.in_flight)
+        self.faults = 0
+        self.returns = 0
+        self.busy_answers = 0
+        self.busy_since: float | None = None
+        self.rests_until = 0.0
+        self._pool = pool
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may get another request now."""
+        return self.in_flight < self.room
+
+    async def ask(self, path: str, body: Json | None = None, *, seconds: float = 30.0) -> Json:
+        """Send one request, once: a POST with a body, else a GET.
+
+        Args:
+            path: below the address (`completions`); with a slash before it, beside `/v1`
+                (`/tokenize`).
+            body: what is posted, as JSON.
+            seconds: the answer must be here whole by then.
+
+        Raises:
+            RequestRefused: the server says that the request is wrong.
+            ServerFault: no answer, or not a JSON object.
+        """
+        root = self.url.removesuffix("/v1") if path.startswith("/") else f"{self.url}/"
+        client, hide = self._pool.next_client(), self._pool.hide_key
+        try:
+            async with asyncio.timeout(seconds):
+                method = "GET" if body is None else "POST"
+                async with client.stream(method, f"{root}{path}", json=body) as response:
+                    content = await _read(response)
+        except TimeoutError:
+            raise ServerFault(f"no answer within {seconds:g} s") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Unreachable(f"cannot be reached ({hide(_name(error))})") from None
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise ServerFault(f"the connection broke ({hide(_name(error))})") from None
+        if response.status_code == 200:
+            return _parse(content)
+        message = hide(f"HTTP {response.status_code}{_message(content)}")
+        if response.status_code == 429 or (
+            response.status_code == 503 and "retry-after" in response.headers
+        ):
+            raise _Busy(message, _retry_after(response))
+        if response.status_code in _TRY_AGAIN or response.status_code >= 500:
+            raise ServerFault(message)
+        raise RequestRefused(response.status_code, message)
+
+
+@dataclass(eq=False)
+class _Place:
+    """A request that waits for a server, and where it failed before."""
+
+    server: asyncio.Future[Server]
+    failed: Server | None
+
+    @property
+    def is_taken(self) -> bool:
+        return self.server.done()
+
+
+async def _read(response: httpx.Response) -> bytes:
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > _MOST_BYTES:
+            raise ServerFault(f"its answer is longer than {_MOST_BYTES:,} bytes")
+    return bytes(content)
+
+
+def _parse(content: bytes) -> Json:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ServerFault(f"its answer of {len(content):,} bytes is not JSON") from None
+    if not isinstance(found, dict):
+        raise ServerFault("its answer is not a JSON object")
+    return found
+
+
+def _message(content: bytes) -> str:
+    """What a server says about an error, for one line: `: model not found`."""
+    try:
+        found = json.loads(content[:_MOST_BYTES])
+        while isinstance(found, dict):
+            found = next(found[k] for k in ("error", "message", "detail") if k in found)
+        text = found if isinstance(found, str) else json.dumps(found)
+    except (ValueError, RecursionError, StopIteration):
+        text = content[:_MOST_MESSAGE].decode(errors="replace")
+    text = one_line(text.strip())
+    return f": {text[:_MOST_MESSAGE]}" if text else ""
+
+
+def _name(error: Exception) -> str:
+    return one_line(str(error))[:_MOST_MESSAGE] or type(error).__name__
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that a server asks to wait; None where it does not say, or not in a known form."""
+    text = response.headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d{1,9}(\.\d*)?", text):
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except (ValueError, TypeError):
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+
+
+Admit = Callable[[Server], Awaitable[None]]
+
+
+async def is_well(server: Server) -> None:
+    """Admit a server that lists its models, or has no such list.
+
+    Raises:
+        UsageError: it refuses the key.
+        ServerFault: no answer.
+    """
+    try:
+        await server.ask("models")
+    except RequestRefused as refusal:
+        if refusal.status in (401, 403):
+            raise UsageError(f"the server {server.url} refuses the API key ({refusal})") from None
+
+
+class ServerPool:
+    """Several servers that answer the same requests.
+
+    To be used in a `with` block, which begins with a look at every server.
+
+    Args:
+        base_urls: their addresses, as the OpenAI client takes them (`http://host:8000/v1`).
+        api_key: sent to each as a bearer token; never shown.
+        timeout_seconds: a request's answer must be here by then, or it is sent again.
+        in_flight: requests at one server at a time, at most.
+        attempts: tries that a request has; 429 and a server that is not there do not count.
+        patience_seconds: how long to go on without any server, and with one that only says 429.
+        first_wait_seconds: before the second try; each further wait is twice as long.
+        admit: looks at a server before it gets requests, at first and when it comes back. It raises
+            `UsageError` where the server is the wrong one, and `ServerFault` where it is not well.
+
+    Raises:
+        UsageError: on entering: an address is wrong, or a server is, or refuses the key.
+        RunError: on entering: none of the servers answers.
+    """
+
+    def __init__(
+        self,
+        base_urls: Sequence[str],
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 600.0,
+        in_flight: int = 128,
+        attempts: int = 5,
+        patience_seconds: float = 60.0,
+        first_wait_seconds: float = 0.5,
+        admit: Admit = is_well,
+    ) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.in_flight = in_flight
+        self.attempts = attempts
+        self.patience_seconds = patience_seconds
+        self.first_wait_seconds = first_wait_seconds
+        self.admit = admit
+        self._api_key = api_key
+        self.servers = [
+            Server(url, self) for url in dict.fromkeys(check_base_url(url) for url in base_urls)
+        ]
+        if not self.servers:
+            raise UsageError("no server given: name one by --base-url http://HOST:PORT/v1")
+        self._waiting: deque[_Place] = deque()
+        self._returning: set[asyncio.Task[None]] = set()
+        self._lost_timer: asyncio.TimerHandle | None = None
+        self._is_lost = False
+        self._thread: threading.Thread | None = None
+
+    def hide_key(self, text: str) -> str:
+        """Take the key out of a text that a server wrote."""
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+    def next_client(self) -> httpx.AsyncClient:
+        """Take turns, so that each has few connections."""
+        return next(self._next_clients)
+
+    # --- From the caller's thread ------------------------------------------------------------
+
+    def __enter__(self) -> ServerPool:
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        most = self.in_flight * len(self.servers)
+        certificates = httpx.create_ssl_context()
+        self._clients = [
+            httpx.AsyncClient(
+                headers={**headers, "User-Agent": "curate"},
+                verify=certificates,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                # The time for the whole answer is limited in `Server.ask`.
+                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            )
+            for _ in range(math.ceil(most / _CONNECTIONS_OF_A_CLIENT))
+        ]
+        self._next_clients = cycle(self._clients)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._live(started)), name="servers", daemon=True
+        )
+        self._thread.start()
+        started.result()
+        try:
+            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Abandon every request and end the thread."""
+        if self._thread:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join()
+            self._thread = None
+
+    def post(
+        self, path: str, bodies: Iterable[Json], check: Callable[[Json], T]
+    ) -> Iterator[tuple[int, T | Failure]]:
+        """Post every body to one of the servers and yield what came, as it comes.
+
+        A caller that stops early, or is interrupted, abandons what is under way.
+
+        Args:
+            path: below the servers' addresses: `completions`, `chat/completions`.
+            bodies: read as they are sent, a bounded number ahead of the answers.
+            check: turns an answer (a JSON object) into what is yielded. It raises ValueError, or
+                what reading a wrong answer raises (KeyError, IndexError, TypeError,
+                AttributeError); the request is then sent again.
+
+        Yields:
+            the body's number, from 0, and its answer or why there is none.
+
+        Raises:
+            RunError: no server is left.
+        """
+        finished: queue.SimpleQueue[tuple[int, Future[T | Failure]]] = queue.SimpleQueue()
+        under_way: set[Future[T | Failure]] = set()
+        numbered = enumerate(bodies)
+        most = self.in_flight * len(self.servers)
+        try:
+            while True:
+                for number, body in islice(numbered, most - len(under_way)):
+                    future = asyncio.run_coroutine_threadsafe(
+                        self._answer(path, body, check), self._loop
+                    )
+                    under_way.add(future)
+                    future.add_done_callback(partial(_note, finished, number))
+                if not under_way:
+                    return
+                number, future = finished.get()
+                under_way.discard(future)
+                yield number, future.result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    # --- In the thread of the event loop -----------------------------------------------------
+
+    async def _live(self, started: Future[None]) -> None:
+        """Be there until `close`, then end whatever is still under way."""
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        async with AsyncExitStack() as clients:
+            for client in self._clients:
+                await clients.enter_async_context(client)
+            started.set_result(None)
+            await self._stopped.wait()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+    async def _open(self) -> None:
+        await asyncio.gather(*map(self._first_look, self.servers))
+        absent = [server for server in self.servers if not server.is_in]
+        if len(absent) == len(self.servers):
+            raise self._none_left()
+        for server in absent:
+            _say(f"server {server.url} is not used yet: {server.reason}")
+            self._expect_back(server)
+
+    async def _first_look(self, server: Server) -> None:
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self.admit(server)
+        except ServerFault as fault:
+            server.reason = str(fault)
+        except TimeoutError:
+            server.reason = f"no answer within {_PROBE_SECONDS:g} s"
+        else:
+            server.is_in = True
+
+    async def _answer(self, path: str, body: Json, check: Callable[[Json], T]) -> T | Failure:
+        """Try a request until it is answered, refused, or was tried often enough."""
+        tries = 0
+        server: Server | None = None
+        while True:
+            server = await self._free_server(server)
+            try:
+                answer = check(await server.ask(path, body, seconds=self.timeout_seconds))
+                self._answered(server)
+                return answer
+            except RequestRefused as refusal:
+                if refusal.status not in _NO_ENTRY:
+                    self._answered(server)
+                    return Failure(f"{server.url}: {refusal}")
+                self._leave(server, f"{_NO_ENTRY[refusal.status]} ({refusal})", for_good=True)
+                continue
+            except _Busy as busy:
+                self._rest(server, busy)
+                continue
+            except _Unreachable as fault:
+                self._leave(server, str(fault))
+                continue
+            except ServerFault as fault:
+                reason = str(fault)
+            except _WRONG_ANSWER as error:
+                reason = self.hide_key(f"its answer is not what was asked for ({_wrong(error)})")
+            finally:
+                self._release(server)
+            tries += 1
+            self._count_fault(server, reason)
+            if tries >= self.attempts:
+                return Failure(f"{server.url}: {reason}, at the last of {tries} attempts")
+            await asyncio.sleep(self._wait(tries - 1))
+
+    def _wait(self, times: int) -> float:
+        longest = min(self.first_wait_seconds * 2**times, _LONGEST_WAIT)
+        return random.uniform(longest / 2, longest)
+
+    # Which server gets a request.
+
+    async def _free_server(self, failed: Server | None) -> Server:
+        """Wait for the least loaded server with room; to be given back by `_release`.
+
+        Args:
+            failed: where the request was tried before; it waits for another one if there is any.
+        """
+        if self._is_lost:
+            raise self._none_left()
+        place = _Place(self._loop.create_future(), failed)
+        if failed:
+            self._waiting.appendleft(place)
+        else:
+            self._waiting.append(place)
+        self._dispatch()
+        try:
+            return await place.server
+        except asyncio.CancelledError:
+            if place.is_taken and not place.server.cancelled() and not place.server.exception():
+                self._release(place.server.result())
+            raise
+
+    def _dispatch(self) -> None:
+        """Give the free servers to those who wait, the longest first."""
+        now = self._loop.time()
+        there = [server for server in self.servers if server.is_in]
+        free = [each for each in there if each.rests_until <= now and each.has_room]
+        for place in list(self._waiting) if free else []:
+            fit = [each for each in free if each is not place.failed or len(there) == 1]
+            if fit and not place.is_taken:
+                server = min(fit, key=lambda server: server.in_flight)
+                server.in_flight += 1
+                place.server.set_result(server)
+                free = [each for each in free if each.has_room]
+            if place.is_taken:
+                self._waiting.remove(place)
+            if not free:
+                return
+
+    def _release(self, server: Server) -> None:
+        server.in_flight -= 1
+        self._dispatch()
+
+    # How a server is doing.
+
+    def _answered(self, server: Server) -> None:
+        server.faults = server.returns = server.busy_answers = 0
+        server.busy_since = None
+        server.room = min(self.in_flight, server.room + 1 / server.room)
+
+    def _rest(self, server: Server, busy: _Busy) -> None:
+        """Leave a server that says 429 alone for a while; then ask it for half as much at once."""
+        now = self._loop.time()
+        if not server.is_in or server.rests_until > now:
+            return  # It said so to another request already.
+        if server.busy_since is None:
+            server.busy_since = now
+        elif now - server.busy_since > self.patience_seconds:
+            self._leave(server, f"has only been saying {busy}", for_good=True)
+            return
+        seconds = self._wait(server.busy_answers) if busy.seconds is None else busy.seconds
+        if seconds > max(self.patience_seconds, _LONGEST_WAIT):
+            self._leave(server, f"asks to wait {seconds:,.0f} s ({busy})", for_good=True)
+            return
+        server.busy_answers += 1
+        server.room = max(1.0, server.room / 2)
+        server.rests_until = now + seconds
+        # A timer may come a little early by the clock that `_dispatch` reads.
+        self._loop.call_later(seconds + 0.01, self._dispatch)
+
+    def _count_fault(self, server: Server, reason: str) -> None:
+        server.faults += 1
+        if server.faults >= _FAULTS_TO_LEAVE:
+            self._leave(server, reason)
+
+    def _leave(self, server: Server, reason: str, *, for_good: bool = False) -> None:
+        if not server.is_in:
+            return
+        server.is_in = False
+        server.reason = reason
+        for_good = for_good or server.returns >= _RETURNS
+        left = sum(each.is_in for each in self.servers)
+        stays = " for good" if for_good else ""
+        _say(f"server {server.url} leaves the pool{stays}: {reason}; {left} left")
+        if not for_good:
+            self._expect_back(server)
+        if not left:
+            self._wait_or_give_up()
+
+    def _expect_back(self, server: Server) -> None:
+        task = self._loop.create_task(self._come_back(server))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def _come_back(self, server: Server) -> None:
+        """Ask a server now and then whether it is well, until it is or proves to be wrong."""
+        times = server.returns
+        while True:
+            await asyncio.sleep(self._wait(times))
+            times += 1
+            try:
+                async with asyncio.timeout(_PROBE_SECONDS):
+                    await self.admit(server)
+                break
+            except ServerFault as fault:
+                server.reason = str(fault)
+            except TimeoutError:
+                server.reason = f"no answer within {_PROBE_SECONDS:g} s"
+            except UsageError as error:
+                server.reason = str(error)
+                _say(f"server {server.url} stays out: {error}")
+                self._returning.discard(asyncio.current_task())
+                if not any(each.is_in for each in self.servers):
+                    self._wait_or_give_up()
+                return
+        server.is_in = True
+        server.faults = 0
+        server.returns += 1
+        self._is_lost = False
+        _say(f"server {server.url} is in the pool")
+        if self._lost_timer:
+            self._lost_timer.cancel()
+            self._lost_timer = None
+        self._dispatch()
+
+    def _wait_or_give_up(self) -> None:
+        """With no server in the pool: give those that may come back some time."""
+        if not self._returning:
+            self._give_up()
+        elif not self._lost_timer:
+            self._lost_timer = self._loop.call_later(self.patience_seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self._is_lost = True
+        for place in self._waiting:
+            if not place.is_taken:
+                place.server.set_exception(self._none_left())
+        self._waiting.clear()
+
+    def _none_left(self) -> RunError:
+        reasons = "; ".join(f"{server.url}: {server.reason}" for server in self.servers)
+        return RunError(
+            f"no server is left ({reasons}); start one, and the same command goes on from here"
+        )
+
+
+def _note(
+    finished: queue.SimpleQueue[tuple[int, Future[Any]]], number: int, future: Future[Any]
+) -> None:
+    finished.put((number, future))
+
+
+def _wrong(error: Exception) -> str:
+    text = one_line(str(error))[:_MOST_MESSAGE]
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
