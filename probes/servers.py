@@ -32,16 +32,15 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import cycle, islice
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
+from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url
 from curate.errors import RunError, UsageError, one_line
 
 Json = dict[str, Any]
 T = TypeVar("T")
 
-DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 _CONNECT_SECONDS = 10.0
 # httpx looks at all connections of a client whenever one changes: at 256 that is 10 ms a request.
 _CONNECTIONS_OF_A_CLIENT = 8
@@ -113,33 +112,6 @@ def read_api_key(variable: str = "") -> str | None:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise UsageError(f"what the environment variable {name} holds cannot be an API key")
     return key
-
-
-def check_base_url(url: str) -> str:
-    """Return a server's address without a slash at its end, and with /v1 where it has no path.
-
-    Raises:
-        UsageError: not an http or https address, or it holds a password or a query, which would be
-            written into the run folder.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        has_secrets = "@" in parts.netloc or bool(parts.query or parts.fragment)
-    except ValueError:
-        raise UsageError("--base-url is not an address such as http://localhost:8000/v1") from None
-    if has_secrets:
-        raise UsageError(
-            f"--base-url {parts.scheme}://{parts.hostname}{f':{port}' if port else ''} has a user, "
-            "a password or a query, which would be kept in the run folder; give the address alone "
-            f"and the key in the environment variable {DEFAULT_KEY_VARIABLE}"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
-        raise UsageError(
-            f"--base-url is {one_line(url)!r}; it must be an address such as "
-            "http://localhost:8000/v1"
-        )
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
 class Server:
@@ -354,7 +326,12 @@ class ServerPool:
             httpx.AsyncClient(
                 headers={**headers, "User-Agent": "curate"},
                 verify=certificates,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                limits=httpx.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=None,
+                    # Shorter than the 5 s of uvicorn, so that the server never closes first.
+                    keepalive_expiry=2.0,
+                ),
                 # The time for the whole answer is limited in `Server.ask`.
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             )
@@ -385,7 +362,7 @@ class ServerPool:
             self._thread = None
 
     def post(
-        self, path: str, bodies: Iterable[Json], check: Callable[[Json], T]
+        self, path: str, bodies: Iterable[Json], check: Callable[[Json, Json], T]
     ) -> Iterator[tuple[int, T | Failure]]:
         """Post every body to one of the servers and yield what came, as it comes.
 
@@ -394,8 +371,8 @@ class ServerPool:
         Args:
             path: below the servers' addresses: `completions`, `chat/completions`.
             bodies: read as they are sent, a bounded number ahead of the answers.
-            check: turns an answer (a JSON object) into what is yielded. It raises ValueError, or
-                what reading a wrong answer raises (KeyError, IndexError, TypeError,
+            check: turns a body and its answer (a JSON object) into what is yielded. It raises
+                ValueError, or what reading a wrong answer raises (KeyError, IndexError, TypeError,
                 AttributeError); the request is then sent again.
 
         Yields:
@@ -461,14 +438,14 @@ class ServerPool:
         else:
             server.is_in = True
 
-    async def _answer(self, path: str, body: Json, check: Callable[[Json], T]) -> T | Failure:
+    async def _answer(self, path: str, body: Json, check: Callable[[Json, Json], T]) -> T | Failure:
         """Try a request until it is answered, refused, or was tried often enough."""
         tries = 0
         server: Server | None = None
         while True:
             server = await self._free_server(server)
             try:
-                answer = check(await server.ask(path, body, seconds=self.timeout_seconds))
+                answer = check(body, await server.ask(path, body, seconds=self.timeout_seconds))
                 self._answered(server)
                 return answer
             except RequestRefused as refusal:

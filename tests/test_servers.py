@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError
-from probes.servers import Failure, ServerPool, check_base_url, read_api_key
+from probes.servers import Failure, ServerPool, read_api_key
 from tests.server_stand_in import (
     DROPPED,
     SILENT,
@@ -33,7 +34,7 @@ def _double(path: str, body: dict[str, Any]) -> object:
     return {"doubled": 2 * body["number"]}
 
 
-def _read(answer: dict[str, Any]) -> int:
+def _read(body: dict[str, Any], answer: dict[str, Any]) -> int:
     number = answer["doubled"]
     if number % 2:
         raise ValueError(f"{number} is odd")
