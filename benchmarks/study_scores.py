@@ -29,8 +29,14 @@ from benchmarks.similarity_estimators import (
     unit,
 )
 from curate.errors import UsageError
+from curate.run_folder import read_parquet
 from probes.gradient_stage import joined
-from probes.prediction import FEWEST_EASY_ITEMS
+from probes.similarity_stage import run_probabilities
+from probes.similarity_threshold import (
+    FEWEST_EASY_ITEMS,
+    LIFT,
+    similarity_threshold,
+)
 from recipes.agreement import RESAMPLES, compare_scores
 from recipes.calibration import cross_validate
 from recipes.confirmed_items import read_confirmed
@@ -40,12 +46,11 @@ Booleans = NDArray[np.bool_]
 
 PAPERS = "mean cosine to all easy items (the paper's)"
 COMBINED = "similarity and pass rate, logistic regression"
-LIFT = "lift needed against lift expected (thought of after the outcomes were seen)"
+AFTERWARDS = "made after these outcomes were seen"
+REQUIRED = f"`p_unlearnable` by the similarity that the pass rate asks for ({AFTERWARDS})"
+LIFTED = f"lift needed against lift expected ({AFTERWARDS})"
 ORACLE = "outcomes of the other items of its task"
 FOLDS = 5
-# In the planted world hard items have a pass rate of 0.04, which needs log odds of 1 to reach τ;
-# learnable ones begin at a third of the easy items' similarity: so the whole of it lifts by 3.
-_LIFT_OF_EASY = 3.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
     Returns:
         `items`, `unlearnable`, `learnable`, `references`; under `scores` for each its AUROC and
         average precision with 95 % intervals, and `within_tasks`, its AUROC over pairs of one task
-        only (null if there is no such pair), with the number of `pairs_within_tasks`; `left_out`,
-        why a score is missing; and `calibrate`, the cross-validation of `curate calibrate`, or None
+        only (null if there is no such pair), with the number of `pairs_within_tasks`; `required`,
+        what the present rule reaches with the items that have no similarity; `left_out`, why a
+        score is missing; and `calibrate`, the cross-validation of `curate calibrate`, or None
         with `calibrate_note`.
     """
     judged = np.flatnonzero(items.is_judged & np.isfinite(items.similarity))
@@ -101,7 +107,9 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         scores["semantic similarity of prompts"] = -items.semantic[judged]
     similar, found["references"] = _estimates(run, items, judged, tau)
     scores |= similar
-    scores[LIFT] = -_lift(items, judged)
+    required = _required(run, items, tau)
+    scores[REQUIRED] = required[judged]
+    scores[LIFTED] = -_lift(items, judged)
     left_out = {}
     if min(found["unlearnable"], found["learnable"]) >= FOLDS:
         scores[COMBINED] = _combined(items, judged)
@@ -120,6 +128,11 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
     if ORACLE in found["scores"]:
         # It leaves the item's own outcome out, which within a task turns the order round.
         found["scores"][ORACLE]["within_tasks"] = None
+    everyone = np.flatnonzero(items.is_judged & np.isfinite(required))
+    found["required"] = {
+        "items": len(everyone),
+        **compare_scores(items.is_unlearnable[everyone], {REQUIRED: required[everyone]})[REQUIRED],
+    }
     return found | {"left_out": left_out} | _calibrate(run)
 
 
@@ -153,10 +166,19 @@ def _log_odds(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
     return np.asarray(np.log((correct + 0.5) / (total - correct + 0.5)))
 
 
+def _required(run: Path, items: StudyItems, tau: float) -> Floats:
+    """`p_unlearnable` by the present rule, whichever the run was tagged by; (items,)."""
+    rates, similar = (
+        read_parquet(run / f"{name}.parquet") for name in ("pass_rates", "similarity")
+    )
+    threshold = similarity_threshold(items.similarity[items.is_easy])
+    return run_probabilities(rates, similar, threshold, tau).p_unlearnable
+
+
 def _lift(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
     """Log odds of the pass rate after a lift in proportion to the similarity."""
     of_easy = float(np.nanmedian(items.similarity[items.is_easy]))
-    return _log_odds(items, judged) + _LIFT_OF_EASY * items.similarity[judged] / of_easy
+    return _log_odds(items, judged) + LIFT * items.similarity[judged] / of_easy
 
 
 def _combined(items: StudyItems, judged: NDArray[np.intp]) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from probes.prediction import SURE
+from probes.prediction import DOUBT
 
 _NAMES = {
     "predictor": "this predictor",
@@ -46,8 +46,8 @@ def calibration_text(summary: Mapping[str, Any]) -> str:
         "",
         f"AUROC gained on the built-in: {_interval(built_in, 'auroc_difference')}",
         *(
-            f"items it would tag {tag} (probability {SURE:g} or more): {counts['items']:,}, of "
-            f"which {counts['came_true']:,} are"
+            f"items it would tag {tag} (probability {1 - DOUBT:g} or more): "
+            f"{counts['items']:,}, of which {counts['came_true']:,} are"
             for tag, counts in validation["decided"].items()
         ),
         *([validation["note"]] if validation["note"] else []),

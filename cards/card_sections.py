@@ -164,14 +164,22 @@ def measured_section(facts: RunFacts) -> str:
 
 
 def _threshold(threshold: Mapping[str, Any]) -> str:
+    source = plain_text(threshold["source"])
     if threshold["value"] is None:
-        return f"none: {plain_text(threshold['source'])}"
-    return f"{threshold['value']:.3g}, {plain_text(threshold['source'])}"
+        return f"none: {source}"
+    if "easy" not in threshold:
+        return f"{threshold['value']:.3g}, {source}"
+    return (
+        f"by the pass rate, {threshold['value']:.3g} for an item at half of τ and more below: "
+        f"{source}, and such an item is taken to gain {threshold['lift']:g} in log odds"
+    )
 
 
 def _predictor(predictor: Mapping[str, Any]) -> str:
     if "name" not in predictor:
-        return "the probability that the similarity lies below the threshold"
+        return (
+            "the probability, given what was measured, that the similarity lies below the threshold"
+        )
     outside = "; ".join(plain_text(reason) for reason in predictor["outside"])
     return f"by the predictor {code_span(PurePath(predictor['name']).name)}" + (
         f", outside of what it was fitted on: {outside}" if outside else ""

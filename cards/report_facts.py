@@ -16,6 +16,7 @@ from cards.training_facts import confirmation_facts, plain, reward_facts
 from curate import __version__
 from curate.errors import RunError
 from curate.run_folder import read_parquet
+from probes.similarity_threshold import SimilarityThreshold
 from recipes.finished_run import FinishedRun
 
 BIN_WIDTH = 0.05
@@ -214,15 +215,24 @@ def _rate_certainty(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     }
 
 
+def _threshold_line(threshold: SimilarityThreshold, tau: float) -> dict[str, list[float]] | None:
+    """The similarity that hard items need, along their pass rates; None without a threshold."""
+    if not threshold.is_known:
+        return None
+    pass_rate = np.geomspace(tau / 200, tau, 40)
+    return {"pass_rate": pass_rate.tolist(), "needed": threshold.at(pass_rate, tau).tolist()}
+
+
 def _similarity_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
-    threshold = run.manifest.get("similarity_threshold", {})
-    value = threshold.get("value")
+    facts = run.manifest.get("similarity_threshold", {})
+    threshold, tau = SimilarityThreshold.from_facts(facts), run.config.tau
     hard = items.tag != TAGS.index("easy")
     known = np.isfinite(items.similarity)
     bounded = known & np.isfinite(items.similarity_low)
     counts: dict[str, int | None] = dict.fromkeys(("above", "below", "undecided"))
-    if value is not None:
-        above, below = items.similarity_low > value, items.similarity_high < value
+    if threshold.is_known:
+        needed = threshold.at(items.pass_rate, tau)
+        above, below = items.similarity_low > needed, items.similarity_high < needed
         counts = {
             "above": int((hard & above).sum()),
             "below": int((hard & below).sum()),
@@ -230,7 +240,11 @@ def _similarity_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
         }
     shown = sample_by_tag(items, known, SHOWN_POINTS)
     return {
-        "threshold": {"value": value, "source": threshold.get("source")},
+        "threshold": {
+            "value": facts.get("value"),
+            "source": facts.get("source"),
+            "line": _threshold_line(threshold, tau),
+        },
         "confidence": 0.95,
         "hard_items": int(hard.sum()),
         **{f"hard_items_{name}": count for name, count in counts.items()},

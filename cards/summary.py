@@ -15,8 +15,8 @@ _PREDICTED_MEANINGS = {
 }
 _MEANINGS = {
     Trainability.EASY: "solved already: pass rate at least {tau:g}",
-    Trainability.LEARNABLE: "hard, and its gradient agrees with easy items'",
-    Trainability.UNLEARNABLE: "hard, and its gradient is an outlier among easy items'",
+    Trainability.LEARNABLE: "hard, but as near to easy items by gradient as its pass rate asks",
+    Trainability.UNLEARNABLE: "hard, and too far from easy items by gradient for its pass rate",
     Trainability.NO_POSITIVE: "hard, and not one sampled answer was right",
     Trainability.UNDETERMINED: "the evidence does not decide",
 }
@@ -90,7 +90,10 @@ def summary_text(summary: dict[str, Any]) -> str:
     )
     threshold = summary["similarity_threshold"]
     if threshold["value"] is not None:
-        lines.append(f"similarity threshold: {threshold['value']:.3f}, {threshold['source']}")
+        where = f" at a pass rate of {summary['tau'] / 2:g}" if "easy" in threshold else ""
+        lines.append(
+            f"similarity threshold: {threshold['value']:.3f}{where}, {threshold['source']}"
+        )
     else:
         lines.append(f"no similarity threshold: {threshold['source']}")
     if "name" in predictor:

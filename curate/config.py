@@ -133,8 +133,8 @@ class TagConfig:
     )
     similarity_threshold: str = _setting(
         AUTO, "tagging",
-        "below this gradient similarity a hard item is unlearnable (auto: a third of the median "
-        "of the easy items)", "X",
+        "below this gradient similarity a hard item is unlearnable (auto: by its pass rate and the "
+        "median of the easy items)", "X",
     )  # fmt: skip
     predictor: str = _setting(
         "", "tagging",

@@ -2,70 +2,39 @@
 
 The rules, in order, with n judged rollouts, c of them correct, and the paper's τ = 0.1:
 
-    n = 0                       undetermined
-    c / n ≥ τ                   easy
-    c = 0                       no_positive
-    similarity low > threshold  learnable
-    similarity high < threshold unlearnable
-    otherwise                   undetermined
+    n = 0                        undetermined
+    c / n ≥ τ                    easy
+    c = 0                        no_positive
+    p_unlearnable ≤ doubt        learnable
+    p_unlearnable ≥ 1 − doubt    unlearnable
+    otherwise                    undetermined
 
-Unlearnable items are gradient outliers under the initial policy (arXiv 2605.16787); the similarity,
-its interval and their departures from the paper's mean pairwise cosine are in
-`probes.similarity`. For the hard items with a positive rollout
+with a doubt of 0.025, which leaves as much at either end as a 95 % interval does; where sampling
+went in rounds it is shared between them, as the error of the intervals is.
 
-    p_unlearnable = P(similarity < threshold) = T_df((threshold − similarity) / standard error)
-
-with T_df Student's distribution function: the probability, under a flat prior, that the item lies
-below the threshold, given how noisy its gradient is. An item with a single correct rollout has no
-similarity of its own and is drawn from the run's hard items like any other: its p_unlearnable is
-the mean of theirs, over those that have one, and its tag stays undetermined. Whether lying below
-the threshold means that GRPO fails is for `curate validate` and `curate calibrate` to say.
-
-Where a predictor of `curate calibrate` gives the probability, the last three rules are
-
-    p_unlearnable ≤ 0.025       learnable
-    p_unlearnable ≥ 0.975       unlearnable
-    otherwise                   undetermined
-
-which asks for the same certainty: a 95 % interval leaves 0.025 at either end.
-
-The default threshold is a third of the median similarity of the easy items. 0 is a rollout that
-shares nothing with what the policy already does right, and the median is a typical item that it
-does right; an item that is learned by transfer lies between them, since it is unlike the easy items
-in something. A third separates best in the planted world (docs/benchmarks.md). It is relative to
-the model's own scale, so it carries across models and feature dimensions.
+Unlearnable items are gradient outliers under the initial policy (arXiv 2605.16787). p_unlearnable
+is the probability that an item has less gradient similarity than its pass rate asks for
+(`probes.similarity_threshold`), or what a predictor of `curate calibrate` gives. An item with a
+single correct rollout has no similarity of its own: without a predictor its tag stays undetermined,
+whatever the others say. Whether lying below the threshold means that GRPO fails is for `curate
+validate` and `curate calibrate` to say.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import binom
-from scipy.stats import t as student_t
 
 from curate.tags import Trainability
+from probes.similarity_threshold import SimilarityThreshold
 
 DEFAULT_TAU = 0.1
-FEWEST_EASY_ITEMS = 5
-FEWEST_ITEMS_FOR_SHARE = 5
-SURE = 0.975
-"""How probable an outcome must be for its tag, where a predictor gives the probability."""
-_SIGN_TEST_LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class SimilarityThreshold:
-    """Where gradient similarity separates learnable from unlearnable, and where it came from."""
-
-    value: float | None
-    """None if there is no ground for one."""
-    source: str
-    """How the value came about, or why there is none: for tag_reason and the manifest."""
+DOUBT = 0.025
+"""How probable the contrary of a tag may be."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +93,13 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class MeasuredShare:
-    """What the hard items with a similarity say of one that has none."""
+class BuiltInProbability:
+    """What `probes.similarity_threshold` says of one hard item with a positive rollout."""
 
-    p_unlearnable: float
-    """Mean over those items."""
-    items: int
+    p_unlearnable: float | None
+    """None where there is no ground for one."""
+    others: int = 0
+    """Hard items that spoke for it, if it has no similarity."""
 
 
 @dataclass(frozen=True)
@@ -152,94 +122,22 @@ class Prediction:
     tag_reason: str
 
 
-def given_threshold(value: float) -> SimilarityThreshold:
-    """The threshold that the user named."""
-    return SimilarityThreshold(value, "as given")
-
-
-def similarity_threshold(easy_similarities: Iterable[float]) -> SimilarityThreshold:
-    """A third of the median gradient similarity of the easy items; nan among them is passed over.
-
-    There is no threshold (value None, the source says why) with fewer than 5 easy items with a
-    gradient, or where a one-sided sign test at 5 % cannot tell their median from 0: a third
-    of nothing separates nothing.
-    """
-    similarities = np.array(list(easy_similarities), dtype=np.float64)
-    similarities = similarities[~np.isnan(similarities)]
-    count = len(similarities)
-    if count < FEWEST_EASY_ITEMS:
-        items = "easy item has" if count == 1 else "easy items have"
-        return SimilarityThreshold(
-            None,
-            f"only {count} {items} a gradient and {FEWEST_EASY_ITEMS} are needed to set the "
-            "similarity threshold: give --similarity-threshold or add easy items",
-        )
-    median = float(np.median(similarities))
-    positive = int((similarities > 0).sum())
-    if binom.sf(positive - 1, count, 0.5) > _SIGN_TEST_LEVEL:
-        return SimilarityThreshold(
-            None,
-            f"the similarity of the {count} easy items (median {_number(median)}, {positive} above "
-            "0) cannot be told from 0, so it sets no threshold: give --similarity-threshold, or "
-            "measure more correct rollouts or more easy items",
-        )
-    return SimilarityThreshold(
-        median / 3, f"a third of the median {_number(median)} of {count} easy items"
-    )
-
-
-def measured_share(
-    similarity: NDArray[np.float64],
-    standard_error: NDArray[np.float64],
-    degrees_of_freedom: NDArray[np.float64],
-    threshold: SimilarityThreshold,
-) -> MeasuredShare | None:
-    """The mean p_unlearnable of a run's hard items with a positive rollout.
-
-    Args:
-        similarity, standard_error, degrees_of_freedom: (hard items,), nan where not measured.
-        threshold: of the run.
-
-    Returns:
-        None without a threshold, or with fewer than 5 measured items.
-    """
-    is_known = ~(np.isnan(similarity) | np.isnan(standard_error) | np.isnan(degrees_of_freedom))
-    if threshold.value is None or is_known.sum() < FEWEST_ITEMS_FOR_SHARE:
-        return None
-    p = _p_below(
-        threshold.value,
-        similarity[is_known],
-        standard_error[is_known],
-        degrees_of_freedom[is_known],
-    )
-    return MeasuredShare(float(p.mean()), len(p))
-
-
-def _p_below(
-    threshold: float,
-    similarity: NDArray[np.float64],
-    standard_error: NDArray[np.float64],
-    degrees_of_freedom: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """P(similarity < threshold) under a flat prior, (items,); 0 or 1 where there is no error."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = (threshold - similarity) / standard_error
-    distance = np.nan_to_num(distance, nan=-np.inf)
-    return np.asarray(student_t.cdf(distance, degrees_of_freedom), dtype=np.float64)
-
-
 def predict(
     evidence: Evidence,
     threshold: SimilarityThreshold,
+    probability: BuiltInProbability | LearnedProbability,
     *,
     tau: float = DEFAULT_TAU,
-    learned: LearnedProbability | None = None,
-    share: MeasuredShare | None = None,
+    doubt: float = DOUBT,
 ) -> Prediction:
     """Predicted tag of one item, by the rules above. Raises ValueError for tau outside (0, 1].
 
-    `learned` takes the place of the similarity against the threshold; `share` is what is known of
-    an item without a similarity.
+    Args:
+        evidence: on the item.
+        threshold: of the run, for the reason.
+        probability: that the item is unlearnable, if it is hard and has a positive rollout.
+        tau: where an item is easy.
+        doubt: how probable the contrary of a built-in tag may be.
     """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
@@ -253,65 +151,80 @@ def predict(
     if c == 0:
         reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
         return Prediction(Trainability.NO_POSITIVE, None, reason + unjudged)
-    trainability, p_unlearnable, ground = (
-        _judge_probability(learned) if learned else _judge_similarity(evidence, threshold, share)
-    )
+    if isinstance(probability, LearnedProbability):
+        trainability, ground = _by_predictor(probability)
+    else:
+        trainability, ground = _by_similarity(evidence, threshold, probability, tau, doubt)
     reason = f"{ground}; {_pass_rate_text(evidence)} is below {_number(tau)}{_doubt(evidence, tau)}"
-    return Prediction(trainability, p_unlearnable, reason + unjudged)
+    return Prediction(trainability, probability.p_unlearnable, reason + unjudged)
 
 
-def _judge_similarity(
-    evidence: Evidence, threshold: SimilarityThreshold, share: MeasuredShare | None
-) -> tuple[Trainability, float | None, str]:
-    """Tag, p_unlearnable and ground for a hard item with a positive rollout."""
+def tag_of(p_unlearnable: float, doubt: float = DOUBT) -> Trainability:
+    """What a probability to be unlearnable makes of a hard item with a positive rollout."""
+    if p_unlearnable <= doubt:
+        return Trainability.LEARNABLE
+    return Trainability.UNLEARNABLE if p_unlearnable >= 1 - doubt else Trainability.UNDETERMINED
+
+
+def _by_similarity(
+    evidence: Evidence,
+    threshold: SimilarityThreshold,
+    probability: BuiltInProbability,
+    tau: float,
+    doubt: float,
+) -> tuple[Trainability, str]:
+    """Tag and ground for a hard item with a positive rollout."""
+    p = probability.p_unlearnable
     if evidence.similarity is None:
         ground = "no gradient similarity was measured"
-        if share is None:
-            return Trainability.UNDETERMINED, None, ground
-        ground += f": p_unlearnable is the mean of the {share.items} hard items that have one"
-        return Trainability.UNDETERMINED, share.p_unlearnable, ground
-    if threshold.value is None:
-        return Trainability.UNDETERMINED, None, threshold.source
-    low, high, standard_error = evidence.low, evidence.high, evidence.standard_error
-    freedom = evidence.degrees_of_freedom
+        if p is not None:
+            ground += (
+                f": p_unlearnable {_number(p)} is what its pass rate and the similarities of "
+                f"{probability.others} other hard items say"
+            )
+        return Trainability.UNDETERMINED, ground
+    if not threshold.is_known:
+        return Trainability.UNDETERMINED, threshold.source
     measured = f"gradient similarity {_number(evidence.similarity)}"
-    if low is None or high is None or standard_error is None or freedom is None:
+    if p is None or evidence.low is None or evidence.high is None:
         ground = f"{measured} has no interval: no item has two different correct rollouts"
-        return Trainability.UNDETERMINED, None, ground
-    p_unlearnable = float(
-        _p_below(
-            threshold.value,
-            np.array([evidence.similarity]),
-            np.array([standard_error]),
-            np.array([freedom]),
-        )[0]
-    )
+        return Trainability.UNDETERMINED, ground
     rollouts = "1 rollout" if evidence.rollouts_used == 1 else f"{evidence.rollouts_used} rollouts"
-    measured += f" (95% interval {_number(low)} to {_number(high)}, {rollouts})"
-    against = f"the threshold {_number(threshold.value)} ({threshold.source})"
-    if low > threshold.value:
-        return Trainability.LEARNABLE, p_unlearnable, f"{measured} is above {against}"
-    if high < threshold.value:
-        return Trainability.UNLEARNABLE, p_unlearnable, f"{measured} is below {against}"
-    ground = f"{measured} does not decide about {against}"
+    measured += f" (95% interval {_number(evidence.low)} to {_number(evidence.high)}, {rollouts})"
+    against = _needed(evidence, threshold, tau)
+    trainability = tag_of(p, doubt)
+    if trainability is Trainability.LEARNABLE:
+        return trainability, f"{measured} is above {against}"
+    if trainability is Trainability.UNLEARNABLE:
+        return trainability, f"{measured} is below {against}"
+    ground = f"{measured} does not decide about {against}, p_unlearnable {_number(p)}"
     if evidence.reliability is not None:
         ground += f", reliability {_number(evidence.reliability)}"
-    return Trainability.UNDETERMINED, p_unlearnable, f"{ground}: more correct rollouts are needed"
+    return trainability, f"{ground}: more correct rollouts are needed"
 
 
-def _judge_probability(learned: LearnedProbability) -> tuple[Trainability, float, str]:
-    """Tag, p_unlearnable and ground for a hard item with a positive rollout, by a predictor."""
+def _needed(evidence: Evidence, threshold: SimilarityThreshold, tau: float) -> str:
+    """The similarity that the item needs, in words."""
+    if threshold.fixed is not None:
+        return f"the threshold {_number(threshold.fixed)} ({threshold.source})"
+    rate = evidence.total_correct_rollouts / evidence.total_rollouts
+    needed = float(threshold.at(np.array(rate), tau))
+    return f"the {_number(needed)} that its pass rate asks for ({threshold.source})"
+
+
+def _by_predictor(learned: LearnedProbability) -> tuple[Trainability, str]:
+    """Tag and ground for a hard item with a positive rollout, by a predictor."""
     p = learned.p_unlearnable
     said = f"{learned.source} gives a probability of {_number(p)} to be unlearnable"
-    if p >= SURE:
-        return Trainability.UNLEARNABLE, p, f"{said}, at least {_number(SURE)}"
-    if p <= 1 - SURE:
-        return Trainability.LEARNABLE, p, f"{said}, at most {_number(1 - SURE)}"
+    trainability = tag_of(p)
+    if trainability is Trainability.UNLEARNABLE:
+        return trainability, f"{said}, at least {_number(1 - DOUBT)}"
+    if trainability is Trainability.LEARNABLE:
+        return trainability, f"{said}, at most {_number(DOUBT)}"
     return (
-        Trainability.UNDETERMINED,
-        p,
-        f"{said}, which does not decide (learnable up to {_number(1 - SURE)}, "
-        f"unlearnable from {_number(SURE)})",
+        trainability,
+        f"{said}, which does not decide (learnable up to {_number(DOUBT)}, "
+        f"unlearnable from {_number(1 - DOUBT)})",
     )
 
 

@@ -162,7 +162,7 @@ def outside_reasons(
         for name in FITTED_SETTINGS
         if settings[name] != predictor.settings[name]
     ]
-    if features.scale.value is None:
+    if not features.scale.is_known:
         reasons.append(f"similarities have no scale, since {features.scale.source}")
     # Between the extremes of n values lies, on average, all but 2/(n + 1) of the others.
     expected = min(0.02 + 2 / (predictor.items + 1), 1)

@@ -1,6 +1,6 @@
 """What a predictor of `curate calibrate` goes by: some numbers on every hard item with a positive.
 
-    gradient_similarity        divided by the built-in threshold of its run
+    gradient_similarity        divided by a third of the median of its run's easy items
     standard_error             of the similarity, divided likewise
     gradient_reliability       as measured
     pass_rate                  log((p n + ½) / (n − p n + ½)), p the pass rate of n rollouts
@@ -8,9 +8,9 @@
     completion_length          log(1 + mean tokens of all rollouts)
     no_similarity              1 where there is no similarity, as with a single correct rollout; 0
 
-The size of a similarity depends on the model and the prompts. In units of the run's own threshold,
-a third of the median of its easy items, 1 is the threshold and 3 a typical easy item in every run,
-so that what was learned in one run can be said of another. nan is what was not measured.
+The size of a similarity depends on the model and the prompts. In units of a run's own easy items, 3
+is a typical easy item in every run, so that what was learned in one run can be said of another. nan
+is what was not measured.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from curate.errors import RunError
 from curate.run_folder import read_parquet
 from probes.counting import Outcomes
-from probes.prediction import SimilarityThreshold, similarity_threshold
 from probes.sampling import item_rows, rollout_shards
+from probes.similarity_threshold import SimilarityThreshold, similarity_threshold
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class ItemFeatures:
     values: Floats
     """Shape (items, features), in the order of `FEATURES`; nan is unknown."""
     scale: SimilarityThreshold
-    """What similarities were divided by; without one, the run has no similarities to go by."""
+    """Whose easy items similarities were divided by; unknown, the run has none to go by."""
 
 
 def read_features(run_dir: Path, tau: float) -> ItemFeatures:
@@ -77,7 +77,7 @@ def read_features(run_dir: Path, tau: float) -> ItemFeatures:
     similarity = similar["gradient_similarity"].to_numpy()
     # Also where the user gave another threshold: it is a scale here, and must be the same for all.
     scale = similarity_threshold(similarity[is_easy].tolist())
-    divisor = np.nan if scale.value is None else scale.value
+    divisor = np.nan if scale.easy is None else scale.easy / 3
     passed = rates["pass_rate"].to_numpy() * judged
     item_ids = rates["item_id"].to_pylist()
     lengths = _correct_lengths(run_dir, item_ids)

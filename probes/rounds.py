@@ -23,7 +23,8 @@ from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.counting import Outcomes, count_outcomes
 from probes.gradient_stage import gathered
 from probes.plan import Plan, next_round
-from probes.similarity_stage import item_ties, measure_items, run_threshold
+from probes.similarity_stage import item_ties, measure_items, run_threshold, tag_doubt
+from probes.similarity_threshold import HardEvidence, p_unlearnable
 
 Counts = dict[str, Any]
 
@@ -123,9 +124,19 @@ class Rounds:
         with self.run.stage("similarity") as entry:
             with gathered(self.run, self.row_of, self.config.gradient_dim) as features:
                 similar = measure_items(features, found, self.row_of, self.plan)
-            threshold = run_threshold(self.config, is_easy, similar.similarity).value
-            if threshold is not None:
-                decided |= (similar.low > threshold) | (similar.high < threshold)
+            threshold = run_threshold(self.config, is_easy, similar.similarity)
+            evidence = HardEvidence(
+                found.correct,
+                found.judged,
+                similar.similarity,
+                similar.standard_error,
+                similar.degrees_of_freedom,
+            )
+            p = p_unlearnable(
+                evidence, could_go_on, threshold, self.config.tau, of_others=False
+            ).p_unlearnable
+            doubt = tag_doubt(self.plan)
+            decided |= (p <= doubt) | (p >= 1 - doubt)
             self.record("similarity", entry, {"items_this_time": len(is_easy)})
             entry["state"] = "open"
         return decided

@@ -13,15 +13,16 @@ from curate.run_folder import RunFolder, read_parquet
 from probes.counting import Outcomes, nullable
 from probes.gradient_stage import RolloutFeatures, joined
 from probes.plan import Plan, sequential_interval
-from probes.prediction import (
+from probes.similarity import Similarity, measure_similarity
+from probes.similarity_threshold import (
     FEWEST_EASY_ITEMS,
-    MeasuredShare,
+    HardEvidence,
+    Probabilities,
     SimilarityThreshold,
     given_threshold,
-    measured_share,
+    p_unlearnable,
     similarity_threshold,
 )
-from probes.similarity import Similarity, measure_similarity
 from probes.target import measure_target_similarity
 
 
@@ -48,7 +49,7 @@ def measure_items(
         is_easy,
         is_reference=firm if firm.sum() >= FEWEST_EASY_ITEMS else is_easy,
         ties=item_ties(row_of),
-        confidence=_confidence(plan),
+        confidence=similarity_confidence(plan),
     )
 
 
@@ -62,7 +63,7 @@ def measure_to_target(run: RunFolder, row_of: Mapping[str, int], plan: Plan) -> 
         row_of,
         target_row_of,
         ties=item_ties(target_row_of),
-        confidence=_confidence(plan),
+        confidence=similarity_confidence(plan),
         scratch=run.path,
     )
     return {
@@ -72,13 +73,18 @@ def measure_to_target(run: RunFolder, row_of: Mapping[str, int], plan: Plan) -> 
     }
 
 
-def _confidence(plan: Plan) -> float:
+def similarity_confidence(plan: Plan) -> float:
     """Of one interval of a similarity, so that those of all rounds hold at once.
 
     As for the pass rate: an interval is looked at after every round, and must hold whatever
     made the item stop.
     """
     return 1 - (1 - plan.confidence) / len(plan.looks)
+
+
+def tag_doubt(plan: Plan) -> float:
+    """How probable the contrary of a tag may be: what an interval of a similarity leaves out."""
+    return (1 - similarity_confidence(plan)) / 2
 
 
 def run_threshold(
@@ -90,10 +96,10 @@ def run_threshold(
     return similarity_threshold(similarities[is_easy].tolist())
 
 
-def run_share(
+def run_probabilities(
     rates: pa.Table, similar: pa.Table, threshold: SimilarityThreshold, tau: float
-) -> MeasuredShare | None:
-    """What a run's hard items with a similarity say of those without one.
+) -> Probabilities:
+    """The built-in p_unlearnable of a run's items.
 
     Args:
         rates, similar: `pass_rates.parquet` and `similarity.parquet` of the run.
@@ -105,10 +111,11 @@ def run_share(
     )
     is_hard = (correct > 0) & ~Outcomes(judged, judged, correct).is_easy(tau)
     similarity, standard_error, freedom = (
-        similar[name].to_numpy()[is_hard]
+        similar[name].to_numpy().astype(np.float64)
         for name in ("gradient_similarity", "standard_error", "degrees_of_freedom")
     )
-    return measured_share(similarity, standard_error, freedom, threshold)
+    evidence = HardEvidence(correct, judged, similarity, standard_error, freedom)
+    return p_unlearnable(evidence, is_hard, threshold, tau)
 
 
 def item_ties(row_of: Mapping[str, int]) -> NDArray[np.uint64]:

@@ -43,13 +43,7 @@ from probes.models import (
     resolve_model,
 )
 from probes.plan import Plan, label_risk, next_round
-from probes.prediction import (
-    Evidence,
-    LearnedProbability,
-    MeasuredShare,
-    SimilarityThreshold,
-    predict,
-)
+from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.predictor import Predictor, apply_predictor, read_predictor
 from probes.rendering import render_items
 from probes.rounds import Rounds
@@ -57,10 +51,12 @@ from probes.sampling import drawn_rollouts, sample_items
 from probes.similarity_stage import (
     measure_items,
     measure_to_target,
-    run_share,
+    run_probabilities,
     run_threshold,
     similarity_table,
+    tag_doubt,
 )
+from probes.similarity_threshold import Probabilities, SimilarityThreshold
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
 
@@ -474,12 +470,12 @@ class _Tagging:
         rates, similar = self._evidence("pass_rates"), self._evidence("similarity")
         values = similar["gradient_similarity"].to_numpy()
         threshold = run_threshold(self.config, _outcomes(rates).is_easy(self.config.tau), values)
-        self.run.update(similarity_threshold={"value": threshold.value, "source": threshold.source})
+        self.run.update(similarity_threshold=threshold.facts(self.config.tau))
         learned = apply_predictor(self.predictor, self.run, self.config)
-        share = run_share(rates, similar, threshold, self.config.tau)
+        built_in = run_probabilities(rates, similar, threshold, self.config.tau)
         parts = [
             self._tags_of(
-                rates.slice(start, _ITEMS_AT_ONCE), similar.slice(start), threshold, learned, share
+                slice(start, start + _ITEMS_AT_ONCE), rates, similar, threshold, learned, built_in
             )
             for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         ]
@@ -495,23 +491,26 @@ class _Tagging:
 
     def _tags_of(
         self,
+        part: slice,
         rates: pa.Table,
         similar: pa.Table,
         threshold: SimilarityThreshold,
         learned: Mapping[str, LearnedProbability],
-        share: MeasuredShare | None,
+        built_in: Probabilities,
     ) -> pa.Table:
         """Tag some items, whose pass rates and similarities stand in the same order."""
+        rates, similar = rates[part], similar[part]
         predictions = [
             predict(
                 Evidence.from_rows(rate, near),
                 threshold,
+                learned.get(rate["item_id"])
+                or BuiltInProbability(None if np.isnan(p) else float(p), built_in.others),
                 tau=self.config.tau,
-                learned=learned.get(rate["item_id"]),
-                share=share,
+                doubt=tag_doubt(self.plan),
             )
-            for rate, near in zip(
-                rates.to_pylist(), similar.slice(0, rates.num_rows).to_pylist(), strict=True
+            for rate, near, p in zip(
+                rates.to_pylist(), similar.to_pylist(), built_in.p_unlearnable[part], strict=True
             )
         ]
         return pa.table(

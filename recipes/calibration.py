@@ -38,7 +38,7 @@ from curate import __version__
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.tags import Trainability
-from probes.prediction import SURE
+from probes.prediction import DOUBT
 from probes.predictor import Feature, Predictor, parse_predictor, predictor_fields
 from probes.predictor_features import FEATURES
 from recipes.agreement import RESAMPLES, calibration, compare_scores, too_few_items
@@ -258,7 +258,7 @@ def _losses(outcome: Booleans, probability: Floats, resamples: int, seed: int) -
 
 def _decided(outcome: Booleans, probability: Floats) -> dict[str, dict[str, int]]:
     """Count the items that would be tagged, and those of them whose tag came true."""
-    learnable, unlearnable = probability <= 1 - SURE, probability >= SURE
+    learnable, unlearnable = probability <= DOUBT, probability >= 1 - DOUBT
     return {
         str(tag): {"items": int(is_tagged.sum()), "came_true": int(came_true[is_tagged].sum())}
         for tag, is_tagged, came_true in (

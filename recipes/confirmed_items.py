@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from curate.errors import UsageError
 from curate.run_folder import read_manifest, read_parquet, read_run_config
 from curate.tags import Trainability
-from probes.prediction import Evidence, SimilarityThreshold, predict
 from probes.predictor import run_settings
 from probes.predictor_features import read_features
-from probes.similarity_stage import run_share
+from probes.similarity_stage import run_probabilities
+from probes.similarity_threshold import SimilarityThreshold
 
 FEWEST_OF_EACH = 10
 """With fewer learnable or unlearnable items than this nothing is fitted."""
@@ -83,7 +83,7 @@ def _read_run(run_dir: Path) -> tuple[ConfirmedItems, dict[str, Any]]:
         raise UsageError(f"{run_dir} is not finished: continue it with `curate tag`")
     confirmed = _confirmed(run_dir)
     features = read_features(run_dir, config.tau)
-    if features.scale.value is None:
+    if not features.scale.is_known:
         raise UsageError(f"{run_dir} gives similarities no scale: {features.scale.source}")
     outcomes = [confirmed.get(item_id) for item_id in features.item_ids]
     known = [
@@ -149,14 +149,9 @@ def _built_in(run_dir: Path, threshold: Mapping[str, Any], tau: float) -> dict[s
     """
     rates = read_parquet(run_dir / "pass_rates.parquet")
     similar = read_parquet(run_dir / "similarity.parquet")
-    against = SimilarityThreshold(threshold["value"], threshold["source"])
-    share = run_share(rates, similar, against, tau)
-    found = {}
-    for rate, near in zip(rates.to_pylist(), similar.to_pylist(), strict=True):
-        evidence = Evidence.from_rows(rate, near)
-        p = predict(evidence, against, tau=tau, share=share).p_unlearnable
-        found[rate["item_id"]] = np.nan if p is None else p
-    return found
+    against = SimilarityThreshold.from_facts(threshold)
+    p = run_probabilities(rates, similar, against, tau).p_unlearnable
+    return dict(zip(rates["item_id"].to_pylist(), p.tolist(), strict=True))
 
 
 def _pooled(parts: Sequence[ConfirmedItems]) -> ConfirmedItems:

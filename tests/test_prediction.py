@@ -8,17 +8,41 @@ import pytest
 from scipy.stats import norm
 
 from curate.tags import Trainability
+from probes import prediction
 from probes.pass_rates import pass_rate_interval
-from probes.prediction import (
-    Evidence,
+from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, Prediction
+from probes.similarity_threshold import (
+    HardEvidence,
     SimilarityThreshold,
     given_threshold,
-    measured_share,
-    predict,
+    p_unlearnable,
     similarity_threshold,
 )
 
-THRESHOLD = SimilarityThreshold(0.1, "a third of the median 0.3 of 12 easy items")
+THRESHOLD = given_threshold(0.1)
+AUTOMATIC = similarity_threshold([0.3] * 12)
+
+
+def probability(evidence, threshold, tau=0.1):
+    """What the similarity of one item says."""
+    one = HardEvidence(
+        np.array([evidence.total_correct_rollouts]),
+        np.array([evidence.total_rollouts]),
+        *(
+            np.array([math.nan if value is None else value])
+            for value in (
+                evidence.similarity, evidence.standard_error, evidence.degrees_of_freedom
+            )
+        ),
+    )  # fmt: skip
+    n, c = evidence.total_rollouts, evidence.total_correct_rollouts
+    found = p_unlearnable(one, np.array([0 < c < tau * n]), threshold, tau).p_unlearnable[0]
+    return None if math.isnan(found) else float(found)
+
+
+def predict(evidence, threshold, **more) -> Prediction:
+    p = probability(evidence, threshold, more.get("tau", 0.1))
+    return prediction.predict(evidence, threshold, BuiltInProbability(p), **more)
 
 
 def passing(c, n, **rest):
@@ -93,7 +117,7 @@ def test_learnable():
     assert prediction.p_unlearnable < 0.025
     assert prediction.tag_reason == (
         "gradient similarity 0.2 (95% interval 0.15 to 0.25, 2 rollouts) is above the threshold "
-        "0.1 (a third of the median 0.3 of 12 easy items); pass rate 0.02 (2 of 100 rollouts) is "
+        "0.1 (as given); pass rate 0.02 (2 of 100 rollouts) is "
         "below 0.1"
     )
 
@@ -117,34 +141,99 @@ def test_straddling_is_undetermined_with_reliability_and_remedy():
     assert "reliability" not in without.tag_reason
 
 
-def test_an_interval_that_touches_the_threshold_does_not_decide():
-    for evidence in (hard(0.2, low=0.1), hard(0.0, high=0.1)):
-        assert predict(evidence, THRESHOLD).trainability is Trainability.UNDETERMINED
+def test_doubt_is_the_callers():
+    evidence = hard(0.16)
+    p = predict(evidence, THRESHOLD).p_unlearnable
+    assert 0.001 < p < 0.025
+    assert predict(evidence, THRESHOLD, doubt=p).trainability is Trainability.LEARNABLE
+    assert predict(evidence, THRESHOLD, doubt=p / 2).trainability is Trainability.UNDETERMINED
+
+
+def arrays(similarity, correct, judged, error=0.05, freedom=40.0):
+    size = len(similarity)
+    return HardEvidence(
+        np.full(size, correct),
+        np.full(size, judged),
+        np.array(similarity),
+        np.where(np.isnan(similarity), math.nan, error),
+        np.where(np.isnan(similarity), math.nan, freedom),
+    )
 
 
 def test_without_a_similarity_the_other_hard_items_speak():
+    evidence = arrays([0.0, 0.05, 0.1, 0.15, 0.3, math.nan, math.nan], 2, 100)
+    is_hard = np.array([True] * 6 + [False])
+    for threshold in (THRESHOLD, AUTOMATIC):
+        found = p_unlearnable(evidence, is_hard, threshold, 0.1)
+        assert found.others == 5
+        # Its pass rate is theirs, so it is one of them.
+        assert found.p_unlearnable[5] == pytest.approx(found.p_unlearnable[:5].mean())
+        assert math.isnan(found.p_unlearnable[6])
     single = hard(math.nan, total_correct_rollouts=1, rollouts_used=1, low=None, high=None)
-    assert predict(single, THRESHOLD).p_unlearnable is None
-    measured = np.array([0.0, 0.05, 0.1, 0.15, 0.3, math.nan])
-    error, freedom = np.full(6, 0.05), np.full(6, 40.0)
-    share = measured_share(measured, error, freedom, THRESHOLD)
-    each = [predict(hard(value, half_width=0.1), THRESHOLD).p_unlearnable for value in measured[:5]]
-    assert share.items == 5
-    assert share.p_unlearnable == pytest.approx(np.mean(each))
-    prediction = predict(single, THRESHOLD, share=share)
-    assert prediction.trainability is Trainability.UNDETERMINED
-    assert prediction.p_unlearnable == share.p_unlearnable
-    assert "the mean of the 5 hard items that have one" in prediction.tag_reason
-    # It takes nothing from what was measured.
-    assert predict(hard(0.12), THRESHOLD, share=share) == predict(hard(0.12), THRESHOLD)
+    said = prediction.predict(single, THRESHOLD, BuiltInProbability(0.999, 5))
+    assert said.trainability is Trainability.UNDETERMINED
+    assert said.p_unlearnable == 0.999
+    assert "p_unlearnable 0.999 is what its pass rate and the similarities of 5 other hard" in (
+        said.tag_reason
+    )
 
 
-def test_a_share_needs_a_threshold_and_items():
-    measured, error, freedom = np.array([0.0, 0.1, 0.2, 0.3]), np.full(4, 0.1), np.full(4, 9.0)
-    assert measured_share(measured, error, freedom, THRESHOLD) is None
-    more = [np.tile(values, 2) for values in (measured, error, freedom)]
-    assert measured_share(*more, THRESHOLD) is not None
-    assert measured_share(*more, SimilarityThreshold(None, "no easy items")) is None
+def test_others_speak_at_the_pass_rate_of_the_item():
+    evidence = arrays([0.0, 0.05, 0.1, 0.15, 0.3, math.nan, math.nan], 2, 100)
+    evidence.judged[5:] = 25, 1000
+    p = p_unlearnable(evidence, np.full(7, True), AUTOMATIC, 0.1).p_unlearnable
+    assert p[5] < p[:5].mean() < p[6]
+
+
+def test_others_need_a_threshold_and_items():
+    few, unknown = arrays([0.0, 0.1, 0.2, 0.3, math.nan], 2, 100), similarity_threshold([])
+    assert math.isnan(p_unlearnable(few, np.full(5, True), THRESHOLD, 0.1).p_unlearnable[4])
+    enough = arrays([0.0, 0.1, 0.2, 0.3, 0.3, math.nan], 2, 100)
+    assert p_unlearnable(enough, np.full(6, True), THRESHOLD, 0.1).p_unlearnable[5] > 0
+    assert np.isnan(p_unlearnable(enough, np.full(6, True), unknown, 0.1).p_unlearnable).all()
+
+
+def test_what_is_needed_rises_as_the_pass_rate_falls():
+    # At τ nothing is needed; a lift of 3 in log odds asks for the similarity of the easy items.
+    far = 1 / (1 + math.exp(3 + math.log(9)))
+    needed = AUTOMATIC.at(np.array([0.1, far]), 0.1)
+    assert needed == pytest.approx([0.0, 0.3])
+    for similarity in (0.02, 0.1, 0.2):
+        rare, common = (
+            predict(hard(similarity, total_rollouts=n), AUTOMATIC).p_unlearnable for n in (400, 40)
+        )
+        assert common < rare
+
+
+def test_p_unlearnable_integrates_over_similarity_and_pass_rate():
+    evidence = hard(0.1, half_width=0.08)
+    generator = np.random.default_rng(0)
+    rate = generator.beta(2.5, 98.5, 400_000)
+    similarity = 0.1 + 0.04 * generator.standard_t(40, 400_000)
+    share = (similarity < 0.3 * (math.log(0.1 / 0.9) - np.log(rate / (1 - rate))) / 3).mean()
+    assert predict(evidence, AUTOMATIC).p_unlearnable == pytest.approx(share, abs=0.004)
+
+
+def test_the_reason_tells_what_the_pass_rate_asks_for():
+    reason = predict(hard(0.6), AUTOMATIC).tag_reason
+    assert (
+        "is above the 0.169 that its pass rate asks for (12 easy items have a median of 0.3)"
+        in (reason)
+    )
+
+
+def test_facts_of_a_threshold_are_read_back():
+    for threshold in (THRESHOLD, AUTOMATIC, similarity_threshold([])):
+        assert SimilarityThreshold.from_facts(threshold.facts(0.1)) == threshold
+    older = {"value": 0.1, "source": "a third of the median 0.3 of 12 easy items"}
+    assert SimilarityThreshold.from_facts(older).fixed == 0.1
+
+
+def test_a_predictor_speaks_instead():
+    learned = LearnedProbability(0.01, "predictor p.json")
+    said = prediction.predict(hard(0.0), THRESHOLD, learned)
+    assert said.trainability is Trainability.LEARNABLE
+    assert said.p_unlearnable == 0.01
 
 
 def test_hard_says_when_the_interval_contains_tau():
@@ -204,15 +293,10 @@ def test_evidence_refuses_impossible_counts():
             Evidence(n, c)
 
 
-def test_threshold_is_a_third_of_the_median_of_the_easy_items():
+def test_the_threshold_goes_by_the_median_of_the_easy_items():
     threshold = similarity_threshold([0.1, 0.5, 0.3, math.nan, 0.2, 0.4])
-    assert threshold == SimilarityThreshold(0.3 / 3, "a third of the median 0.3 of 5 easy items")
-
-
-def test_threshold_carries_across_scales():
-    similarities = np.array([0.1, 0.5, 0.3, 0.2, 0.4, -0.01, 0.3, 0.2])
-    value = similarity_threshold(similarities).value
-    assert similarity_threshold(similarities / 1000).value == pytest.approx(value / 1000)
+    assert threshold == SimilarityThreshold(None, 0.3, "5 easy items have a median of 0.3")
+    assert threshold.facts(0.1)["value"] == pytest.approx(0.3 * math.log(19 / 9) / 3)
 
 
 @pytest.mark.parametrize(
@@ -221,24 +305,24 @@ def test_threshold_carries_across_scales():
 )
 def test_threshold_needs_five_easy_items(similarities, text):
     threshold = similarity_threshold(similarities)
-    assert threshold.value is None
+    assert not threshold.is_known
     assert text in threshold.source
     assert "--similarity-threshold" in threshold.source and "easy items" in threshold.source
 
 
 def test_threshold_needs_a_median_that_is_not_noise():
     scattered = similarity_threshold([0.02, -0.01, 0.03, -0.02, 0.01, 0.02, -0.03, 0.01])
-    assert scattered.value is None
+    assert not scattered.is_known
     assert "median 0.01, 5 above 0" in scattered.source
     assert "cannot be told from 0" in scattered.source
     negative = similarity_threshold([-0.1, -0.2, -0.3, -0.2, -0.1, -0.2])
-    assert negative.value is None
+    assert not negative.is_known
     # The sign test at 5 %: 7 of 8 suffice, 6 of 8 do not.
-    assert similarity_threshold([0.1] * 7 + [-0.1]).value is not None
-    assert similarity_threshold([0.1] * 6 + [-0.1] * 2).value is None
+    assert similarity_threshold([0.1] * 7 + [-0.1]).is_known
+    assert not similarity_threshold([0.1] * 6 + [-0.1] * 2).is_known
 
 
 def test_the_users_threshold():
-    assert given_threshold(0.25).value == 0.25
+    assert given_threshold(0.25).fixed == 0.25
     reason = predict(hard(0.01), given_threshold(0.25)).tag_reason
     assert "below the threshold 0.25 (as given)" in reason

@@ -98,8 +98,8 @@ function scatter(facts, tau, tags, open) {
   return figure(
     title,
     el("div", null, points.confirmed ? el("p", { class: "choice" }, "colour by ", colour) : null, drawn),
-    `${sample}Lines are 95 % intervals. A hard item whose interval lies above the threshold` +
-      `${threshold.source ? ` (${visible(threshold.source)})` : ""} is predicted learnable, one below unlearnable. ` +
+    `${sample}Lines are 95 % intervals. The dashed line is the similarity that training needs at a pass rate` +
+      `${threshold.source ? ` (${visible(threshold.source)})` : ""}: a hard item surely above it is predicted learnable, one surely below it unlearnable. ` +
       "Click a point for its item.",
     true,
   );
@@ -121,9 +121,10 @@ function scatterChart({ points, threshold }, tau, words, open) {
       yAxis(plot, y, ticks(low, high, 6), left, right, (value) => String(value).replace("-", "−"));
       plot.append(line(left, y(0), right, y(0), "axis"), line(x(tau), top - 10, x(tau), bottom, "threshold"));
       plot.append(text(x(tau) + 5, top - 4, `τ = ${tau}`, "mark", "start"));
-      if (threshold.value !== null) {
-        plot.append(line(left, y(threshold.value), right, y(threshold.value), "threshold"));
-        plot.append(text(right, y(threshold.value) - 5, `threshold ${rate(threshold.value)}`, "mark", "end"));
+      if (threshold.line !== null) {
+        const needed = threshold.line.needed.map((each) => Math.min(each, high));
+        const path = threshold.line.pass_rate.map((each, at) => `${x(each)},${y(needed[at])}`);
+        plot.append(svg("polyline", { points: path.join(" "), class: "threshold", fill: "none" }));
       }
       xAxis(plot, x, width < 420 ? [0, 0.1, 0.5, 1] : [0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1], bottom, String);
       axisName(plot, (left + right) / 2, height - 4, "pass rate (square-root scale)");

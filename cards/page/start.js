@@ -11,7 +11,7 @@ function showMeasured({ run }) {
     ["model", [run.model, run.model_revision && `revision ${run.model_revision}`, run.dtype, run.weight_hash && `weights ${run.weight_hash.slice(0, 16)}`].filter(Boolean).join(", ")],
     ["dataset", [run.dataset, run.dataset_fingerprint && `fingerprint ${run.dataset_fingerprint.slice(0, 16)}`].filter(Boolean).join(", ")],
     ["τ", String(run.tau)],
-    ["similarity threshold", run.similarity_threshold.value == null ? `none: ${run.similarity_threshold.source ?? "not measured"}` : `${rate(run.similarity_threshold.value)}: ${run.similarity_threshold.source}`],
+    ["similarity threshold", run.similarity_threshold.value == null ? `none: ${run.similarity_threshold.source ?? "not measured"}` : `${rate(run.similarity_threshold.value)}${run.similarity_threshold.easy === undefined ? "" : ` at a pass rate of ${run.tau / 2}, more below`}: ${run.similarity_threshold.source}`],
     ["p_unlearnable", run.predictor ? `by ${run.predictor}` : "built in: the chance that the similarity lies below the threshold"],
     ["time", `${count(Math.round(seconds))} s on ${run.device ?? "an unknown device"}`],
     ["settings", settings.join(", ")],
