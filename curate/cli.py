@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from curate import __version__
+from curate.cli_asking import add_asking
 from curate.cli_publishing import add_publishing
 from curate.cli_report import add_report
 from curate.cli_selection import add_selection
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_confirm(commands)
     _add_calibrate(commands)
     _add_compare(commands)
+    add_asking(commands)
     add_publishing(commands)
     add_report(commands)
     return parser

@@ -284,6 +284,61 @@ def compare(
     return comparison.items, comparison.summary
 
 
+def judge(
+    run: str | Path,
+    *,
+    base_url: str | Sequence[str],
+    judge_model: str,
+    per_item: int = 4,
+    tags: Sequence[str] = (),
+    limit: int = 0,
+    rubric: str | Path | None = None,
+    api_key_env: str = "",
+    concurrency: int = 16,
+    max_tokens: int = 1024,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Have a language model grade the reasoning of correct rollouts, as `curate judge` does.
+
+    Args:
+        run: the folder of a finished run.
+        base_url: the OpenAI-compatible server of the judge, or several.
+        judge_model: its name there.
+        per_item: correct rollouts of an item that are graded, at most; each twice.
+        tags: items with these tags; empty: all.
+        limit: items, at most; equally many of each tag; 0: all.
+        rubric: a text with lists to grade by; the own one if None.
+        api_key_env: the environment variable with the key; OPENAI_API_KEY if empty.
+        concurrency: requests at each server at a time.
+        max_tokens: of an answer.
+        price_in, price_out: of a million tokens, for the cost.
+        dry_run: only estimate.
+
+    Returns:
+        the summary: what `judging/summary.json` of the run folder then holds.
+
+    Raises:
+        UsageError: bad input, or a server that refuses the key or has no such model.
+        RunError: no server is left, or the disk failed; the same call continues.
+    """
+    from probes.asking import LanguageModel
+    from recipes.reasoning_quality import JudgeSettings, judge_run
+
+    model = LanguageModel(
+        judge_model,
+        (base_url,) if isinstance(base_url, str) else tuple(base_url),
+        api_key_env=api_key_env,
+        max_tokens=max_tokens,
+        concurrency=concurrency,
+        price_in=price_in,
+        price_out=price_out,
+    )
+    settings = JudgeSettings(per_item, tuple(tags), limit, None if rubric is None else Path(rubric))
+    return judge_run(Path(run), settings, model, dry_run=dry_run)
+
+
 def card(
     run: str | Path,
     out: str | Path = "README.md",

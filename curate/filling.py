@@ -1,4 +1,4 @@
-"""Filling in one text column of a tagged file in place: every other value, row and column stays.
+"""Filling in columns of a tagged file in place: every other value, row and column stays.
 
 JSON rows keep their own text but for the one value; Parquet keeps its schema, metadata and row
 groups; CSV is written as `curate.tagged` writes it.
@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curate import tagged
 from curate.datasets import Source, json_text, open_source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.json_objects import row_object, with_value
+from curate.tagged import Annotation
 
 _KEY = "item_id"
 # What a row is known by, and what the column shall say of it.
@@ -53,6 +55,35 @@ def fill_column(path: Path, column: str, rows: Sequence[_Filled]) -> None:
         raise RunError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from (
             error
         )
+
+
+def set_columns(
+    path: Path, schema: pa.Schema, rows: Sequence[tuple[str | None, Annotation]]
+) -> None:
+    """Write columns of a tagged file, which may have them or not, at its end; at one stroke.
+
+    Args:
+        path: a tagged file, in any of its formats.
+        schema: the columns.
+        rows: `item_id` and the values of every row, in order; what is missing is null.
+
+    Raises:
+        UsageError: the file cannot be read, or is another: its rows are not these; it stays as it
+            is.
+        RunError: the disk fails, or the file changed meanwhile.
+    """
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}")
+    source = open_source(path)
+    if _KEY not in source.columns:
+        raise UsageError(f"{path} is no tagged file: it has no column {_KEY}")
+    expected = _Rows(path, _KEY, [(item_id, item_id) for item_id, _ in rows])
+    is_json = source.format in ("jsonl", "json")
+    for row in source.rows():
+        value = row_object(row)[0] if is_json else row.value or {}
+        expected.take([value.get(_KEY)])
+    expected.check_complete()
+    tagged.set_columns(source, [values for _, values in rows], schema)
 
 
 class _Rows:

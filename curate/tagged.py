@@ -11,6 +11,8 @@ the Arrow batches under the original schema, with its metadata. The other ways g
   become strings, in which values that were no strings are JSON.
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -60,8 +62,31 @@ def write_tagged(
     """
     check_out(source, out, suffix)
     check_columns(source.columns, schema, replace_columns)
-    counted = _Counted(source, annotations)
     write = _WRITERS[suffix or out.suffix.lower()]
+    return _write(write, source, out, annotations, schema, replace_columns)
+
+
+def set_columns(source: Source, annotations: Iterable[Annotation], schema: pa.Schema) -> None:
+    """Write the columns of `schema` into the file that the source was read from, at its end.
+
+    Where it has them, they are replaced. One annotation a row, as for `write_tagged`.
+
+    Raises RunError where rows and annotations differ in number, the file has changed since it was
+    opened, or the disk fails.
+    """
+    assert source.path is not None
+    _write(_WRITERS[f".{source.format}"], source, source.path, annotations, schema, True)
+
+
+def _write(
+    write: _Writer,
+    source: Source,
+    out: Path,
+    annotations: Iterable[Annotation],
+    schema: pa.Schema,
+    replace_columns: bool,
+) -> int:
+    counted = _Counted(source, annotations)
     try:
         with atomic_writer(out) as file:
             write(file, source, counted, schema, replace_columns)

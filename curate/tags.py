@@ -25,10 +25,17 @@ class Trainability(StrEnum):
     """The evidence does not decide between the others."""
 
 
-def tag_schema(ks: Sequence[int], *, target: bool = False) -> pa.Schema:
+REASONING_QUALITY = pa.schema(
+    [("reasoning_quality", pa.float64()), ("reasoning_quality_n", pa.int64())]
+)
+"""Columns that `curate judge` adds: mean score of correct rollouts, and how many were scored."""
+
+
+def tag_schema(ks: Sequence[int], *, target: bool = False, judged: bool = False) -> pa.Schema:
     """Columns that tagging adds to a dataset, in their order.
 
-    `pass_at_K` for each K of `ks`; similarity to a target where there is one.
+    `pass_at_K` for each K of `ks`; similarity to a target where there is one; the quality of
+    reasoning where it was judged.
 
     All are nullable, because rejected rows stay in the dataset with nulls. Raises ValueError for a
     K below 1 or one named twice.
@@ -55,5 +62,6 @@ def tag_schema(ks: Sequence[int], *, target: bool = False) -> pa.Schema:
             *((f"target_similarity{end}", pa.float64()) for end in ("", "_low", "_high") if target),
             ("tag_reason", pa.string()),
             ("confirmed_trainability", pa.string()),
+            *(REASONING_QUALITY if judged else ()),
         ]
     )

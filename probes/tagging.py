@@ -27,7 +27,7 @@ from curate.progress import Progress
 from curate.reading import Item, choose_layout, read_items, reject_items
 from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
 from curate.tagged import check_columns, check_out, write_tagged
-from curate.tags import Trainability, tag_schema
+from curate.tags import REASONING_QUALITY, Trainability, tag_schema
 from probes.counting import Outcomes, count_rollouts
 from probes.engine import Engine
 from probes.gradient_stage import differentiate, join, joined
@@ -66,6 +66,8 @@ _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 _TRUNCATED_WARNING = 0.2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
 _PROMPTS_CHECKED = 200
+# Written by `curate judge`, in the order of the items.
+_QUALITY = "judging/quality.parquet"
 # Rows that are Python objects at a time.
 _ITEMS_AT_ONCE = 4096
 
@@ -94,7 +96,8 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
     config = _with_paths(config, source, files)
     target = open_source(config.target, split=config.split) if config.target else None
     predictor = read_predictor(config.predictor) if config.predictor else None
-    schema = tag_schema(config.k, target=target is not None)
+    is_judged = (Path(config.run_dir) / _QUALITY).exists()
+    schema = tag_schema(config.k, target=target is not None, judged=is_judged)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
     identity: dict[str, dict[str, Any]] = {
@@ -531,6 +534,9 @@ class _Tagging:
         if confirmed.exists():  # Written by `curate confirm`, in the order of the items.
             name = "confirmed_trainability"
             columns[name] = read_parquet(confirmed, [name])[name]
+        if REASONING_QUALITY.names[0] in self.schema.names:
+            judged = read_parquet(self.run / _QUALITY, REASONING_QUALITY.names)
+            columns |= dict(zip(judged.column_names, judged.columns, strict=True))
         evidence = pa.table({n: columns[n] for n in self.schema.names if n in columns})
         rows = write_tagged(
             self.source,

@@ -64,6 +64,7 @@ def write_report_run(
     easy = [ids[each] for each in np.flatnonzero(tag == 0)[:3]]
     tables: dict[str, dict[str, Any]] = {
         "items": {"item_id": ids, "row": number + 1, "prompt": rendered,
+                  "prompt_token_ids": [[1] * (len(each) // 4) for each in rendered],
                   "answer": [str(each + each % 9) for each in number]},
         "rows": {"row": number + 1, "item_id": ids, "reason": pa.nulls(items, pa.string())},
         "pass_rates": {

@@ -24,6 +24,7 @@ TOP_LEVEL = {
 # The command line and its functions reach up to what a command needs, when it is called.
 REACH_UP = {
     "curate/cli.py",
+    "curate/cli_asking.py",
     "curate/cli_publishing.py",
     "curate/cli_report.py",
     "curate/commands.py",
@@ -105,6 +106,7 @@ def test_imports_run_one_way(layer: str) -> None:
     "command",
     [
         *(["--help"], ["--version"], ["tag", "--help"], ["compare", "--help"]),
+        ["judge", "--help"],
         *(["filter", "--help"], ["report", "--help"], ["push", "--help"]),
     ],
 )
