@@ -19,7 +19,7 @@ from typing import Any
 
 from cards.report_facts import report_facts
 from cards.report_items import read_report_items
-from cards.shown_items import shown_items, shown_rollouts
+from cards.shown_items import items_in_table, shown_items, shown_rollouts
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from recipes.finished_run import open_finished_run
@@ -65,13 +65,28 @@ def report_run(run_dir: Path, out: Path | None = None) -> tuple[Path, dict[str, 
         raise UsageError(f"-o {file}: is a folder; give the name of a file in it")
     items = read_report_items(run)
     facts = report_facts(run, items)
-    page = render_report(facts, shown_items(items), shown_rollouts(run, items))
+    places = items_in_table(items, _linked(facts))
+    shown = items.take(places)
+    table = shown_items(shown, len(items))
+    if len(shown) < len(items):
+        table["positions"] = places.tolist()
+    page = render_report(facts, table, shown_rollouts(run, shown))
     try:
         with atomic_writer(file) as opened:
             opened.write(page)
     except OSError as error:
         raise RunError(f"cannot write {file}: {error.strerror or error}") from error
     return file, facts
+
+
+def _linked(facts: dict[str, Any]) -> list[int]:
+    """Positions of the items that a chart opens."""
+    certainty = facts["certainty"]
+    gradients = certainty["gradients"]
+    return [
+        *certainty["similarities"]["points"]["item"],
+        *(gradients["items"]["item"] if gradients else ()),
+    ]
 
 
 def render_report(facts: dict[str, Any], items: dict[str, Any], rollouts: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,18 @@ class ReportItems:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, places: Ints) -> ReportItems:
+        """The items at these positions alone."""
+        taken: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                taken[field.name] = value[places]
+            elif isinstance(value, pa.Array):
+                taken[field.name] = value.take(pa.array(places))
+        sources = [dataclasses.replace(each, codes=each.codes[places]) for each in self.sources]
+        return dataclasses.replace(self, **taken, sources=sources)
 
     @property
     def measured(self) -> dict[str, Floats]:

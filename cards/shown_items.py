@@ -7,7 +7,7 @@ would be gigabytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cards.report_items import TAGS, Floats, ReportItems, sample_by_tag
+from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from curate.errors import RunError
 from probes.sampling import rollout_shards
 from recipes.finished_run import FinishedRun
@@ -27,6 +27,8 @@ _ROLLOUT_CHARACTERS = 12_000_000
 _PROMPT_RANGE = (120, 8_000)
 _ANSWER_RANGE = (40, 1_000)
 _ROLLOUT_RANGE = (800, 4_000)
+# With so many a browser is still quick: benchmarks/report_page.py.
+MOST_ITEMS = 100_000
 MOST_WITH_ROLLOUTS = 2_000
 MOST_OF_EACH = 4
 _KINDS = ("correct", "wrong", "not judged")
@@ -36,15 +38,30 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 _PLACE = "\x1a"  # Stands for a number in the pattern of a reason.
 
 
-def shown_items(items: ReportItems) -> dict[str, Any]:
+def items_in_table(items: ReportItems, linked: Iterable[int]) -> Ints:
+    """Positions of the items that the page holds: all, or of more than 100,000 a sample.
+
+    Args:
+        items: of the run.
+        linked: positions of those that a chart opens, which are always among them.
+    """
+    sample = sample_by_tag(items, np.ones(len(items), dtype=bool), MOST_ITEMS)
+    return np.union1d(sample, np.array([*linked], dtype=np.int64))
+
+
+def shown_items(items: ReportItems, of_items: int | None = None) -> dict[str, Any]:
     """Columns of all items, as the page's table searches, sorts and opens them.
 
+    Args:
+        items: those in the page.
+        of_items: how many the run has; None: just these.
+
     Returns:
-        `columns` by name, each with a value an item; `prompt` without what all prompts begin and
-        end with, which is `prompt_start` and `prompt_end`; `cut_prompts` and `cut_answers`: the
-        full length, by position, of those that were cut; `reasons`: patterns, and for each item the
-        number of its pattern and the numbers that fill it, joined by "|"; `sources`: columns of the
-        dataset as codes.
+        `items` and `of_items`; `columns` by name, each with a value an item; `prompt` without what
+        all prompts begin and end with, which is `prompt_start` and `prompt_end`; `cut_prompts` and
+        `cut_answers`: the full length, by position, of those that were cut; `reasons`: patterns,
+        and for each item the number of its pattern and the numbers that fill it, joined by "|";
+        `sources`: columns of the dataset as codes.
     """
     start, end = common_ends(items.prompt)
     middles = [text[len(start) : len(text) - len(end)] for text in items.prompt.to_pylist()]
@@ -78,6 +95,7 @@ def shown_items(items: ReportItems) -> dict[str, Any]:
     return {
         "tags": list(TAGS),
         "items": len(items),
+        "of_items": len(items) if of_items is None else of_items,
         "prompt_start": start,
         "prompt_end": end,
         "cut_prompts": cut_prompts,

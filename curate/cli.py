@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from curate import __version__
 from curate.cli_asking import add_asking
+from curate.cli_doctor import add_doctor
 from curate.cli_publishing import add_publishing
 from curate.cli_report import add_report
 from curate.cli_selection import add_selection
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add_asking(commands)
     add_publishing(commands)
     add_report(commands)
+    add_doctor(commands)
     return parser
 
 

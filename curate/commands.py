@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.config import config_from_mapping
+from curate.config import TagConfig, config_from_mapping
 from curate.errors import UsageError
 
 
@@ -444,3 +444,24 @@ def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
 
     file, facts = report_run(Path(run), None if out is None else Path(out))
     return {"file": str(file), **facts}
+
+
+def doctor(config: TagConfig | None = None, *, items: int | None = None) -> dict[str, Any]:
+    """Tell what this machine can do, and what is in the way of `tag`, as `curate doctor` does.
+
+    Args:
+        config: of the run that is planned: its model, dataset and sizes; the defaults if None.
+        items: of that run; None: those of its dataset, or 1,000 where it names none.
+
+    Returns:
+        `curate` (the version), `can_tag` (whether nothing blocks it), and `findings`, each with
+        `about`, `state` (ok, limit or blocks), `text` and `remedy`.
+
+    Raises:
+        UsageError: a dataset or model that is not there.
+    """
+    from probes.doctor import doctor_facts, examine
+
+    if items is not None and items < 1:
+        raise UsageError(f"--items is {items}; it must be at least 1")
+    return doctor_facts(examine(config or TagConfig(), items))

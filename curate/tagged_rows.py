@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +82,8 @@ def values_of(source: Source) -> Iterator[dict[str, Any]]:
 def take_rows(source: Source, places: Sequence[int]) -> Source:
     """The rows at these places, counted from 0, in this order, as a dataset of its own.
 
-    Falling places need the rows in memory; rising ones are streamed.
+    Falling places need the rows in memory, as their text where they are JSON; rising ones are
+    streamed.
     """
     is_rising = all(a < b for a, b in pairwise(places))
     rows, batches = (_rising_rows, _rising_batches) if is_rising else (_any_rows, _any_batches)
@@ -102,8 +104,15 @@ def _rising_rows(source: Source, places: Sequence[int]) -> Iterator[SourceRow]:
 
 
 def _any_rows(source: Source, places: Sequence[int]) -> Iterator[SourceRow]:
-    rows = list(source.rows())
-    return (rows[place] for place in places)
+    if source.format not in ("jsonl", "json"):
+        rows = list(source.rows())
+        return (rows[place] for place in places)
+    # A row's values take several times the memory of its text, which they can be read from again.
+    kept = [dataclasses.replace(row, value=None) for row in source.rows()]
+    return (
+        row if row.problem else dataclasses.replace(row, value=json.loads(row.text or ""))
+        for row in (kept[place] for place in places)
+    )
 
 
 def _rising_batches(source: Source, places: Sequence[int]) -> Iterator[pa.RecordBatch]:

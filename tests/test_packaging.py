@@ -25,6 +25,7 @@ TOP_LEVEL = {
 REACH_UP = {
     "curate/cli.py",
     "curate/cli_asking.py",
+    "curate/cli_doctor.py",
     "curate/cli_publishing.py",
     "curate/cli_report.py",
     "curate/commands.py",
@@ -107,7 +108,7 @@ def test_imports_run_one_way(layer: str) -> None:
     [
         *(["--help"], ["--version"], ["tag", "--help"], ["compare", "--help"]),
         ["judge", "--help"],
-        *(["filter", "--help"], ["report", "--help"], ["push", "--help"]),
+        *(["filter", "--help"], ["report", "--help"], ["push", "--help"], ["doctor", "--help"]),
     ],
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cards import gradient_facts, report_facts
 from cards import shown_items as shown
 from cards.report import embedded_json, render_report, report_run
 from cards.report_items import TAGS, read_report_items, sample_by_tag
@@ -252,6 +253,35 @@ def test_what_is_left_out_is_bounded_and_counted(
     monkeypatch.setattr(shown, "MOST_WITH_ROLLOUTS", 40)
     first = blocks_of(report_run(run)[0])["rollouts"]["items"]["0"]
     assert [(each[6], len(each[5])) for each in first[:1]] == [(5000, 4000)]
+
+
+def test_of_too_many_items_the_table_has_a_sample_and_what_charts_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_report_run(tmp_path / "run", 40)
+    whole = blocks_of(report_run(run)[0])
+    assert "positions" not in whole["items"] and whole["items"]["of_items"] == 40
+    monkeypatch.setattr(shown, "MOST_ITEMS", 10)
+    monkeypatch.setattr(report_facts, "SHOWN_POINTS", 6)
+    monkeypatch.setattr(gradient_facts, "SHOWN_PER_GROUP", 1)
+    blocks = blocks_of(report_run(run)[0])
+    facts, table = blocks["facts"], blocks["items"]
+    positions = table["positions"]
+    certainty = facts["certainty"]
+    linked = {
+        *certainty["similarities"]["points"]["item"],
+        *certainty["gradients"]["items"]["item"],
+    }
+    assert len(linked) >= 6 and linked <= set(positions)
+    assert 10 <= table["items"] == len(positions) < 20 and table["of_items"] == 40
+    assert facts["dataset"]["items"] == 40
+    assert facts["dataset"]["tags"] == whole["facts"]["dataset"]["tags"]
+    for at, position in enumerate(positions):
+        for name in ("id", "row", "prompt", "tag", "correct", "similarity"):
+            assert table["columns"][name][at] == whole["items"]["columns"][name][position], name
+        assert table["sources"][0]["codes"][at] == whole["items"]["sources"][0]["codes"][position]
+        found = whole["rollouts"]["items"][str(position)]
+        assert blocks["rollouts"]["items"][str(at)] == found
 
 
 def test_a_sample_has_as_many_of_each_tag_and_is_always_the_same(run: Path) -> None:

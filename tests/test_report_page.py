@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cards import report_facts, shown_items
 from cards.report import report_run
 from recipes.outcomes import REWARD_SCHEMA
 from tests.browser import chromium, console, open_page, requests
@@ -203,6 +204,23 @@ def test_an_item_opens_by_mouse(opened: Any) -> None:
     find(opened, "#close").click()
     assert not opened.find_elements("css selector", "dialog[open]")
     assert console(opened) == []
+
+
+def test_a_chart_opens_its_item_where_the_table_has_a_part(
+    driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shown_items, "MOST_ITEMS", 10)
+    monkeypatch.setattr(report_facts, "SHOWN_POINTS", 6)
+    forget(driver)
+    open_page(driver, report_run(write_report_run(tmp_path / "run"))[0])
+    assert " of the 60 items" in find(driver, "#grid-help").text
+    opened_id = driver.execute_script(
+        "document.querySelectorAll('.point')[5].dispatchEvent(new MouseEvent('click'));"
+        "const facts = JSON.parse(document.getElementById('facts-data').textContent);"
+        "return facts.certainty.similarities.points.item_id[5]"
+    )
+    assert f"item {opened_id}" in find(driver, "dialog[open]").text
+    assert console(driver) == []
 
 
 def test_the_keyboard_alone_is_enough(opened: Any) -> None:

@@ -44,10 +44,12 @@ function switchTheme() {
 const facts = read("facts-data");
 const data = read("items-data");
 const view = new ItemView(data, facts);
-const open = (at) => view.open(at);
+// The charts name items by their position in the run, of which the table may hold a part.
+const places = data.positions && new Map(data.positions.map((position, at) => [position, at]));
+const open = (position) => view.open(places ? places.get(position) : position);
 showDataset(facts, data.tags);
 showCertainty(facts, data.tags, open);
-view.table = new ItemTable(data, facts, open);
+view.table = new ItemTable(data, facts, (at) => view.open(at));
 showMeasured(facts);
 switchTheme();
 document.documentElement.dataset.ready = "true";

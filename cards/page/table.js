@@ -67,6 +67,7 @@ class ItemTable {
       this.controls(), this.status, this.grid,
       el("p", { id: "grid-help", class: "muted help" },
         "Arrow keys move, Enter opens an item, Escape closes it. ",
+        this.data.positions ? `The table holds ${count(this.data.items)} of the ${count(this.data.of_items)} items, drawn blindly, as many of each tag as there are; the charts count all. ` : "",
         Object.keys(this.data.cut_prompts).length ? `Prompts are cut in this page where they are long (${plural(Object.keys(this.data.cut_prompts).length, "prompt")} of ${count(total)}); the search sees what is shown. ` : "",
         this.data.prompt_start || this.data.prompt_end ? "What all prompts begin and end with is shown with an item, not here." : ""),
     );

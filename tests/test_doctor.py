@@ -1,0 +1,291 @@
+"""`curate doctor`: what is here, what is in the way, and what a run would need."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from curate import installation
+from curate.config import TagConfig
+from curate.errors import UsageError
+from curate.installation import DISTRIBUTION, PACKAGES, Dependency, dependencies
+from probes import doctor
+from probes.expected_size import expected_size
+from tests.tag_runs import ROOT, additions, curate_command, run_curate, write_jsonl
+
+_CLASHES = (
+    "import dataclasses, json\n"
+    "from curate.installation import clashes\n"
+    "print(json.dumps([dataclasses.astuple(clash) for clash in clashes()]))\n"
+)
+
+
+def in_process(script: str, *paths: Path, cwd: Path) -> Any:
+    """The JSON that a script prints in a process with these folders first on its path."""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=cwd, check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+    )  # fmt: skip
+    return json.loads(ran.stdout)
+
+
+def build_wheel(project: Path, folder: Path) -> Path:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
+        cwd=project, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, target: Path) -> None:
+    """What an installer does with a wheel of pure Python: later files replace earlier ones."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+
+
+@pytest.fixture(scope="module")
+def cookbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of another distribution that installs `recipes` as well."""
+    project = tmp_path_factory.mktemp("cookbook")
+    (project / "recipes").mkdir()
+    (project / "recipes" / "__init__.py").write_text("SOUP = 'soup'\n")
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "cookbook"\nversion = "2.0"\n'
+        '[tool.hatch.build.targets.wheel]\npackages = ["recipes"]\n'
+    )
+    return build_wheel(project, project / "dist")
+
+
+# --- The installation ------------------------------------------------------------------------
+
+
+def test_without_another_distribution_nothing_clashes(tmp_path: Path) -> None:
+    assert in_process(_CLASHES, ROOT, cwd=tmp_path) == []
+
+
+def test_a_distribution_that_shadows_recipes_blocks(cookbook: Path, tmp_path: Path) -> None:
+    install(cookbook, tmp_path / "site")
+    assert in_process(_CLASHES, tmp_path / "site", ROOT, cwd=tmp_path) == [
+        ["recipes", "cookbook", True]
+    ]
+    assert in_process(_CLASHES, ROOT, tmp_path / "site", cwd=tmp_path) == [
+        ["recipes", "cookbook", False]
+    ]
+
+
+def test_a_folder_that_shadows_recipes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "recipes").mkdir(parents=True)
+    (tmp_path / "mine" / "recipes" / "__init__.py").touch()
+    assert in_process(_CLASHES, tmp_path / "mine", ROOT, cwd=tmp_path) == [
+        ["recipes", str(tmp_path / "mine" / "recipes"), True]
+    ]
+
+
+def test_the_wheel_knows_the_tested_versions_and_files_that_another_replaced(
+    cookbook: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    install(build_wheel(ROOT, tmp_path / "dist"), site)
+    script = (
+        "import dataclasses, json\n"
+        "from curate.installation import dependencies, tested_versions\n"
+        "found = [dataclasses.astuple(each) for each in dependencies()]\n"
+        "print(json.dumps([tested_versions(), found]))\n"
+    )
+    tested, found = in_process(script, site, cwd=tmp_path)
+    assert tested == installation.tested_versions()
+    assert [Dependency(*each) for each in found] == dependencies()
+    assert in_process(_CLASHES, site, cwd=tmp_path) == []
+    install(cookbook, site)
+    assert in_process(_CLASHES, site, cwd=tmp_path) == [["recipes", "cookbook", True]]
+
+
+def test_tested_versions_are_those_of_the_constraints_file() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = installation.tested_versions()
+    assert len(tested) == sum("==" in line for line in lines)
+    assert f"torch=={tested['torch']}" in lines
+    assert f"tomli_w=={tested['tomli-w']}" in lines
+
+
+def test_dependencies_are_those_installed() -> None:
+    found = {each.name: each for each in dependencies()}
+    assert {"torch", "pyarrow", "trl", "ray"} <= set(found)
+    assert DISTRIBUTION not in found and "pytest" not in found
+    assert found["torch"].version == metadata.version("torch")
+    assert found["torch"].fits and not found["torch"].extra and found["trl"].extra == "train"
+
+
+@pytest.mark.parametrize(
+    ("version", "fits", "is_tested"),
+    [
+        ("2.13.0+cu130", True, True),
+        ("2.12.1", True, False),
+        ("2.5.1", False, False),
+        (None, False, True),
+    ],
+)
+def test_versions_are_compared(version: str | None, fits: bool, is_tested: bool) -> None:
+    torch_ = Dependency("torch", "", ">=2.6", version, "2.13.0")
+    assert (torch_.fits, torch_.is_tested) == (fits, is_tested)
+    states = {finding.state for finding in doctor._packages([torch_])}
+    assert states == ({"ok"} if fits and is_tested else {"limit"} if fits else {"blocks"})
+    optional = Dependency("trl", "train", ">=1.16", version, "2.13.0")
+    assert "blocks" not in {finding.state for finding in doctor._packages([optional])}
+
+
+# --- The whole -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def examined(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the command says of this machine."""
+    folder = tmp_path_factory.mktemp("doctor")
+    rows = write_jsonl(folder / "rows.jsonl", additions(20))
+    ran = subprocess.run(
+        curate_command(
+            "doctor", "--json", "--model", tiny_model, "--dataset", rows,
+            "--run-dir", folder / "run", "--max-tokens", 12, "--max-rollouts", 32,
+        ),
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return dict(json.loads(ran.stdout))
+
+
+def finding(facts: dict[str, Any], about: str) -> dict[str, str]:
+    (found,) = (each for each in facts["findings"] if each["about"] == about)
+    return dict(found)
+
+
+def test_it_says_what_this_machine_can_do(examined: dict[str, Any]) -> None:
+    assert examined["can_tag"] is True
+    assert all(each["remedy"] for each in examined["findings"] if each["state"] != "ok")
+    versions = " ".join(f["text"] for f in examined["findings"] if f["about"] == "versions")
+    for name in ("torch", "transformers", "pyarrow"):
+        assert f"{name} {metadata.version(name)}" in versions
+    assert "--engine transformers" in finding(examined, "transformers")["text"]
+    if not torch.cuda.is_available():
+        assert finding(examined, "GPU")["state"] == "limit"
+    assert finding(examined, "training")["state"] == "ok"
+    parameters = "parameters"
+    assert parameters in finding(examined, "model")["text"]
+    assert "20 items" in finding(examined, "memory")["text"]
+    assert "640 rollouts of 12 tokens" in finding(examined, "disk")["text"]
+
+
+def test_the_text_ends_with_the_verdict(examined: dict[str, Any]) -> None:
+    assert doctor.doctor_text(examined).endswith("\ncurate tag can run here")
+    blocked = doctor.doctor_facts([doctor.Finding("disk", "blocks", "1 GB free", "buy one")])
+    assert blocked["can_tag"] is False
+    text = doctor.doctor_text(blocked)
+    assert "-> buy one" in text and text.endswith("cannot run here: disk")
+
+
+def test_a_library_that_ends_its_process_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), 11)\n")
+    (tmp_path / "vllm.py").write_text("raise RuntimeError('torchvision::nms does not exist')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    facts = doctor.look_at(["ray", "vllm"])
+    assert facts["ray"]["failed"] == "importing it ended the process (signal SIGSEGV)"
+    assert "torchvision::nms" in facts["vllm"]["failed"]
+    (found,) = [f for f in doctor._engines({"torch": {"failed": "x"}, **facts}, dependencies())
+                if f.about == "vllm"]  # fmt: skip
+    assert found.state == "limit" and "nms" in found.text and found.remedy
+    assert doctor._ray(facts["ray"]).state == "limit"
+
+
+def test_a_broken_torch_blocks() -> None:
+    (found,) = doctor._devices({"failed": "ImportError: libcudart.so.13"})
+    assert found.state == "blocks" and "libcudart" in found.text and found.remedy
+
+
+# --- What a run would need -------------------------------------------------------------------
+
+
+def test_a_run_too_large_for_the_disk_blocks(tmp_path: Path) -> None:
+    config = TagConfig(run_dir=str(tmp_path / "run"))
+    assert doctor._disk(config, expected_size(config, 10)).state == "ok"
+    free = shutil.disk_usage(tmp_path).free
+    items = int(free / (17 * 4 * 4096)) + 1
+    found = doctor._disk(config, expected_size(config, items))
+    assert found.state == "blocks" and "--gradient-dim" in found.remedy
+
+
+def test_too_little_memory_blocks_and_a_gpu_takes_the_model() -> None:
+    size = expected_size(TagConfig(), 10)
+    assert doctor._memory(size, 0, {"gpus": []}).state == "ok"
+    assert doctor._memory(size, 10**15, {"gpus": []}).state == "blocks"
+    assert doctor._memory(size, 10**15, {"gpus": [{"bytes": 10**16}]}).state == "ok"
+
+
+def test_expected_size_follows_the_settings() -> None:
+    config = TagConfig(min_rollouts=32, max_rollouts=32, max_tokens=100, gradient_dim=1000)
+    size = expected_size(config, 1000)
+    assert size.rollouts == 32_000
+    assert size.rollout_bytes == 32_000 * (320 + 10)
+    assert size.gradient_bytes == 1000 * 33 * 4000
+    assert expected_size(config.replace(gradient_rollouts=100), 1000).gradient_bytes == (
+        1000 * 65 * 4000  # No item has more correct rollouts than rollouts.
+    )
+    adaptive = config.replace(max_rollouts=1000)
+    assert expected_size(adaptive, 1000).rollouts == 300_000
+    assert expected_size(adaptive.replace(rollout_budget=50_000), 1000).rollouts == 50_000
+
+
+def test_the_parameters_of_a_model_are_counted(tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    size, (found,) = doctor._weights(str(tiny_model), {"dtype": "bfloat16", "gpus": []})
+    assert size == 2 * sum(each.numel() for each in model.parameters())
+    assert found.state == "ok"
+    _, (found,) = doctor._weights(
+        str(tiny_model), {"dtype": "bfloat16", "gpus": [{"bytes": size - 1}]}
+    )
+    assert found.state == "limit"
+
+
+def test_a_model_that_cannot_be_read_blocks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    _, (found,) = doctor._weights(str(tmp_path), {})
+    assert found.state == "blocks" and "no .safetensors" in found.text
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 7)
+    _, (found,) = doctor._weights(str(tmp_path), {})
+    assert found.state == "blocks"
+    with pytest.raises(UsageError, match="no such model"):
+        doctor._weights("./nothing", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--items", "0"], "at least 1"),
+        (["--dataset", "nothing.jsonl"], "no such file"),
+        (["--min-rollouts", "64", "--max-rollouts", "32"], "--max-rollouts"),
+        (["--items", "5", "--dataset", "x.jsonl"], "not allowed with"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "look_at", lambda names: {"torch": {"failed": "not asked"}})
+    ran = run_curate("doctor", *arguments)
+    assert ran.status == 2 and words in ran.last_line
+
+
+def test_every_package_of_the_wheel_is_looked_at() -> None:
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"} == set(PACKAGES)

@@ -1,0 +1,56 @@
+"""`benchmarks/million_items.py` at a small size: its engine and probe fit, its checks hold."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from benchmarks import million_items
+from curate.run_folder import read_manifest
+from tests.tag_runs import run_curate
+
+ITEMS = 2000
+
+
+def test_a_simulated_run_passes_every_stage_and_command(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(
+        rollouts=4, max_rollouts=8, dim=64, verifier="numeric", workers=1
+    )
+    config = million_items.settings(tmp_path, ITEMS, arguments)
+    costs = million_items.tag_and_watch(config)
+    assert {cost.name for cost in costs} >= {"items", "sample", "verify", "gradients", "write"}
+    assert all(0 < cost.peak < million_items.MOST_BYTES for cost in costs)
+    counts = read_manifest(tmp_path / "run")["counts"]
+    assert counts["rounds"] == 2 and 4 * ITEMS < counts["rollouts_drawn"] < 8 * ITEMS
+    tags = million_items.count_tags(tmp_path / "tagged.jsonl")
+    assert million_items.wrong_tags(ITEMS, tags) == []
+    assert tags[million_items.LEARNABLE, "learnable"] > 10 * tags[million_items.CHANCE, "learnable"]
+    for name, words in million_items.commands(tmp_path).items():
+        if name != "report":  # Tested by itself; most of its time does not depend on the items.
+            ran = run_curate(*words)
+            assert ran.status == 0, ran.stderr
+    sizes = million_items.bytes_by_kind(tmp_path)
+    assert sizes["run/gradients/rollouts.npy"] > 4 * 64 * counts["rollouts_correct"] / 2
+
+
+def test_what_grows_faster_than_the_items_is_named() -> None:
+    def measured(items: int, cpu: float, peak: int) -> million_items.Measured:
+        cost = million_items.Cost("verify", cpu, cpu, peak)
+        return million_items.Measured(items, {}, [cost], {}, [])
+
+    before = measured(1000, 10.0, 10**9)
+    assert million_items.too_dear(before, measured(10_000, 140.0, 10**9)) == []
+    (slower,) = million_items.too_dear(before, measured(10_000, 160.0, 10**9))
+    assert "1.60 times" in slower
+    (larger,) = million_items.too_dear(None, measured(10_000, 1.0, 7 * 10**9))
+    assert "7.00 GB" in larger
+
+
+@pytest.mark.parametrize("text", ["What is 7 + 12?", "From 0: \\boxed{12345}, 6789."])
+def test_its_token_ids_are_those_of_the_saved_tokenizer(tmp_path: Path, text: str) -> None:
+    from transformers import AutoTokenizer
+
+    saved = AutoTokenizer.from_pretrained(million_items.save_model(tmp_path / "model"))
+    ids = million_items.Bytes().encode(text)
+    assert ids == saved(text)["input_ids"]
+    assert saved.decode(ids) == text
