@@ -68,11 +68,8 @@ class Clash:
 
 def tested_versions() -> dict[str, str]:
     """The versions that are tested together, by canonical name: those of `constraints.txt`."""
-    # In a wheel it lies beside this module, in a checkout at its top.
-    file = next(
-        path for path in (_HERE / "constraints.txt", _HERE.parent / "constraints.txt")
-        if path.exists()
-    )  # fmt: skip
+    # In a checkout a link to the one at its top.
+    file = _HERE / "constraints.txt"
     lines = (line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines())
     pairs = (line.partition("==") for line in lines if "==" in line)
     return {canonicalize_name(name): version for name, _, version in pairs}
