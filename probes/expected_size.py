@@ -8,7 +8,9 @@
     bytes of gradients    (2 × gradient_rollouts + 1) × 4 × gradient_dim an item: the features of
                           its correct rollouts, which stand twice while they are joined, and their
                           mean
-    other bytes           500 an item, and its prompt, once more with its token ids
+    other bytes           500 an item, and 1,000 for its prompt, uncompressed
+    memory                1 GB and 3 kB an item, beside the policy: what `benchmarks/million_items.py`
+                          held, and room for prompts longer than its own
 
 These are upper bounds where completions are as long as `max_tokens` and every item has
 `gradient_rollouts` correct rollouts; docs/scaling.md works an example out.
