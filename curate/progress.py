@@ -54,6 +54,11 @@ class Progress:
             self._shown = now
             self._show(now)
 
+    def skip(self, count: int) -> None:
+        """Count work that turns out to be done already; it does not count in the rate."""
+        self.done += count
+        self._first += count
+
     def reach(self, done: int) -> None:
         """Say how much is done in all."""
         self.advance(done - self.done)

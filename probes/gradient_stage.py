@@ -8,7 +8,7 @@ array of them for good, and the shards go.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,7 +26,7 @@ from curate.files import atomic_writer
 from curate.progress import Progress
 from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.gradients import GradientProbe, TokenizedRollout
-from probes.sampling import item_rows, rollout_shards
+from probes.sampling import Advance, item_rows, rollout_shards
 
 _FOLDER = "gradients"
 # One that an earlier shard differentiated already.
@@ -56,8 +56,54 @@ class _Draw:
     feature_row: int = _REPEATED
 
 
+@dataclass(frozen=True)
+class GradientShard:
+    """The completions to differentiate of one file of rollouts, and the file's number."""
+
+    number: int
+    rollouts: Sequence[TokenizedRollout]
+    weights: Sequence[int]
+    """How often each was drawn."""
+
+
+DifferentiateShards = Callable[
+    [Iterable[GradientShard], Advance], Iterator[tuple[int, NDArray[np.float32]]]
+]
+"""Differentiates shards, in any order: yields the number of each and (rollouts, dim) features."""
+
+
+def differentiate_here(probe: Callable[[], GradientProbe]) -> DifferentiateShards:
+    """Differentiate shards one after the other in this process; `probe` is called when needed."""
+
+    def run(
+        shards: Iterable[GradientShard], advance: Advance
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for shard in shards:
+            yield shard.number, differentiate_shard(shard, probe(), advance)
+
+    return run
+
+
+def differentiate_shard(
+    shard: GradientShard, probe: GradientProbe, advance: Advance
+) -> NDArray[np.float32]:
+    """Differentiate one shard: features of shape (rollouts, dim)."""
+    features = np.zeros((len(shard.rollouts), probe.dim), dtype=np.float32)
+    for positions, batch in probe.gradients(shard.rollouts):
+        features[positions] = batch
+        advance(
+            sum(shard.weights[position] for position in positions),
+            sum(shard.rollouts[position].tokens for position in positions),
+        )
+    return features
+
+
 def differentiate(
-    run: RunFolder, items: pa.Table, row_of: Mapping[str, int], probe: GradientProbe, most: int
+    run: RunFolder,
+    items: pa.Table,
+    row_of: Mapping[str, int],
+    differentiate_shards: DifferentiateShards,
+    most: int,
 ) -> dict[str, Any]:
     """Differentiate the first `most` correct rollouts of every item; return the stage's counts.
 
@@ -68,52 +114,69 @@ def differentiate(
         run: all rollouts have a verdict.
         items: of `items.parquet`: item_id and prompt_token_ids.
         row_of: position of each item by item_id.
-        probe: of the run's policy.
+        differentiate_shards: does the work.
         most: rollouts of an item.
     """
-    tokens = 0
     chosen = [] if _is_joined(run) else list(_chosen(run, row_of, most))
     total = sum(len(lines) for _, lines, _ in chosen)
     done = sum(len(lines) for file, lines, _ in chosen if _is_written(run, file))
-    in_shards = np.zeros(len(row_of), dtype=np.int64)
-    for _, _, rows in chosen:
-        in_shards[np.unique(rows)] += 1
-    # Completions of the items that are in several shards: only theirs can come again.
-    known: dict[int, set[int]] = {}
+    tokens = 0
+    # Of shards that are being differentiated; without the completions, which take much room.
+    asked: dict[int, pa.Table] = {}
     with Progress("gradients", total, "rollouts", done=done) as progress:
-        for file, lines, rows in chosen:
-            name = _name(file)
-            if _is_written(run, file):
-                keys = read_parquet(_table_path(run, name), ["item_id", "completion_key"])
-                pairs = zip(
-                    item_rows(keys, row_of), keys["completion_key"].to_pylist(), strict=True
-                )
-                for row, key in pairs:
-                    if in_shards[row] > 1:
-                        known.setdefault(row, set()).add(key)
-                continue
-            draws = _draws(file, lines, rows, items)
-            fresh = [draw for key, draw in draws.items() if key not in known.get(draw.item, ())]
-            for feature_row, draw in enumerate(fresh):
-                draw.feature_row = feature_row
-            features = np.zeros((len(fresh), probe.dim), dtype=np.float32)
-            for positions, batch in probe.gradients([draw.rollout for draw in fresh]):
-                features[positions] = batch
-                tokens += sum(fresh[position].rollout.tokens for position in positions)
-                rate = f"{tokens / progress.seconds:,.0f} tokens/s"
-                progress.advance(sum(fresh[position].weight for position in positions), rate)
-            progress.advance(sum(d.weight for d in draws.values() if d.feature_row == _REPEATED))
-            for key, draw in draws.items():
-                if in_shards[draw.item] > 1:
-                    known.setdefault(draw.item, set()).add(key)
+
+        def advance(rollouts: int, new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
+
+        def wanted() -> Iterator[GradientShard]:
+            for file, draws in _unwritten(run, items, row_of, chosen):
+                number = int(file.stem)
+                asked[number] = _table(draws, items["item_id"])
+                fresh = [draw for draw in draws.values() if draw.feature_row != _REPEATED]
+                progress.skip(sum(d.weight for d in draws.values() if d.feature_row == _REPEATED))
+                yield GradientShard(number, [d.rollout for d in fresh], [d.weight for d in fresh])
+
+        for number, features in differentiate_shards(wanted(), advance):
+            name = f"shard-{number:05d}"
             _write_array(run / _FOLDER / f"{name}.npy", features)
             # The table is written last: where it is, the features are.
-            write_parquet(_table_path(run, name), _table(draws, items["item_id"]))
+            write_parquet(_table_path(run, name), asked.pop(number))
     return {
         "rollouts_this_time": total - done,
         "tokens_this_time": tokens,
         "seconds_this_time": progress.seconds,
     }
+
+
+def _unwritten(
+    run: RunFolder,
+    items: pa.Table,
+    row_of: Mapping[str, int],
+    chosen: Sequence[tuple[Path, NDArray[np.int64], NDArray[np.int64]]],
+) -> Iterator[tuple[Path, dict[int, _Draw]]]:
+    """Yield each shard that has no features yet, and its draws, those to differentiate numbered."""
+    in_shards = np.zeros(len(row_of), dtype=np.int64)
+    for _, _, rows in chosen:
+        in_shards[np.unique(rows)] += 1
+    # Completions of the items that are in several shards: only theirs can come again.
+    known: dict[int, set[int]] = {}
+    pairs: Iterable[tuple[int, int]]
+    for file, lines, rows in chosen:
+        if _is_written(run, file):
+            keys = read_parquet(_table_path(run, _name(file)), ["item_id", "completion_key"])
+            pairs = zip(item_rows(keys, row_of), keys["completion_key"].to_pylist(), strict=True)
+        else:
+            draws = _draws(file, lines, rows, items)
+            fresh = [draw for key, draw in draws.items() if key not in known.get(draw.item, ())]
+            for feature_row, draw in enumerate(fresh):
+                draw.feature_row = feature_row
+            yield file, draws
+            pairs = ((draw.item, key) for key, draw in draws.items())
+        for row, key in pairs:
+            if in_shards[row] > 1:
+                known.setdefault(row, set()).add(key)
 
 
 def _name(file: Path) -> str:

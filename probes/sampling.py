@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,29 @@ ROLLOUT_SCHEMA = pa.schema(
         ("answer_found", pa.string()),
     ]
 )
+
+# Files that were drawn before one of a lower number, until that one is there.
+_EARLY = "early"
+
+Advance = Callable[[int, int], None]
+"""Told of finished work: rollouts, and their tokens."""
+
+
+@dataclass(frozen=True)
+class SampleShard:
+    """What one file of rollouts is to hold, and the file's number."""
+
+    number: int
+    requests: Sequence[SampleRequest]
+
+    @property
+    def rollouts(self) -> int:
+        """How many are asked for."""
+        return sum(request.samples for request in self.requests)
+
+
+DrawShards = Callable[[Iterable[SampleShard], Advance], Iterator[tuple[int, pa.Table]]]
+"""Draws shards, in any order: yields the number and the table of each as it is finished."""
 
 
 def rollout_shards(run: RunFiles) -> list[Path]:
@@ -97,46 +121,131 @@ def sample_items(
     items: pa.Table,
     drawn: NDArray[np.int64],
     target: NDArray[np.int64],
-    engine: Engine,
-    tokenizer: Any,
+    draw: DrawShards,
     shard_size: int,
 ) -> dict[str, Any]:
     """Draw what is missing until every item has its target; return the stage's counts.
 
     A shard's rollouts depend on the seed and the shard alone, so that a run taken up again after a
-    kill goes on with the rollouts that it would have drawn.
+    kill goes on with the rollouts that it would have drawn. A shard that is finished before one of
+    a lower number waits in `rollouts/early`: so the files in `rollouts` are always the first ones,
+    and the others are cut as before.
 
     Args:
         run: gets new files in `rollouts/`.
         items: of `items.parquet`: item_id and prompt_token_ids.
         drawn: shape (items,): rollouts that each item has.
         target: shape (items,): rollouts that each item shall have.
-        engine: draws them.
-        tokenizer: turns them into text.
+        draw: draws shards.
         shard_size: rollouts of a file, at most.
     """
     files = rollout_shards(run)
-    number = int(files[-1].stem) + 1 if files else 0
+    first = int(files[-1].stem) + 1 if files else 0
+    place = _Files(run / "rollouts", first)
+
+    def wanted() -> Iterator[SampleShard]:
+        cut = shards(missing_rollouts(items, drawn, target), shard_size)
+        for number, requests in enumerate(cut, first):
+            shard = SampleShard(number, requests)
+            if place.holds_early(shard):
+                progress.skip(shard.rollouts)
+            else:
+                yield shard
+
     have = int(drawn.sum())
     total = int(np.maximum(drawn, target).sum())
-    tokens = 0
+    tokens = count = 0
     with Progress("sampling", total, "rollouts", done=have) as progress:
-        for shard in shards(missing_rollouts(items, drawn, target), shard_size):
-            finished: list[Rollout] = []
-            for rollout in engine.sample(shard):
-                finished.append(rollout)
-                tokens += len(rollout.completion_token_ids)
-                progress.advance(note=f"{tokens / progress.seconds:,.0f} tokens/s")
-            write_parquet(
-                run / "rollouts" / f"{number:05d}.parquet", _table(shard, finished, tokenizer)
-            )
-            number += 1
+
+        def advance(rollouts: int, new_tokens: int) -> None:
+            nonlocal tokens, count
+            tokens, count = tokens + new_tokens, count + rollouts
+            progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
+
+        for number, table in draw(wanted(), advance):
+            place.write(number, table)
+        place.close()
     return {
         "rollouts": total,
-        "rollouts_this_time": total - have,
+        "rollouts_this_time": count,
         "tokens_this_time": tokens,
         "seconds_this_time": progress.seconds,
     }
+
+
+class _Files:
+    """Writes shards to a folder in which no number below that of a file may be missing."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._folder = folder
+        self._next = first
+        self._waiting: set[int] = set()
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.parquet"
+
+    def _early_file(self, number: int) -> Path:
+        return self._folder / _EARLY / f"{number:05d}.parquet"
+
+    def holds_early(self, shard: SampleShard) -> bool:
+        """Whether an earlier try drew this shard and was killed before it was its turn."""
+        file = self._early_file(shard.number)
+        if not file.exists():
+            return False
+        table = read_parquet(file, ["item_id", "sample"])
+        asked = [
+            (request.item_id, sample)
+            for request in shard.requests
+            for sample in range(request.first_sample, request.first_sample + request.samples)
+        ]
+        pairs = zip(table["item_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
+        if list(pairs) != asked:  # Cut on another device: it is drawn again.
+            return False
+        self._waiting.add(shard.number)
+        return True
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Write a shard: into the folder if its turn has come, else where it waits."""
+        self._follow()
+        if number == self._next:
+            write_parquet(self._file(number), table)
+            self._next += 1
+            self._follow()
+        else:
+            write_parquet(self._early_file(number), table)
+            self._waiting.add(number)
+
+    def _follow(self) -> None:
+        while self._next in self._waiting:
+            self._early_file(self._next).replace(self._file(self._next))
+            self._waiting.remove(self._next)
+            self._next += 1
+
+    def close(self) -> None:
+        """Let the last files follow; every shard is there now."""
+        self._follow()
+        shutil.rmtree(self._folder / _EARLY, ignore_errors=True)
+
+
+def draw_here(engine: Engine, tokenizer: Any) -> DrawShards:
+    """Draw shards one after the other with an engine of this process."""
+
+    def draw(shards: Iterable[SampleShard], advance: Advance) -> Iterator[tuple[int, pa.Table]]:
+        for shard in shards:
+            yield shard.number, draw_shard(shard.requests, engine, tokenizer, advance)
+
+    return draw
+
+
+def draw_shard(
+    requests: Sequence[SampleRequest], engine: Engine, tokenizer: Any, advance: Advance
+) -> pa.Table:
+    """Draw one shard; return the table of its file."""
+    finished: list[Rollout] = []
+    for rollout in engine.sample(requests):
+        finished.append(rollout)
+        advance(1, len(rollout.completion_token_ids))
+    return _table(requests, finished, tokenizer)
 
 
 def _table(shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenizer: Any) -> pa.Table:

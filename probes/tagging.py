@@ -30,7 +30,7 @@ from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability, tag_schema
 from probes.counting import Outcomes, count_rollouts
 from probes.engine import Engine
-from probes.gradient_stage import differentiate, join, joined
+from probes.gradient_stage import differentiate, differentiate_here, join, joined
 from probes.gradients import Adapter, GradientProbe, target_modules
 from probes.judging import VerifierPool
 from probes.models import (
@@ -47,7 +47,7 @@ from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, 
 from probes.predictor import Predictor, apply_predictor, read_predictor
 from probes.rendering import render_items
 from probes.rounds import Rounds
-from probes.sampling import drawn_rollouts, sample_items
+from probes.sampling import draw_here, drawn_rollouts, sample_items
 from probes.similarity_stage import (
     measure_items,
     measure_to_target,
@@ -380,9 +380,8 @@ class _Tagging:
             return {"rollouts": int(drawn.sum())}
         shard_tokens = _SHARD_TOKENS[self._policy.device.type]
         shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
-        return sample_items(
-            self.run, self._items, drawn, target, self._engine, self._tokenizer, shard_size
-        )
+        draw = draw_here(self._engine, self._tokenizer)
+        return sample_items(self.run, self._items, drawn, target, draw, shard_size)
 
     def _verify(self) -> dict[str, Any]:
         return verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
@@ -420,8 +419,9 @@ class _Tagging:
         return changes
 
     def _differentiate(self) -> dict[str, Any]:
+        here = differentiate_here(lambda: self._probe)
         most = self.config.gradient_rollouts
-        return differentiate(self.run, self._items, self._row_of, self._probe, most)
+        return differentiate(self.run, self._items, self._row_of, here, most)
 
     def _gradients(self) -> dict[str, Any]:
         return self._differentiate() | join(self.run, self._row_of, self.config.gradient_dim)

@@ -15,7 +15,7 @@ from curate.run_folder import write_parquet
 from probes.counting import count_outcomes, nullable
 from probes.judging import VerifierPool
 from probes.models import Policy
-from probes.sampling import drawn_rollouts, sample_items
+from probes.sampling import draw_here, drawn_rollouts, sample_items
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
 from recipes.outcomes import OUTCOME_SCHEMA
@@ -58,7 +58,8 @@ def evaluate(
     target = np.full(len(row_of), rollouts)
     drawn = drawn_rollouts(folder, row_of)
     if (drawn < target).any():
-        sample_items(folder, items, drawn, target, engine, policy.tokenizer, _SHARD_ROLLOUTS)
+        draw = draw_here(engine, policy.tokenizer)
+        sample_items(folder, items, drawn, target, draw, _SHARD_ROLLOUTS)
     verify_rollouts(folder, pool, items["answer"], row_of)
     found = count_outcomes(folder, row_of)
     return found.judged, found.correct
