@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from curate import __version__
 from curate.cli_asking import add_asking
 from curate.cli_doctor import add_doctor
+from curate.cli_merging import add_merging
 from curate.cli_publishing import add_publishing
 from curate.cli_report import add_report
 from curate.cli_selection import add_selection
@@ -32,6 +33,7 @@ _TITLES = {
     "output": "where results go",
     "dataset": "reading the dataset",
     "sampling": "sampling rollouts",
+    "machines": "more than one machine",
     "verifying": "verifying and pass rates",
     "tagging": "gradients and tags",
 }
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"curate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_tag(commands)
+    add_merging(commands)
     add_selection(commands)
     _add_validate(commands)
     _add_confirm(commands)
@@ -258,6 +261,8 @@ def _tag(arguments: argparse.Namespace) -> int:
     given = {k: v for k, v in vars(arguments).items() if k not in _NO_SETTINGS}
     values = read_config_file(arguments.config) if "config" in arguments else {}
     config = config_from_mapping(values | given, getattr(arguments, "config", "options"))
+    if config.shard:
+        return _tag_part(config, as_json="json" in arguments)
     from cards.summary import summarize, summary_text
     from probes.tagging import tag_dataset
 
@@ -267,6 +272,19 @@ def _tag(arguments: argparse.Namespace) -> int:
         print(json.dumps(summary, indent=2))
     else:
         print(summary_text(summary))
+    return 0
+
+
+def _tag_part(config: TagConfig, *, as_json: bool) -> int:
+    from probes.tagging import probe_part
+
+    found = probe_part(config)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        state = "this run is finished" if found["finished"] else f"round {found['round']} is done"
+        print(f"shard {found['shard']}: {state}, {found['rollouts']:,} rollouts; next: all others,")
+        print(f"then curate merge {found['run_dir']}")
     return 0
 
 

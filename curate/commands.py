@@ -42,6 +42,34 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
     return with_types(read_table(open_source(out)), tag_schema(config.k))
 
 
+def merge(
+    run: str | Path,
+    shards: Sequence[str | Path] = (),
+    *,
+    dataset: str | Path = "",
+    out: str | Path = "",
+) -> dict[str, Any]:
+    """Join what `curate tag --shard I/N` did on several machines, as `curate merge` does.
+
+    Args:
+        run: the run folder: the `--run-dir` of the shards.
+        shards: where shards lie that are not in it: their folders, or other machines' run folders.
+        dataset: the dataset, where it is not at the place that the shards had it.
+        out: the tagged file, if it is to be another than the shards were told.
+
+    Returns:
+        `finished`; `round`, the one that is open or the last; `shards`, `run_dir`, `tagged_file`.
+
+    Raises:
+        UsageError: the shards do not belong together, or one is missing or not finished.
+        RunError: a file is damaged or the disk is full; the same call continues.
+    """
+    from probes.merging import merge_run
+
+    others = [Path(each) for each in shards]
+    return merge_run(Path(run), others, dataset=str(dataset), out=str(out))
+
+
 def filter(
     tagged: str | Path,
     out: str | Path,

@@ -110,6 +110,12 @@ class TagConfig:
         False, "sampling", "run Python code that comes with the model: only for authors you trust"
     )
 
+    shard: str = _setting(
+        "", "machines",
+        "do only the I-th of N parts of the items, in the folder shards/I-of-N of --run-dir; "
+        "`curate merge` joins the parts (docs/scaling.md)", "I/N", changes_result=False,
+    )  # fmt: skip
+
     verifier: str = _setting(
         "math", "verifying", "math, exact, numeric, choice, or your own MODULE:FUNCTION", "NAME"
     )

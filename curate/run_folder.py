@@ -28,6 +28,8 @@ from curate.config import (
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, write_atomically
 
+SHARDS = "shards"
+"""The folder in a run's where `--shard` keeps the parts of it."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
 
 
@@ -199,7 +201,9 @@ def _changed_identity(
 def _remove_leftovers(path: Path) -> None:
     """Remove what a killed process was writing aside; the lock says that no other is writing."""
     for aside in path.rglob(".*.tmp"):
-        aside.unlink(missing_ok=True)
+        # The shards of a run are run folders with locks of their own.
+        if SHARDS not in aside.relative_to(path).parts:
+            aside.unlink(missing_ok=True)
 
 
 def _refuse_foreign_files(path: Path) -> None:
@@ -208,7 +212,7 @@ def _refuse_foreign_files(path: Path) -> None:
     foreign = [
         entry.name
         for entry in path.iterdir()
-        if not entry.name.startswith(".") and entry.name != "config.toml"
+        if not entry.name.startswith(".") and entry.name not in ("config.toml", SHARDS)
     ]
     if foreign:
         raise UsageError(

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
+from curate.errors import UsageError
 from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.counting import Outcomes, count_outcomes
 from probes.gradient_stage import gathered
@@ -55,29 +56,61 @@ class Rounds:
 
     def go_on(self) -> None:
         """Sample, verify and decide who goes on, until nobody does."""
-        number = len(list((self.run / "rounds").glob("*.parquet"))) - 1
+        while not self.end_round():
+            pass
+
+    def end_round(self) -> bool:
+        """Do what is missing of the open round, and plan the next; tell whether there is none."""
+        number = self._open_round()
+        self._draw(number)
+        return self._plan_round(number + 1)
+
+    def do_part(self, own: NDArray[np.bool_], whole: Path) -> int:
+        """Do a part of the open round of a run, the gradients with it; return the round's number.
+
+        Args:
+            own: whether each item belongs to the part, shape (items,).
+            whole: the folder of the run, whose `rounds` say how far each item goes; before the
+                first merge it has none, and all go as far as they do at first.
+
+        Raises:
+            UsageError: `whole` belongs to a run of other items.
+        """
+        number = max(_last_round(whole), 0)
+        target = np.full(len(own), self.plan.min_rollouts)
+        if number:
+            table = read_parquet(_round_file(whole, number))
+            if not table["item_id"].equals(self.item_ids):
+                raise UsageError(f"{whole} belongs to a run of other items: give another --run-dir")
+            target = table["rollouts"].to_numpy()
+        self._write_target(number, np.where(own, target, 0))
+        self._draw(number)
+        with self.run.stage("gradients") as entry:
+            self.record("gradients", entry, self.differentiate())
+        return number
+
+    def _open_round(self) -> int:
+        number = _last_round(self.run.path)
         if number < 0:
             number = 0
             self._write_target(number, np.full(len(self.row_of), self.plan.min_rollouts))
-        finished = False
-        while not finished:
-            with self.run.stage("sample") as entry:
-                self.record("sample", entry, self.sample(self._target(number)))
-            with self.run.stage("verify") as entry:
-                self.record("verify", entry, self.verify())
-            finished = self._plan_round(number + 1)
-            number += 1
+        return number
+
+    def _draw(self, number: int) -> None:
+        """Draw and judge what is missing of a round."""
+        with self.run.stage("sample") as entry:
+            self.record("sample", entry, self.sample(self._target(number)))
+        with self.run.stage("verify") as entry:
+            self.record("verify", entry, self.verify())
 
     def _write_target(self, number: int, target: NDArray[np.int64]) -> None:
         table = pa.table({"item_id": self.item_ids, "rollouts": target})
-        write_parquet(self._round_file(number), table)
+        write_parquet(_round_file(self.run.path, number), table)
 
     def _target(self, number: int) -> NDArray[np.int64]:
         """Rollouts that each item shall have after a round, shape (items,)."""
-        return np.asarray(read_parquet(self._round_file(number), ["rollouts"])["rollouts"])
-
-    def _round_file(self, number: int) -> Path:
-        return self.run / "rounds" / f"{number:03d}.parquet"
+        file = _round_file(self.run.path, number)
+        return np.asarray(read_parquet(file, ["rollouts"])["rollouts"])
 
     def _plan_round(self, number: int) -> bool:
         """Write who goes on in a round, and how far; tell whether sampling is finished."""
@@ -140,3 +173,12 @@ class Rounds:
             self.record("similarity", entry, {"items_this_time": len(is_easy)})
             entry["state"] = "open"
         return decided
+
+
+def _round_file(run: Path, number: int) -> Path:
+    return run / "rounds" / f"{number:03d}.parquet"
+
+
+def _last_round(run: Path) -> int:
+    """The number of a run's last round; -1 where it has none yet."""
+    return len(list((run / "rounds").glob("*.parquet"))) - 1

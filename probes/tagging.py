@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,13 @@ from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
 from curate.reading import Item, choose_layout, read_items, reject_items
-from curate.run_folder import RunFolder, open_run, read_parquet, write_parquet
+from curate.run_folder import (
+    RunFolder,
+    open_run,
+    read_manifest,
+    read_parquet,
+    write_parquet,
+)
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability, tag_schema
 from probes.counting import Outcomes, count_rollouts
@@ -42,12 +49,13 @@ from probes.models import (
     load_tokenizer,
     resolve_model,
 )
+from probes.parts import Part, parse_part
 from probes.plan import Plan, label_risk, next_round
 from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.predictor import Predictor, apply_predictor, read_predictor
 from probes.rendering import render_items
 from probes.rounds import Rounds
-from probes.sampling import draw_here, drawn_rollouts, sample_items
+from probes.sampling import draw_here, drawn_rollouts, rollout_shards, sample_items
 from probes.similarity_stage import (
     measure_items,
     measure_to_target,
@@ -87,13 +95,86 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
         RunError: a stage failed; the same call continues.
     """
     started = time.monotonic() if started is None else started
+    if config.shard:
+        raise UsageError("a shard is no tagged dataset: run it with `curate tag --shard`")
+    config, source, model = resolve(config)
+    with open_tagging(config, source, model) as tagging:
+        tagging.all_stages()
+        if config.profile:
+            tagging.profile(started)
+    return config, Path(config.out)
+
+
+def probe_part(config: TagConfig) -> dict[str, Any]:
+    """Do what `--shard` asks for: the part of the open round that one of N machines has.
+
+    Returns:
+        shard, round (from 1), rollouts (of this part, of all rounds), run_dir, folder, finished
+        (whether the whole run needs no more rollouts).
+
+    Raises:
+        UsageError: bad input or settings; nothing was spent.
+        RunError: a stage failed; the same call continues.
+    """
+    part = parse_part(config.shard)
+    config, source, model = resolve(config)
+    whole = Path(config.run_dir)
+    finished = _is_sampled(whole)
+    rounds = rollouts = 0
+    folder = part.folder(whole)
+    if not finished:
+        with open_tagging(config, source, model, folder) as tagging:
+            tagging.one_part(part, whole)
+            rounds = len(tagging.run.manifest["shard"]["files"])
+            rollouts = tagging.run.manifest["stages"]["sample"]["rollouts"]
+    return {
+        "shard": str(part),
+        "round": rounds,
+        "rollouts": rollouts,
+        "run_dir": str(whole),
+        "folder": str(folder),
+        "finished": finished,
+    }
+
+
+def _is_sampled(run: Path) -> bool:
+    """Whether a run, which need not exist yet, has all its rollouts."""
+    if not (run / "manifest.json").exists():
+        return False
+    return bool(read_manifest(run)["stages"].get("plan", {}).get("state") == "done")
+
+
+@dataclass(frozen=True)
+class PolicyFiles:
+    """The files of a run's policy, and the precision in which they are run."""
+
+    files: ModelFiles
+    dtype: str
+
+
+def resolve(config: TagConfig) -> tuple[TagConfig, Source, PolicyFiles]:
+    """Find the dataset and the policy's files; fill in the default output file and run folder."""
     for name in ("dataset", "model"):
         if not getattr(config, name):
             raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both")
-    plan = _plan(config)
+    _plan(config)
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     files = resolve_model(config.model)
-    config = _with_paths(config, source, files)
+    suffix = {"jsonl": ".jsonl", "json": ".json", "csv": ".csv"}.get(source.format, ".parquet")
+    config = config.replace(
+        out=config.out or f"{source.name}.tagged{suffix}",
+        run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
+    )
+    dtype = str(choose_dtype(choose_device())).removeprefix("torch.")
+    return config, source, PolicyFiles(files, dtype)
+
+
+@contextmanager
+def open_tagging(
+    config: TagConfig, source: Source, model: PolicyFiles, folder: Path | None = None
+) -> Iterator[_Tagging]:
+    """Open a run, new or to be continued, in `folder` or else in its run folder."""
+    plan = _plan(config)
     target = open_source(config.target, split=config.split) if config.target else None
     predictor = read_predictor(config.predictor) if config.predictor else None
     is_judged = (Path(config.run_dir) / _QUALITY).exists()
@@ -104,17 +185,10 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
         "dataset": {"fingerprint": source.fingerprint},
         "target": {"fingerprint": target.fingerprint if target else None},
         "predictor": {"sha256": predictor.sha256 if predictor else None},
-        "model": {
-            "weight_hash": files.weight_hash,
-            "dtype": str(choose_dtype(choose_device())).removeprefix("torch."),
-        },
+        "model": {"weight_hash": model.files.weight_hash, "dtype": model.dtype},
     }
-    with open_run(Path(config.run_dir), config, identity) as run:
-        tagging = _Tagging(config, plan, source, files, run, schema, target, predictor)
-        tagging.all_stages()
-        if config.profile:
-            tagging.profile(started)
-    return config, Path(config.out)
+    with open_run(folder or Path(config.run_dir), config, identity) as run:
+        yield _Tagging(config, plan, source, model.files, run, schema, target, predictor)
 
 
 def _plan(config: TagConfig) -> Plan:
@@ -127,15 +201,6 @@ def _plan(config: TagConfig) -> Plan:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _with_paths(config: TagConfig, source: Source, files: ModelFiles) -> TagConfig:
-    """Fill in the default output file and run folder."""
-    suffix = {"jsonl": ".jsonl", "json": ".json", "csv": ".csv"}.get(source.format, ".parquet")
-    return config.replace(
-        out=config.out or f"{source.name}.tagged{suffix}",
-        run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
-    )
 
 
 @dataclass
@@ -152,6 +217,8 @@ class _Tagging:
     predictor: Predictor | None = None
     training: _Tagging | None = None
     """Where this run probes a target: the run that it is for, whose policy it uses."""
+    part: Part | None = None
+    """Where one of several machines does its part of the run: which part."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
 
@@ -164,12 +231,34 @@ class _Tagging:
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
 
-    def _probe_items(self) -> None:
+    def one_part(self, part: Part, whole: Path) -> None:
+        """Do a part of the open round of the run in the folder `whole`; say so in the manifest."""
+        self.part = part
+        self._read_inputs()
+        files = self.run.manifest.get("shard", {}).get("files", [])
+        number = self._rounds().do_part(part.own(len(self._row_of)), whole)
+        # By round: how many files of rollouts there are after it. `curate merge` goes by this.
+        files = [*files[:number], len(rollout_shards(self.run))]
+        self.run.update(shard={"number": part.number, "of": part.of, "files": files})
+
+    def end_joined_round(self) -> bool:
+        """Go on after `curate merge` has joined a round; tell whether the run is finished."""
+        if self.target:
+            self._stage("target", self._probe_target)
+        if not self.run.is_done("plan") and not self._rounds().end_round():
+            return False
+        self.all_stages()
+        return True
+
+    def _read_inputs(self) -> None:
         self._record_inputs()
         self._stage("items", self._read_and_render)
         if self.target:
             # First, because what is wrong with it must show before much is spent.
             self._stage("target", self._probe_target)
+
+    def _probe_items(self) -> None:
+        self._read_inputs()
         if not self.run.is_done("plan"):
             self._rounds().go_on()
         self._stage("pass_rates", self._pass_rates)
@@ -462,9 +551,13 @@ class _Tagging:
             probing = _Tagging(
                 own, _plan(own), self.target, self.files, run, self.schema, training=self
             )
-            probing._probe_items()
+            if self.part:
+                probing.one_part(self.part, self.run / "target")
+            else:
+                probing._probe_items()
             counts = run.manifest["counts"]
-        return {"items": counts["items"], "rollouts_this_time": counts["rollouts_drawn"]}
+            rollouts = run.manifest["stages"]["sample"]["rollouts"]
+        return {"items": counts["items"], "rollouts_this_time": rollouts}
 
     def _evidence(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return read_parquet(self.run / f"{name}.parquet", columns)

@@ -28,7 +28,7 @@ from probes import tagging
 from curate.cli import main
 
 module, function, call, *arguments = sys.argv[1:]
-tagging._SHARD_TOKENS = %r
+%s
 real, calls = getattr(importlib.import_module(module), function), 0
 
 def stopping(*args, **kwargs):
@@ -44,10 +44,15 @@ sys.exit(main(arguments))
 """
 
 
-def _run_until_killed(folder: Path, moment: tuple[str, str, int], *arguments: object) -> None:
-    """Run `curate tag` until the moment (module, function, which call of it), then kill -9."""
+def run_until_killed(
+    folder: Path, moment: tuple[str, str, int], *arguments: object, before: str = ""
+) -> None:
+    """Run `curate tag` until the moment (module, function, which call of it), then kill -9.
+
+    before: a line of Python to be run first; else shards are as large as in this process.
+    """
     driver = folder / "driver.py"
-    driver.write_text(DRIVER % (tagging._SHARD_TOKENS,))
+    driver.write_text(DRIVER % (before or f"tagging._SHARD_TOKENS = {tagging._SHARD_TOKENS!r}"))
     process = subprocess.Popen(
         [sys.executable, driver, *map(str, moment), *map(str, small_command(*arguments)[3:])],
         cwd=folder,
@@ -128,7 +133,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
         *(uninterrupted / "sums.jsonl", "--model", tiny_model),
         *("--run-dir", run, "--out", out),
     )
-    _run_until_killed(tmp_path, call, *command)
+    run_until_killed(tmp_path, call, *command)
     assert [name for name, stage in _stages(run).items() if stage["state"] == "done"] == done
     assert {pattern: len(list(run.glob(pattern))) for pattern in files} == files
     written = {path: path.read_bytes() for path in run.glob("rollouts/*.parquet")}
@@ -168,7 +173,7 @@ def test_a_file_half_written_at_the_kill_is_not_taken_for_whole(
         *("--run-dir", run, "--out", tmp_path / "out.jsonl"),
     )
     # Its first calls write rows.parquet and the first round, the next ones write shards.
-    _run_until_killed(tmp_path, ("pyarrow.parquet", "write_table", 4), *command)
+    run_until_killed(tmp_path, ("pyarrow.parquet", "write_table", 4), *command)
     assert list(run.glob("rollouts/.*.tmp")) and len(list(run.glob("rollouts/*.parquet"))) == 1
     assert tag(*command).status == 0
     assert read_rollouts(run).equals(read_rollouts(uninterrupted / "run"))
@@ -236,7 +241,7 @@ def test_a_run_killed_in_a_later_round_ends_like_one_that_was_not(
         *(uninterrupted_rounds / "sums.jsonl", "--model", tiny_model, *IN_ROUNDS),
         *("--run-dir", run, "--out", out),
     )
-    _run_until_killed(tmp_path, call, *command)
+    run_until_killed(tmp_path, call, *command)
     assert {pattern: len(list(run.glob(pattern))) for pattern in files} == files
 
     ran = tag(*command)

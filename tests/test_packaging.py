@@ -26,6 +26,7 @@ REACH_UP = {
     "curate/cli.py",
     "curate/cli_asking.py",
     "curate/cli_doctor.py",
+    "curate/cli_merging.py",
     "curate/cli_publishing.py",
     "curate/cli_report.py",
     "curate/commands.py",
