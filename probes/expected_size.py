@@ -9,8 +9,8 @@
                           its correct rollouts, which stand twice while they are joined, and their
                           mean
     other bytes           500 an item, and 1,000 for its prompt, uncompressed
-    memory                1 GB and 3 kB an item, beside the policy: what `benchmarks/million_items.py`
-                          held, and room for prompts longer than its own
+    memory                1 GB and 3 kB an item, beside the policy: somewhat more than the peaks of
+                          `benchmarks/million_items.py`, whose prompts are short
 
 These are upper bounds where completions are as long as `max_tokens` and every item has
 `gradient_rollouts` correct rollouts; docs/scaling.md works an example out.
