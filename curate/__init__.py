@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "augment",
     "calibrate",
     "card",
     "compare",
@@ -24,6 +25,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from curate.commands import (
+        augment,
         calibrate,
         card,
         compare,

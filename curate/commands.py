@@ -367,6 +367,86 @@ def judge(
     return judge_run(Path(run), settings, model, dry_run=dry_run)
 
 
+def augment(
+    run: str | Path,
+    mode: str,
+    *,
+    base_url: str | Sequence[str],
+    judge_model: str,
+    check_model: str = "",
+    check_base_url: str | Sequence[str] = (),
+    per_item: int = 4,
+    tags: Sequence[str] = ("unlearnable",),
+    limit: int = 0,
+    out: str | Path | None = None,
+    api_key_env: str = "",
+    check_api_key_env: str = "",
+    concurrency: int = 16,
+    max_tokens: int = 4096,
+    temperature: float = 0.7,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    check_price_in: float | None = None,
+    check_price_out: float | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Have language models write and check new problems, as `curate augment` does.
+
+    Args:
+        run: the folder of a finished run.
+        mode: similar or subproblems.
+        base_url, judge_model: who writes, and where: one server with it or several.
+        check_model, check_base_url: who answers the new problems; the writer's by default.
+        per_item: new problems that are asked for from each item.
+        tags: of the items.
+        limit: items, at most; 0: all.
+        out: the .jsonl file; `augmentation/MODE.jsonl` in the run folder if None.
+        api_key_env, check_api_key_env: environment variables with the keys; OPENAI_API_KEY if
+            empty. The writer's key goes to its own servers only.
+        concurrency: requests at each server at a time.
+        max_tokens: of an answer.
+        temperature: of the writer; the checker has 0.
+        price_in, price_out: of a million tokens; check_...: the checker's, or else the same.
+        dry_run: only estimate.
+
+    Returns:
+        the summary, which also stands beside the dataset as `.json`.
+
+    Raises:
+        UsageError: bad input, or a server that refuses the key or has no such model.
+        RunError: no server is left, or the disk failed; the same call continues.
+    """
+    from probes.asking import LanguageModel
+    from recipes.augmentation import AugmentSettings, augment_run
+
+    urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
+    given = (check_base_url,) if isinstance(check_base_url, str) else tuple(check_base_url)
+    check_urls = given or urls
+    writer = LanguageModel(
+        judge_model,
+        urls,
+        api_key_env=api_key_env,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        concurrency=concurrency,
+        price_in=price_in,
+        price_out=price_out,
+    )
+    checker = LanguageModel(
+        check_model or judge_model,
+        check_urls,
+        api_key_env=check_api_key_env or (api_key_env if check_urls == urls else ""),
+        max_tokens=max_tokens,
+        concurrency=concurrency,
+        price_in=price_in if check_price_in is None else check_price_in,
+        price_out=price_out if check_price_out is None else check_price_out,
+    )
+    settings = AugmentSettings(
+        mode, per_item, tuple(tags), limit, None if out is None else Path(out)
+    )
+    return augment_run(Path(run), settings, writer, checker, dry_run=dry_run)
+
+
 def card(
     run: str | Path,
     out: str | Path = "README.md",

@@ -108,7 +108,7 @@ def test_imports_run_one_way(layer: str) -> None:
     "command",
     [
         *(["--help"], ["--version"], ["tag", "--help"], ["compare", "--help"]),
-        ["judge", "--help"],
+        *(["judge", "--help"], ["augment", "--help"]),
         *(["filter", "--help"], ["report", "--help"], ["push", "--help"], ["doctor", "--help"]),
     ],
 )
