@@ -9,6 +9,7 @@ from probes.prediction import DOUBT
 
 _NAMES = {
     "predictor": "this predictor",
+    "without_quality": "without reasoning quality",
     "built_in": "built-in p_unlearnable",
     "pass_rate": "pass rate alone",
     "boosted_trees": "boosted trees (not saved)",
@@ -45,6 +46,7 @@ def calibration_text(summary: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"AUROC gained on the built-in: {_interval(built_in, 'auroc_difference')}",
+        *_gained_by_quality(validation["scores"]),
         *(
             f"items it would tag {tag} (probability {1 - DOUBT:g} or more): "
             f"{counts['items']:,}, of which {counts['came_true']:,} are"
@@ -58,6 +60,13 @@ def calibration_text(summary: Mapping[str, Any]) -> str:
         f"predictor: {summary['file']}",
     ]
     return "\n".join(lines)
+
+
+def _gained_by_quality(scores: Mapping[str, Any]) -> list[str]:
+    if "without_quality" not in scores:
+        return []
+    gained = _interval(scores["without_quality"], "auroc_difference")
+    return [f"AUROC gained by the reasoning quality: {gained}"]
 
 
 def _interval(figures: Mapping[str, Any], name: str) -> str:

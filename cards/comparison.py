@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
@@ -45,9 +46,12 @@ def comparison_file(run_a: Path, run_b: Path, out: Path | None = None) -> Path:
 
 def _is_comparison(path: Path) -> bool:
     try:
-        return bool(pq.read_schema(path).equals(COMPARISON_SCHEMA))
+        found = pq.read_schema(path)
     except (OSError, ArrowException):
         return False
+    # One of an earlier version has the first columns only.
+    first = pa.schema(list(COMPARISON_SCHEMA)[: len(found)])
+    return "gradient_similarity_moved" in found.names and bool(found.equals(first))
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
@@ -74,7 +78,10 @@ def comparison_text(summary: dict[str, Any]) -> str:
     )
     without = f"; {items['without_group']:,} items have none" if items["without_group"] else ""
     lines.append(f"groups: {summary['groups_from']}{without}")
-    for name, title in _MEASURES.items():
+    measures = dict(_MEASURES)
+    if any(each["reasoning_quality"]["items"] for each in summary["groups"]):
+        measures["reasoning_quality"] = "reasoning quality"
+    for name, title in measures.items():
         lines += ["", *_means(title, summary["groups"], name, summary["confidence"])]
     for name, title in (("pass_rates", "pass rate"), ("similarities", "gradient similarity")):
         lines += [""] * (name == "pass_rates") + [_moved(title, summary[name], summary)]

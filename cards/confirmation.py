@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from cards.dynamics import dynamics_text
 from cards.interventions import interventions_text, payoff_text
 from curate.tags import Trainability
 
@@ -46,9 +47,14 @@ def confirmation_text(summary: Mapping[str, Any]) -> str:
 
 
 def _further_sections(summary: Mapping[str, Any]) -> list[str]:
-    """What compares several recipes, each part followed by an empty line."""
+    """What tells of every recipe, each part followed by an empty line."""
     lines = []
-    for name, text in (("interventions", interventions_text), ("payoff", payoff_text)):
+    sections: tuple[tuple[str, Callable[[Any], str]], ...] = (
+        ("dynamics", dynamics_text),
+        ("interventions", interventions_text),
+        ("payoff", payoff_text),
+    )
+    for name, text in sections:
         if summary[name]:
             lines += [text(summary[name]), ""]
     return lines

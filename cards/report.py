@@ -28,7 +28,7 @@ _PAGE = files("cards") / "page"
 # In the order in which they use each other.
 _SCRIPTS = (
     *("text.js", "charts.js", "dataset.js", "certainty.js", "training.js"),
-    *("table.js", "item.js", "start.js"),
+    *("comparison.js", "table.js", "item.js", "start.js"),
 )
 _POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; "

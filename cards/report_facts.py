@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cards.comparison_facts import comparison_facts
 from cards.gradient_facts import gradient_facts
 from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.training_facts import confirmation_facts, plain, reward_facts
@@ -37,8 +38,9 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
 
     Returns:
         `run`: what was probed and how. `dataset`: rows, tags, pass rates and source columns.
-        `certainty`: intervals, similarities, cosines, where the rollouts went, and what training
-        made of it. `not_measured`: what a reader might miss, each with the reason.
+        `certainty`: intervals, similarities, cosines, where the rollouts went, what training
+        made of it, and how it compares with an earlier policy. `not_measured`: what a reader
+        might miss, each with the reason.
 
     Raises:
         RunError: a file of the run is missing or damaged.
@@ -54,6 +56,7 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
         },
         "confirmation": confirmation_facts(run.path),
         "rewards": reward_facts(run, items),
+        "comparisons": comparison_facts(run.path),
         "reasoning_quality": _reasoning_facts(items),
     }
     return {

@@ -9,21 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cards.source_columns import SourceColumn, read_source_columns
-from curate.errors import RunError
 from curate.tags import Trainability
+from probes.reasoning_quality import read_reasoning_quality
 from recipes.finished_run import FinishedRun
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TAGS = tuple(str(tag) for tag in Trainability)
-# Where `reasoning_quality` may stand: a column of an item table, or in a file of its own.
-_REASONING_FILES = ("tags.parquet", "pass_rates.parquet", "reasoning_quality.parquet")
-_REASONING = "reasoning_quality"
 _RATES = {
     "total_rollouts": pa.int64(),
     "total_correct_rollouts": pa.int64(),
@@ -172,15 +168,8 @@ def _confirmed(run: FinishedRun, ids: pa.Array) -> tuple[Ints | None, Floats | N
 
 
 def _reasoning_quality(run: FinishedRun, ids: pa.Array) -> Floats | None:
-    for file in _REASONING_FILES:
-        path = run.path / file
-        try:
-            is_there = path.exists() and _REASONING in pq.read_schema(path).names
-        except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
-        if is_there:
-            return _numbers(run.columns(ids, file, {_REASONING: pa.float64()})[_REASONING])
-    return None
+    table = read_reasoning_quality(run.path, ids)
+    return None if table is None else _numbers(table["reasoning_quality"])
 
 
 def _positions(words: list[Any]) -> Ints:

@@ -344,6 +344,11 @@ def _add_calibrate(commands: Any) -> None:
         help="the predictor file (default: validation/predictor.json in the first RUN)",
     )  # fmt: skip
     parser.add_argument(
+        "--reasoning-quality", action="store_true",
+        help="let it go by the scores of `curate judge` too; every RUN must be judged, and so must "
+        "a run that the predictor is to tag",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", action="store_true", help="print what the file holds as JSON on standard output"
     )
 
@@ -352,7 +357,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from cards.calibration import calibration_text
     from curate.commands import calibrate
 
-    summary = calibrate(*arguments.runs, out=arguments.out)
+    summary = calibrate(
+        *arguments.runs, out=arguments.out, reasoning_quality=arguments.reasoning_quality
+    )
     print(json.dumps(summary, indent=2) if arguments.json else calibration_text(summary))
     return 0
 

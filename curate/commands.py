@@ -255,7 +255,10 @@ def confirm(run: str | Path, recipe: str = "") -> dict[str, Any]:
 
 
 def calibrate(
-    run: str | Path, *more_runs: str | Path, out: str | Path | None = None
+    run: str | Path,
+    *more_runs: str | Path,
+    out: str | Path | None = None,
+    reasoning_quality: bool = False,
 ) -> dict[str, Any]:
     """Fit a predictor of unlearnable items on confirmed runs, as `curate calibrate` does.
 
@@ -263,6 +266,7 @@ def calibrate(
         run: a run folder of `curate tag`, confirmed by `curate confirm`.
         more_runs: others, whose items are pooled with its own.
         out: the predictor file; `validation/predictor.json` in the first run if None.
+        reasoning_quality: let it go by the scores of `curate judge` too, which all runs must have.
 
     Returns:
         what the file holds, with its name as `file`: the coefficients, what they were fitted on,
@@ -275,7 +279,9 @@ def calibrate(
     from recipes.calibration import calibrate_run
 
     return calibrate_run(
-        [Path(each) for each in (run, *more_runs)], Path(out) if out is not None else None
+        [Path(each) for each in (run, *more_runs)],
+        Path(out) if out is not None else None,
+        reasoning_quality=reasoning_quality,
     )
 
 

@@ -28,7 +28,13 @@ from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run_folder import RunFolder
 from probes.prediction import LearnedProbability
-from probes.predictor_features import FEATURES, ItemFeatures, read_features
+from probes.predictor_features import (
+    FEATURES,
+    REASONING_QUALITY,
+    ItemFeatures,
+    read_features,
+)
+from probes.reasoning_quality import QUALITY_FILE
 
 FORMAT = "curate predictor"
 VERSION = 1
@@ -80,6 +86,11 @@ class Predictor:
     """File name and the start of its hash."""
     sha256: str = ""
 
+    @property
+    def reads_quality(self) -> bool:
+        """Whether it goes by the reasoning quality, which a run has only once it was judged."""
+        return any(feature.name == REASONING_QUALITY for feature in self.features)
+
     def p_unlearnable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability of being unlearnable, shape (items,).
 
@@ -122,12 +133,28 @@ def apply_predictor(
             file=sys.stderr,
             flush=True,
         )
-    run.update(predictor={**run.manifest["predictor"], "name": predictor.name, "outside": outside})
+    facts = {"name": predictor.name, "outside": outside, "quality": _quality_hash(predictor, run)}
+    run.update(predictor={**run.manifest["predictor"], **facts})
     found = predictor.p_unlearnable(features.values).tolist()
     return {
         item_id: LearnedProbability(p, predictor.name)
         for item_id, p in zip(features.item_ids, found, strict=True)
     }
+
+
+def is_judged_anew(predictor: Predictor | None, run: RunFolder) -> bool:
+    """Whether the reasoning quality that a predictor goes by is not what the run was tagged on."""
+    if predictor is None:
+        return False
+    return bool(run.manifest["predictor"].get("quality") != _quality_hash(predictor, run))
+
+
+def _quality_hash(predictor: Predictor, run: RunFolder) -> str | None:
+    """SHA-256 of the judged quality that the predictor reads; None if it reads none."""
+    file = run.path / QUALITY_FILE
+    if not (predictor.reads_quality and file.exists()):
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # --- The outside check -----------------------------------------------------------------------
@@ -138,7 +165,8 @@ def outside_reasons(
 ) -> list[str]:
     """Why a run lies outside of what a predictor was fitted on, a sentence each; often empty.
 
-    Another model or another of the `FITTED_SETTINGS` is a reason; and, of a feature, that more than
+    Another model or another of the `FITTED_SETTINGS` is a reason, and items without the reasoning
+    quality that the predictor goes by; and, of a feature, that more than
     10 % of the items lie outside of its fitted 1 % to 99 % range, unless so many may be chance
     (binomial test at 1 % over all features, which allows for a range fitted on few items). For
     `no_similarity`, which is 0 or 1, that means many items without a similarity where hardly any
@@ -164,6 +192,14 @@ def outside_reasons(
     ]
     if not features.scale.is_known:
         reasons.append(f"similarities have no scale, since {features.scale.source}")
+    if predictor.reads_quality:
+        unknown = int(np.isnan(features.values[:, FEATURES.index(REASONING_QUALITY)]).sum())
+        if unknown:
+            reasons.append(
+                f"{unknown} of {len(features.values)} items have no {REASONING_QUALITY}, and stand "
+                "at the mean of the others: `curate judge` the run folder, then give the same "
+                "`curate tag` again"
+            )
     # Between the extremes of n values lies, on average, all but 2/(n + 1) of the others.
     expected = min(0.02 + 2 / (predictor.items + 1), 1)
     for feature in predictor.features:

@@ -7,6 +7,7 @@
     correct_completion_length  log(1 + mean tokens of the correct rollouts)
     completion_length          log(1 + mean tokens of all rollouts)
     no_similarity              1 where there is no similarity, as with a single correct rollout; 0
+    reasoning_quality          as `curate judge` scored the correct rollouts; only of a judged run
 
 The size of a similarity depends on the model and the prompts. In units of a run's own easy items, 3
 is a typical easy item in every run, so that what was learned in one run can be said of another. nan
@@ -26,12 +27,14 @@ from numpy.typing import NDArray
 from curate.errors import RunError
 from curate.run_folder import read_parquet
 from probes.counting import Outcomes
+from probes.reasoning_quality import read_reasoning_quality
 from probes.sampling import item_rows, rollout_shards
 from probes.similarity_threshold import SimilarityThreshold, similarity_threshold
 
 Floats = NDArray[np.float64]
 
-FEATURES = (
+REASONING_QUALITY = "reasoning_quality"
+PROBED_FEATURES = (
     "gradient_similarity",
     "standard_error",
     "gradient_reliability",
@@ -40,6 +43,8 @@ FEATURES = (
     "completion_length",
     "no_similarity",
 )
+"""What every run has."""
+FEATURES = (*PROBED_FEATURES, REASONING_QUALITY)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def read_features(run_dir: Path, tau: float) -> ItemFeatures:
         "correct_completion_length": np.log1p(lengths),
         "completion_length": np.log1p(rates["mean_completion_tokens"].to_numpy()),
         "no_similarity": np.isnan(similarity / divisor).astype(np.float64),
+        REASONING_QUALITY: _quality(run_dir, rates["item_id"].combine_chunks()),
     }
     chosen = np.flatnonzero(~is_easy & (correct > 0))
     return ItemFeatures(
@@ -96,6 +102,14 @@ def read_features(run_dir: Path, tau: float) -> ItemFeatures:
         np.column_stack([columns[name] for name in FEATURES])[chosen],
         scale,
     )
+
+
+def _quality(run_dir: Path, item_ids: pa.Array) -> Floats:
+    """Judged quality of each item's correct rollouts, shape (items,); nan where none was judged."""
+    judged = read_reasoning_quality(run_dir, item_ids)
+    if judged is None:
+        return np.full(len(item_ids), np.nan)
+    return np.asarray(judged["reasoning_quality"].to_numpy(), dtype=np.float64)
 
 
 def _correct_lengths(run_dir: Path, item_ids: list[str]) -> Floats:

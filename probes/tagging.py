@@ -52,7 +52,7 @@ from probes.models import (
 from probes.parts import Part, parse_part
 from probes.plan import Plan, label_risk, next_round
 from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
-from probes.predictor import Predictor, apply_predictor, read_predictor
+from probes.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
 from probes.rendering import render_items
 from probes.rounds import Rounds
 from probes.sampling import draw_here, drawn_rollouts, rollout_shards, sample_items
@@ -226,7 +226,8 @@ class _Tagging:
         """Run every stage that is not done yet."""
         self._probe_items()
         self._stage("similarity", self._similarity)
-        self._stage("tags", self._tags)
+        # `curate judge` comes after the tags; a predictor that goes by its scores then tags anew.
+        self._stage("tags", self._tags, again=is_judged_anew(self.predictor, self.run))
         # The tagged file is written every time: it may have been moved, or --out changed.
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
@@ -275,8 +276,8 @@ class _Tagging:
         self.run.update(profile=profile)
         _say(profile_text(profile))
 
-    def _stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        if not self.run.is_done(name):
+    def _stage(self, name: str, work: Callable[[], dict[str, Any]], *, again: bool = False) -> None:
+        if again or not self.run.is_done(name):
             with self.run.stage(name) as entry:
                 self._record(name, entry, work())
 

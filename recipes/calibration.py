@@ -40,7 +40,8 @@ from curate.files import write_atomically
 from curate.tags import Trainability
 from probes.prediction import DOUBT
 from probes.predictor import Feature, Predictor, parse_predictor, predictor_fields
-from probes.predictor_features import FEATURES
+from probes.predictor_features import FEATURES, PROBED_FEATURES, REASONING_QUALITY
+from probes.reasoning_quality import QUALITY_FILE
 from recipes.agreement import RESAMPLES, calibration, compare_scores, too_few_items
 from recipes.confirmed_items import Booleans, ConfirmedItems, Floats, Groups, read_confirmed
 
@@ -61,6 +62,7 @@ def calibrate_run(
     run_dirs: Sequence[Path],
     out: Path | None = None,
     *,
+    reasoning_quality: bool = False,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def calibrate_run(
     Args:
         run_dirs: run folders with `validation/confirmed.parquet`. Their items are pooled.
         out: the file; `validation/predictor.json` in the first run if None.
+        reasoning_quality: go by what `curate judge` scored, too.
         seed: of the folds and of the bootstrap.
         resamples: of the bootstrap.
 
@@ -76,18 +79,23 @@ def calibrate_run(
         what the file holds, with the name of the `file`.
 
     Raises:
-        UsageError: a run is not finished or not confirmed; the runs differ in a setting that the
-            features or the outcome depend on; fewer than 10 of its items are learnable, or
+        UsageError: a run is not finished or not confirmed, or not judged where its quality is
+            wanted; the runs differ in a setting that the features or the outcome depend on; fewer
+            than 10 of its items are learnable, or
             unlearnable.
         RunError: a file of a run is missing or damaged.
     """
     out = out or run_dirs[0] / "validation" / "predictor.json"
     if out.is_dir():
         raise UsageError(f"cannot write {out}: it is a folder")
+    if reasoning_quality:
+        _require_judged(run_dirs)
+    features = FEATURES if reasoning_quality else PROBED_FEATURES
     items, runs = read_confirmed(run_dirs)
-    fitted = fit_logistic(items.values, items.is_unlearnable, items.item_ids, seed)
+    values = _columns(items.values, features)
+    fitted = fit_logistic(values, items.is_unlearnable, items.item_ids, seed)
     models = {facts["weight_hash"]: facts["model"] for facts in runs}
-    predictor = _as_predictor(fitted, items, models, runs[0]["settings"])
+    predictor = _as_predictor(fitted, values, features, models, runs[0]["settings"])
     document = {
         **predictor_fields(predictor),
         "predicts": f"the probability that a hard item is {Trainability.UNLEARNABLE}",
@@ -97,7 +105,7 @@ def calibrate_run(
         "learnable": int((~items.is_unlearnable).sum()),
         "unlearnable": int(items.is_unlearnable.sum()),
         "runs": runs,
-        "cross_validation": cross_validate(items, seed=seed, resamples=resamples),
+        "cross_validation": cross_validate(items, features, seed=seed, resamples=resamples),
     }
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     parse_predictor(json.loads(text))  # What cannot be read again must not be written.
@@ -106,6 +114,17 @@ def calibrate_run(
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
     return {"file": str(out), **document}
+
+
+def _require_judged(run_dirs: Sequence[Path]) -> None:
+    for run_dir in run_dirs:
+        if not (run_dir / QUALITY_FILE).exists():
+            raise UsageError(f"{run_dir} has no reasoning quality: `curate judge {run_dir}` first")
+
+
+def _columns(values: Floats, features: Sequence[str]) -> Floats:
+    """Some of the columns of `FEATURES`."""
+    return values[:, [FEATURES.index(name) for name in features]]
 
 
 # --- Fitting ---------------------------------------------------------------------------------
@@ -157,12 +176,16 @@ def _out_of_fold(
 
 
 def _as_predictor(
-    fitted: Pipeline, items: ConfirmedItems, models: dict[str, str], settings: dict[str, Any]
+    fitted: Pipeline,
+    values: Floats,
+    names: Sequence[str],
+    models: dict[str, str],
+    settings: dict[str, Any],
 ) -> Predictor:
     _, scaler, regression = (step for _, step in fitted.steps)
     features = []
-    for place, name in enumerate(FEATURES):
-        known = items.values[:, place]
+    for place, name in enumerate(names):
+        known = values[:, place]
         known = known[~np.isnan(known)]
         low, high = np.quantile(known, [0.01, 0.99]) if len(known) else (0.0, 0.0)
         features.append(
@@ -176,14 +199,22 @@ def _as_predictor(
             )
         )
     intercept = float(regression.intercept_[0])
-    return Predictor(tuple(features), intercept, len(items.item_ids), models, settings)
+    return Predictor(tuple(features), intercept, len(values), models, settings)
 
 
 # --- Cross-validation ------------------------------------------------------------------------
 
 
-def cross_validate(items: ConfirmedItems, *, seed: int, resamples: int) -> dict[str, Any]:
+def cross_validate(
+    items: ConfirmedItems,
+    features: Sequence[str] = PROBED_FEATURES,
+    *,
+    seed: int,
+    resamples: int,
+) -> dict[str, Any]:
     """Tell how well a predictor fitted on other items predicts these, beside simpler scores.
+
+    With the reasoning quality among the features, one that is fitted without it is such a score.
 
     Returns:
         `folds`, `seed`, `resamples`; `scores`, for each score its AUROC, average precision, log
@@ -193,18 +224,20 @@ def cross_validate(items: ConfirmedItems, *, seed: int, resamples: int) -> dict[
         predictor would give it and how many of them are; and `note`, which says when there are too
         few items for a claim, else None.
     """
-    values, outcome, groups = items.values, items.is_unlearnable, items.item_ids
+    outcome, groups = items.is_unlearnable, items.item_ids
+    values, probed = (_columns(items.values, names) for names in (features, PROBED_FEATURES))
     splits = _splits(outcome, groups, seed)
     share = np.full(len(outcome), outcome.mean())
-    pass_rate = values[:, [FEATURES.index("pass_rate")]]
+    pass_rate = _columns(items.values, ["pass_rate"])
+    logistic = partial(fit_logistic, seed=seed)
     scores = {
-        "predictor": _out_of_fold(
-            partial(fit_logistic, seed=seed), values, outcome, groups, splits
-        ),
+        "predictor": _out_of_fold(logistic, values, outcome, groups, splits),
         "built_in": np.where(np.isnan(items.built_in), share, items.built_in),
         "pass_rate": _out_of_fold(_penalised(1.0), pass_rate, outcome, groups, splits),
         "share": share,
     }
+    if REASONING_QUALITY in features:
+        scores["without_quality"] = _out_of_fold(logistic, probed, outcome, groups, splits)
     if len(outcome) >= _TREES_FROM:
         scores["boosted_trees"] = _out_of_fold(_boosted_trees, values, outcome, groups, splits)
     ranking = compare_scores(outcome, scores, resamples=resamples, seed=seed)

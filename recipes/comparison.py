@@ -38,6 +38,7 @@ from recipes.changes import (
     wilson_limits,
 )
 from recipes.finished_run import (
+    QUALITY_COLUMNS,
     RATE_COLUMNS,
     SIMILARITY_COLUMNS,
     FinishedRun,
@@ -58,16 +59,21 @@ _SIDES = ("before", "after")
 _MEASURES = {
     "pass_rate": RATE_COLUMNS,
     "gradient_similarity": {name: SIMILARITY_COLUMNS[name] for name in _SIMILARITY_SHOWN},
+    "reasoning_quality": QUALITY_COLUMNS,
 }
+# What is known with the error of each item's measure.
+_WITH_ERROR = ("pass_rate", "gradient_similarity")
 
 
 def _fields(measure: str) -> Iterator[tuple[str, pa.DataType]]:
     for side in _SIDES:
         for column, kind in _MEASURES[measure].items():
             yield f"{column}_{side}", kind
-    for end in ("", "_low", "_high"):
-        yield f"{measure}_change{end}", pa.float64()
-    yield f"{measure}_moved", pa.bool_()
+    yield f"{measure}_change", pa.float64()
+    if measure in _WITH_ERROR:
+        yield f"{measure}_change_low", pa.float64()
+        yield f"{measure}_change_high", pa.float64()
+        yield f"{measure}_moved", pa.bool_()
 
 
 COMPARISON_SCHEMA = pa.schema(
@@ -79,7 +85,8 @@ COMPARISON_SCHEMA = pa.schema(
     ]
 )
 """A row an item that both runs have: its group, its tags, and its pass rate and similarity before
-and after with the change, the 95 % interval of that, and whether it leaves 0 out."""
+and after with the change, the 95 % interval of that, and whether it leaves 0 out; and its judged
+reasoning quality before and after with the change, null without `curate judge`."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,12 @@ def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun
             f"gradients were taken with another {', '.join(differ)}: each run's similarities "
             "and cosines hold, but their changes have the error of two projections in them"
         )
+    if a.is_judged != b.is_judged:
+        other = b if a.is_judged else a
+        said.append(
+            f"reasoning was judged in one run only; `curate judge {other.path}`, with the same "
+            "judge and rubric, makes it comparable"
+        )
     prompts = [run.prompts(ids) for run in (a, b)]
     rendered = int(pc.sum(pc.not_equal(*prompts)).as_py() or 0)
     if rendered:
@@ -205,7 +218,7 @@ def _items_table(
     old, new = a.measured(ids), b.measured(ids)
     for side, run, values in zip(_SIDES, (a, b), (old, new), strict=True):
         columns[f"trainability_{side}"] = run.tags(ids)
-        for column in (*RATE_COLUMNS, *SIMILARITY_COLUMNS):
+        for column in (*RATE_COLUMNS, *SIMILARITY_COLUMNS, *QUALITY_COLUMNS):
             columns[f"{column}_{side}"] = values[column]
     changes = {
         "pass_rate": rate_change(_rate(a, old), _rate(b, new)),
@@ -215,6 +228,8 @@ def _items_table(
         columns[f"{measure}_change"] = change
         columns[f"{measure}_change_low"], columns[f"{measure}_change_high"] = low, high
         columns[f"{measure}_moved"] = pa.array(is_beyond(low, high), mask=~np.isfinite(low))
+    quality = "reasoning_quality"
+    columns[f"{quality}_change"] = new[quality] - old[quality]
     arrays = [
         pa.array(columns[field.name], field.type, from_pandas=True) for field in COMPARISON_SCHEMA
     ]
@@ -269,11 +284,17 @@ def _group(items: pa.Table, name: str, is_member: NDArray[np.bool_], seed: int) 
 
 
 def _mean_change(members: pa.Table, name: str, seed: int) -> dict[str, Any]:
-    """Mean before and after, of the items that have both, and the interval of the change."""
+    """Mean before and after, of the items that have both, and the interval of the change.
+
+    Beside it how many have either: those that a correct rollout, say, was found for.
+    """
     before, after = (_numbers(members, f"{name}_{side}") for side in _SIDES)
     known = np.isfinite(before) & np.isfinite(after)
     found: dict[str, Any] = dict.fromkeys(("before", "after", "change", "low", "high"))
     found["items"] = count = int(known.sum())
+    found["items_before"], found["items_after"] = (
+        int(np.isfinite(each).sum()) for each in (before, after)
+    )
     if count:
         change = after[known] - before[known]
         found["before"], found["after"] = float(before[known].mean()), float(after[known].mean())

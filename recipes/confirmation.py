@@ -24,6 +24,7 @@ from recipes.agreement import (
     confusion,
     too_few_items,
 )
+from recipes.dynamics import training_dynamics
 from recipes.embedding import prompt_embeddings, semantic_similarity
 from recipes.interventions import intervention_table
 from recipes.partition import SeedOutcomes, Tags, partition, table1, tau_sweep
@@ -72,18 +73,33 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
     notes = _notes(found, int(not_visited.sum()), int(is_hard.sum()))
     semantic, note = _semantic(run_dir, config, tags)
     notes += note
+    dynamics, note = _dynamics(run_dir, items, tags)
+    notes += note
     confirmed = _confirmed_table(items, tables[0]["initial_pass_rate"], outcomes, tags)
     write_parquet(run_dir / "validation" / "confirmed.parquet", confirmed)
     notes += _fill_tagged(run_dir, config, items, tags)
     summary = (
         _facts(run_dir, config, found, tags)
         | _figures(items, outcomes, tags, config.tau, semantic)
-        | {"notes": notes}
+        | {"notes": notes, "dynamics": dynamics}
         | _further_sections(run_dir, items, tags, found.recipe)
     )
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(run_dir / "validation" / "summary.json", text)
     return summary
+
+
+def _dynamics(
+    run_dir: Path, items: _Items, tags: Tags
+) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    """Rewards in training by confirmed tag; None and a note where the logs cannot be read."""
+    item_ids = items.item_ids.combine_chunks()
+    try:
+        found = training_dynamics(run_dir, item_ids, tags.tolist())
+    except RunError as error:
+        # What becomes of the items is told without them.
+        return None, [f"no rewards in training: {error}"]
+    return [recipe for recipe in found if recipe["groups"]] or None, []
 
 
 def _further_sections(run_dir: Path, items: _Items, tags: Tags, recipe: str) -> dict[str, Any]:

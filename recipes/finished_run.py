@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from curate.errors import RunError, UsageError
 from curate.run_folder import read_manifest, read_parquet, read_run_config
 from curate.tags import Trainability
 from probes.gradient_stage import RolloutFeatures, joined
+from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
 
 RATE_COLUMNS = {
     "total_rollouts": pa.int64(),
@@ -32,6 +34,7 @@ SIMILARITY_COLUMNS = {
     "standard_error": pa.float64(),
     "degrees_of_freedom": pa.float64(),
 }
+QUALITY_COLUMNS = {"reasoning_quality": pa.float64(), "reasoning_quality_n": pa.int64()}
 _WORDS = {str(tag) for tag in Trainability}
 
 
@@ -94,10 +97,23 @@ class FinishedRun:
         return self._words(file, words), f"{name} in {self.path / file}"
 
     def measured(self, ids: pa.Array) -> dict[str, NDArray[Any]]:
-        """Return `RATE_COLUMNS` and `SIMILARITY_COLUMNS`, each (items,), nan where unknown."""
+        """Return `RATE_COLUMNS`, `SIMILARITY_COLUMNS` and `QUALITY_COLUMNS`, each (items,).
+
+        nan is unknown; without `curate judge` all of the quality is.
+        """
         files = {"pass_rates.parquet": RATE_COLUMNS, "similarity.parquet": SIMILARITY_COLUMNS}
         tables = [self.columns(ids, file, columns) for file, columns in files.items()]
-        return {name: table[name].to_numpy() for table in tables for name in table.column_names}
+        found = {name: table[name].to_numpy() for table in tables for name in table.column_names}
+        judged = read_reasoning_quality(self.path, ids)
+        for name in QUALITY_COLUMNS:
+            unknown = np.full(len(ids), np.nan)
+            found[name] = unknown if judged is None else judged[name].to_numpy()
+        return found
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether `curate judge` has scored reasoning in this run."""
+        return (self.path / QUALITY_FILE).exists()
 
     def features(self) -> RolloutFeatures | None:
         """Open the gradients of the correct rollouts; None where they were removed."""

@@ -78,6 +78,8 @@ def write_report_run(
             "item_id": ids, "gradient_similarity": similarity,
             "gradient_similarity_low": similarity - 0.1,
             "gradient_similarity_high": similarity + 0.1,
+            "standard_error": np.where(has_gradient, 0.05, np.nan),
+            "degrees_of_freedom": np.where(has_gradient, 9.0, np.nan),
             "gradient_reliability": np.where(has_gradient, 0.5, np.nan),
             "rollouts_used": correct, "nearest": [easy if each else [] for each in has_gradient],
         },

@@ -12,10 +12,11 @@ import pytest
 
 from curate import calibrate
 from curate.errors import UsageError
-from probes.predictor_features import FEATURES, read_features
+from probes.predictor_features import FEATURES, PROBED_FEATURES, read_features
 from recipes.calibration import calibrate_run, cross_validate
 from recipes.confirmed_items import ConfirmedItems, read_confirmed
 from tests.confirmed_runs import ROLLOUTS, THRESHOLD, make_world, write_run
+from tests.judged_runs import write_quality
 from tests.tag_runs import run_curate
 
 
@@ -120,6 +121,28 @@ def test_the_built_in_is_that_of_the_evidence_even_if_a_predictor_tagged_the_run
     assert len(set(items.built_in[~known])) == 1  # the mean of the others
     assert not np.isnan(items.built_in).any()
     assert ((items.built_in > 0.5) == (world.similarity < THRESHOLD))[known].all()
+
+
+def test_reasoning_quality_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+    world = make_world(60, similarity_effect=0.5)
+    run = write_run(tmp_path / "run", world)
+    with pytest.raises(UsageError, match="has no reasoning quality: `curate judge"):
+        calibrate(run, reasoning_quality=True)
+    random = np.random.default_rng(0)
+    scores = np.where(world.is_unlearnable, 1.5, 3.5) + 0.8 * random.normal(size=60)
+    known = dict(zip(world.item_ids, np.clip(scores, 0, 5).tolist(), strict=True))
+    write_quality(run, {each: None if each == "hard-7" else s for each, s in known.items()})
+    ran = run_curate("calibrate", run, "--reasoning-quality")
+    assert ran.status == 0 and "AUROC gained by the reasoning quality: 0." in ran.stdout
+    document = json.loads((run / "validation/predictor.json").read_text())
+    assert document["features"][-1]["name"] == "reasoning_quality"
+    found = document["cross_validation"]["scores"]
+    assert found["predictor"]["auroc"] > 0.85 > 0.75 > found["without_quality"]["auroc"]
+    # Nothing changes for who does not ask.
+    without = calibrate_run([run], tmp_path / "without.json", resamples=20)
+    assert [feature["name"] for feature in without["features"]] == list(PROBED_FEATURES)
+    theirs = without["cross_validation"]["scores"]["predictor"]["auroc"]
+    assert theirs == found["without_quality"]["auroc"]
 
 
 # --- The command -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 import curate
 from recipes.changes import wilson_limits
+from tests.judged_runs import write_quality
 from tests.planted_runs import PlantedRun, planted_gradients
 from tests.tag_runs import Ran, additions, read_jsonl, run_curate, tag, write_jsonl
 from tests.tiny import save_tiny_model
@@ -138,6 +139,68 @@ def test_groups_come_from_what_was_confirmed_or_from_another_run(
     told = _warnings(a, b, "--groups-from", again)
     assert "regression" not in told
     assert str(again) in _compare(a, b, "--groups-from", again)["groups_from"]
+
+
+def test_quality_at_two_checkpoints(planted: tuple[Path, Path]) -> None:
+    a, b = planted
+    quality = {"easy": (4.0, 4.5), "learnable": (3.0, 4.0), "unlearnable": (1.0, 1.0)}
+    # An item that the first policy never got right was judged in the second run only.
+    before: dict[str, float | None] = dict.fromkeys(IDS[:1])
+    before |= {each: quality[tag][0] for each, tag in list(zip(IDS, TAGS, strict=True))[1:]}
+    write_quality(a, before)
+    told = run_curate("compare", a, b)
+    assert "reasoning quality " not in told.stdout
+    assert f"warning: reasoning was judged in one run only; `curate judge {b}`" in told.stdout
+    write_quality(b, {each: quality[tag][1] for each, tag in zip(IDS, TAGS, strict=True)})
+    summary = _compare(a, b)
+    assert "judged" not in "\n".join(summary["warnings"])
+    for group in summary["groups"][:3]:
+        found, (old, new) = group["reasoning_quality"], quality[group["group"]]
+        assert (found["before"], found["after"]) == (old, new)
+        assert found["low"] == found["high"] == found["change"] == new - old
+    easy = summary["groups"][0]["reasoning_quality"]
+    assert (easy["items"], easy["items_before"], easy["items_after"]) == (19, 19, 20)
+    first, second = pq.read_table(b / "comparison/base.parquet").slice(0, 2).to_pylist()
+    assert first["reasoning_quality_before"] is first["reasoning_quality_change"] is None
+    assert (first["reasoning_quality_n_before"], first["reasoning_quality_n_after"]) == (0, 4)
+    assert second["reasoning_quality_change"] == 0.5
+    assert "learnable                   20    3.000    4.000   +1.000" in (
+        run_curate("compare", a, b).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({IDS[0]: 5.5}, "not between 0 and 5"),
+        ({IDS[0]: float("nan")}, "not between 0 and 5"),
+        ({}, "reasoning_quality"),
+        (None, "missing or damaged"),
+    ],
+)
+def test_a_damaged_quality_file_is_named(
+    planted: tuple[Path, Path], scores: dict[str, float | None] | None, words: str
+) -> None:
+    file = write_quality(planted[0], scores or {})
+    if scores is None:
+        file.write_bytes(b"PAR1 no more")
+    elif not scores:
+        pq.write_table(pa.table({"item_id": IDS}), file)
+    ran = run_curate("compare", *planted)
+    assert ran.status == 1 and "quality.parquet" in ran.last_line and words in ran.last_line
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_comparison_of_an_earlier_version_is_replaced(
+    planted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "old.parquet"
+    table, _ = curate.compare(*planted, out=out)
+    names = [name for name in table.column_names if not name.startswith("reasoning")]
+    pq.write_table(table.select(names), out)
+    assert curate.compare(*planted, out=out)[0].equals(pq.read_table(out))
+    pq.write_table(table.select(["item_id"]), out)
+    assert "is no comparison" in run_curate("compare", *planted, "-o", out).last_line
 
 
 def _warnings(*arguments: object) -> str:

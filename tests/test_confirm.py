@@ -19,7 +19,7 @@ from curate.errors import UsageError
 from curate.filling import fill_column
 from probes.models import Policy
 from recipes.embedding import embed_prompts, semantic_similarity
-from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
+from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA, REWARD_SCHEMA
 from tests.tag_runs import Ran, additions, run_curate, tag, write_jsonl
 
 TAU = 0.05
@@ -125,15 +125,45 @@ def write_outcomes(run: Run, recipe: str = "baseline-small", **changes: object) 
         write_seed(run, recipe, seed, pa.Table.from_pylist(rows, OUTCOME_SCHEMA))
 
 
+def rewards_of(outcomes: pa.Table) -> pa.Table:
+    """Two steps in which every item has a group of 8, rewarded as before and after training."""
+    rows = [
+        {
+            "step": step, "item_id": row["item_id"], "rollouts": 8, "mean_reward": row[rate],
+            "truncated_fraction": 0.0, "clipped_fraction": 0.01 * step, "trained": True,
+        }
+        for step, rate in ((1, "initial_pass_rate"), (2, "final_pass_rate"))
+        for row in outcomes.to_pylist()
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, REWARD_SCHEMA)
+
+
 def write_seed(run: Run, recipe: str, seed: int, table: pa.Table, state: str = "done") -> Path:
     folder = run.validation / recipe / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "outcomes.parquet")
+    pq.write_table(rewards_of(table), folder / "rewards.parquet")
     (folder.parent / "recipe.toml").write_text('hypothesis = "it helps"\n')
     facts: dict[str, Any] = {"state": state, "recipe": recipe, "seed": seed, "device": "CPU"}
     facts["seconds"] = {"training": 1.0, "evaluation": 0.5}
     (folder / "run.json").write_text(json.dumps(facts))
     return folder
+
+
+def test_training_is_followed_by_confirmed_tag(run: Run) -> None:
+    ran = run.confirm("--json")
+    (found,) = json.loads(ran.stdout)["dynamics"]
+    assert found["recipe"] == "baseline-small" and found["seeds"] == list(SEEDS)
+    groups = {group["group"]: group for group in found["groups"]}
+    for name, after in (("easy", 1.0), ("learnable", 1.75 / 3), ("no_positive", 0.0)):
+        assert groups[name]["mean_reward"][-1] == pytest.approx(after, abs=1e-6)
+        assert groups[name]["clipped_fraction"] == [0.01, 0.02]
+    assert "1.500% (" in run.confirm().stdout
+    # The outcomes are told also where the logs are gone.
+    (run.validation / "baseline-small/1/rewards.parquet").unlink()
+    ran = run.confirm()
+    assert ran.status == 0 and "note: no rewards in training: " in ran.stdout
+    assert run.summary["dynamics"] is None and run.summary["confirmed"]["learnable"]
 
 
 def outcome_file(run: Run, seed: int = 1) -> Path:

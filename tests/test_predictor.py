@@ -1,5 +1,6 @@
 """The predictor file: exact, checked on reading, and aware of where it does not apply."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from probes.predictor_features import FEATURES, read_features
 from recipes.calibration import calibrate_run, fit_logistic
 from recipes.confirmed_items import read_confirmed
 from tests.confirmed_runs import World, make_world, write_run
+from tests.judged_runs import write_quality
 from tests.tag_runs import ROOT, additions, read_jsonl, tag, write_jsonl
 
 Document = dict[str, Any]
@@ -358,3 +360,39 @@ def test_an_interrupted_run_goes_on(
     ran = _tag(tmp_path, tiny_model)
     assert ran.status == 0, ran.stderr
     assert (tmp_path / "out.jsonl").read_text() == (tagged / "out.jsonl").read_text()
+
+
+def test_what_is_judged_later_is_tagged_anew(
+    tagged: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tagged, folder)
+    document = json.loads((folder / "mine.json").read_text())
+    quality = {"name": "reasoning_quality", "mean": 2.5, "scale": 1, "coefficient": -2}
+    document["features"].append(quality | {"low": 0, "high": 5})
+    (folder / "mine.json").write_text(json.dumps(document))
+    # The run as if it had been tagged by this predictor, up to the tags.
+    manifest = json.loads((folder / "run/manifest.json").read_text())
+    sha256 = hashlib.sha256((folder / "mine.json").read_bytes()).hexdigest()
+    manifest["predictor"] = {"sha256": sha256}
+    manifest["stages"]["tags"]["state"] = "started"
+    (folder / "run/manifest.json").write_text(json.dumps(manifest))
+    warning = "items have no reasoning_quality, and stand at the mean of the others"
+
+    def tagged_now() -> dict[str, float]:
+        ran = _tag(folder, tiny_model)
+        assert ran.status == 0, ran.stderr
+        assert (warning in ran.stderr) == (not (folder / "run/judging").exists())
+        rows = read_jsonl(folder / "out.jsonl")
+        return {r["item_id"]: r["p_unlearnable"] for r in rows if r["p_unlearnable"] is not None}
+
+    before = tagged_now()
+    assert before == pytest.approx(_by_hand(tagged), abs=1e-9)  # At the mean it says nothing.
+    write_quality(folder / "run", dict.fromkeys(before, 4.5))
+    after = tagged_now()
+    for item_id, p in before.items():
+        odds = math.log(p / (1 - p)) - 4
+        assert after[item_id] == pytest.approx(1 / (1 + math.exp(-odds)), abs=1e-6)
+    tags = (folder / "run/tags.parquet").stat().st_mtime_ns
+    assert _tag(folder, tiny_model).status == 0
+    assert (folder / "run/tags.parquet").stat().st_mtime_ns == tags

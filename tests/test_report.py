@@ -15,9 +15,10 @@ from cards import gradient_facts, report_facts
 from cards import shown_items as shown
 from cards.report import embedded_json, render_report, report_run
 from cards.report_items import TAGS, read_report_items, sample_by_tag
-from curate import report
+from curate import compare, report
 from recipes.finished_run import open_finished_run
 from recipes.outcomes import REWARD_SCHEMA
+from tests.judged_runs import write_quality
 from tests.report_runs import DIM, ROLLOUTS, item_id, write_report_run
 from tests.tag_runs import run_curate
 from tests.validated_runs import write_run as write_seed
@@ -163,18 +164,46 @@ def test_training_and_confirmation_are_told(tmp_path: Path) -> None:
         expected = groups[curve["group"]]
         assert curve["mean_reward"] == curve["mean_reward_low"] == [expected] * 20
         assert curve["rollout_groups"] == [12] * 19 + [6]  # Nothing was judged in step 40.
-        assert curve["by_seed"] == [[expected] * 20] * 2
+        assert curve["mean_reward_by_seed"] == [[expected] * 20] * 2
     assert run_curate("report", run).status == 0
 
 
 def test_reasoning_quality_is_told_where_it_was_judged(tmp_path: Path) -> None:
     run = write_report_run(tmp_path / "run", 10)
-    scores = {"item_id": [item_id(n) for n in range(10)], "reasoning_quality": [4.0, 2.0] * 5}
-    pq.write_table(pa.table(scores), run / "reasoning_quality.parquet")
+    write_quality(run, {item_id(n): 4.0 if n % 2 == 0 else 2.0 for n in range(10)})
     found = report(run)
     groups = found["certainty"]["reasoning_quality"]["groups"]
     assert groups[0] | {"group": "easy", "items": 2, "mean": 3.0} == groups[0]
     assert not any("reasoning" in text for text in found["not_measured"])
+
+
+def test_comparisons_are_told_without_paths(tmp_path: Path) -> None:
+    base, step50 = (write_report_run(tmp_path / name, 10) for name in ("base", "step50"))
+    for name, score in ((base, 1.0), (step50, 3.0)):
+        write_quality(name, {item_id(each): score for each in range(5)})
+    assert report(step50)["certainty"]["comparisons"] == []
+    compare(base, step50)
+    (found,) = report(step50)["certainty"]["comparisons"]
+    assert found["before"]["run"] == "base" and found["after"]["run"] == "step50"
+    easy = found["groups"][0]
+    assert easy["group"] == "easy" and easy["items"] == 2
+    assert easy["reasoning_quality"] == {
+        "items": 1, "before": 1, "after": 3, "change": 2, "low": None, "high": None
+    }  # fmt: skip
+    assert any("regression to the mean" in text for text in found["warnings"])
+    assert str(tmp_path) not in (step50 / "report.html").read_text()
+    file = step50 / "comparison/base.json"
+    # One of an earlier version has no reasoning quality.
+    summary = json.loads(file.read_text())
+    for group in summary["groups"]:
+        del group["reasoning_quality"]
+    file.write_text(json.dumps(summary))
+    (found,) = report(step50)["certainty"]["comparisons"]
+    assert "reasoning_quality" not in found["groups"][0]
+    for damage in ("{", "[]", json.dumps(summary | {"groups": [{"group": "easy"}]})):
+        file.write_text(damage)
+        ran = run_curate("report", step50)
+        assert ran.status == 1 and "base.json is damaged" in ran.last_line
 
 
 def test_no_path_of_this_machine_is_in_the_page(run: Path, facts: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from cards import report_facts, shown_items
 from cards.report import report_run
 from recipes.outcomes import REWARD_SCHEMA
 from tests.browser import chromium, console, open_page, requests
+from tests.judged_runs import write_quality
 from tests.report_runs import item_id, write_report_run
 from tests.tag_runs import additions, run_curate, tag, write_jsonl
 from tests.validated_runs import write_run as write_seed
@@ -255,7 +256,7 @@ def test_the_keyboard_alone_is_enough(opened: Any) -> None:
 
 def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -> None:
     run = write_report_run(tmp_path / "run", 20)
-    for seed in (1, 2):
+    for recipe, seed, clipped in (("baseline", 1, 0.0), ("baseline", 2, 0.0), ("clip", 1, 1e-4)):
         outcomes = [
             {
                 "item_id": item_id(each),
@@ -266,12 +267,15 @@ def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -
             }
             for each in range(20)
         ]
-        folder = write_seed(run, "baseline", seed, outcomes=outcomes)
+        folder = write_seed(run, recipe, seed, outcomes=outcomes)
         rewards = [
-            {"step": step, "item_id": item_id(each), "rollouts": 8, "mean_reward": 0.1 * (each % 5)}
+            {
+                "step": step, "item_id": item_id(each), "rollouts": 8,
+                "mean_reward": 0.1 * (each % 5), "clipped_fraction": clipped * (each % 5),
+            }
             for step in range(1, 9)
             for each in range(20)
-        ]
+        ]  # fmt: skip
         table = pa.Table.from_pylist(rewards, REWARD_SCHEMA)
         pq.write_table(table, folder / "rewards.parquet")
     confirmed = run_curate("confirm", run)
@@ -283,11 +287,40 @@ def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -
     assert facts["certainty"]["confirmation"]["confusion"]["unlearnable"]["unlearnable"] == 4
     assert facts["certainty"]["gradients"]["groups_from"] == "confirmed_trainability"
     assert "Predicted against confirmed" in text and "Too few items for a claim" in text
-    assert "Rewards in training: baseline" in text
-    assert len(driver.find_elements("css selector", "polyline.curve:not(.seed)")) == 4
+    curves = driver.execute_script(
+        "return [...document.querySelectorAll('#certainty figure:has(polyline.curve)')].map(f => ["
+        "f.querySelector('h3').textContent, f.querySelectorAll('.curve:not(.seed):not(.baseline)')"
+        ".length, f.querySelectorAll('.curve.baseline').length])"
+    )
+    assert curves == [
+        ["Rewards in training: baseline", 4, 0],
+        ["Rewards in training: clip", 4, 4],  # Beside those of the baseline.
+        ["Clipped tokens in training: clip", 4, 0],
+    ]
+    assert text.count("Not one token was clipped in the loss.") == 1
+    assert "0.1 ‰" in text  # A tick.
     assert "not confirmed" not in text
     find(driver, "#grid .row[data-item='2']").click()
     assert "confirmed unlearnable" in find(driver, "#item-title").text.replace("\n", " ")
+    assert console(driver) == []
+
+
+def test_two_checkpoints_are_shown_side_by_side(driver: Any, tmp_path: Path) -> None:
+    base, step50 = (write_report_run(tmp_path / name, 20) for name in ("base", "step50"))
+    for run, score in ((base, 2.0), (step50, 3.5)):
+        write_quality(run, {item_id(each): score for each in range(0, 20, 5)})
+    assert run_curate("compare", base, step50).status == 0
+    forget(driver)
+    open_page(driver, report_run(step50)[0])
+    panels = driver.find_elements("css selector", ".panels > div")
+    assert [panel.find_element("css selector", "svg").aria_role for panel in panels] == [
+        "image"
+    ] * 3
+    rows = panels[2].find_elements("css selector", "svg g:has(.hollow)")
+    assert [row.get_attribute("class") for row in rows] == ["easy", "all"]
+    assert "+1.50" in panels[2].text and "regression to the mean" in find(driver, "main").text
+    left, right = (rows[0].find_element("css selector", c).rect["x"] for c in (".hollow", ".fill"))
+    assert left < right
     assert console(driver) == []
 
 

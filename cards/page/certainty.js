@@ -12,8 +12,9 @@ function showCertainty(facts, tags, open) {
       ...cosines(certainty.gradients, open),
       ...rollouts(certainty.rollouts, tags),
       ...confirmation(certainty.confirmation, tags),
-      ...rewards(certainty.rewards, tags),
+      ...rewards(certainty.rewards, tags, certainty.confirmation),
       ...reasoning(certainty.reasoning_quality),
+      ...comparisons(certainty.comparisons),
     ),
     facts.not_measured.length
       ? el(

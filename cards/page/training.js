@@ -121,60 +121,109 @@ function sweep(facts) {
 
 // --- Rewards ---------------------------------------------------------------------------------
 
-function rewards(recipes, tags) {
-  return recipes
+// A recipe's curves; beside its rewards, where they are of another recipe, those of the baseline.
+function rewards(recipes, tags, confirmation) {
+  const baseline = recipes.find(({ recipe }) => recipe === (confirmation?.recipe ?? "baseline"));
+  const drawn = recipes
     .filter((recipe) => recipe.groups.length)
-    .map((recipe, number, all) => rewardCurves(recipe, tags, number === 0 && all.length % 2 === 1));
+    .flatMap((recipe) => [
+      [recipe, MEAN_REWARD, recipe === baseline ? null : baseline],
+      ...(mostClipped(recipe) > 0 ? [[recipe, CLIPPED, null]] : []),
+    ]);
+  const isOdd = drawn.length % 2 === 1;
+  return drawn.map((each, number) => trainingFigure(...each, tags, isOdd && number === 0));
 }
 
-function rewardCurves(recipe, tags, wide) {
-  const middle = recipe.first_step.map((first, at) => (first + recipe.last_step[at]) / 2);
-  const drawn = chart(`Mean reward in training by group, recipe ${visible(recipe.recipe)}`, 260, (plot, width, height) => {
+const MEAN_REWARD = {
+  key: "mean_reward",
+  groups: "rollout_groups",
+  title: "Rewards in training",
+  axis: "mean reward",
+  most: 1,
+  format: (value) => rate(value),
+  tick: String,
+  words: "Every generated group of rollouts counts once, those without a gradient too.",
+};
+const CLIPPED = {
+  key: "clipped_fraction",
+  groups: "clipped_groups",
+  title: "Clipped tokens in training",
+  axis: "share of tokens clipped",
+  most: null,
+  format: (value) => permille(value),
+  tick: (value) => `${Number((1000 * value).toPrecision(3))} ‰`,
+  words: "Mean share of a group's tokens whose probability ratio was clipped in the loss, over the groups of rollouts that reached it.",
+};
+
+// The largest share of clipped tokens in the chart; null where none is known.
+function mostClipped(recipe) {
+  const shares = recipe.groups.flatMap((group) =>
+    [group.clipped_fraction, group.clipped_fraction_high, ...group.clipped_fraction_by_seed].flat(),
+  );
+  const known = shares.filter((share) => share !== null);
+  return known.length ? Math.max(...known) : null;
+}
+
+function trainingFigure(recipe, measure, baseline, tags, wide) {
+  const { key, title, format } = measure;
+  const middle = middles(recipe);
+  const most = measure.most ?? mostClipped(recipe);
+  const seeds = `${recipe.seeds.length === 1 ? "Seed" : "Seeds"} ${recipe.seeds.join(", ")}`;
+  const name = `${title}: ${visible(recipe.recipe)}`;
+  const drawn = chart(`${title} by group, recipe ${visible(recipe.recipe)}`, 260, (plot, width, height) => {
     const [left, right, bottom, top] = [42, width - 10, height - 40, 28];
-    const y = linear(0, 1, bottom, top);
+    const y = linear(0, most, bottom, top);
     const x = linear(1, Math.max(2, recipe.last_step.at(-1)), left, right);
-    yAxis(plot, y, [0, 0.25, 0.5, 0.75, 1], left, right, String);
+    yAxis(plot, y, ticks(0, most, 5), left, right, measure.tick);
     xAxis(plot, x, ticks(1, recipe.last_step.at(-1), width < 420 ? 3 : 6).filter(Number.isInteger), bottom, count);
     axisName(plot, (left + right) / 2, height - 4, "step");
-    axisName(plot, left - 36, top - 16, "mean reward", "start");
+    axisName(plot, left - 36, top - 16, measure.axis, "start");
     for (const group of recipe.groups) {
-      for (const part of segments(group.mean_reward_low)) {
-        const upper = part.map((at) => `${x(middle[at])},${y(group.mean_reward_high[at])}`);
-        const lower = part.map((at) => `${x(middle[at])},${y(group.mean_reward_low[at])}`).reverse();
+      const before = baseline?.groups.find((each) => each.group === group.group);
+      if (before) plot.append(...curve(before[key], x, y, middles(baseline), `curve baseline ${group.group}`));
+      const [values, low, high] = ["", "_low", "_high"].map((end) => group[`${key}${end}`]);
+      for (const part of segments(low)) {
+        const upper = part.map((at) => `${x(middle[at])},${y(high[at])}`);
+        const lower = part.map((at) => `${x(middle[at])},${y(low[at])}`).reverse();
         plot.append(svg("polygon", { points: [...upper, ...lower].join(" "), class: `band ${group.group}` }));
       }
-      for (const seed of recipe.seeds.length > 1 ? group.by_seed : []) plot.append(...curve(seed, x, y, middle, `curve seed ${group.group}`));
-      plot.append(...curve(group.mean_reward, x, y, middle, `curve ${group.group}`));
-      group.mean_reward.forEach((value, at) => {
+      for (const seed of recipe.seeds.length > 1 && !baseline ? group[`${key}_by_seed`] : []) plot.append(...curve(seed, x, y, middle, `curve seed ${group.group}`));
+      plot.append(...curve(values, x, y, middle, `curve ${group.group}`));
+      values.forEach((value, at) => {
         if (value === null) return;
         const words =
-          `${group.group}, steps ${recipe.first_step[at]} to ${recipe.last_step[at]}: ${rate(value)} ` +
-          `(${between(group.mean_reward_low[at], group.mean_reward_high[at])}), ${count(group.rollout_groups[at])} groups of rollouts`;
+          `${group.group}, steps ${recipe.first_step[at]} to ${recipe.last_step[at]}: ${format(value)} ` +
+          `(${range(low[at], high[at], format)}), ${count(group[measure.groups][at])} groups of rollouts`;
         plot.append(withTip(svg("circle", { cx: x(middle[at]), cy: y(value), r: 3, class: `fill ${group.group}` }), words));
       });
     }
   });
-  const rows = recipe.groups.flatMap((group) =>
-    middle.map((_, at) => [
-      group.group, `${recipe.first_step[at]} to ${recipe.last_step[at]}`, count(group.rollout_groups[at]),
-      rate(group.mean_reward[at]), between(group.mean_reward_low[at], group.mean_reward_high[at]),
+  const rows = recipe.groups.flatMap((group) => [
+    ...middle.map((_, at) => [
+      group.group, `${recipe.first_step[at]} to ${recipe.last_step[at]}`, count(group[measure.groups][at]),
+      format(group[key][at]), range(group[`${key}_low`][at], group[`${key}_high`][at], format),
     ]),
-  );
+    [group.group, "all", count(group[measure.groups].reduce((sum, each) => sum + each, 0)), format(group.whole[key]), range(group.whole[`${key}_low`], group.whole[`${key}_high`], format)],
+  ]);
+  const lines = baseline ? `; dashed lines: ${visible(baseline.recipe)}` : recipe.seeds.length > 1 ? " (thin lines)" : "";
   return figure(
-    `Rewards in training: ${visible(recipe.recipe)}`,
+    name,
     el(
       "div", null,
       legend(tags.filter((tag) => recipe.groups.some((group) => group.group === tag))),
       drawn,
-      numbers(["group", "steps", "groups of rollouts", "mean reward", "95 % interval"], rows),
+      numbers(["group", "steps", "groups of rollouts", measure.axis, "95 % interval"], rows),
     ),
-    `${recipe.seeds.length === 1 ? "Seed" : "Seeds"} ${recipe.seeds.join(", ")}` +
-      `${recipe.seeds.length > 1 ? " (thin lines)" : ""}; windows of ${plural(recipe.steps_per_window, "step")}; groups by ` +
-      `${recipe.groups_from}. Every generated group of rollouts counts once, those without a gradient too. Bands: 95 % intervals ` +
-      "of the mean, none below 5 groups of rollouts.",
+    `${seeds}${lines}; windows of ${plural(recipe.steps_per_window, "step")}; groups by ${recipe.groups_from}. ` +
+      `${measure.words} Bands: 95 % intervals of the mean, none below 5 groups of rollouts.` +
+      (mostClipped(recipe) === 0 ? " Not one token was clipped in the loss." : ""),
     wide,
   );
 }
+
+const middles = (recipe) => recipe.first_step.map((first, at) => (first + recipe.last_step[at]) / 2);
+const permille = (value) => (value === null ? DASH : `${(1000 * value).toFixed(2)} ‰`);
+const range = (low, high, format) => (low === null ? "no interval" : `${format(low)} to ${format(high)}`);
 
 // Positions of consecutive known values.
 function segments(values) {
