@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from curate.errors import RunError
 from curate.run_folder import read_parquet
 
 QUALITY_FILE = Path("judging") / "quality.parquet"
+SUMMARY_FILE = Path("judging") / "summary.json"
 """In the run folder."""
+_JUDGE = ("model", "rubric_sha256")
 QUALITY_SCHEMA = pa.schema(
     {
         "item_id": pa.string(),
@@ -22,7 +25,7 @@ QUALITY_SCHEMA = pa.schema(
 )
 """A row an item: the mean score, 0 to 5, of its correct rollouts that were judged, over both
 passes, null where none was; and how many were."""
-MOST = 5.0
+_MOST = 5.0
 
 
 def read_reasoning_quality(run_dir: Path, item_ids: pa.Array) -> pa.Table | None:
@@ -51,9 +54,19 @@ def read_reasoning_quality(run_dir: Path, item_ids: pa.Array) -> pa.Table | None
     if len(table["item_id"].unique()) < table.num_rows:
         raise RunError(f"{file} is damaged: an item is in it twice; {again}")
     score = table["reasoning_quality"].drop_null().to_numpy()
-    if not np.all((score >= 0) & (score <= MOST)):
+    if not np.all((score >= 0) & (score <= _MOST)):
         raise RunError(f"{file} is damaged: a reasoning_quality is not between 0 and 5; {again}")
     found = table.take(pc.index_in(item_ids, value_set=table["item_id"]))
     count = pc.fill_null(found["reasoning_quality_n"], 0)
     arrays = [pa.chunked_array([item_ids]), found["reasoning_quality"], count]
     return pa.Table.from_arrays(arrays, schema=QUALITY_SCHEMA)
+
+
+def read_judge(run_dir: Path) -> dict[str, str | None]:
+    """Whose scores they are: the judge's `model` and the `rubric_sha256`, None where not told."""
+    try:
+        summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        summary = None
+    known = summary if isinstance(summary, dict) else {}
+    return {name: None if name not in known else str(known[name]) for name in _JUDGE}

@@ -30,6 +30,7 @@ from probes.group_alignment import (
     resample_items,
     sum_groups,
 )
+from probes.reasoning_quality import read_judge
 from recipes.changes import (
     is_beyond,
     mean_interval,
@@ -184,12 +185,7 @@ def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun
             f"gradients were taken with another {', '.join(differ)}: each run's similarities "
             "and cosines hold, but their changes have the error of two projections in them"
         )
-    if a.is_judged != b.is_judged:
-        other = b if a.is_judged else a
-        said.append(
-            f"reasoning was judged in one run only; `curate judge {other.path}`, with the same "
-            "judge and rubric, makes it comparable"
-        )
+    said += _judge_warnings(a, b)
     prompts = [run.prompts(ids) for run in (a, b)]
     rendered = int(pc.sum(pc.not_equal(*prompts)).as_py() or 0)
     if rendered:
@@ -206,6 +202,23 @@ def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun
             "--groups-from a probe of the first policy with another --seed is free of it"
         )
     return said
+
+
+def _judge_warnings(a: FinishedRun, b: FinishedRun) -> list[str]:
+    if a.is_judged != b.is_judged:
+        other = b if a.is_judged else a
+        return [
+            f"reasoning was judged in one run only; `curate judge {other.path}`, with the same "
+            "judge and rubric, makes it comparable"
+        ]
+    judges = [read_judge(run.path) for run in (a, b)]
+    differ = [name for name, value in judges[0].items() if judges[1][name] != value]
+    if not differ:
+        return []
+    return [
+        f"reasoning was judged with another {' and '.join(differ)} (before: {judges[0]!r}, after: "
+        f"{judges[1]!r}): its changes are of the judge as well as of the policy"
+    ]
 
 
 # --- Items and groups ------------------------------------------------------------------------

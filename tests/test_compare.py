@@ -154,6 +154,10 @@ def test_quality_at_two_checkpoints(planted: tuple[Path, Path]) -> None:
     write_quality(b, {each: quality[tag][1] for each, tag in zip(IDS, TAGS, strict=True)})
     summary = _compare(a, b)
     assert "judged" not in "\n".join(summary["warnings"])
+    for run, judge in ((a, "one"), (b, "another")):
+        told_of = {"model": judge, "rubric_sha256": "ab"}
+        (run / "judging/summary.json").write_text(json.dumps(told_of))
+    assert "judged with another model (before: {'model': 'one'" in _warnings(a, b)
     for group in summary["groups"][:3]:
         found, (old, new) = group["reasoning_quality"], quality[group["group"]]
         assert (found["before"], found["after"]) == (old, new)

@@ -1,0 +1,44 @@
+"""docs/paper.md: every command in it parses, every recipe exists, and every recipe is in it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from curate.cli import _parser
+from recipes.recipe import read_recipes
+from tests.tag_runs import ROOT
+
+PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"^```\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+# Two words, such as `curate judge`, name a command and are none.
+COMMANDS = [
+    line
+    for line in (*BLOCKS.splitlines(), *re.findall(r"`([^`\n]+)`", PAGE))
+    if re.match(r"(curate|python) \S+ \S", line)
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_parses(command: str) -> None:
+    program, *arguments = shlex.split(command)
+    if program == "python":
+        assert (ROOT / arguments[0]).is_file()
+        return
+    found = vars(_parser().parse_args(arguments))
+    if found.get("recipes"):
+        assert read_recipes(found["recipes"])
+
+
+def test_no_recipe_of_the_paper_is_left_out() -> None:
+    named = {name for command in COMMANDS for name in re.findall(r"--recipe (\S+)", command)}
+    arms_of_payoff = {"full", "filtered", "ordered", "random"}
+    ours = {file.stem for file in Path(ROOT / "recipes").glob("*.toml")}
+    assert named - {"pays"} == {n for n in ours if not n.endswith("-small")} - arms_of_payoff
+
+
+def test_what_the_page_links_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", PAGE)
+    assert links and all((ROOT / "docs" / link).is_file() for link in links)
+    assert "docs/paper.md" in (ROOT / "README.md").read_text(encoding="utf-8")
