@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cards.calibration import calibration_text
 from curate import calibrate
 from curate.errors import UsageError
 from probes.predictor_features import FEATURES, PROBED_FEATURES, read_features
@@ -126,15 +127,14 @@ def test_the_built_in_is_that_of_the_evidence_even_if_a_predictor_tagged_the_run
 def test_reasoning_quality_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
     world = make_world(60, similarity_effect=0.5)
     run = write_run(tmp_path / "run", world)
-    with pytest.raises(UsageError, match="has no reasoning quality: `curate judge"):
-        calibrate(run, reasoning_quality=True)
+    ran = run_curate("calibrate", run, "--reasoning-quality")
+    assert ran.status == 2 and "has no reasoning quality: `curate judge" in ran.last_line
     random = np.random.default_rng(0)
     scores = np.where(world.is_unlearnable, 1.5, 3.5) + 0.8 * random.normal(size=60)
     known = dict(zip(world.item_ids, np.clip(scores, 0, 5).tolist(), strict=True))
     write_quality(run, {each: None if each == "hard-7" else s for each, s in known.items()})
-    ran = run_curate("calibrate", run, "--reasoning-quality")
-    assert ran.status == 0 and "AUROC gained by the reasoning quality: 0." in ran.stdout
-    document = json.loads((run / "validation/predictor.json").read_text())
+    document = calibrate_run([run], reasoning_quality=True, resamples=20)
+    assert "AUROC gained by the reasoning quality: 0." in calibration_text(document)
     assert document["features"][-1]["name"] == "reasoning_quality"
     found = document["cross_validation"]["scores"]
     assert found["predictor"]["auroc"] > 0.85 > 0.75 > found["without_quality"]["auroc"]
