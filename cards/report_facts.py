@@ -17,6 +17,7 @@ from cards.training_facts import confirmation_facts, plain, reward_facts
 from curate import __version__
 from curate.errors import RunError
 from curate.run_folder import read_parquet
+from probes.reasoning_quality import read_judging
 from probes.similarity_threshold import SimilarityThreshold
 from recipes.finished_run import FinishedRun
 
@@ -57,7 +58,7 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
         "confirmation": confirmation_facts(run.path),
         "rewards": reward_facts(run, items),
         "comparisons": comparison_facts(run.path),
-        "reasoning_quality": _reasoning_facts(items),
+        "reasoning_quality": _reasoning_facts(run, items),
     }
     return {
         "run": _run_facts(run),
@@ -327,7 +328,7 @@ def _rollouts_by_round(run: FinishedRun, items: ReportItems) -> list[dict[str, A
     return rounds
 
 
-def _reasoning_facts(items: ReportItems) -> dict[str, Any] | None:
+def _reasoning_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | None:
     scores = items.reasoning_quality
     if scores is None:
         return None
@@ -340,7 +341,15 @@ def _reasoning_facts(items: ReportItems) -> dict[str, Any] | None:
         }
         for at, tag in enumerate(TAGS)
     ]
-    return {"groups": [group for group in groups if group["items"]]}
+    judging = read_judging(run.path)
+    model = judging.get("model")
+    agreement = judging.get("agreement")
+    return {
+        # A server's name for a model may be a path of its machine.
+        "judge": None if model is None else str(model).removesuffix("/").rpartition("/")[-1],
+        "agreement": agreement if isinstance(agreement, dict) else None,
+        "groups": [group for group in groups if group["items"]],
+    }
 
 
 def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:

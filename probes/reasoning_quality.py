@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,18 +12,12 @@ import pyarrow.compute as pc
 
 from curate.errors import RunError
 from curate.run_folder import read_parquet
+from curate.tags import REASONING_QUALITY
 
 QUALITY_FILE = Path("judging") / "quality.parquet"
 SUMMARY_FILE = Path("judging") / "summary.json"
 """In the run folder."""
-_JUDGE = ("model", "rubric_sha256")
-QUALITY_SCHEMA = pa.schema(
-    {
-        "item_id": pa.string(),
-        "reasoning_quality": pa.float64(),
-        "reasoning_quality_n": pa.int64(),
-    }
-)
+QUALITY_SCHEMA = pa.schema([("item_id", pa.string()), *REASONING_QUALITY])
 """A row an item: the mean score, 0 to 5, of its correct rollouts that were judged, over both
 passes, null where none was; and how many were."""
 _MOST = 5.0
@@ -62,11 +57,13 @@ def read_reasoning_quality(run_dir: Path, item_ids: pa.Array) -> pa.Table | None
     return pa.Table.from_arrays(arrays, schema=QUALITY_SCHEMA)
 
 
-def read_judge(run_dir: Path) -> dict[str, str | None]:
-    """Whose scores they are: the judge's `model` and the `rubric_sha256`, None where not told."""
+def read_judging(run_dir: Path) -> dict[str, Any]:
+    """Read what `curate judge` tells of its work, empty where there is nothing to be read.
+
+    `model` is the judge, `rubric_sha256` what it graded by, `agreement` how far its passes agree.
+    """
     try:
         summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        summary = None
-    known = summary if isinstance(summary, dict) else {}
-    return {name: None if name not in known else str(known[name]) for name in _JUDGE}
+        return {}
+    return summary if isinstance(summary, dict) else {}

@@ -53,6 +53,7 @@ from probes.parts import Part, parse_part
 from probes.plan import Plan, label_risk, next_round
 from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
+from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
 from probes.rendering import render_items
 from probes.rounds import Rounds
 from probes.sampling import draw_here, drawn_rollouts, rollout_shards, sample_items
@@ -74,8 +75,6 @@ _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 _TRUNCATED_WARNING = 0.2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
 _PROMPTS_CHECKED = 200
-# Written by `curate judge`, in the order of the items.
-_QUALITY = "judging/quality.parquet"
 # Rows that are Python objects at a time.
 _ITEMS_AT_ONCE = 4096
 
@@ -177,7 +176,7 @@ def open_tagging(
     plan = _plan(config)
     target = open_source(config.target, split=config.split) if config.target else None
     predictor = read_predictor(config.predictor) if config.predictor else None
-    is_judged = (Path(config.run_dir) / _QUALITY).exists()
+    is_judged = (Path(config.run_dir) / QUALITY_FILE).exists()
     schema = tag_schema(config.k, target=target is not None, judged=is_judged)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
@@ -628,9 +627,9 @@ class _Tagging:
         if confirmed.exists():  # Written by `curate confirm`, in the order of the items.
             name = "confirmed_trainability"
             columns[name] = read_parquet(confirmed, [name])[name]
-        if REASONING_QUALITY.names[0] in self.schema.names:
-            judged = read_parquet(self.run / _QUALITY, REASONING_QUALITY.names)
-            columns |= dict(zip(judged.column_names, judged.columns, strict=True))
+        judged = read_reasoning_quality(self.run.path, columns["item_id"].combine_chunks())
+        if judged is not None:
+            columns |= {name: judged[name] for name in REASONING_QUALITY.names}
         evidence = pa.table({n: columns[n] for n in self.schema.names if n in columns})
         rows = write_tagged(
             self.source,

@@ -30,7 +30,7 @@ from probes.group_alignment import (
     resample_items,
     sum_groups,
 )
-from probes.reasoning_quality import read_judge
+from probes.reasoning_quality import read_judging
 from recipes.changes import (
     is_beyond,
     mean_interval,
@@ -55,6 +55,9 @@ _GROUPS = tuple(str(tag) for tag in Trainability)
 _SAMPLING = ("verifier", "temperature", "max_tokens", "instruction")
 _SIMILARITY_SHOWN = ("gradient_similarity", "gradient_similarity_low", "gradient_similarity_high")
 _GRADIENTS = ("gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets")
+
+# Whose scores the reasoning quality are.
+_JUDGE = ("model", "rubric_sha256")
 
 _SIDES = ("before", "after")
 _MEASURES = {
@@ -211,7 +214,8 @@ def _judge_warnings(a: FinishedRun, b: FinishedRun) -> list[str]:
             f"reasoning was judged in one run only; `curate judge {other.path}`, with the same "
             "judge and rubric, makes it comparable"
         ]
-    judges = [read_judge(run.path) for run in (a, b)]
+    told = [read_judging(run.path) for run in (a, b)]
+    judges = [{name: each.get(name) for name in _JUDGE} for each in told]
     differ = [name for name, value in judges[0].items() if judges[1][name] != value]
     if not differ:
         return []

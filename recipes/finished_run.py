@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from curate.run_folder import read_manifest, read_parquet, read_run_config
-from curate.tags import Trainability
+from curate.tags import REASONING_QUALITY, Trainability
 from probes.gradient_stage import RolloutFeatures, joined
 from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
 
@@ -34,7 +34,7 @@ SIMILARITY_COLUMNS = {
     "standard_error": pa.float64(),
     "degrees_of_freedom": pa.float64(),
 }
-QUALITY_COLUMNS = {"reasoning_quality": pa.float64(), "reasoning_quality_n": pa.int64()}
+QUALITY_COLUMNS = {field.name: field.type for field in REASONING_QUALITY}
 _WORDS = {str(tag) for tag in Trainability}
 
 

@@ -174,6 +174,11 @@ def test_reasoning_quality_is_told_where_it_was_judged(tmp_path: Path) -> None:
     found = report(run)
     groups = found["certainty"]["reasoning_quality"]["groups"]
     assert groups[0] | {"group": "easy", "items": 2, "mean": 3.0} == groups[0]
+    agreement = {"rollouts": 9, "equal": 0.5, "weighted_kappa": None}
+    summary = {"model": "/home/me/judges/strict", "agreement": agreement}
+    (run / "judging/summary.json").write_text(json.dumps(summary))
+    told = report(run)["certainty"]["reasoning_quality"]
+    assert (told["judge"], told["agreement"]) == ("strict", agreement)
     assert not any("reasoning" in text for text in found["not_measured"])
 
 

@@ -1,5 +1,6 @@
 """The report in a real browser: what it loads, shows and does; what untrusted text cannot do."""
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -309,6 +310,9 @@ def test_two_checkpoints_are_shown_side_by_side(driver: Any, tmp_path: Path) -> 
     base, step50 = (write_report_run(tmp_path / name, 20) for name in ("base", "step50"))
     for run, score in ((base, 2.0), (step50, 3.5)):
         write_quality(run, {item_id(each): score for each in range(0, 20, 5)})
+    agreement = {"rollouts": 9, "equal": 0.5, "weighted_kappa": 0.4}
+    summary = json.dumps({"model": "<b>judge", "agreement": agreement})
+    (step50 / "judging/summary.json").write_text(summary)
     assert run_curate("compare", base, step50).status == 0
     forget(driver)
     open_page(driver, report_run(step50)[0])
@@ -319,6 +323,8 @@ def test_two_checkpoints_are_shown_side_by_side(driver: Any, tmp_path: Path) -> 
     rows = panels[2].find_elements("css selector", "svg g:has(.hollow)")
     assert [row.get_attribute("class") for row in rows] == ["easy", "all"]
     assert "+1.50" in panels[2].text and "regression to the mean" in find(driver, "main").text
+    told = find(driver, "#certainty").text
+    assert "judged by <b>judge," in told and "50.0 % of cases" in told and "kappa 0.40" in told
     left, right = (rows[0].find_element("css selector", c).rect["x"] for c in (".hollow", ".fill"))
     assert left < right
     assert console(driver) == []

@@ -252,7 +252,17 @@ function reasoning(facts) {
     figure(
       "Reasoning quality of correct answers",
       el("div", { class: "scroll" }, table(["group", "items judged", "mean", "median", "quartiles"], rows)),
-      "As judged by curate judge: a right answer by wrong reasoning scores low.",
+      `As judged by ${facts.judge ? visible(facts.judge) : "curate judge"}, 0 to 5: a right answer by wrong reasoning scores low. ` +
+        passes(facts.agreement),
     ),
   ];
+}
+
+function passes(agreement) {
+  if (!agreement?.rollouts) return "How far the judge agrees with itself is not known.";
+  const { rollouts, equal, weighted_kappa: kappa } = agreement;
+  return (
+    `In two passes ${plural(rollouts, "rollout")} got the same score in ${percent(equal)} of cases ` +
+    `(quadratic-weighted kappa ${rate(kappa, 2)}; near 0 the scores say nothing).`
+  );
 }
