@@ -20,19 +20,30 @@ from curate.errors import UsageError
 AUTO = "auto"
 _TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
+# Arguments of vLLM's engine that have settings here, that would change what is sampled behind the
+# run's back, that would open pickled weights, or that are secret and would end in config.toml.
+_NOT_FOR_VLLM = frozenset({
+    "model", "model_weights", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "revision",
+    "code_revision", "tokenizer_revision", "trust_remote_code", "dtype", "seed", "load_format",
+    "generation_config", "override_generation_config", "runner", "convert", "hf_token",
+    "data_parallel_size",
+})  # fmt: skip
+
 
 def _setting(default: Any, group: str, text: str, metavar: str | None = None, **more: Any) -> Any:
-    return field(
-        default=default, metadata={"group": group, "help": text, "metavar": metavar, **more}
-    )
+    metadata = {"group": group, "help": text, "metavar": metavar, **more}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class TagConfig:
     """Everything that `curate tag` can be told; every field is an option and a TOML key.
 
-    `group` and `help` in the metadata make the command line; `changes_result=False` marks what may
-    differ between two commands that continue the same run. The dataset, the model, the target and
+    `group` and `help` in the metadata make the command line; a field of the group `tables` is a
+    TOML table and no option. `changes_result=False` marks what may differ between two commands that
+    continue the same run, `may_differ` such keys of a table. The dataset, the model, the target and
     the predictor may, because a run knows them by their content: a file that was moved is still the
     same.
     """
@@ -85,8 +96,10 @@ class TagConfig:
     )  # fmt: skip
 
     engine: str = _setting(
-        AUTO, "sampling", "what draws the rollouts", choices=("auto", "transformers")
-    )
+        AUTO, "sampling",
+        "what draws the rollouts (auto: vllm where it and a CUDA GPU are there, else transformers)",
+        choices=("auto", "transformers", "vllm"),
+    )  # fmt: skip
     min_rollouts: int = _setting(32, "sampling", "rollouts that every item gets", "N")
     max_rollouts: int = _setting(
         1024, "sampling",
@@ -114,6 +127,15 @@ class TagConfig:
         "", "machines",
         "do only the I-th of N parts of the items, in the folder shards/I-of-N of --run-dir; "
         "`curate merge` joins the parts (docs/scaling.md)", "I/N", changes_result=False,
+    )  # fmt: skip
+
+    vllm: Mapping[str, Any] = _setting(
+        dict, "tables", "engine arguments of vLLM, as its documentation names them",
+        may_differ=(
+            "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
+            "gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "enforce_eager",
+            "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+        ),
     )  # fmt: skip
 
     verifier: str = _setting(
@@ -178,6 +200,9 @@ class TagConfig:
         _require(0 < self.tau < 1, "tau", self.tau, "between 0 and 1")
         _require(all(k >= 1 for k in self.k), "k", list(self.k), "at least 1 each")
         _require(len(set(self.k)) == len(self.k), "k", list(self.k), "different numbers")
+        for name in self.vllm:
+            if name in _NOT_FOR_VLLM:
+                raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")
         _require(_is_threshold(self.similarity_threshold), "similarity_threshold",
                  self.similarity_threshold, "auto or a number")  # fmt: skip
 
@@ -219,6 +244,10 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
 
 
 def _convert(value: Any, wanted: Any, where: str) -> Any:
+    if typing.get_origin(wanted) is Mapping:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where} is {value!r}; it must be a table: [name], then key = value")
+        return dict(value)
     if isinstance(wanted, types.GenericAlias):  # tuple[item, ...]
         item = typing.get_args(wanted)[0]
         values = value if isinstance(value, list | tuple) else [value]
@@ -264,6 +293,14 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
             continue
         value = getattr(new, each.name)
         value = list(value) if isinstance(value, tuple) else value
-        if each.name in old and old[each.name] != value:
-            changed.append(f"{each.name}: {old[each.name]!r} -> {value!r}")
+        if each.name not in old:
+            continue
+        before = old[each.name]
+        if isinstance(value, dict) and isinstance(before, dict):
+            may_differ = each.metadata.get("may_differ", ())
+            before, value = (
+                {k: v for k, v in table.items() if k not in may_differ} for table in (before, value)
+            )
+        if before != value:
+            changed.append(f"{each.name}: {before!r} -> {value!r}")
     return changed

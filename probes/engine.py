@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,12 +38,37 @@ class Rollout:
 
 
 class Engine(Protocol):
-    """Draws rollouts from a policy."""
+    """Draws rollouts from a policy.
+
+    Attributes:
+        name: as users choose it.
+        has_own_weights: it loads the policy's weights on this machine, beside those that are
+            differentiated.
+    """
 
     name: str
+    has_own_weights: bool
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        """Yield every rollout asked for, in the order in which they finish."""
+        """Yield every rollout asked for, in the order in which they finish.
+
+        Randomness comes from the seed and the requests, never from how many came before: so no
+        two shards of a run share random numbers, whichever process draws them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free weights and memory; sampling again takes them anew."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Say what draws the rollouts, for the manifest.
+
+        Returns:
+            `name`; `version` of its software; `seed`; `options` that it runs with; `token_ids`:
+            whether the engine gave the ids that it drew, or only text; `deterministic`: whether
+            the same command draws the same rollouts again.
+        """
         ...
 
 

@@ -156,6 +156,11 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Name a device for a reader."""
+    return "CPU" if device.type == "cpu" else f"GPU ({torch.cuda.get_device_name(device)})"
+
+
 def choose_dtype(device: torch.device) -> torch.dtype:
     """Choose bfloat16 where the hardware computes in it, else float32."""
     if device.type == "cuda":
@@ -223,7 +228,9 @@ def load_policy(
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
-        eos_token_ids=_eos_token_ids(model, tokenizer),
+        eos_token_ids=_eos_token_ids(
+            getattr(model, "generation_config", None), model.config, tokenizer
+        ),
         context_length=_context_length(model.config),
     )
 
@@ -278,21 +285,35 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_token_ids(folder: Path, *, trust_remote_code: bool = False) -> frozenset[int]:
+    """Collect the tokens that end a completion, as `load_policy` does, without loading weights.
+
+    Args:
+        folder: a Hugging Face model folder.
+        trust_remote_code: run Python code that comes with the model.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    config = AutoConfig.from_pretrained(folder, **options)
+    generation = None
+    if (folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    return _eos_token_ids(generation, config, tokenizer)
+
+
+def _eos_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
     """Collect the tokens that end a completion.
 
     The generation config comes first: a tokenizer read from a GGUF file can name the wrong token
     (SmolLM2's gives `<|im_start|>`).
     """
-    generation = getattr(model, "generation_config", None)
-    declared = getattr(generation, "eos_token_id", None)
-    if declared is None:
-        declared = getattr(model.config, "eos_token_id", None)
-    if declared is None:
-        declared = tokenizer.eos_token_id
-    if declared is None:
-        return frozenset()
-    return frozenset(declared if isinstance(declared, list) else [declared])
+    for declaring in (generation, config, tokenizer):
+        declared = getattr(declaring, "eos_token_id", None)
+        if declared is not None:
+            return frozenset(declared if isinstance(declared, list) else [declared])
+    return frozenset()
 
 
 def _context_length(config: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.config import AUTO, TagConfig
+from curate.config import TagConfig
 from curate.datasets import Source, open_source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
@@ -37,15 +37,15 @@ from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability, tag_schema
 from probes.counting import Outcomes, count_rollouts
 from probes.engine import Engine
+from probes.engines import LoadedModel
 from probes.gradient_stage import differentiate, differentiate_here, join, joined
-from probes.gradients import Adapter, GradientProbe, target_modules
+from probes.gradients import Adapter, target_modules
 from probes.judging import VerifierPool
 from probes.models import (
     ModelFiles,
-    Policy,
     choose_device,
     choose_dtype,
-    load_policy,
+    device_name,
     load_tokenizer,
     resolve_model,
 )
@@ -66,7 +66,6 @@ from probes.similarity_stage import (
     tag_doubt,
 )
 from probes.similarity_threshold import Probabilities, SimilarityThreshold
-from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
 
 # A shard is what a kill can lose. On a CPU that is about two minutes of sampling.
@@ -186,8 +185,11 @@ def open_tagging(
         "predictor": {"sha256": predictor.sha256 if predictor else None},
         "model": {"weight_hash": model.files.weight_hash, "dtype": model.dtype},
     }
-    with open_run(folder or Path(config.run_dir), config, identity) as run:
-        yield _Tagging(config, plan, source, model.files, run, schema, target, predictor)
+    with (
+        open_run(folder or Path(config.run_dir), config, identity) as run,
+        closing(LoadedModel(config, model.files)) as loaded,
+    ):
+        yield _Tagging(config, plan, source, loaded, run, schema, target, predictor)
 
 
 def _plan(config: TagConfig) -> Plan:
@@ -209,13 +211,11 @@ class _Tagging:
     config: TagConfig
     plan: Plan
     source: Source
-    files: ModelFiles
+    model: LoadedModel
     run: RunFolder
     schema: pa.Schema
     target: Source | None = None
     predictor: Predictor | None = None
-    training: _Tagging | None = None
-    """Where this run probes a target: the run that it is for, whose policy it uses."""
     part: Part | None = None
     """Where one of several machines does its part of the run: which part."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -291,11 +291,13 @@ class _Tagging:
     def _record_inputs(self) -> None:
         manifest = self.run.manifest
         dataset = {"id": self.config.dataset, "name": self.source.name}
-        model = {"id": self.config.model, "name": self.files.name, "revision": self.files.revision}
+        files = self.model.files
+        model = {"id": self.config.model, "name": files.name, "revision": files.revision}
         self.run.update(
             dataset={**manifest["dataset"], **dataset, "format": self.source.format},
             model={**manifest["model"], **model},
             seeds={"sampling": self.config.seed, "adapter": self._adapter.seed},
+            device=device_name(choose_device()),
         )
 
     @cached_property
@@ -309,18 +311,7 @@ class _Tagging:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.files, trust_remote_code=self.config.trust_remote_code)
-
-    @cached_property
-    def _policy(self) -> Policy:
-        if self.training:
-            policy = self.training._policy
-        else:
-            _say(f"loading {self.files.name}")
-            policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
-        device = "CPU" if policy.device.type == "cpu" else f"GPU ({_gpu_name(policy)})"
-        self.run.update(device=device)
-        return policy
+        return load_tokenizer(self.model.files, trust_remote_code=self.config.trust_remote_code)
 
     @cached_property
     def _items(self) -> pa.Table:
@@ -332,24 +323,10 @@ class _Tagging:
     def _row_of(self) -> dict[str, int]:
         return {item_id: row for row, item_id in enumerate(self._items["item_id"].to_pylist())}
 
-    @cached_property
     def _engine(self) -> Engine:
-        config = self.config
-        engine = TransformersEngine(
-            self._policy,
-            seed=config.seed,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            batch_tokens=config.batch_tokens or None,
-        )
-        why = "asked for" if config.engine != AUTO else f"it runs the model here, on {self._device}"
-        _say(f"engine {engine.name}: {why}, in {self.run.manifest['model']['dtype']}")
-        self.run.update(engine={"name": engine.name, "why": why})
+        engine = self.model.engine()
+        self.run.update(engine={**engine.facts(), "why": self.model.why})
         return engine
-
-    @cached_property
-    def _probe(self) -> GradientProbe:
-        return GradientProbe(self._policy, self._adapter)
 
     def _pool(self) -> VerifierPool:
         return VerifierPool(
@@ -385,15 +362,17 @@ class _Tagging:
                 check_golds=check_golds,
             )
             self._warn_of_echoes(items, pool)
-        # A wrong name must show now, not once everything is sampled.
-        target_modules(self._policy.model, self._adapter.targets)
+        # A wrong option or name must show now, not once everything is sampled.
+        self._engine()
+        policy = self.model.policy()
+        target_modules(policy.model, self._adapter.targets)
         refused = render_items(
             self.run,
             items,
             self._tokenizer,
             instruction=self.config.instruction,
             max_tokens=self.config.max_tokens,
-            context_length=self._policy.context_length,
+            context_length=policy.context_length,
         )
         if len(refused) == len(items):
             raise UsageError(
@@ -444,10 +423,6 @@ class _Tagging:
     def _check_columns(self, names: Iterable[str]) -> None:
         check_columns(names, self.schema, self.config.replace_columns)
 
-    @property
-    def _device(self) -> str:
-        return str(self.run.manifest["device"])
-
     # --- Rounds ------------------------------------------------------------------------------
 
     def _rounds(self) -> Rounds:
@@ -467,9 +442,9 @@ class _Tagging:
         drawn = drawn_rollouts(self.run, self._row_of)
         if np.all(drawn >= target):
             return {"rollouts": int(drawn.sum())}
-        shard_tokens = _SHARD_TOKENS[self._policy.device.type]
+        shard_tokens = _SHARD_TOKENS[choose_device().type]
         shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
-        draw = draw_here(self._engine, self._tokenizer)
+        draw = draw_here(self._engine(), self._tokenizer)
         return sample_items(self.run, self._items, drawn, target, draw, shard_size)
 
     def _verify(self) -> dict[str, Any]:
@@ -508,7 +483,7 @@ class _Tagging:
         return changes
 
     def _differentiate(self) -> dict[str, Any]:
-        here = differentiate_here(lambda: self._probe)
+        here = differentiate_here(lambda: self.model.probe(self._adapter))
         most = self.config.gradient_rollouts
         return differentiate(self.run, self._items, self._row_of, here, most)
 
@@ -548,9 +523,7 @@ class _Tagging:
         }
         _say(f"target: {config.target}")
         with open_run(self.run / "target", own, identity) as run:
-            probing = _Tagging(
-                own, _plan(own), self.target, self.files, run, self.schema, training=self
-            )
+            probing = _Tagging(own, _plan(own), self.target, self.model, run, self.schema)
             if self.part:
                 probing.one_part(self.part, self.run / "target")
             else:
@@ -664,12 +637,6 @@ def _outcomes(rates: pa.Table) -> Outcomes:
         for name in ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
     )
     return Outcomes(judged + unjudged, judged, correct)
-
-
-def _gpu_name(policy: Policy) -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name(policy.device))
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -186,6 +187,7 @@ class TransformersEngine:
     """
 
     name = "transformers"
+    has_own_weights = False
 
     def __init__(
         self,
@@ -230,6 +232,20 @@ class TransformersEngine:
             yield from finished
             if not batch.rows:
                 batch = None
+
+    def close(self) -> None:
+        """Nothing to free: the weights are the policy's, and the cache ends with each call."""
+
+    def facts(self) -> dict[str, Any]:
+        """Say what draws the rollouts, for the manifest."""
+        return {
+            "name": self.name,
+            "version": transformers.__version__,
+            "seed": self.seed,
+            "options": {"batch_tokens": self.batch_tokens, "max_rows": self.max_rows},
+            "token_ids": True,
+            "deterministic": True,
+        }
 
     def _back_off(self, rows: list[_Row], waiting: deque[SampleRequest], error: Exception) -> None:
         """Put the rows in hand back and halve the budget."""

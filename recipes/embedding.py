@@ -153,4 +153,4 @@ def semantic_similarity(
         np.partition(units[some] @ units[easy].T, -count, axis=1)[:, -count:].mean(axis=1)
         for some in np.split(hard, range(_ITEMS_AT_ONCE, len(hard), _ITEMS_AT_ONCE))
     ]
-    return np.concatenate(nearest).astype(np.float64)
+    return np.asarray(np.concatenate(nearest), dtype=np.float64)

@@ -285,7 +285,8 @@ def _bounds(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ends of the interval of what stands first, from the replicates after it."""
     edge = (1 - CONFIDENCE) / 2
     # A value that exists, not one between two, because some may be infinite.
-    return np.quantile(values[1:], [edge, 1 - edge], axis=0, method="closest_observation")
+    ends = np.quantile(values[1:], [edge, 1 - edge], axis=0, method="closest_observation")
+    return np.asarray(ends)
 
 
 def _interval(values: NDArray[np.float64] | None) -> dict[str, float | None] | None:

@@ -1,0 +1,130 @@
+"""The engine of a run: which one draws its rollouts and why, and what is loaded when."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+
+import torch
+
+from curate.config import AUTO, TagConfig
+from probes.engine import Engine
+from probes.gradients import Adapter, GradientProbe
+from probes.models import (
+    ModelFiles,
+    Policy,
+    choose_device,
+    choose_dtype,
+    device_name,
+    load_policy,
+)
+from probes.transformers_engine import TransformersEngine
+
+TRANSFORMERS, VLLM = "transformers", "vllm"
+
+
+def choose_engine(config: TagConfig) -> tuple[str, str]:
+    """Name the engine of a run, and say why it is this one.
+
+    `auto` is vLLM where both it and a CUDA GPU are there, else transformers.
+    """
+    if config.engine != AUTO:
+        return config.engine, "asked for"
+    if not torch.cuda.is_available():
+        return TRANSFORMERS, "there is no GPU for vLLM"
+    if importlib.util.find_spec("vllm") is None:
+        return TRANSFORMERS, "vLLM, which is faster on this GPU, is not installed"
+    return VLLM, "it is installed, and there is a GPU for it"
+
+
+class LoadedModel:
+    """What this process has loaded of a model: an engine to sample, a policy to differentiate.
+
+    Each is loaded when it is first asked for. Where the engine has weights of its own, engine and
+    policy take turns on a GPU, since each leaves no room for the other. A turn costs loading anew:
+    twice a round of sampling, of which a run has six at most with its usual settings. (vLLM's sleep
+    mode would make a turn faster; it keeps another copy of the weights in main memory and asks for
+    an allocator that not every GPU has.)
+
+    Args:
+        config: the settings of the run.
+        files: its model.
+    """
+
+    def __init__(self, config: TagConfig, files: ModelFiles) -> None:
+        self.config = config
+        self.files = files
+        self.choice, self.why = choose_engine(config)
+        self._take_turns = choose_device().type == "cuda"
+        self._engine: Engine | None = None
+        self._policy: Policy | None = None
+        self._probe: GradientProbe | None = None
+
+    def engine(self) -> Engine:
+        """Give the engine, ready to sample.
+
+        Raises:
+            UsageError: it cannot run the model, or an option of its own is wrong.
+        """
+        if self._engine is None:
+            self._engine = self._new_engine()
+            device = choose_device()
+            dtype = str(choose_dtype(device)).removeprefix("torch.")
+            _say(f"engine {self.choice}: {self.why}; on {device_name(device)}, in {dtype}")
+        if self._take_turns and self._engine.has_own_weights and self._policy:
+            self._policy = self._probe = None
+            gc.collect()
+            torch.cuda.empty_cache()
+        return self._engine
+
+    def policy(self) -> Policy:
+        """Give the policy.
+
+        Raises:
+            UsageError: the model cannot be loaded.
+        """
+        if self._take_turns and self._engine and self._engine.has_own_weights:
+            self._engine.close()
+        if self._policy is None:
+            _say(f"loading {self.files.name}")
+            self._policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
+        return self._policy
+
+    def probe(self, adapter: Adapter) -> GradientProbe:
+        """Give the policy's gradients with respect to an adapter."""
+        policy = self.policy()
+        if self._probe is None or self._probe.adapter != adapter:
+            self._probe = GradientProbe(policy, adapter)
+        return self._probe
+
+    def close(self) -> None:
+        """Free everything; what is asked for again is loaded again."""
+        if self._engine:
+            self._engine.close()
+        self._engine = self._policy = self._probe = None
+
+    def _new_engine(self) -> Engine:
+        config = self.config
+        if self.choice == VLLM:
+            from probes.vllm_engine import VllmEngine
+
+            return VllmEngine(
+                self.files,
+                seed=config.seed,
+                temperature=config.temperature,
+                max_tokens=config.max_tokens,
+                options=config.vllm,
+                trust_remote_code=config.trust_remote_code,
+            )
+        return TransformersEngine(
+            self.policy(),
+            seed=config.seed,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            batch_tokens=config.batch_tokens or None,
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
