@@ -52,6 +52,7 @@ from curate.run_folder import RunFolder, read_manifest
 from curate.tags import Trainability
 from probes import judging, tagging
 from probes.engine import Rollout, SampleRequest, uniform_draws
+from probes.engines import LoadedModel
 from probes.gradients import TokenizedRollout
 
 MOST_BYTES, MOST_GROWTH, LEAST_SECONDS = 6e9, 1.5, 5.0
@@ -134,6 +135,7 @@ class GeneratedRollouts:
     """An engine whose completions are right as often as an item's pass rate says."""
 
     name = "generated"
+    has_own_weights = False
 
     def __init__(self, seed: int = 0) -> None:
         self._bytes, self._seed = Bytes(), seed
@@ -285,8 +287,8 @@ def tag_and_watch(config: TagConfig) -> list[Cost]:
     with (
         patch.object(RunFolder, "stage", watched_stage),
         patch.object(judging._Worker, "kill", watched_kill),
-        patch.object(tagging._Tagging, "_engine", GeneratedRollouts()),
-        patch.object(tagging._Tagging, "_probe", GeneratedGradients(config.gradient_dim)),
+        patch.object(LoadedModel, "engine", return_value=GeneratedRollouts()),
+        patch.object(LoadedModel, "probe", return_value=GeneratedGradients(config.gradient_dim)),
         patch.dict(tagging._SHARD_TOKENS, cpu=tagging._SHARD_TOKENS["cuda"]),
     ):
         tagging.tag_dataset(config)

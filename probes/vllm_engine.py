@@ -108,8 +108,10 @@ class VllmEngine:
             with _quiet(), _own_process_kept():
                 vllm.EngineArgs(**self._arguments).create_engine_config()
         except _FAILURES as error:
+            chosen = ", ".join(f"{name} = {value!r}" for name, value in (options or {}).items())
             raise UsageError(
-                f"vLLM cannot run {files.name} with these options: {_reason(error)}{_hint()}"
+                f"vLLM cannot run {files.name} with [vllm] {chosen or 'empty'}: "
+                f"{_reason(error)}{_hint()}"
             ) from error
 
     def facts(self) -> dict[str, Any]:

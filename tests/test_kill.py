@@ -1,14 +1,6 @@
-"""kill -9 at any moment costs at most the shard in hand, and the same command finishes the run.
-
-A driver runs `curate` in a process of its own and stops for good at a chosen call of a chosen
-function, so that the kill falls into the same moment every time.
-"""
+"""kill -9 at any moment costs at most the shard in hand, and the same command finishes the run."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,60 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from probes import tagging
-from tests.tag_runs import ROOT, additions, read_rollouts, small_command, tag, write_jsonl
+from tests.killed_runs import run_until_killed
+from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 
 ITEMS, ROLLOUTS = 6, 32
 # Two items a shard.
 SHARD_TOKENS = {"cpu": 2 * ROLLOUTS * 12}
-DRIVER = """
-import importlib, pathlib, sys, time
-from probes import tagging
-from curate.cli import main
-
-module, function, call, *arguments = sys.argv[1:]
-%s
-real, calls = getattr(importlib.import_module(module), function), 0
-
-def stopping(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == int(call):
-        pathlib.Path("stopped").touch()
-        time.sleep(600)
-    return real(*args, **kwargs)
-
-setattr(importlib.import_module(module), function, stopping)
-sys.exit(main(arguments))
-"""
-
-
-def run_until_killed(
-    folder: Path, moment: tuple[str, str, int], *arguments: object, before: str = ""
-) -> None:
-    """Run `curate tag` until the moment (module, function, which call of it), then kill -9.
-
-    before: a line of Python to be run first; else shards are as large as in this process.
-    """
-    driver = folder / "driver.py"
-    driver.write_text(DRIVER % (before or f"tagging._SHARD_TOKENS = {tagging._SHARD_TOKENS!r}"))
-    process = subprocess.Popen(
-        [sys.executable, driver, *map(str, moment), *map(str, small_command(*arguments)[3:])],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "stopped").exists():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.communicate()
-    (folder / "stopped").unlink()
-    assert process.returncode == -9
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from probes import models, tagging
+from tests.killed_runs import run_until_killed
 from tests.tag_runs import Ran, additions, read_jsonl, read_rollouts, run_curate, tag, write_jsonl
-from tests.test_kill import run_until_killed
 
 N, ITEMS = 3, 14
 # In a process of its own: small files, and float32 as here.
