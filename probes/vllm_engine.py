@@ -57,6 +57,7 @@ class VllmEngine:
         seed, temperature, max_tokens: of the sampling.
         options: vLLM's engine arguments that the user chose.
         trust_remote_code: run Python code that comes with the model.
+        dtype: precision of the weights; the one that the policy is loaded in where None.
 
     Raises:
         UsageError: vLLM is not installed, an option is wrong, or it cannot run the model.
@@ -74,6 +75,7 @@ class VllmEngine:
         max_tokens: int,
         options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.files = files
         self.seed = seed
@@ -90,13 +92,13 @@ class VllmEngine:
         self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
         self.options = {**_defaults(vllm), **(options or {})}
         _check_names(vllm, self.options)
-        dtype = str(choose_dtype(choose_device())).removeprefix("torch.")
+        dtype = dtype or choose_dtype(choose_device())
         self._arguments: dict[str, Any] = {
             **self.options,
             "model": str(folder),
             "skip_tokenizer_init": True,
             "trust_remote_code": trust_remote_code,
-            "dtype": dtype,
+            "dtype": str(dtype).removeprefix("torch."),
             "load_format": "safetensors",
             "seed": seed,
             # vLLM's own defaults, not those of the model's generation config.
