@@ -54,13 +54,13 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from curate.commands import doctor
-    from probes.doctor import doctor_text
+    # Not through `curate.commands`, which needs what may be missing.
+    from probes.doctor import doctor_facts, doctor_text, examine
 
     names = TagConfig.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}
     values = read_config_file(arguments.config) if "config" in arguments else {}
     config = config_from_mapping(values | given, getattr(arguments, "config", "options"))
-    facts = doctor(config, items=getattr(arguments, "items", None))
+    facts = doctor_facts(examine(config, getattr(arguments, "items", None)))
     print(json.dumps(facts, indent=2) if "json" in arguments else doctor_text(facts))
     return 0 if facts["can_tag"] else 1

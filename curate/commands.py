@@ -572,10 +572,8 @@ def doctor(config: TagConfig | None = None, *, items: int | None = None) -> dict
         `about`, `state` (ok, limit or blocks), `text` and `remedy`.
 
     Raises:
-        UsageError: a dataset or model that is not there.
+        UsageError: a dataset or model that is not there, or no items.
     """
     from probes.doctor import doctor_facts, examine
 
-    if items is not None and items < 1:
-        raise UsageError(f"--items is {items}; it must be at least 1")
     return doctor_facts(examine(config or TagConfig(), items))

@@ -1,4 +1,7 @@
-"""What `curate tag` can do here, and what is in its way: findings, each with its remedy."""
+"""What `curate tag` can do here, and what is in its way: findings, each with its remedy.
+
+Nothing that could be broken is imported here: libraries are looked at in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,10 @@ def examine(config: TagConfig, items: int | None = None) -> list[Finding]:
         items: of that run; None: those of its dataset, or 1,000 where it names none.
 
     Raises:
-        UsageError: the dataset cannot be read.
+        UsageError: the dataset cannot be read, the model does not exist, or `items` is below 1.
     """
+    if items is not None and items < 1:
+        raise UsageError(f"--items is {items}; it must be at least 1")
     used = dependencies()
     missing = {each.extra for each in used if each.extra and each.version is None}
     facts = look_at(name for name in LOOKS if name not in missing)
@@ -292,6 +297,8 @@ def _weight_files(model: str) -> list[Path] | None:
             ) from error
         except (LocalEntryNotFoundError, OSError):
             return None
+        # Its configuration alone may have been fetched.
+        return sorted(path.glob("*.safetensors")) or None
     return sorted(path.glob("*.safetensors"))
 
 

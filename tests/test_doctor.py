@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import curate
 from curate import installation
 from curate.config import TagConfig
 from curate.errors import UsageError
@@ -206,6 +207,36 @@ def test_a_library_that_ends_its_process_is_a_finding(
                 if f.about == "vllm"]  # fmt: skip
     assert found.state == "limit" and "nms" in found.text and found.remedy
     assert doctor._ray(facts["ray"]).state == "limit"
+
+
+def test_it_works_where_nothing_else_can_be_imported(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'numpy', 'pyarrow', 'transformers', 'huggingface_hub'):\n"
+        "    sys.modules[name] = None\n"
+        "from curate.cli import main\n"
+        "from probes import doctor\n"
+        "doctor.look_at = lambda names: {'torch': {'failed': 'ImportError: no torch'}}\n"
+        f"sys.exit(main(['doctor', '--json', '--run-dir', {str(tmp_path)!r}]))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1, ran.stderr
+    facts = json.loads(ran.stdout)
+    assert facts["can_tag"] is False and finding(facts, "torch")["state"] == "blocks"
+
+
+def test_the_function_says_what_the_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "look_at", lambda names: {"torch": {"failed": "no torch"}})
+    config = TagConfig(run_dir=str(tmp_path))
+    ran = run_curate("doctor", "--json", "--run-dir", tmp_path, "--items", 7)
+    told = {finding["about"]: finding for finding in json.loads(ran.stdout)["findings"]}
+    asked = {finding["about"]: finding for finding in curate.doctor(config, items=7)["findings"]}
+    assert ran.status == 1 and told.keys() == asked.keys()
+    assert told["torch"] == asked["torch"] and "7 items" in asked["memory"]["text"]
 
 
 def test_a_broken_torch_blocks() -> None:
