@@ -76,6 +76,8 @@ def comparison_text(summary: dict[str, Any]) -> str:
         f"items:  {items['compared']:,} in both, {items['only_in_a']:,} only before, "
         f"{items['only_in_b']:,} only after"
     )
+    if "groups" not in summary:
+        return "\n".join([*lines, "", *_new_items(summary["new_items"])])
     without = f"; {items['without_group']:,} items have none" if items["without_group"] else ""
     lines.append(f"groups: {summary['groups_from']}{without}")
     measures = dict(_MEASURES)
@@ -87,8 +89,39 @@ def comparison_text(summary: dict[str, Any]) -> str:
         lines += [""] * (name == "pass_rates") + [_moved(title, summary[name], summary)]
     lines += ["", *_transitions(summary["groups"][-1]["transitions"])]
     lines += _blocks(summary["alignment"])
+    if summary["new_items"]:
+        lines += [*_new_items(summary["new_items"]), ""]
     lines += [f"warning: {text}" for text in summary["warnings"]]
     return "\n".join(lines)
+
+
+_NEW_ITEMS = {
+    "to_parent": "new item to its parent",
+    "to_other_parents": "new item to other parents",
+    "difference": "difference",
+    "parents_before": "parent to all other items",
+    "parents_after": "the same with new items",
+    "parents_change": "change",
+}
+
+
+def _new_items(found: dict[str, Any]) -> list[str]:
+    """What `recipes.new_items` found of items that were written from others."""
+    known = found["with_gradients"]
+    lines = [
+        f"new items: {found['new_items']:,} of {found['parents']:,} parents; "
+        f"{known['new_items']:,} of {known['parents']:,} have correct rollouts on both sides"
+    ]
+    if found["note"]:
+        return [*lines, f"not compared: {found['note']}"]
+    lines.append(f"{'cosine of rollouts':<28}{'mean':>9}   95% interval over parents")
+    for name, title in _NEW_ITEMS.items():
+        mean = found[name] or {"mean": None, "low": None}
+        interval = _UNKNOWN
+        if mean["low"] is not None:
+            interval = f"{mean['low']:+.3f} to {mean['high']:+.3f}"
+        lines.append(f"{title:<28}{_number(mean['mean'], '+')}   {interval}")
+    return lines
 
 
 def _means(title: str, groups: list[dict[str, Any]], name: str, confidence: float) -> list[str]:

@@ -371,7 +371,8 @@ def _add_compare(commands: Any) -> None:
         description="Compare two probes of the same items by two policies, such as a model before "
         "and after RL, or before and after mid-training: how pass rates, gradient similarities and "
         "tags moved, for every item and for every group, with intervals. Groups are the first "
-        "run's, so that they hold the same items on either side.",
+        "run's, so that they hold the same items on either side. Where the second run probed items "
+        "of `curate augment`: whether their gradients came near their parents'.",
         epilog="example: curate compare runs/train-base runs/train-step50. "
         "Exit status: 0 done, 1 a file of a run is missing or damaged, 2 bad usage or input.",
     )

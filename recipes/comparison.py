@@ -45,6 +45,7 @@ from recipes.finished_run import (
     FinishedRun,
     open_finished_run,
 )
+from recipes.new_items import compare_new_items, parents_of
 
 Floats = NDArray[np.float64]
 
@@ -114,6 +115,9 @@ def compare_runs(
         groups_from: run folder whose tags or confirmed tags make the groups; `run_a` by default.
         seed: of the bootstrap.
 
+    Where the second run probed items of `curate augment`, the summary has `new_items`
+    (`recipes.new_items`), which alone is there where the runs have no item in common.
+
     Returns:
         the items and the summary. `groups` in the summary has a list of the tags that occur, then
         `hard` (all but easy) and `all`; `alignment` the cosines between these, as
@@ -129,6 +133,10 @@ def compare_runs(
         raise UsageError(f"{run_a} and {run_b} are one run folder; give two probes of the items")
     source = a if groups_from is None else open_finished_run(groups_from)
     ids = a.ids.filter(pc.is_in(a.ids, value_set=b.ids))
+    parent_of = parents_of(b)
+    new_items = compare_new_items(a, b, parent_of, seed=seed) if parent_of else None
+    if not len(ids) and new_items:
+        return _only_new_items(a, b, new_items)
     if not len(ids):
         raise UsageError(
             f"{run_a} and {run_b} have no item in common: an item is the same where prompt and "
@@ -158,8 +166,22 @@ def compare_runs(
         "similarities": _moved(items, "gradient_similarity"),
         "groups": [_group(items, name, np.isin(group, of), seed) for name, of in sets.items()],
         "alignment": _alignment(sums, sets),
+        "new_items": new_items,
     }
     return Comparison(items, summary)
+
+
+def _only_new_items(a: FinishedRun, b: FinishedRun, new_items: dict[str, Any]) -> Comparison:
+    """Where the second run probed nothing but what was written from items of the first."""
+    counts = {"compared": 0, "only_in_a": len(a.ids), "only_in_b": len(b.ids), "without_group": 0}
+    summary = {
+        "run_a": a.facts,
+        "run_b": b.facts,
+        "items": counts,
+        "confidence": CONFIDENCE,
+        "new_items": new_items,
+    }
+    return Comparison(COMPARISON_SCHEMA.empty_table(), summary)
 
 
 # --- Warnings ----------------------------------------------------------------------------------
