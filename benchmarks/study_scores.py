@@ -86,9 +86,9 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         `items`, `unlearnable`, `learnable`, `references`; under `scores` for each its AUROC and
         average precision with 95 % intervals, and `within_tasks`, its AUROC over pairs of one task
         only (null if there is no such pair), with the number of `pairs_within_tasks`; `required`,
-        what the present rule reaches with the items that have no similarity; `left_out`, why a
-        score is missing; and `calibrate`, the cross-validation of `curate calibrate`, or None
-        with `calibrate_note`.
+        what the present rule reaches with the items that have no similarity, if it can;
+        `left_out`, why a score is missing; and `calibrate`, the cross-validation of `curate
+        calibrate`, or None with `calibrate_note`.
     """
     judged = np.flatnonzero(items.is_judged & np.isfinite(items.similarity))
     outcome, tasks = items.is_unlearnable[judged], items.tasks[judged]
@@ -107,10 +107,13 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         scores["semantic similarity of prompts"] = -items.semantic[judged]
     similar, found["references"] = _estimates(run, items, judged, tau)
     scores |= similar
-    required = _required(run, items, tau)
-    scores[REQUIRED] = required[judged]
-    scores[LIFTED] = -_lift(items, judged)
     left_out = {}
+    required = _required(run, items, tau)
+    if np.isfinite(required[judged]).all():
+        scores[REQUIRED] = required[judged]
+    else:
+        left_out[REQUIRED] = "the easy items set no threshold"
+    scores[LIFTED] = -_lift(items, judged)
     if min(found["unlearnable"], found["learnable"]) >= FOLDS:
         scores[COMBINED] = _combined(items, judged)
     else:
@@ -129,10 +132,10 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         # It leaves the item's own outcome out, which within a task turns the order round.
         found["scores"][ORACLE]["within_tasks"] = None
     everyone = np.flatnonzero(items.is_judged & np.isfinite(required))
-    found["required"] = {
-        "items": len(everyone),
-        **compare_scores(items.is_unlearnable[everyone], {REQUIRED: required[everyone]})[REQUIRED],
-    }
+    if REQUIRED in scores:
+        outcomes = items.is_unlearnable[everyone]
+        figures = compare_scores(outcomes, {REQUIRED: required[everyone]})[REQUIRED]
+        found["required"] = {"items": len(everyone), **figures}
     return found | {"left_out": left_out} | _calibrate(run)
 
 
