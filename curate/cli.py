@@ -33,6 +33,7 @@ _TITLES = {
     "output": "where results go",
     "dataset": "reading the dataset",
     "sampling": "sampling rollouts",
+    "server": "sampling with servers that speak OpenAI's protocol (--engine server)",
     "machines": "more than one machine",
     "verifying": "verifying and pass rates",
     "tagging": "gradients and tags",
@@ -241,6 +242,7 @@ def _add_option(group: Any, each: dataclasses.Field[Any], hint: Any) -> None:
         return
     many = typing.get_origin(hint) is tuple
     kind = typing.get_args(hint)[0] if many else hint
+    is_repeatable = each.metadata.get("repeatable", False)
     default: Any = each.default
     if many:
         default = " ".join(map(str, default))
@@ -250,7 +252,8 @@ def _add_option(group: Any, each: dataclasses.Field[Any], hint: Any) -> None:
         option,
         dest=each.name,
         type=kind,
-        nargs="+" if many else None,
+        nargs="+" if many and not is_repeatable else None,
+        action="append" if is_repeatable else "store",
         choices=each.metadata.get("choices"),
         metavar=each.metadata["metavar"] if "choices" not in each.metadata else None,
         help=text,

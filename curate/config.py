@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -15,6 +16,7 @@ from typing import Any
 
 import tomli_w
 
+from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url
 from curate.errors import UsageError
 
 AUTO = "auto"
@@ -98,7 +100,7 @@ class TagConfig:
     engine: str = _setting(
         AUTO, "sampling",
         "what draws the rollouts (auto: vllm where it and a CUDA GPU are there, else transformers)",
-        choices=("auto", "transformers", "vllm"),
+        choices=("auto", "transformers", "vllm", "server"),
     )  # fmt: skip
     min_rollouts: int = _setting(32, "sampling", "rollouts that every item gets", "N")
     max_rollouts: int = _setting(
@@ -136,6 +138,32 @@ class TagConfig:
             "gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "enforce_eager",
             "max_model_len", "max_num_seqs", "max_num_batched_tokens",
         ),
+    )  # fmt: skip
+
+    base_url: tuple[str, ...] = _setting(
+        (), "server",
+        "where a server answers, such as http://localhost:8000/v1; repeatable: requests go to the "
+        "least loaded one", "URL", changes_result=False, repeatable=True,
+    )  # fmt: skip
+    served_model: str = _setting(
+        "", "server", "the servers' name for the model, where it is not that of --model",
+        "NAME", changes_result=False,
+    )  # fmt: skip
+    api_key_variable: str = _setting(
+        "", "server",
+        f"the environment variable that holds the API key (default: {DEFAULT_KEY_VARIABLE}, if "
+        "set); the key itself is never written anywhere", "NAME", changes_result=False,
+    )  # fmt: skip
+    samples_per_request: int = _setting(
+        16, "server", "completions of a prompt that one request asks for, at most", "N",
+        changes_result=False,
+    )  # fmt: skip
+    requests_in_flight: int = _setting(
+        128, "server", "requests at one server at a time, at most", "N", changes_result=False
+    )
+    request_seconds: float = _setting(
+        600.0, "server", "a request without an answer by then is sent again", "S",
+        changes_result=False,
     )  # fmt: skip
 
     verifier: str = _setting(
@@ -180,6 +208,7 @@ class TagConfig:
         for name in (
             "min_rollouts", "max_rollouts", "max_tokens",
             "gradient_rollouts", "gradient_dim", "gradient_rank",
+            "samples_per_request", "requests_in_flight",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget"):
@@ -194,17 +223,32 @@ class TagConfig:
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
                 f"{self.min_rollouts}, which every item gets; 0 sets no limit"
             )
-        for name in ("temperature", "verifier_seconds", "gradient_alpha"):
+        for name in ("temperature", "verifier_seconds", "gradient_alpha", "request_seconds"):
             value = getattr(self, name)
             _require(0 < value < math.inf, name, value, "a number above 0")
         _require(0 < self.tau < 1, "tau", self.tau, "between 0 and 1")
         _require(all(k >= 1 for k in self.k), "k", list(self.k), "at least 1 each")
         _require(len(set(self.k)) == len(self.k), "k", list(self.k), "different numbers")
+        self._check_servers()
         for name in self.vllm:
             if name in _NOT_FOR_VLLM:
                 raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")
         _require(_is_threshold(self.similarity_threshold), "similarity_threshold",
                  self.similarity_threshold, "auto or a number")  # fmt: skip
+
+    def _check_servers(self) -> None:
+        for url in self.base_url:
+            check_base_url(url)
+        if self.engine == "server" and not self.base_url:
+            raise UsageError("--engine server needs --base-url http://HOST:PORT/v1")
+        if self.base_url and self.engine != "server":
+            raise UsageError(f"--base-url is for --engine server; the engine is {self.engine}")
+        # Whoever gives the key itself here must not find it in config.toml, nor in this error.
+        if self.api_key_variable and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_variable):
+            raise UsageError(
+                "--api-key-variable takes the name of an environment variable, and what it was "
+                f"given is none; set {DEFAULT_KEY_VARIABLE} to the key and leave the option out"
+            )
 
     def replace(self, **changes: Any) -> TagConfig:
         """Return a copy with some fields changed."""

@@ -14,14 +14,16 @@ from probes.gradients import Adapter, GradientProbe
 from probes.models import (
     ModelFiles,
     Policy,
+    PolicyOutline,
     choose_device,
     choose_dtype,
     device_name,
     load_policy,
+    outline_policy,
 )
 from probes.transformers_engine import TransformersEngine
 
-TRANSFORMERS, VLLM = "transformers", "vllm"
+TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
 
 def choose_engine(config: TagConfig) -> tuple[str, str]:
@@ -58,6 +60,7 @@ class LoadedModel:
         self.choice, self.why = choose_engine(config)
         self._take_turns = choose_device().type == "cuda"
         self._engine: Engine | None = None
+        self._outline: PolicyOutline | None = None
         self._policy: Policy | None = None
         self._probe: GradientProbe | None = None
 
@@ -69,14 +72,28 @@ class LoadedModel:
         """
         if self._engine is None:
             self._engine = self._new_engine()
-            device = choose_device()
-            dtype = str(choose_dtype(device)).removeprefix("torch.")
-            _say(f"engine {self.choice}: {self.why}; on {device_name(device)}, in {dtype}")
+            _say(f"engine {self.choice}: {self.why}; {self._where()}")
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()
             torch.cuda.empty_cache()
         return self._engine
+
+    def outline(self) -> Policy | PolicyOutline:
+        """Tell what the policy is: its modules, tokenizer, end tokens and context length.
+
+        Where the weights are not loaded anyway, they stay so.
+
+        Raises:
+            UsageError: the model cannot be loaded.
+        """
+        if self._policy:
+            return self._policy
+        if self._outline is None:
+            self._outline = outline_policy(
+                self.files, trust_remote_code=self.config.trust_remote_code
+            )
+        return self._outline
 
     def policy(self) -> Policy:
         """Give the policy.
@@ -104,6 +121,13 @@ class LoadedModel:
             self._engine.close()
         self._engine = self._policy = self._probe = None
 
+    def _where(self) -> str:
+        if self.choice == SERVER:
+            return f"at {', '.join(self.config.base_url)}"
+        device = choose_device()
+        dtype = str(choose_dtype(device)).removeprefix("torch.")
+        return f"on {device_name(device)}, in {dtype}"
+
     def _new_engine(self) -> Engine:
         config = self.config
         if self.choice == VLLM:
@@ -116,6 +140,23 @@ class LoadedModel:
                 max_tokens=config.max_tokens,
                 options=config.vllm,
                 trust_remote_code=config.trust_remote_code,
+            )
+        if self.choice == SERVER:
+            from probes.server_engine import ServerEngine
+            from probes.servers import read_api_key
+
+            return ServerEngine(
+                self.files,
+                self.outline(),
+                config.base_url,
+                api_key=read_api_key(config.api_key_variable),
+                seed=config.seed,
+                temperature=config.temperature,
+                max_tokens=config.max_tokens,
+                served_model=config.served_model,
+                samples_per_request=config.samples_per_request,
+                in_flight=config.requests_in_flight,
+                timeout_seconds=config.request_seconds,
             )
         return TransformersEngine(
             self.policy(),

@@ -66,6 +66,19 @@ class Policy:
     context_length: int
 
 
+@dataclass(frozen=True)
+class PolicyOutline:
+    """What is known of a policy without its weights.
+
+    `model` has every module and no numbers: its parameters are on the meta device.
+    """
+
+    model: Any
+    tokenizer: Any
+    eos_token_ids: frozenset[int]
+    context_length: int
+
+
 def resolve_model(name: str) -> ModelFiles:
     """Find the files of a model, fetching a Hub id when it is not in the cache.
 
@@ -231,6 +244,36 @@ def load_policy(
         eos_token_ids=_eos_token_ids(
             getattr(model, "generation_config", None), model.config, tokenizer
         ),
+        context_length=_context_length(model.config),
+    )
+
+
+def outline_policy(files: ModelFiles, *, trust_remote_code: bool = False) -> PolicyOutline:
+    """Read what a policy is from its configuration and tokenizer, in little time and memory.
+
+    Raises:
+        UsageError: the files are not a causal language model that transformers knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    generation: Any = None
+    try:
+        config = AutoConfig.from_pretrained(
+            files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+        )
+        if not files.gguf_file and (files.folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
+        with torch.device("meta"):
+            auto: Any = AutoModelForCausalLM
+            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    except _UNREADABLE as error:
+        raise UsageError(f"model {files.name} cannot be loaded: {_first_line(error)}") from error
+    return PolicyOutline(
+        model=model,
+        tokenizer=tokenizer,
+        eos_token_ids=_eos_token_ids(generation, model.config, tokenizer),
         context_length=_context_length(model.config),
     )
 

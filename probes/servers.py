@@ -141,7 +141,9 @@ class Server:
         """Whether it may get another request now."""
         return self.in_flight < self.room
 
-    async def ask(self, path: str, body: Json | None = None, *, seconds: float = 30.0) -> Json:
+    async def ask(
+        self, path: str, body: Json | None = None, *, seconds: float = _PROBE_SECONDS
+    ) -> Json:
         """Send one request, once: a POST with a body, else a GET.
 
         Args:
@@ -429,12 +431,9 @@ class ServerPool:
 
     async def _first_look(self, server: Server) -> None:
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
-                await self.admit(server)
+            await self.admit(server)
         except ServerFault as fault:
             server.reason = str(fault)
-        except TimeoutError:
-            server.reason = f"no answer within {_PROBE_SECONDS:g} s"
         else:
             server.is_in = True
 
@@ -578,13 +577,10 @@ class ServerPool:
             await asyncio.sleep(self._wait(times))
             times += 1
             try:
-                async with asyncio.timeout(_PROBE_SECONDS):
-                    await self.admit(server)
+                await self.admit(server)
                 break
             except ServerFault as fault:
                 server.reason = str(fault)
-            except TimeoutError:
-                server.reason = f"no answer within {_PROBE_SECONDS:g} s"
             except UsageError as error:
                 server.reason = str(error)
                 _say(f"server {server.url} stays out: {error}")

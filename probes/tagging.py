@@ -37,7 +37,7 @@ from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability, tag_schema
 from probes.counting import Outcomes, count_rollouts
 from probes.engine import Engine
-from probes.engines import LoadedModel
+from probes.engines import SERVER, LoadedModel
 from probes.gradient_stage import differentiate, differentiate_here, join, joined
 from probes.gradients import Adapter, target_modules
 from probes.judging import VerifierPool
@@ -364,15 +364,15 @@ class _Tagging:
             self._warn_of_echoes(items, pool)
         # A wrong option or name must show now, not once everything is sampled.
         self._engine()
-        policy = self.model.policy()
-        target_modules(policy.model, self._adapter.targets)
+        outline = self.model.outline()
+        target_modules(outline.model, self._adapter.targets)
         refused = render_items(
             self.run,
             items,
             self._tokenizer,
             instruction=self.config.instruction,
             max_tokens=self.config.max_tokens,
-            context_length=policy.context_length,
+            context_length=outline.context_length,
         )
         if len(refused) == len(items):
             raise UsageError(
@@ -443,6 +443,9 @@ class _Tagging:
         if np.all(drawn >= target):
             return {"rollouts": int(drawn.sum())}
         shard_tokens = _SHARD_TOKENS[choose_device().type]
+        if self.model.choice == SERVER:
+            # The GPUs are elsewhere.
+            shard_tokens = _SHARD_TOKENS["cuda"] * len(self.config.base_url)
         shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
         draw = draw_here(self._engine(), self._tokenizer)
         return sample_items(self.run, self._items, drawn, target, draw, shard_size)
