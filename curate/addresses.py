@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from curate.errors import UsageError, one_line
@@ -34,3 +35,16 @@ def check_base_url(url: str) -> str:
             "http://localhost:8000/v1"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+def check_key_variable(name: str) -> None:
+    """Refuse what cannot be the name of an environment variable; empty stands for the usual one.
+
+    Raises:
+        UsageError: it is none. It may be the key itself, so it is not repeated.
+    """
+    if name and not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise UsageError(
+            "--api-key-env takes the name of an environment variable, and what it was given is "
+            f"none; set {DEFAULT_KEY_VARIABLE} to the key and leave the option out"
+        )

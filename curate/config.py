@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 import tomllib
 import types
 import typing
@@ -16,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url
+from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url, check_key_variable
 from curate.errors import UsageError
 
 AUTO = "auto"
@@ -149,10 +148,10 @@ class TagConfig:
         "", "server", "the servers' name for the model, where it is not that of --model",
         "NAME", changes_result=False,
     )  # fmt: skip
-    api_key_variable: str = _setting(
+    api_key_env: str = _setting(
         "", "server",
         f"the environment variable that holds the API key (default: {DEFAULT_KEY_VARIABLE}, if "
-        "set); the key itself is never written anywhere", "NAME", changes_result=False,
+        "set); the key itself is never written anywhere", "VARIABLE", changes_result=False,
     )  # fmt: skip
     samples_per_request: int = _setting(
         16, "server", "completions of a prompt that one request asks for, at most", "N",
@@ -243,12 +242,7 @@ class TagConfig:
             raise UsageError("--engine server needs --base-url http://HOST:PORT/v1")
         if self.base_url and self.engine != "server":
             raise UsageError(f"--base-url is for --engine server; the engine is {self.engine}")
-        # Whoever gives the key itself here must not find it in config.toml, nor in this error.
-        if self.api_key_variable and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_variable):
-            raise UsageError(
-                "--api-key-variable takes the name of an environment variable, and what it was "
-                f"given is none; set {DEFAULT_KEY_VARIABLE} to the key and leave the option out"
-            )
+        check_key_variable(self.api_key_env)
 
     def replace(self, **changes: Any) -> TagConfig:
         """Return a copy with some fields changed."""

@@ -149,7 +149,7 @@ class LoadedModel:
                 self.files,
                 self.outline(),
                 config.base_url,
-                api_key=read_api_key(config.api_key_variable),
+                api_key=read_api_key(config.api_key_env),
                 seed=config.seed,
                 temperature=config.temperature,
                 max_tokens=config.max_tokens,

@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url
+from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url, check_key_variable
 from curate.errors import RunError, UsageError, one_line
 
 Json = dict[str, Any]
@@ -101,8 +101,10 @@ def read_api_key(variable: str = "") -> str | None:
         variable: the variable's name; OPENAI_API_KEY where empty.
 
     Raises:
-        UsageError: the variable was named but is not set, or holds what cannot be a key.
+        UsageError: the variable was named but is not set, or holds what cannot be a key, or the
+            name cannot be that of a variable.
     """
+    check_key_variable(variable)
     name = variable or DEFAULT_KEY_VARIABLE
     key = os.environ.get(name, "").strip()
     if not key:

@@ -335,7 +335,7 @@ def test_a_run_keeps_what_it_needs_to_know_and_not_the_key(
         command = (
             *(dataset, "--model", tiny_model, "--run-dir", run, "--out", tmp_path / "out.jsonl"),
             *("--engine", "server", "--base-url", servers[0].url, "--base-url", servers[1].url),
-            *("--api-key-variable", "MY_KEY", "--samples-per-request", 8),
+            *("--api-key-env", "MY_KEY", "--samples-per-request", 8),
         )
         said = []
         whole = servers[0].answer
@@ -380,11 +380,11 @@ def test_a_run_keeps_what_it_needs_to_know_and_not_the_key(
         (["--base-url", "http://host"], "--base-url is for --engine server"),
         (["--engine", "server", "--base-url", "http://a:hunter2@host"], "the key in the environ"),
         (
-            ["--engine", "server", "--base-url", "http://h", "--api-key-variable", "sk-hunter2"],
-            "--api-key-variable takes the name of an environment variable",
+            ["--engine", "server", "--base-url", "http://h", "--api-key-env", "sk-hunter2"],
+            "--api-key-env takes the name of an environment variable",
         ),
         (
-            ["--engine", "server", "--base-url", "http://h", "--api-key-variable", "NO_SUCH_KEY"],
+            ["--engine", "server", "--base-url", "http://h", "--api-key-env", "NO_SUCH_KEY"],
             "the environment variable NO_SUCH_KEY for the API key is not set",
         ),
     ],

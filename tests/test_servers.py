@@ -337,6 +337,9 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         read_api_key("MY_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     assert read_api_key() == KEY
+    with pytest.raises(UsageError, match="--api-key-env takes the name") as error:
+        read_api_key(KEY)
+    assert KEY not in str(error.value)
     monkeypatch.setenv("MY_KEY", "a\r\nHost: b")
     with pytest.raises(UsageError) as error:
         read_api_key("MY_KEY")

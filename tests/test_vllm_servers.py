@@ -1,0 +1,108 @@
+"""Rollouts from two real vLLM servers, one of which is killed while it is at it."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from curate.errors import UsageError
+from probes.engine import SampleRequest
+from probes.models import outline_policy, resolve_model
+from probes.server_engine import ServerEngine
+from tests.tag_runs import ROOT, read_rollouts, tag
+from tests.vllm_servers import MODEL, RealServer, real_servers
+
+EOS = 2  # SmolLM2's <|im_end|>.
+ITEMS, ROLLOUTS, TOKENS = 4, 40, 24
+
+
+@pytest.fixture(scope="module")
+def servers(
+    smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[RealServer]]:
+    with real_servers(2, smollm2_folder, tmp_path_factory.mktemp("servers")) as started:
+        yield started
+
+
+def _engine(model: Path, servers: list[RealServer], served_model: str = "") -> ServerEngine:
+    files = resolve_model(str(model))
+    return ServerEngine(
+        files, outline_policy(files), [server.url for server in servers],
+        seed=1, temperature=0.5, max_tokens=TOKENS, served_model=served_model,
+    )  # fmt: skip
+
+
+def test_a_real_server_takes_and_gives_token_ids(
+    servers: list[RealServer], smollm2_folder: Path
+) -> None:
+    engine = _engine(smollm2_folder, servers)
+    text = "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+    rollouts = list(engine.sample([SampleRequest("sum", prompt, 0, 20)]))
+    facts = engine.facts()
+    engine.close()
+    assert {rollout.sample for rollout in rollouts} == set(range(20))
+    for rollout in rollouts:
+        ids = rollout.completion_token_ids
+        assert (rollout.finish_reason == "stop") == (ids[-1] == EOS)
+        assert len(ids) == TOKENS if rollout.finish_reason == "length" else EOS not in ids[:-1]
+    texts = {engine.tokenizer.decode(rollout.completion_token_ids) for rollout in rollouts}
+    assert len(texts) > 10 and any("5" in text for text in texts)
+    # Recognised by the folder that it was started with, whatever name it gave the model.
+    assert (facts["served_model"], facts["token_ids"]) == (MODEL, True)
+    assert facts["whole_distribution"] and not facts["tokenizer_unchecked"]
+    assert all(version.startswith("vllm 0.") for version in facts["version"].values())
+
+
+def test_a_real_server_of_another_model_is_refused(
+    servers: list[RealServer], tiny_model: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"serves {MODEL}, and not tiny-llama"):
+        _engine(tiny_model, servers)
+    with pytest.raises(UsageError, match="another tokenizer than --model tiny-llama"):
+        _engine(tiny_model, servers, served_model=MODEL)
+
+
+def test_a_server_killed_midway_costs_no_rollout(
+    servers: list[RealServer], smollm2_folder: Path, tmp_path: Path
+) -> None:
+    stays, dies = servers
+    killed_at_work = []
+    is_over = threading.Event()
+
+    def kill_at_work() -> None:
+        while not is_over.wait(0.1) and not killed_at_work:
+            # The test requests of the beginning are a token long: this is a rollout.
+            if dies.metric("vllm:generation_tokens_total") > before + 200:
+                killed_at_work.append(dies.metric("vllm:num_requests_running"))
+                dies.kill()
+
+    before = dies.metric("vllm:generation_tokens_total")
+    killer = threading.Thread(target=kill_at_work)
+    killer.start()
+    run = tmp_path / "run"
+    ran = tag(
+        *(ROOT / "examples/arithmetic.jsonl", "--config", ROOT / "examples/arithmetic.toml"),
+        *("--model", smollm2_folder, "--run-dir", run, "--out", tmp_path / "out.jsonl"),
+        *("--engine", "server", "--base-url", stays.url, "--base-url", dies.url),
+        *("--limit", ITEMS, "--min-rollouts", ROLLOUTS, "--max-tokens", TOKENS, "--tau", "0.1"),
+        *("--verifier", "math", "--samples-per-request", 8, "--requests-in-flight", 4),
+        *("--gradient-rollouts", 1, "--instruction", "auto"),
+    )
+    is_over.set()
+    killer.join()
+    assert ran.status == 0, ran.stderr
+    assert killed_at_work and killed_at_work[0] > 0
+    assert f"server {dies.url} leaves the pool: " in ran.stderr
+    assert stays.is_alive
+    rollouts = read_rollouts(run)
+    drawn = zip(rollouts["item_id"].to_pylist(), rollouts["sample"].to_pylist(), strict=True)
+    item_ids = set(rollouts["item_id"].to_pylist())
+    assert len(item_ids) == ITEMS
+    assert Counter(drawn) == {(i, s): 1 for i in item_ids for s in range(ROLLOUTS)}
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["engine"]["servers"] == [stays.url, dies.url]
+    assert manifest["counts"]["rollouts_drawn"] == ITEMS * ROLLOUTS
