@@ -172,7 +172,7 @@ class ServerEngine:
                 in_flight=self.in_flight,
                 admit=self._admit,
             )
-            self._pool = pool.__enter__()
+            self._pool = pool.open()
         return self._pool
 
     def _known(self) -> _Manner:

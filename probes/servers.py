@@ -264,7 +264,7 @@ async def is_well(server: Server) -> None:
 class ServerPool:
     """Several servers that answer the same requests.
 
-    To be used in a `with` block, which begins with a look at every server.
+    To be used in a `with` block, or from `open` to `close`.
 
     Args:
         base_urls: their addresses, as the OpenAI client takes them (`http://host:8000/v1`).
@@ -278,8 +278,8 @@ class ServerPool:
             `UsageError` where the server is the wrong one, and `ServerFault` where it is not well.
 
     Raises:
-        UsageError: on entering: an address is wrong, or a server is, or refuses the key.
-        RunError: on entering: none of the servers answers.
+        UsageError: on opening: an address is wrong, or a server is, or refuses the key.
+        RunError: on opening: none of the servers answers.
     """
 
     def __init__(
@@ -323,6 +323,13 @@ class ServerPool:
     # --- From the caller's thread ------------------------------------------------------------
 
     def __enter__(self) -> ServerPool:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> ServerPool:
+        """Look at every server, and be ready; to be followed by `close`."""
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         most = self.in_flight * len(self.servers)
         certificates = httpx.create_ssl_context()
@@ -349,14 +356,11 @@ class ServerPool:
         self._thread.start()
         started.result()
         try:
-            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._look_at_all(), self._loop).result()
         except BaseException:
             self.close()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Abandon every request and end the thread."""
@@ -422,7 +426,7 @@ class ServerPool:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
 
-    async def _open(self) -> None:
+    async def _look_at_all(self) -> None:
         await asyncio.gather(*map(self._first_look, self.servers))
         absent = [server for server in self.servers if not server.is_in]
         if len(absent) == len(self.servers):
