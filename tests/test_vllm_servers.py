@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.tag_runs import ROOT, read_rollouts, tag
 from tests.vllm_servers import MODEL, RealServer, real_servers
 
 EOS = 2  # SmolLM2's <|im_end|>.
-ITEMS, ROLLOUTS, TOKENS = 4, 40, 24
+ITEMS, ROLLOUTS, TOKENS = 4, 64, 24
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +71,14 @@ def test_a_server_killed_midway_costs_no_rollout(
     servers: list[RealServer], smollm2_folder: Path, tmp_path: Path
 ) -> None:
     stays, dies = servers
-    killed_at_work = []
     is_over = threading.Event()
 
     def kill_at_work() -> None:
-        while not is_over.wait(0.1) and not killed_at_work:
-            # The test requests of the beginning are a token long: this is a rollout.
-            if dies.metric("vllm:generation_tokens_total") > before + 200:
-                killed_at_work.append(dies.metric("vllm:num_requests_running"))
-                dies.kill()
+        while not is_over.wait(0.1) and dies.is_alive:
+            with suppress(OSError):  # It may be slow to answer.
+                # The test requests of the beginning are a token long: this is a rollout.
+                if dies.metric("vllm:generation_tokens_total") > before + 100:
+                    dies.kill()
 
     before = dies.metric("vllm:generation_tokens_total")
     killer = threading.Thread(target=kill_at_work)
@@ -95,9 +95,9 @@ def test_a_server_killed_midway_costs_no_rollout(
     is_over.set()
     killer.join()
     assert ran.status == 0, ran.stderr
-    assert killed_at_work and killed_at_work[0] > 0
+    assert stays.is_alive and not dies.is_alive
+    # It had more to do: a request found it dead.
     assert f"server {dies.url} leaves the pool: " in ran.stderr
-    assert stays.is_alive
     rollouts = read_rollouts(run)
     drawn = zip(rollouts["item_id"].to_pylist(), rollouts["sample"].to_pylist(), strict=True)
     item_ids = set(rollouts["item_id"].to_pylist())

@@ -19,7 +19,7 @@ from pathlib import Path
 
 # Under this name, which its command line serves.
 MODEL = "SmolLM2-135M-Instruct"
-START_SECONDS = 300
+START_SECONDS = 600
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
