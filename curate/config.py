@@ -157,6 +157,11 @@ class TagConfig:
         16, "server", "completions of a prompt that one request asks for, at most", "N",
         changes_result=False,
     )  # fmt: skip
+    request_seeds: str = _setting(
+        AUTO, "server",
+        "a seed of its own for each request (auto: where the servers take one; never: for vLLM on "
+        "a CPU, which a seed can crash)", choices=("auto", "never"), changes_result=False,
+    )  # fmt: skip
     requests_in_flight: int = _setting(
         128, "server", "requests at one server at a time, at most", "N", changes_result=False
     )

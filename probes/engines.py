@@ -155,6 +155,7 @@ class LoadedModel:
                 max_tokens=config.max_tokens,
                 served_model=config.served_model,
                 samples_per_request=config.samples_per_request,
+                request_seeds=config.request_seeds == AUTO,
                 in_flight=config.requests_in_flight,
                 timeout_seconds=config.request_seconds,
             )

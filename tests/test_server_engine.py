@@ -198,6 +198,14 @@ def test_a_server_that_can_do_less_is_asked_for_less(
     assert facts["whole_distribution"] == (lacks != "has_extensions")
 
 
+def test_without_seeds_none_is_sent(tiny_model: Path, outline: PolicyOutline) -> None:
+    with _servers(outline) as servers:
+        engine = _engine(servers, tiny_model, outline, request_seeds=False)
+        _drawn(engine)
+        assert not engine.facts()["request_seeds"]
+        assert not any("seed" in body for body in servers[0].posted)
+
+
 def test_an_end_token_that_the_server_keeps_to_itself_is_put_back(
     tiny_model: Path, outline: PolicyOutline
 ) -> None:

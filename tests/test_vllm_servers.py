@@ -33,6 +33,7 @@ def _engine(model: Path, servers: list[RealServer], served_model: str = "") -> S
     return ServerEngine(
         files, outline_policy(files), [server.url for server in servers],
         seed=1, temperature=0.5, max_tokens=TOKENS, served_model=served_model,
+        request_seeds=False,
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_a_server_killed_midway_costs_no_rollout(
         *("--engine", "server", "--base-url", stays.url, "--base-url", dies.url),
         *("--limit", ITEMS, "--min-rollouts", ROLLOUTS, "--max-tokens", TOKENS, "--tau", "0.1"),
         *("--verifier", "math", "--samples-per-request", 8, "--requests-in-flight", 4),
-        *("--gradient-rollouts", 1, "--instruction", "auto"),
+        *("--request-seeds", "never", "--gradient-rollouts", 1, "--instruction", "auto"),
     )
     is_over.set()
     killer.join()

@@ -69,7 +69,7 @@ class RealServer:
 @contextmanager
 def real_servers(count: int, model: Path, logs: Path) -> Iterator[list[RealServer]]:
     """Start servers of a model folder side by side, and kill what is left of them at the end."""
-    servers = [_start(model, logs / f"vllm-{number}.log") for number in range(count)]
+    servers = [_start(model, logs / f"vllm-{number}.log", seed=number) for number in range(count)]
     try:
         deadline = time.monotonic() + START_SECONDS
         for server in servers:
@@ -82,7 +82,7 @@ def real_servers(count: int, model: Path, logs: Path) -> Iterator[list[RealServe
             server.kill()
 
 
-def _start(model: Path, log: Path) -> RealServer:
+def _start(model: Path, log: Path, seed: int) -> RealServer:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -92,7 +92,7 @@ def _start(model: Path, log: Path) -> RealServer:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
         *("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "32"),
-        "--disable-uvicorn-access-log",
+        *("--seed", str(seed), "--disable-uvicorn-access-log"),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
