@@ -124,6 +124,23 @@ class TagConfig:
         False, "sampling", "run Python code that comes with the model: only for authors you trust"
     )
 
+    executor: str = _setting(
+        "local", "machines",
+        "where rollouts are drawn and differentiated: in this process, or by the workers of a Ray "
+        "cluster (docs/scaling.md)", choices=("local", "ray"), changes_result=False,
+    )  # fmt: skip
+    ray_address: str = _setting(
+        "", "machines", "the Ray cluster (default: RAY_ADDRESS, or one that is started here)",
+        "HOST:PORT", changes_result=False,
+    )  # fmt: skip
+    workers: int = _setting(
+        0, "machines", "Ray workers, each with an engine of its own (0: as many as find room)",
+        "N", changes_result=False,
+    )  # fmt: skip
+    ray: Mapping[str, Any] = _setting(
+        dict, "tables", "cpus_per_worker and gpus_per_worker of a Ray worker",
+        changes_result=False,
+    )  # fmt: skip
     shard: str = _setting(
         "", "machines",
         "do only the I-th of N parts of the items, in the folder shards/I-of-N of --run-dir; "
@@ -215,7 +232,9 @@ class TagConfig:
             "samples_per_request", "requests_in_flight",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget"):
+        for name in (
+            "limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget", "workers",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         if self.max_rollouts < self.min_rollouts:
             raise UsageError(
@@ -234,6 +253,13 @@ class TagConfig:
         _require(all(k >= 1 for k in self.k), "k", list(self.k), "at least 1 each")
         _require(len(set(self.k)) == len(self.k), "k", list(self.k), "different numbers")
         self._check_servers()
+        for name, value in self.ray.items():
+            if name not in ("cpus_per_worker", "gpus_per_worker"):
+                raise UsageError(
+                    f"[ray] {name}: unknown setting; known: cpus_per_worker, gpus_per_worker"
+                )
+            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+                raise UsageError(f"[ray] {name} is {value!r}; it must be a number, at least 0")
         for name in self.vllm:
             if name in _NOT_FOR_VLLM:
                 raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from probes.models import Policy
 from probes.transformers_engine import is_out_of_memory
@@ -56,6 +57,16 @@ class Adapter:
     targets: tuple[str, ...] = ("auto",)
     dim: int | None = 4096
     seed: int = 42
+
+    @classmethod
+    def from_config(cls, config: TagConfig) -> Adapter:
+        """The adapter of a run."""
+        return cls(
+            rank=config.gradient_rank,
+            alpha=config.gradient_alpha,
+            targets=config.gradient_targets,
+            dim=config.gradient_dim,
+        )
 
 
 @dataclass(frozen=True)

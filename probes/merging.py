@@ -31,7 +31,7 @@ from curate.run_folder import (
     read_run_config,
     write_parquet,
 )
-from probes.models import ModelFiles
+from probes.models import ModelFiles, describe_machine
 from probes.parts import Part
 from probes.sampling import drawn_rollouts, rollout_shards
 from probes.tagging import PolicyFiles, open_tagging
@@ -99,7 +99,8 @@ def merge_run(
     files = ModelFiles(
         model["name"], Path(config.model), None, model["revision"], model["weight_hash"]
     )
-    with open_tagging(config, source, PolicyFiles(files, model["dtype"])) as tagging:
+    policy = PolicyFiles(files, describe_machine() | {"dtype": model["dtype"]})
+    with open_tagging(config, source, policy) as tagging:
         run = tagging.run
         if not run.is_done("plan"):
             _join(run, parts)
@@ -108,6 +109,7 @@ def merge_run(
         # A round that is planned already waits for the shards.
         is_open = not run.is_done("plan") and _rounds(run) > len(first.files)
         finished = not is_open and tagging.end_joined_round()
+        run.update(device=first.manifest["device"])  # Of the shards, not of this machine.
         rounds = _rounds(run)
     return {
         "finished": finished,

@@ -185,6 +185,13 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def describe_machine() -> dict[str, str]:
+    """What models run on here: `device` (cpu, cuda), `name` of it, `dtype`."""
+    device = choose_device()
+    dtype = str(choose_dtype(device)).removeprefix("torch.")
+    return {"device": device.type, "name": device_name(device), "dtype": dtype}
+
+
 def load_policy(
     files: ModelFiles,
     *,

@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,7 @@ from probes.gradients import Adapter, target_modules
 from probes.judging import VerifierPool
 from probes.models import (
     ModelFiles,
-    choose_device,
-    choose_dtype,
-    device_name,
+    describe_machine,
     load_tokenizer,
     resolve_model,
 )
@@ -67,6 +65,9 @@ from probes.similarity_stage import (
 )
 from probes.similarity_threshold import Probabilities, SimilarityThreshold
 from probes.verifying import verify_rollouts
+
+if TYPE_CHECKING:
+    from probes.ray_executor import RayExecutor
 
 # A shard is what a kill can lose. On a CPU that is about two minutes of sampling.
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
@@ -95,11 +96,12 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
     started = time.monotonic() if started is None else started
     if config.shard:
         raise UsageError("a shard is no tagged dataset: run it with `curate tag --shard`")
-    config, source, model = resolve(config)
-    with open_tagging(config, source, model) as tagging:
-        tagging.all_stages()
-        if config.profile:
-            tagging.profile(started)
+    with _remote(config) as ray:
+        config, source, model = resolve(config, ray)
+        with open_tagging(config, source, model, ray=ray) as tagging:
+            tagging.all_stages()
+            if config.profile:
+                tagging.profile(started)
     return config, Path(config.out)
 
 
@@ -115,16 +117,17 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         RunError: a stage failed; the same call continues.
     """
     part = parse_part(config.shard)
-    config, source, model = resolve(config)
-    whole = Path(config.run_dir)
-    finished = _is_sampled(whole)
     rounds = rollouts = 0
-    folder = part.folder(whole)
-    if not finished:
-        with open_tagging(config, source, model, folder) as tagging:
-            tagging.one_part(part, whole)
-            rounds = len(tagging.run.manifest["shard"]["files"])
-            rollouts = tagging.run.manifest["stages"]["sample"]["rollouts"]
+    with _remote(config) as ray:
+        config, source, model = resolve(config, ray)
+        whole = Path(config.run_dir)
+        folder = part.folder(whole)
+        finished = _is_sampled(whole)
+        if not finished:
+            with open_tagging(config, source, model, folder, ray) as tagging:
+                tagging.one_part(part, whole)
+                rounds = len(tagging.run.manifest["shard"]["files"])
+                rollouts = tagging.run.manifest["stages"]["sample"]["rollouts"]
     return {
         "shard": str(part),
         "round": rounds,
@@ -142,15 +145,29 @@ def _is_sampled(run: Path) -> bool:
     return bool(read_manifest(run)["stages"].get("plan", {}).get("state") == "done")
 
 
+@contextmanager
+def _remote(config: TagConfig) -> Iterator[RayExecutor | None]:
+    """Connect to the workers that do the shards of a run; None where this process does them."""
+    if config.executor == "local":
+        yield None
+        return
+    from probes.ray_executor import RayExecutor
+
+    with closing(RayExecutor(config)) as ray:
+        yield ray
+
+
 @dataclass(frozen=True)
 class PolicyFiles:
-    """The files of a run's policy, and the precision in which they are run."""
+    """The files of a run's policy, and what it runs on: `probes.models.describe_machine`."""
 
     files: ModelFiles
-    dtype: str
+    machine: Mapping[str, str]
 
 
-def resolve(config: TagConfig) -> tuple[TagConfig, Source, PolicyFiles]:
+def resolve(
+    config: TagConfig, ray: RayExecutor | None = None
+) -> tuple[TagConfig, Source, PolicyFiles]:
     """Find the dataset and the policy's files; fill in the default output file and run folder."""
     for name in ("dataset", "model"):
         if not getattr(config, name):
@@ -163,13 +180,19 @@ def resolve(config: TagConfig) -> tuple[TagConfig, Source, PolicyFiles]:
         out=config.out or f"{source.name}.tagged{suffix}",
         run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
     )
-    dtype = str(choose_dtype(choose_device())).removeprefix("torch.")
-    return config, source, PolicyFiles(files, dtype)
+    machine = ray.machine() if ray else describe_machine()
+    if ray:
+        ray.use_model(files.weight_hash, machine["dtype"])
+    return config, source, PolicyFiles(files, machine)
 
 
 @contextmanager
 def open_tagging(
-    config: TagConfig, source: Source, model: PolicyFiles, folder: Path | None = None
+    config: TagConfig,
+    source: Source,
+    policy: PolicyFiles,
+    folder: Path | None = None,
+    ray: RayExecutor | None = None,
 ) -> Iterator[_Tagging]:
     """Open a run, new or to be continued, in `folder` or else in its run folder."""
     plan = _plan(config)
@@ -179,17 +202,20 @@ def open_tagging(
     schema = tag_schema(config.k, target=target is not None, judged=is_judged)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
+    files, machine = policy.files, policy.machine
     identity: dict[str, dict[str, Any]] = {
         "dataset": {"fingerprint": source.fingerprint},
         "target": {"fingerprint": target.fingerprint if target else None},
         "predictor": {"sha256": predictor.sha256 if predictor else None},
-        "model": {"weight_hash": model.files.weight_hash, "dtype": model.dtype},
+        "model": {"weight_hash": files.weight_hash, "dtype": machine["dtype"]},
     }
     with (
         open_run(folder or Path(config.run_dir), config, identity) as run,
-        closing(LoadedModel(config, model.files)) as loaded,
+        closing(LoadedModel(config, files)) as model,
     ):
-        yield _Tagging(config, plan, source, loaded, run, schema, target, predictor)
+        yield _Tagging(
+            config, plan, source, model, machine, run, schema, target, predictor, ray=ray
+        )
 
 
 def _plan(config: TagConfig) -> Plan:
@@ -212,12 +238,16 @@ class _Tagging:
     plan: Plan
     source: Source
     model: LoadedModel
+    machine: Mapping[str, str]
+    """What the model runs on: here, or on the workers of `ray`."""
     run: RunFolder
     schema: pa.Schema
     target: Source | None = None
     predictor: Predictor | None = None
     part: Part | None = None
     """Where one of several machines does its part of the run: which part."""
+    ray: RayExecutor | None = None
+    """Who draws and differentiates in place of this process."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
 
@@ -297,17 +327,12 @@ class _Tagging:
             dataset={**manifest["dataset"], **dataset, "format": self.source.format},
             model={**manifest["model"], **model},
             seeds={"sampling": self.config.seed, "adapter": self._adapter.seed},
-            device=device_name(choose_device()),
+            device=self.machine["name"],
         )
 
     @cached_property
     def _adapter(self) -> Adapter:
-        return Adapter(
-            rank=self.config.gradient_rank,
-            alpha=self.config.gradient_alpha,
-            targets=self.config.gradient_targets,
-            dim=self.config.gradient_dim,
-        )
+        return Adapter.from_config(self.config)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -362,17 +387,13 @@ class _Tagging:
                 check_golds=check_golds,
             )
             self._warn_of_echoes(items, pool)
-        # A wrong option or name must show now, not once everything is sampled.
-        self._engine()
-        outline = self.model.outline()
-        target_modules(outline.model, self._adapter.targets)
         refused = render_items(
             self.run,
             items,
             self._tokenizer,
             instruction=self.config.instruction,
             max_tokens=self.config.max_tokens,
-            context_length=outline.context_length,
+            context_length=self._check_model(),
         )
         if len(refused) == len(items):
             raise UsageError(
@@ -392,6 +413,15 @@ class _Tagging:
                 f"each with its reason in {self.run / 'rejects.jsonl'}"
             )
         return {"rows_this_time": counts["rows"]}
+
+    def _check_model(self) -> int:
+        """Show a wrong option or name now, not once all is sampled; return the context length."""
+        if self.ray and self.model.choice != SERVER:
+            return self.ray.check_model()
+        self._engine()
+        outline = self.model.outline()
+        target_modules(outline.model, self._adapter.targets)
+        return outline.context_length
 
     def _warn_of_echoes(self, items: Sequence[Item], pool: VerifierPool) -> None:
         """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
@@ -442,12 +472,15 @@ class _Tagging:
         drawn = drawn_rollouts(self.run, self._row_of)
         if np.all(drawn >= target):
             return {"rollouts": int(drawn.sum())}
-        shard_tokens = _SHARD_TOKENS[choose_device().type]
+        shard_tokens = _SHARD_TOKENS[self.machine["device"]]
         if self.model.choice == SERVER:
             # The GPUs are elsewhere.
             shard_tokens = _SHARD_TOKENS["cuda"] * len(self.config.base_url)
         shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
-        draw = draw_here(self._engine(), self._tokenizer)
+        if self.ray and self.model.choice != SERVER:
+            draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
+        else:
+            draw = draw_here(self._engine(), self._tokenizer)
         return sample_items(self.run, self._items, drawn, target, draw, shard_size)
 
     def _verify(self) -> dict[str, Any]:
@@ -487,8 +520,9 @@ class _Tagging:
 
     def _differentiate(self) -> dict[str, Any]:
         here = differentiate_here(lambda: self.model.probe(self._adapter))
+        work = self.ray.differentiate if self.ray else here
         most = self.config.gradient_rollouts
-        return differentiate(self.run, self._items, self._row_of, here, most)
+        return differentiate(self.run, self._items, self._row_of, work, most)
 
     def _gradients(self) -> dict[str, Any]:
         return self._differentiate() | join(self.run, self._row_of, self.config.gradient_dim)
@@ -526,7 +560,16 @@ class _Tagging:
         }
         _say(f"target: {config.target}")
         with open_run(self.run / "target", own, identity) as run:
-            probing = _Tagging(own, _plan(own), self.target, self.model, run, self.schema)
+            probing = replace(
+                self,
+                config=own,
+                plan=_plan(own),
+                source=self.target,
+                run=run,
+                target=None,
+                predictor=None,
+                this_time={},
+            )
             if self.part:
                 probing.one_part(self.part, self.run / "target")
             else:

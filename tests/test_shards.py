@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from probes import models, tagging
+from probes import models
 from tests.killed_runs import run_until_killed
 from tests.tag_runs import Ran, additions, read_jsonl, read_rollouts, run_curate, tag, write_jsonl
 
@@ -17,7 +17,7 @@ N, ITEMS = 3, 14
 # In a process of its own: small files, and float32 as here.
 SETTINGS = (
     "import torch; from probes import models; tagging._SHARD_TOKENS = {'cpu': 200}; "
-    "tagging.choose_dtype = models.choose_dtype = lambda _: torch.float32"
+    "models.choose_dtype = lambda _: torch.float32"
 )
 ONE_ROUND = ("--min-rollouts", 16)
 # Hard items stop once they have two positives; the others go on for three rounds.
@@ -28,7 +28,6 @@ IN_ROUNDS = (*("--min-rollouts", 8, "--max-rollouts", 32, "--tau", 0.6, "--gradi
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """In float32 a rollout does not depend on what else is in its batch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tagging, "choose_dtype", lambda _: models.torch.float32)
         patch.setattr(models, "choose_dtype", lambda _: models.torch.float32)
         yield
 

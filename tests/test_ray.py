@@ -1,0 +1,246 @@
+"""`--executor ray` on a real cluster of two nodes: the same run, and lost workers cost no rollout.
+
+One cluster serves the whole module. Its head node has no room for workers; the two others have room
+for one each, and one of them is killed on the way.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from probes import models, tagging
+from tests.ray_workers import use_float32
+from tests.tag_runs import (
+    ROOT,
+    additions,
+    read_jsonl,
+    read_rollouts,
+    small_command,
+    tag,
+    write_jsonl,
+)
+
+ITEMS = 10
+# A file of rollouts holds one item. (That rounds end alike is shown without Ray.)
+ONE_ROUND = ("--min-rollouts", 8, "--tau", 0.6, "--gradient-rollouts", 4)
+SHARD_TOKENS = {"cpu": 8 * 12}
+MEMORY = 80 * 1024**2
+DRIVER = """
+import os, pathlib, sys, time
+from tests.ray_workers import use_float32
+use_float32()
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL",
+         runtime_env={"worker_process_setup_hook": "tests.ray_workers.prepare_worker"})
+from probes import sampling, tagging
+from curate.cli import main
+tagging._SHARD_TOKENS = %r
+real, calls = sampling.write_parquet, 0
+
+def stopping(*arguments):
+    global calls
+    calls += 1
+    if calls == 4:
+        pathlib.Path("stopped").touch()
+        time.sleep(600)
+    return real(*arguments)
+
+sampling.write_parquet = stopping
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+class _TwoNodes:
+    """A cluster whose workers can be killed."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False
+            },
+        )  # fmt: skip
+        self.nodes = [self.add(), self.add()]
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+
+    def kill_a_worker(self) -> None:
+        """Kill a worker that is drawing, and its node, so that it finds no place again."""
+        worker = next(
+            actor
+            for actor in ray._private.state.actors().values()
+            if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("MapWorker")
+        )
+        os.kill(worker["Pid"], signal.SIGKILL)
+        home = worker["Address"]["NodeID"]
+        node = next(node for node in self.nodes if node.node_id == home)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[_TwoNodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Workers find our packages and the tests where this process does.
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setattr(models, "choose_dtype", models.choose_dtype)
+        use_float32()
+        found = _TwoNodes()
+        ray.init(
+            address=found.cluster.address,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env={"worker_process_setup_hook": "tests.ray_workers.prepare_worker"},
+        )
+        yield found
+        ray.shutdown()
+        found.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local(two_nodes: _TwoNodes, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dataset and of its run in this process."""
+    folder = tmp_path_factory.mktemp("local")
+    data = write_jsonl(folder / "sums.jsonl", additions(ITEMS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
+        ran = tag(
+            *(data, "--model", tiny_model, *ONE_ROUND),
+            *("--run-dir", folder / "run", "--out", folder / "out.jsonl"),
+        )
+    assert ran.status == 0, ran.stderr
+    return folder
+
+
+def assert_same(folder: Path, local: Path) -> None:
+    """The same files with the same content: nothing tells who drew the rollouts."""
+    run, whole = folder / "run", local / "run"
+    tables = {str(path.relative_to(whole)) for path in whole.rglob("*.parquet")}
+    assert {str(path.relative_to(run)) for path in run.rglob("*.parquet")} == tables
+    for name in tables:
+        # Gradients may differ in rounding, and similarities with them.
+        if name not in ("gradients/index.parquet", "similarity.parquet"):
+            assert pq.read_table(run / name).equals(pq.read_table(whole / name)), name
+    drawn = Counter(
+        (rollout["item_id"], rollout["sample"]) for rollout in read_rollouts(run).to_pylist()
+    )
+    assert drawn and set(drawn.values()) == {1}
+    for row, expected in zip(
+        read_jsonl(folder / "out.jsonl"), read_jsonl(local / "out.jsonl"), strict=True
+    ):
+        assert row == {
+            name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+            for name, value in expected.items()
+        }
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("early"))
+
+
+def command(folder: Path, local: Path, model: Path) -> tuple[object, ...]:
+    return (
+        *(local / "sums.jsonl", "--model", model, *ONE_ROUND),
+        *("--run-dir", folder / "run", "--out", folder / "out.jsonl"),
+        *("--executor", "ray", "--workers", 2),
+    )
+
+
+def test_a_killed_driver_goes_on_and_a_killed_node_costs_nothing_but_time(
+    two_nodes: _TwoNodes,
+    local: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = command(tmp_path, local, tiny_model)
+    (tmp_path / "driver.py").write_text(DRIVER % (SHARD_TOKENS,))
+    driver = subprocess.Popen(
+        [
+            *(sys.executable, tmp_path / "driver.py", two_nodes.cluster.address),
+            *map(str, small_command(*asked)[3:]),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 150
+    try:
+        while not (tmp_path / "stopped").exists():
+            assert driver.poll() is None, driver.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    written = {path: path.read_bytes() for path in (tmp_path / "run/rollouts").rglob("*.parquet")}
+    assert len(written) == 3
+    samples = {path.name: pq.read_table(path)["completion"] for path in written}
+
+    # The same command, and on its way a node is lost, with what its worker has in hand.
+    monkeypatch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
+    lost = threading.Event()
+    wave = ray_executor().RayExecutor._wave
+
+    def losing(self: Any, worker: type, rows: list[Any]) -> Iterator[Any]:
+        for result in wave(self, worker, rows):
+            if not lost.is_set():
+                lost.set()
+                two_nodes.kill_a_worker()
+            yield result
+
+    monkeypatch.setattr(ray_executor().RayExecutor, "_wave", losing)
+    ran = tag(*asked)
+    assert ran.status == 0, ran.stderr
+    assert lost.is_set() and "they are done again" in ran.stderr
+    assert_same(tmp_path, local)
+    for name, completions in samples.items():
+        assert pq.read_table(tmp_path / "run/rollouts" / name)["completion"] == completions
+    engine = json.loads((tmp_path / "run/manifest.json").read_text())["engine"]
+    assert engine["name"] == "transformers"
+
+
+def ray_executor() -> Any:
+    from probes import ray_executor as module
+
+    return module
+
+
+def test_what_is_wrong_on_a_worker_is_one_line(
+    two_nodes: _TwoNodes, local: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    asked = command(tmp_path, local, tiny_model)
+    ran = tag(*asked, "--workers", 1, "--gradient-targets", "nothing_like_it")
+    assert ran.status == 2 and "the model has no module 'nothing_like_it'" in ran.last_line
+
+
+def test_a_cluster_that_is_not_there_or_has_no_room_is_one_line(
+    two_nodes: _TwoNodes, local: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[ray]\ngpus_per_worker = 8\n")
+    ran = tag(*command(tmp_path, local, tiny_model), "--workers", 0, "--config", settings)
+    assert ran.status == 2 and "no room for a worker of 1 CPUs and 8 GPUs" in ran.last_line
+    for text, reason in (
+        ("gpu = 1", "[ray] gpu: unknown setting"),
+        ('gpus_per_worker = "two"', "must be a number"),
+    ):
+        settings.write_text(f"[ray]\n{text}\n")
+        ran = tag(*command(tmp_path, local, tiny_model), "--config", settings)
+        assert ran.status == 2 and reason in ran.last_line
+    assert not (tmp_path / "run/rollouts").exists()
+    with pytest.raises(ray_executor().UsageError, match="no Ray cluster at"):
+        ray_executor()._check_reachable("127.0.0.1:9")
