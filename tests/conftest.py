@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from probes.models import Policy, load_policy, resolve_model
 from tests.smollm2 import export
 from tests.tiny import save_tiny_model
+from tests.vllm_servers import RealServer, real_servers
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -26,3 +28,12 @@ def tiny_policy(tiny_model: Path) -> Policy:
 def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 as a Hugging Face folder; `XDG_CACHE_HOME=parents[2]` makes `curate` find it too."""
     return export(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def vllm_servers(
+    smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[RealServer]]:
+    """Two vLLM servers of SmolLM2, started once; a test may kill the second."""
+    with real_servers(2, smollm2_folder, tmp_path_factory.mktemp("servers")) as started:
+        yield started

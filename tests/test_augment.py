@@ -69,10 +69,10 @@ def _sum(text: str) -> tuple[int, int]:
 def run(tmp_path: Path) -> Path:
     run = write_report_run(tmp_path / "run", 20)
     # Ids as they are: hashes of the questions.
-    return _with_real_ids(run)
+    return with_real_ids(run)
 
 
-def _with_real_ids(run: Path) -> Path:
+def with_real_ids(run: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -215,7 +215,7 @@ def test_a_storm_of_429_loses_nothing(run: Path) -> None:
 
 
 def test_a_kill_in_the_middle_is_resumed_without_paying_twice(tmp_path: Path) -> None:
-    run = _with_real_ids(write_report_run(tmp_path / "run", 150))
+    run = with_real_ids(write_report_run(tmp_path / "run", 150))
     with language_model(_added, seconds=0.03) as server:
         command = curate_command(
             "augment", run, "--mode", "similar", "--base-url", server.url, "--judge-model", MODEL,

@@ -3,7 +3,6 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,18 +13,10 @@ from probes.engine import SampleRequest
 from probes.models import outline_policy, resolve_model
 from probes.server_engine import ServerEngine
 from tests.tag_runs import ROOT, read_rollouts, tag
-from tests.vllm_servers import MODEL, RealServer, real_servers
+from tests.vllm_servers import MODEL, RealServer
 
 EOS = 2  # SmolLM2's <|im_end|>.
 ITEMS, ROLLOUTS, TOKENS = 4, 64, 24
-
-
-@pytest.fixture(scope="module")
-def servers(
-    smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[RealServer]]:
-    with real_servers(2, smollm2_folder, tmp_path_factory.mktemp("servers")) as started:
-        yield started
 
 
 def _engine(model: Path, servers: list[RealServer], served_model: str = "") -> ServerEngine:
@@ -38,9 +29,9 @@ def _engine(model: Path, servers: list[RealServer], served_model: str = "") -> S
 
 
 def test_a_real_server_takes_and_gives_token_ids(
-    servers: list[RealServer], smollm2_folder: Path
+    vllm_servers: list[RealServer], smollm2_folder: Path
 ) -> None:
-    engine = _engine(smollm2_folder, servers)
+    engine = _engine(smollm2_folder, vllm_servers)
     text = "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
     prompt = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     rollouts = list(engine.sample([SampleRequest("sum", prompt, 0, 20)]))
@@ -60,18 +51,18 @@ def test_a_real_server_takes_and_gives_token_ids(
 
 
 def test_a_real_server_of_another_model_is_refused(
-    servers: list[RealServer], tiny_model: Path
+    vllm_servers: list[RealServer], tiny_model: Path
 ) -> None:
     with pytest.raises(UsageError, match=f"serves {MODEL}, and not tiny-llama"):
-        _engine(tiny_model, servers)
+        _engine(tiny_model, vllm_servers)
     with pytest.raises(UsageError, match="another tokenizer than --model tiny-llama"):
-        _engine(tiny_model, servers, served_model=MODEL)
+        _engine(tiny_model, vllm_servers, served_model=MODEL)
 
 
 def test_a_server_killed_midway_costs_no_rollout(
-    servers: list[RealServer], smollm2_folder: Path, tmp_path: Path
+    vllm_servers: list[RealServer], smollm2_folder: Path, tmp_path: Path
 ) -> None:
-    stays, dies = servers
+    stays, dies = vllm_servers
     is_over = threading.Event()
 
     def kill_at_work() -> None:

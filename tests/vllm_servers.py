@@ -91,7 +91,7 @@ def _start(model: Path, log: Path, seed: int) -> RealServer:
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
-        *("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "32"),
+        *("--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "32"),
         *("--seed", str(seed), "--disable-uvicorn-access-log"),
     ]
     with log.open("wb") as output:
