@@ -61,8 +61,9 @@ browser:
 	@test -n "$(CURATE_WITHOUT_BROWSER)" || command -v chromedriver >/dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq chromium chromium-driver; }
 
+# Two processes of one thread each: as fast as two cores allow, and none waits for the other's threads.
 test: check trainer-packages browser
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 clean:
 	rm -rf runs examples/*.tagged.* .mypy_cache .ruff_cache .pytest_cache

@@ -12,6 +12,18 @@ from tests.vllm_servers import RealServer, real_servers
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+# Files that share what takes a minute to start: they run one after the other, and first.
+TOGETHER = ("test_vllm_servers.py", "test_real_language_model.py", "test_vllm_engine.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, where `pytest -n 2 --dist loadgroup` divides them."""
+    for item in items:
+        name = "vllm" if item.path.name in TOGETHER else item.path.name
+        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.path.name not in TOGETHER)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny-llama")
