@@ -156,6 +156,7 @@ def test_the_options_that_users_meet_first_are_there() -> None:
         *("--out", "--run-dir", "--engine", "--min-rollouts", "--max-rollouts"),
         *("--temperature", "--max-tokens"),
         *("--tau", "--verifier", "--prompt-field", "--answer-field", "--limit", "--seed"),
+        *("--executor", "--ray-address", "--workers", "--shard"),
         *("--config", "--model", "DATASET"),
     ):
         assert option in text.split() or f"{option} " in text, option

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from probes import tagging
+from probes.gradients import GradientProbe
 from probes.plan import Plan, label_risk, sequential_interval, sequential_pass_rate
 from tests.tag_runs import Ran, additions, read_jsonl, read_rollouts, run_curate, tag, write_jsonl
 
@@ -312,13 +313,13 @@ def test_a_completion_that_comes_again_in_a_later_round_is_differentiated_once(
 ) -> None:
     monkeypatch.setattr(tagging, "_SHARD_TOKENS", {"cpu": 1})  # As small as they get.
     asked: list[int] = []
-    real = tagging.GradientProbe.gradients
+    real = GradientProbe.gradients
 
     def counting(self: Any, rollouts: Any) -> Any:
         asked.append(len(rollouts))
         return real(self, rollouts)
 
-    monkeypatch.setattr(tagging.GradientProbe, "gradients", counting)
+    monkeypatch.setattr(GradientProbe, "gradients", counting)
     # Two tokens at most, of which the last ends it: few completions are possible.
     ran = in_rounds(
         tiny_model, "--max-tokens", 2, "--min-rollouts", 4, "--tau", 0.5, "--gradient-rollouts", 40
