@@ -16,6 +16,7 @@ SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TOGETHER = ("test_vllm_servers.py", "test_real_language_model.py", "test_vllm_engine.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, where `pytest -n 2 --dist loadgroup` divides them."""
     for item in items:
