@@ -63,7 +63,7 @@ browser:
 
 # Two processes of one thread each: as fast as two cores allow, and none waits for the other's threads.
 test: check trainer-packages browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
 
 clean:
 	rm -rf runs examples/*.tagged.* .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,10 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from probes.models import Policy, load_policy, resolve_model
 from tests.smollm2 import export
@@ -16,12 +18,20 @@ SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TOGETHER = ("test_vllm_servers.py", "test_real_language_model.py", "test_vllm_engine.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Give each process of `pytest -n 2` whole files, since a file shares what it prepared."""
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "vllm" if file.rpartition("/")[2] in TOGETHER else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, where `pytest -n 2 --dist loadgroup` divides them."""
-    for item in items:
-        name = "vllm" if item.path.name in TOGETHER else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
+    """Begin with what takes longest."""
     items.sort(key=lambda item: item.path.name not in TOGETHER)
 
 
