@@ -18,9 +18,10 @@ the clock; `CPU` is processor time of the process and its workers, which a busy 
 less. Peaks are resident sets as the kernel saw them, of each stage by itself; to those of `tag` the
 largest verifier worker is added once for each worker, which is more than they held at any one time.
 
-Exit status 1 when anything passes 6 GB; when at the largest size a stage of more than 5 s costs 1.5
-times as much an item as at the size before; when not every row has a tag; or when fewer than nine
-in ten easy items are tagged easy, or of those never right no_positive.
+Exit status 1 when anything passes 6 GB; when a further item costs a stage of more than 5 s 1.5
+times as much processor time as at the size before (`growth`, from the third size on); when not
+every row has a tag; or when fewer than nine in ten easy items are tagged easy, or of those never
+right no_positive.
 """
 
 from __future__ import annotations
@@ -401,26 +402,36 @@ def wrong_tags(items: int, tags: Counter[tuple[int, str | None]]) -> list[str]:
     return broken
 
 
-def too_dear(before: Measured | None, now: Measured) -> list[str]:
+def too_dear(earlier: Sequence[Measured], now: Measured) -> list[str]:
     """What holds too much memory, or grew faster than the items."""
-    earlier = {cost.name: cost for cost in before.costs} if before else {}
     broken = []
     for cost in now.costs:
         if cost.peak > MOST_BYTES:
             broken.append(f"{now.items:,} items: {cost.name} held {cost.peak / 1e9:.2f} GB")
-        if before and cost.cpu > LEAST_SECONDS and cost.name in earlier:
-            growth = growth_of(before, earlier[cost.name], now, cost)
-            if growth > MOST_GROWTH:
-                broken.append(f"{now.items:,} items: {cost.name} costs {growth:.2f} times an item")
+        growth = growth_of(earlier, now, cost)
+        if growth is not None and cost.cpu > LEAST_SECONDS and growth > MOST_GROWTH:
+            broken.append(f"{now.items:,} items: {cost.name} costs {growth:.2f} times an item")
     return broken
 
 
-def growth_of(before: Measured, earlier: Cost, now: Measured, cost: Cost) -> float:
-    """How many times as much processor time an item takes as at the size before."""
-    return (cost.cpu / now.items) / (earlier.cpu / before.items)
+def growth_of(earlier: Sequence[Measured], now: Measured, cost: Cost) -> float | None:
+    """How many times as much processor time a further item takes as at the size before.
+
+    What a stage takes for no items at all, imports mostly, is in neither. None where there are no
+    two sizes before, or where the stage took no time to speak of.
+    """
+    cpu = [
+        (each.items, next((c.cpu for c in each.costs if c.name == cost.name), 0.0))
+        for each in (*earlier[-2:], now)
+    ]
+    if len(cpu) < 3:
+        return None
+    (few, first), (some, second), (many, third) = cpu
+    before = (second - first) / (some - few)
+    return (third - second) / (many - some) / before if before > 0 else None
 
 
-def print_size(before: Measured | None, now: Measured) -> None:
+def print_size(earlier: Sequence[Measured], now: Measured) -> None:
     """Print the tables of one size."""
     counts = now.counts
     print(
@@ -429,7 +440,6 @@ def print_size(before: Measured | None, now: Measured) -> None:
     )
     print(", ".join(f"{count:,} {tag}" for tag, count in counts["tags"].items()))
     print(f"{'':<12}{'seconds':>10}{'CPU':>10}{'µs an item':>12}{'growth':>8}{'peak':>10}")
-    earlier = {cost.name: cost for cost in before.costs} if before else {}
     whole = Cost(
         "all",
         sum(cost.seconds for cost in now.costs),
@@ -437,12 +447,11 @@ def print_size(before: Measured | None, now: Measured) -> None:
         max(cost.peak for cost in now.costs),
     )
     for cost in [*now.costs, whole]:
-        growth = ""
-        if before and cost.name in earlier:
-            growth = f"{growth_of(before, earlier[cost.name], now, cost):.2f}"
+        growth = growth_of(earlier, now, cost)
         print(
             f"{cost.name:<12}{cost.seconds:>10.1f}{cost.cpu:>10.1f}"
-            f"{1e6 * cost.cpu / now.items:>12.1f}{growth:>8}{cost.peak / 1e9:>7.2f} GB"
+            f"{1e6 * cost.cpu / now.items:>12.1f}"
+            f"{'' if growth is None else f'{growth:.2f}':>8}{cost.peak / 1e9:>7.2f} GB"
         )
     print(f"{'bytes':>14}{'an item':>10}{'a rollout':>11}")
     for name, size in now.sizes.items():
@@ -468,12 +477,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         costs = tag_and_watch(settings(arguments.inside, arguments.tag, arguments))
         (arguments.inside / "costs.json").write_text(json.dumps([asdict(cost) for cost in costs]))
         return 0
-    before, broken = None, []
-    for items in sorted(arguments.items):
+    done: list[Measured] = []
+    broken = []
+    for items in sorted(set(arguments.items)):
         now = measure(items, arguments)
-        print_size(before, now)
-        broken += [*now.broken, *too_dear(before, now)]
-        before = now
+        print_size(done, now)
+        broken += [*now.broken, *too_dear(done, now)]
+        done.append(now)
     for text in broken:
         print(f"failed: {text}", file=sys.stderr)
     return 1 if broken else 0

@@ -81,8 +81,12 @@ def _chosen(found: RolloutFeatures, items: ReportItems) -> Ints:
 
 
 def _blocks(sample: RolloutFeatures, group: Ints, present: list[int]) -> dict[str, Any]:
-    counts = resample_items(group, _RESAMPLES, np.random.default_rng(_SEED))
-    sums = sum_groups(sample, np.arange(len(group)), group, len(TAGS), counts)
+    # Of the chosen items alone: of all they would be a gigabyte for a million.
+    chosen = np.flatnonzero(group >= 0)
+    place = np.full(len(group), -1, dtype=np.int64)
+    place[chosen] = np.arange(len(chosen))
+    counts = resample_items(group[chosen], _RESAMPLES, np.random.default_rng(_SEED))
+    sums = sum_groups(sample, place, group[chosen], len(TAGS), counts)
     sets = np.array([[place == each for place in range(len(TAGS))] for each in present], dtype=bool)
     told: dict[str, Any] = {"groups": [TAGS[each] for each in present], "items": []}
     if not present:

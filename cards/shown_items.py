@@ -180,22 +180,22 @@ def shown_rollouts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     limit = _limit(_ROLLOUT_CHARACTERS, len(chosen) * 2 * MOST_OF_EACH, _ROLLOUT_RANGE)
     found: dict[int, list[list[Any]]] = {at: [] for at in chosen.tolist()}
     texts: dict[int, set[str]] = {at: set() for at in found}
-    room = np.zeros((len(items), len(_KINDS)), dtype=np.int64)
-    room[chosen] = MOST_OF_EACH
-    position = pa.array(items.ids)
+    room = np.full((len(chosen), len(_KINDS)), MOST_OF_EACH, dtype=np.int64)
+    ids = pa.array(items.ids[chosen])
     for batch in _rollouts(run):
-        places = pc.fill_null(pc.index_in(batch["item_id"], value_set=position), -1).to_numpy()
+        places = pc.fill_null(pc.index_in(batch["item_id"], value_set=ids), -1).to_numpy()
         reward = pc.fill_null(batch["reward"].cast(pa.int64()), -1).to_numpy()
         kind = np.where(reward == 1, 0, np.where(reward == 0, 1, 2))
         wanted = np.flatnonzero((places >= 0) & (room[places, kind] > 0))
         for line, row in zip(
             wanted.tolist(), batch.take(pa.array(wanted)).to_pylist(), strict=True
         ):
-            at, which = int(places[line]), int(kind[line])
+            place, which = int(places[line]), int(kind[line])
+            at = int(chosen[place])
             text = row["completion"] or ""
-            if not room[at, which] or text in texts[at]:
+            if not room[place, which] or text in texts[at]:
                 continue
-            room[at, which] -= 1
+            room[place, which] -= 1
             texts[at].add(text)
             found[at].append(
                 [

@@ -132,9 +132,10 @@ def _few_valued(
                 codes.pop(name, None)
                 values.pop(name, None)
                 continue
-            column = codes.setdefault(name, np.full(items, -1, dtype=np.int64))
-            if column[at] < 0:  # Rows with one prompt and answer are one item: the first counts.
-                column[at] = values[name].setdefault(value, len(values[name]))
+            if name not in codes:
+                codes[name] = np.full(items, -1, dtype=np.int64)
+            if codes[name][at] < 0:  # Rows with one prompt and answer are one item: the first.
+                codes[name][at] = values[name].setdefault(value, len(values[name]))
     return [
         _ordered(name, list(values[name]), column)
         for name, column in codes.items()

@@ -38,11 +38,13 @@ def test_what_grows_faster_than_the_items_is_named() -> None:
         cost = million_items.Cost("verify", cpu, cpu, peak)
         return million_items.Measured(items, {}, [cost], {}, [])
 
-    before = measured(1000, 10.0, 10**9)
-    assert million_items.too_dear(before, measured(10_000, 140.0, 10**9)) == []
-    (slower,) = million_items.too_dear(before, measured(10_000, 160.0, 10**9))
+    # 4 s whatever the size, and 10 ms an item.
+    earlier = [measured(100, 5.0, 10**9), measured(1000, 14.0, 10**9)]
+    assert million_items.too_dear(earlier, measured(10_000, 140.0, 10**9)) == []
+    (slower,) = million_items.too_dear(earlier, measured(10_000, 158.0, 10**9))
     assert "1.60 times" in slower
-    (larger,) = million_items.too_dear(None, measured(10_000, 1.0, 7 * 10**9))
+    assert million_items.too_dear(earlier[1:], measured(10_000, 158.0, 10**9)) == []
+    (larger,) = million_items.too_dear([], measured(10_000, 1.0, 7 * 10**9))
     assert "7.00 GB" in larger
 
 
