@@ -378,6 +378,8 @@ class Measured:
 
 def measure(items: int, arguments: argparse.Namespace) -> Measured:
     """Tag so many items in a process of its own, then run the commands."""
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         here = [sys.executable, __file__, *sys.argv[1:], "--tag", str(items), "--in", name]
