@@ -471,7 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--verifier", choices=("math", "numeric", "exact"), default="numeric")
     parser.add_argument("--workers", type=int, default=1, help="of the verifier")
-    parser.add_argument("--folder", help="for the files; default: the temporary one")
+    parser.add_argument("--folder", type=Path, help="for the files; default: the temporary one")
     parser.add_argument("--tag", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--in", type=Path, dest="inside", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
