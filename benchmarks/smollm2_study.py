@@ -1,9 +1,10 @@
-"""Do the tags come true on a real model? The committed study: SmolLM2 on reasoning-gym items.
+"""Do the tags come true on a real model? The committed studies: SmolLM2 on reasoning-gym items.
 
-    .venv/bin/python benchmarks/smollm2_study.py [--folder runs/smollm2] [--seeds 1,42,37]
+    .venv/bin/python benchmarks/smollm2_study.py [--items second] [--folder runs/smollm2-second]
 
 writes the items, tags them, trains with each seed (`baseline-small`), confirms the tags, and writes
-docs/evidence/smollm2.json, smollm2.md and its plots. It takes hours on two CPU cores. What is done
+docs/evidence/smollm2.json, smollm2.md and its plots; `--items first` writes smollm2-first.json and
+so on, of the items that the present rule was made on. It takes hours on two CPU cores. What is done
 already is not done again: a finished folder gives the page anew in a minute or two, and one that
 was cut off goes on. `--page-only` writes the page from the JSON file, without the folder.
 """
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.smollm2_items import write_items
+from benchmarks.smollm2_items import SEEDS, write_items
 from benchmarks.study_page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,27 +39,30 @@ PROBE = {
 def main() -> None:
     """Do what is missing, and write the evidence."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--items", choices=sorted(SEEDS), default="second")
+    parser.add_argument("--folder", type=Path, help="(default: runs/smollm2-ITEMS)")
     parser.add_argument("--seeds", default="1,42,37", help="of the training (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evidence" / "smollm2.json")
+    parser.add_argument("--out", type=Path, help="(default: docs/evidence/smollm2[-first].json)")
     parser.add_argument("--page-only", action="store_true", help="from the JSON file as it is")
     arguments = parser.parse_args()
-    out: Path = arguments.out
+    name = "smollm2" if arguments.items == "second" else f"smollm2-{arguments.items}"
+    out: Path = arguments.out or ROOT / "docs" / "evidence" / f"{name}.json"
+    folder: Path = arguments.folder or Path(f"runs/smollm2-{arguments.items}")
     if arguments.page_only:
         study = json.loads(out.read_text(encoding="utf-8"))
     else:
-        run_steps(arguments.folder, arguments.seeds)
-        study = collect(arguments.folder)
+        run_steps(folder, arguments.items, arguments.seeds)
+        study = collect(folder, arguments.items)
         write_study(study, out)
     write_page(study, out.with_suffix(".md"))
     print(f"{out.with_suffix('.md')}: AUROC {study['auroc']}, {study['hard_items']} hard items")
 
 
-def run_steps(folder: Path, seeds: str) -> None:
+def run_steps(folder: Path, chosen: str, seeds: str) -> None:
     """Bring the folder to confirmed tags; a finished step is skipped."""
     run, items = folder / "run", folder / "items.jsonl"
     if not items.exists():
-        write_items(folder)
+        write_items(folder, chosen)
     if not _tags_are_written(run):
         options = [word for option in PROBE.items() for word in option]
         out = ["--out", str(folder / "tagged.jsonl"), "--run-dir", str(run)]
@@ -68,14 +72,14 @@ def run_steps(folder: Path, seeds: str) -> None:
     run_curate("confirm", str(run), "--recipe", RECIPE)
 
 
-def collect(folder: Path) -> dict[str, Any]:
+def collect(folder: Path, chosen: str) -> dict[str, Any]:
     """The document of a folder with confirmed tags."""
     # These import torch, which the page does not need.
     from benchmarks.study_figures import study_figures
 
     summary = json.loads((folder / "run/validation/summary.json").read_text(encoding="utf-8"))
     figures = study_figures(folder, summary)
-    return {"model": figures.pop("model"), "real_model": True, **figures}
+    return {"model": figures.pop("model"), "real_model": True, "item_set": chosen, **figures}
 
 
 def write_study(study: dict[str, Any], file: Path) -> None:

@@ -10,6 +10,19 @@ from typing import Any
 from benchmarks.study_plots import NAMES, judged_items, write_plots
 from curate.tags import Trainability
 
+_ITEM_SETS = {
+    "first": [
+        "The first of two studies: its outcomes were known when the present rule for "
+        "`p_unlearnable` was made, so only the second, [smollm2.md](smollm2.md), tests that rule.",
+        "",
+    ],
+    "second": [
+        "The second of two studies. Its items share no question with those of the first "
+        "([smollm2-first.md](smollm2-first.md)) and were drawn when the rule for `p_unlearnable`, "
+        "which the first had led to, was fixed: this is the test of that rule.",
+        "",
+    ],
+}
 _KINDS = ("unlearnable", "learnable", "no_positive", "seeds_disagree", "not_judged")
 
 
@@ -51,11 +64,14 @@ def _head(study: dict[str, Any], stem: str) -> list[str]:
     training, rollouts = study["training"], study["rollouts"]
     probe = study["probe"]
     seeds = f"seed{'s' * (len(study['seeds']) > 1)} {', '.join(map(str, study['seeds']))}"
+    chosen = study["item_set"]
     return [
-        "# SmolLM2: do the tags come true?",
+        f"# SmolLM2, the {chosen} study: do the tags come true?",
         "",
-        f"Written by `.venv/bin/python benchmarks/smollm2_study.py` from `{stem}.json`.",
+        f"Written by `.venv/bin/python benchmarks/smollm2_study.py --items {chosen}` from "
+        f"`{stem}.json`.",
         "",
+        *_ITEM_SETS[chosen],
         f"{study['model']} was probed on {study['items']} items of {len(study['tasks'])} "
         f"`reasoning-gym` tasks ({rollouts['probe']:,} rollouts, {rollouts['probe_correct']:,} "
         f"correct; {probe['min_rollouts']} to {probe['max_rollouts']} an item) and then trained "
@@ -272,11 +288,10 @@ def _required(required: dict[str, Any] | None) -> list[str]:
     if required is None:
         return []
     return [
-        "The present rule for `p_unlearnable`, by the similarity that an item's pass rate asks "
-        f"for, reaches {_interval(required, 'auroc')} over all {required['items']} items on which "
-        "the seeds agree. It was made after this study's outcomes were seen (its one constant is "
-        "from the planted world), so this is no test of it; the tags above are by the rule "
-        "before, which did not look at the pass rate.",
+        "The run was tagged by a rule that did not look at the pass rate. The present one reaches "
+        f"{_interval(required, 'auroc')} over all {required['items']} items on which the seeds "
+        "agree. It, and the lift that it goes by, were made after these outcomes were seen (its "
+        "one constant is from the planted world), so this is no test of it.",
         "",
     ]
 
@@ -306,9 +321,17 @@ def _sweep(study: dict[str, Any]) -> list[str]:
 
 
 def _limits(study: dict[str, Any]) -> list[str]:
+    table = study["table1"]
+    strict = table["positives_in_training_only"]["unlearnable"]["items"]
+    each = study["rollouts"]["training"] / study["items"] / len(study["seeds"])
     return [
         "## What this does not say",
         "",
+        f"- Of the {table['unlearnable']['items']} unlearnable items {strict} had a correct "
+        "rollout in the training of every seed, as all of the paper's have: there are about "
+        f"{each:.0f} training rollouts an item and seed. The others were seldom rewarded, which a "
+        "low pass rate foretells; items that are rewarded and yet not learned, the paper's "
+        "finding, are hardly put to the test.",
         f"- One small model, {len(study['tasks'])} arithmetic and counting tasks, one recipe. "
         "Items of one task are alike, so the intervals, which take items for independent, are "
         "too narrow.",

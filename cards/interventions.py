@@ -63,8 +63,8 @@ def payoff_text(table: Mapping[str, Any]) -> str:
             )
         )
     lines = [
-        f"{table['items']:,} held-out items that no run trained on; the probe, which filtered and "
-        f"ordered need, spent {table['probe_rollouts']:,} rollouts beside",
+        f"{table['items']:,} held-out items that no run trained on; the probe, which filtered, "
+        f"trimmed and ordered need, spent {table['probe_rollouts']:,} rollouts beside",
         *_columns(rows),
     ]
     if table["filtered_minus_random"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +12,11 @@ from numpy.typing import NDArray
 
 from curate.datasets import Source, SourceRow, open_source
 from curate.errors import CurateError
+from curate.kinds import MOST_KINDS, WORK_COLUMNS, is_kind_name
 from curate.tags import tag_schema
 from recipes.finished_run import FinishedRun
 
 MOST_COLUMNS = 6
-MOST_VALUES = 20
-# Values of more characters are texts, and no names of kinds.
-_LONGEST = 80
-_WORK = frozenset({"prompt", "question", "problem", "answer", "solution"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def read_source_columns(
     except CurateError as error:
         return [], str(error)
     if not columns:
-        return [], f"no column of the dataset holds 2 to {MOST_VALUES} different short texts"
+        return [], f"no column of the dataset holds 2 to {MOST_KINDS} different short texts"
     return columns[:MOST_COLUMNS], None
 
 
@@ -104,7 +100,7 @@ def _own_columns(run: FinishedRun) -> set[str]:
     known = run.manifest.get("dataset", {})
     fields = (known.get(name) for name in ("prompt_field", "answer_field"))
     return {
-        *_WORK,
+        *WORK_COLUMNS,
         *tag_schema(run.config.k, target=True).names,
         *(str(field).partition(".")[0] for field in fields if field),
     }
@@ -127,7 +123,10 @@ def _few_valued(
         for name, value in (row.value or {}).items():
             if name in dropped or value is None:
                 continue
-            if not _is_name(value) or len(values.setdefault(name, {}) | {value: 0}) > MOST_VALUES:
+            if (
+                not is_kind_name(value)
+                or len(values.setdefault(name, {}) | {value: 0}) > MOST_KINDS
+            ):
                 dropped.add(name)
                 codes.pop(name, None)
                 values.pop(name, None)
@@ -141,10 +140,6 @@ def _few_valued(
         for name, column in codes.items()
         if 2 <= len(values[name]) <= items / 2
     ]
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 def _ordered(name: str, values: list[str], codes: NDArray[np.int64]) -> SourceColumn:

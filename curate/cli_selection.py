@@ -162,7 +162,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _print(summary: dict[str, Any], as_json: bool, lines: Any) -> None:
     for note in summary["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+        print(one_line(f"note: {note}"), file=sys.stderr)
     print(json.dumps(summary, indent=2) if as_json else "\n".join(map(one_line, lines(summary))))
 
 

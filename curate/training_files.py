@@ -16,10 +16,18 @@ from curate.datasets import Source
 from curate.errors import UsageError
 from curate.expressions import parse_expression, unknown_column
 from curate.formats import FormatOptions, check_format, make_formatter
+from curate.kinds import KindCounts
 from curate.orders import order_rows
 from curate.selection import CONFIRMED, PREDICTED, Row, Rules, filter_rows
 from curate.tagged import check_out, write_tagged
-from curate.tagged_rows import TaggedDataset, columns_of, open_tagged, take_rows, values_of
+from curate.tagged_rows import (
+    TaggedDataset,
+    columns_of,
+    open_tagged,
+    tag_columns,
+    take_rows,
+    values_of,
+)
 from curate.tags import Trainability
 
 _REASON = pa.schema([("dropped_reason", pa.string())])
@@ -62,7 +70,9 @@ def filter_file(
             raise UsageError(f"{out} cannot hold both the rows that stay and those dropped")
     rules = _checked(rules, expression, source)
     tags: list[str] = []
-    decisions = filter_rows(_noting_tags(values_of(source), rules.tag_column, tags), rules)
+    kinds = KindCounts(_no_kinds(tagged, expression))
+    rows = kinds.noting(values_of(source))
+    decisions = filter_rows(_noting_tags(rows, rules.tag_column, tags), rules)
     drops = {place: drop for place, drop in enumerate(decisions) if drop is not None}
     kept = [place for place in range(len(decisions)) if place not in drops]
     reasons = dict(Counter(drop.rule for drop in drops.values()).most_common())
@@ -71,9 +81,10 @@ def filter_file(
         raise UsageError(f"no row of {len(decisions):,} is left: {why}")
     notes = _write(tagged, kept, out, suffix, trainer, options)
     if dropped is not None:
-        rows = take_rows(source, list(drops))
         why_dropped = ({"dropped_reason": drop.reason} for drop in drops.values())
-        write_tagged(rows, dropped, why_dropped, _REASON, replace_columns=True)
+        write_tagged(
+            take_rows(source, list(drops)), dropped, why_dropped, _REASON, replace_columns=True
+        )
     return {
         "tagged_file": str(source.path or source.name),
         "out": str(out),
@@ -84,7 +95,7 @@ def filter_file(
         "reasons": reasons,
         "tag_column": rules.tag_column,
         "tags": _by_tag(tags, kept),
-        "notes": notes,
+        "notes": [*notes, *kinds.lost(kept)],
     }
 
 
@@ -197,6 +208,18 @@ def _noting_tags(rows: Iterator[dict[str, Any]], column: str, tags: list[str]) -
     for row in rows:
         tags.append(str(row.get(column) or _NO_TAG))
         yield row
+
+
+def _no_kinds(tagged: TaggedDataset, expression: str) -> list[str]:
+    """Columns that sort no rows, or that the user chooses by."""
+    columns = tagged.source.columns
+    config = tagged.config
+    fields = (config.prompt_field, config.answer_field) if config else ()
+    return [
+        *tag_columns(columns),
+        *(field.partition(".")[0] for field in fields),
+        *(name for name in columns if name in expression),
+    ]
 
 
 def _by_tag(tags: Sequence[str], kept: Sequence[int]) -> dict[str, dict[str, int]]:

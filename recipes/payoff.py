@@ -1,6 +1,6 @@
 """Does curation pay? Held-out pass rate against the rollouts spent on training, arm by arm.
 
-The arms `full`, `filtered`, `ordered` and `random` train under one budget of rollouts and are
+The arms `full`, `filtered`, `trimmed`, `ordered` and `random` train under one budget and are
 evaluated on the same held-out items. An arm's curve is the mean over items and then over seeds of
 the pass rate, linear between evaluations. Where an arm reaches the full arm's final rate is read
 from curves made monotone (isotonic regression), since the first of many noisy points above a level
@@ -16,7 +16,7 @@ seed has no intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,15 @@ class _Curves:
     seeds: int
 
 
-def payoff_table(run_dir: Path, size: str | None = None) -> dict[str, Any] | None:
+def payoff_table(
+    run_dir: Path, size: str | None = None, item_ids: Collection[str] | None = None
+) -> dict[str, Any] | None:
     """Compare the arms of a run folder.
 
     Args:
         run_dir: the run folder of `curate tag`.
         size: `` or `-small`, which recipes; the full-size ones if any of them has run, by default.
+        item_ids: compare on these held-out items alone; on all by default.
 
     Returns:
         None where no arm has run. Else, with null for what cannot be said:
@@ -88,7 +91,7 @@ def payoff_table(run_dir: Path, size: str | None = None) -> dict[str, Any] | Non
             (rollouts at which it reaches the target), `reached_share` (of the full arm's rollouts)
             and `reached_fraction` (of the replicates that do); a null `high` beside a `low` of the
             former two means that the interval is open: the arm may never reach it;
-        probe_rollouts: what `curate tag` spent, which `filtered` and `ordered` need beside their
+        probe_rollouts: what `curate tag` spent, which all but `full` and `random` need beside their
             training;
         filtered_minus_random: of the final pass rate, `final`, and of its mean over training (the
             area under the curve by its length), `mean`;
@@ -108,6 +111,13 @@ def payoff_table(run_dir: Path, size: str | None = None) -> dict[str, Any] | Non
         name: [_read_held_out(each) for each in arm if (each / "held_out.parquet").exists()]
         for name, arm in folders.items()
     }
+    if item_ids is not None:
+        runs = {
+            name: [
+                _restrict(run, [each for each in run.item_ids if each in item_ids]) for run in arm
+            ]
+            for name, arm in runs.items()
+        }
     if not any(runs.values()):
         return None
     probed = read_parquet(run_dir / "pass_rates.parquet", ["total_rollouts"])["total_rollouts"]

@@ -23,7 +23,7 @@ TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
 ORDERS = ("shuffle", "curriculum", "dataset")
 # Interventions that need nothing beside the run; the others are given a file or a model.
 _BY_THEMSELVES = ("clip-higher", "no-kl", "replay", "more-rollouts", "sft", "curriculum")
-_ARMS = ("full", "filtered", "ordered", "random")
+_ARMS = ("full", "filtered", "trimmed", "ordered", "random")
 LISTS: dict[str, tuple[str, ...]] = {
     f"{name}{size}": tuple(f"{recipe}{size}" for recipe in recipes)
     for size in ("", "-small")

@@ -60,6 +60,7 @@ def _table(run: Path, **options: Any) -> dict[str, Any]:
 ARMS = {
     "full": _linear(0.5, 4000),
     "filtered": _linear(0.5, 2200),
+    "trimmed": _linear(0.5, 3000),
     "ordered": _linear(0.6, 4000),
     "random": _linear(0.3, 4000),
 }
@@ -82,6 +83,18 @@ def test_the_point_where_an_arm_reaches_the_full_arms_final_rate(tmp_path: Path)
     assert [point["rollouts"] for point in arms["full"]["curve"]] == list(SPENT)
     assert arms["random"]["final"]["value"] == pytest.approx(0.3)
     assert not table["notes"]
+
+
+def test_on_some_of_the_held_out_items(tmp_path: Path) -> None:
+    run = _write(make_run_folder(tmp_path), ARMS)
+    table = _table(run, item_ids={"i0", "i7", "not held out"})
+    assert table["items"] == 2
+    assert table["arms"]["random"]["final"]["value"] == pytest.approx(0.3)
+    # The first item lies lowest.
+    lowest = _table(run, item_ids={"i0"})["arms"]["random"]["final"]["value"]
+    assert lowest == pytest.approx(0.26)
+    with pytest.raises(RunError, match="no held-out items in common"):
+        payoff_table(run, item_ids=())
 
 
 def test_an_arm_that_never_gets_there_has_null(tmp_path: Path) -> None:
@@ -136,7 +149,7 @@ def test_one_seed_gives_values_without_intervals(tmp_path: Path) -> None:
     assert table["filtered_minus_random"]["final"]["value"] == pytest.approx(0.2)
     assert table["filtered_minus_random"]["final"]["low"] is None
     assert table["arms"]["full"]["reached_fraction"] is None
-    assert "full, filtered, ordered, random" in table["notes"][0]
+    assert "full, filtered, trimmed, ordered, random" in table["notes"][0]
     assert "one seed" in payoff_text(table)
 
 
@@ -148,7 +161,7 @@ def test_missing_arms_are_said_and_the_others_told(tmp_path: Path) -> None:
     assert set(table["arms"]) == {"filtered", "random"}
     assert table["target"] is table["gain"] is table["arms"]["filtered"]["reached_share"] is None
     assert table["filtered_minus_random"]["final"]["value"] == pytest.approx(0.2)
-    assert [note.split()[2] for note in table["notes"]] == ["full", "ordered"]
+    assert [note.split()[2] for note in table["notes"]] == ["full", "trimmed", "ordered"]
     assert "note: the arm full" in payoff_text(table)
     alone = compare_arms({"full": [], "filtered": _arm([0.1, 0.2])})
     assert alone["filtered_minus_random"] is None and alone["items"] == 2

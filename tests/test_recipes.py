@@ -24,7 +24,7 @@ from tests.tag_runs import ROOT
 FULL_SIZE = {
     *("baseline", "clip-higher", "no-kl", "replay", "more-rollouts", "sft", "curriculum"),
     *("augment-similar", "augment-subproblems", "mid-trained"),
-    *("full", "filtered", "ordered", "random"),
+    *("full", "filtered", "trimmed", "ordered", "random"),
 }
 
 
@@ -90,6 +90,8 @@ def test_interventions_change_what_they_are_named_after_and_nothing_else() -> No
     assert _changed("ordered", "full") == _changed("ordered-small", "full-small") == order
     filtered = {"items": ("easy", "learnable"), "max_pass_rate": 0.9}
     assert _changed("filtered", "full") == _changed("filtered-small", "full-small") == filtered
+    trimmed = {"items": ("easy", "learnable", "undetermined"), "max_pass_rate": 0.9}
+    assert _changed("trimmed", "full") == _changed("trimmed-small", "full-small") == trimmed
     assert _changed("random", "full") == {"as_many_as": "filtered"}
     assert _changed("random-small", "full-small") == {"as_many_as": "filtered-small"}
     for size in ("", "-small"):
@@ -127,7 +129,7 @@ def test_clipping_can_happen_where_it_is_tested() -> None:
 @pytest.mark.parametrize("size", ["", "-small"])
 def test_the_arms_differ_in_items_and_order_only_and_the_budget_ends_them(size: str) -> None:
     arms = read_recipes([f"pays{size}"])
-    assert len(arms) == 4
+    assert len(arms) == 5
     for arm in arms:
         same = dataclasses.replace(
             arm, name="", hypothesis="", items=("all",), max_pass_rate=1.0, as_many_as="",

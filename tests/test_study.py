@@ -89,7 +89,7 @@ def write_seed(run: Path, seed: int, rates: list[dict[str, Any]], learned: list[
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> dict[str, Any]:
-    return smollm2_study.collect(folder)
+    return smollm2_study.collect(folder, "second")
 
 
 def test_the_document_has_the_figures_of_the_run(folder: Path, study: dict[str, Any]) -> None:
@@ -208,14 +208,14 @@ def test_finished_steps_are_skipped(
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(smollm2_study, "run_curate", lambda *words: ran.append(words))
     monkeypatch.setattr(smollm2_study, "smollm2", lambda: "MODEL")
-    monkeypatch.setattr(smollm2_study, "write_items", lambda folder: ran.append(("items",)))
-    smollm2_study.run_steps(folder, "1,42,37")
+    monkeypatch.setattr(smollm2_study, "write_items", lambda *words: ran.append(("items",)))
+    smollm2_study.run_steps(folder, "second", "1,42,37")
     assert [words[0] for words in ran] == ["confirm"]
     ran.clear()
-    smollm2_study.run_steps(folder, "1,2")
+    smollm2_study.run_steps(folder, "second", "1,2")
     assert [words[0] for words in ran] == ["validate", "confirm"]
     ran.clear()
-    smollm2_study.run_steps(tmp_path, "1")
+    smollm2_study.run_steps(tmp_path, "second", "1")
     assert [words[0] for words in ran] == ["items", "tag", "validate", "confirm"]
     assert ran[1][:4] == ("tag", str(tmp_path / "items.jsonl"), "--model", "MODEL")
     assert ran[2][-4:] == ("--recipe", "baseline-small", "--seeds", "1")
