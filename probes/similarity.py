@@ -59,7 +59,6 @@ is their pooled variance and d0 = Σ f. If no item shows a spread, no item has a
 """
 
 import math
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -69,6 +68,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import digamma, polygamma
 from scipy.stats import t as student_t
+
+from probes.feature_blocks import item_blocks, release
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -150,7 +151,7 @@ def measure_similarity(
     np.add.at(draws, item_index, weights.astype(np.int64))
     references = _choose_references(chosen, draws, np.arange(items) if ties is None else ties)
     rows_per_block = max(1, block_bytes // (8 * (features.shape[1] + 3 * len(references) + 1)))
-    blocks = _item_blocks(item_index, weights, rows_per_block)
+    blocks = item_blocks(item_index, weights, rows_per_block)
 
     summary = _Summary(items, features.shape[1], references)
     for rows in blocks:
@@ -205,7 +206,7 @@ def mean_directions(
     """
     _check_inputs(features, item_index, weights, int(item_index.max(initial=-1)) + 1)
     rows_per_block = max(1, block_bytes // (8 * features.shape[1]))
-    for rows in _item_blocks(item_index, weights, rows_per_block):
+    for rows in item_blocks(item_index, weights, rows_per_block):
         if block := _read(features, rows, item_index, weights):
             yield block.items, block.draws, block.means()
 
@@ -290,23 +291,6 @@ def _choose_references(
     return np.sort(ranked[:MOST_REFERENCES])
 
 
-def _item_blocks(
-    item_index: NDArray[np.integer], weights: NDArray[np.integer], rows_per_block: int
-) -> list[NDArray[np.intp]]:
-    """Rows with weight, items in order and whole, in blocks of `rows_per_block` where they fit."""
-    rows = np.flatnonzero(weights > 0)
-    rows = rows[np.argsort(item_index[rows], kind="stable")]
-    if not len(rows):
-        return []
-    starts = np.flatnonzero(np.diff(item_index[rows], prepend=-1))
-    blocks, first = [], 0
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        if end - first > rows_per_block and start > first:
-            blocks.append(rows[first:start])
-            first = int(start)
-    return [*blocks, rows[first:]]
-
-
 @dataclass(frozen=True)
 class _Block:
     """Rows of whole items, an item's rows together, with directions of unit length."""
@@ -361,7 +345,7 @@ def _read(
 ) -> _Block | None:
     """Read one block; None if none of its gradients has a direction."""
     gradients = features[rows].astype(np.float32, copy=False)
-    _release(features)
+    release(features)
     # In double precision, because the squares of a large gradient overflow in single.
     norms = np.sqrt(np.einsum("rd,rd->r", gradients, gradients, dtype=np.float64))
     if not np.isfinite(norms).all():
@@ -375,15 +359,6 @@ def _read(
     gradients /= norms[:, None].astype(np.float32)
     items, starts = np.unique(item_index[rows], return_index=True)
     return _Block(items, starts, weights[rows].astype(np.float32), norms, gradients)
-
-
-def _release(features: NDArray[np.floating]) -> None:
-    """Let go of the pages of a memmap that were read; they would count as this process's memory."""
-    base: object = features
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 class _Summary:
