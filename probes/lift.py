@@ -24,7 +24,8 @@ with r, q correct rollouts of i. Nothing is normalised, so that the inner produc
 items are unbiased however few rollouts there are, and no rollout meets itself. w_j and q_j are
 unbiased too: given c of n, K is hypergeometric (binomial at c/n where n < G). An item with a single
 correct rollout has no pair: its own term takes the share of ⟨s_r, g_r⟩ that pairs have in the run.
-The cost is linear in the rollouts: one direction, each item's own share of it taken out.
+The cost is linear in the rollouts: one direction, each item's own share of it taken out. All inner
+products are those of an adaptive optimizer (`probes.preconditioner`).
 
 Teaching is the same sum read the other way: what a group of item j moves the log odds of the items
 that are not solved, on average, j itself left out.
@@ -56,6 +57,7 @@ from scipy.sparse import csr_array
 from scipy.special import gammaln, xlog1py, xlogy
 
 from probes.feature_blocks import item_blocks, release
+from probes.preconditioner import Preconditioner, draw_rows, fit_preconditioner
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -171,7 +173,7 @@ class LiftInputs:
     Attributes:
         features: (rows, dim), a distinct completion a row, in any float type, possibly a memmap:
             the gradient of the mean token loss, as `probes.gradients` gives it.
-        item: (rows,), position of the item, ascending.
+        item: (rows,), position of the item.
         weights: (rows,), how often the completion was drawn.
         is_correct: (rows,).
         tokens: (rows,), length of the completion.
@@ -193,8 +195,8 @@ class LiftInputs:
         for name in ("item", "weights", "is_correct", "tokens"):
             if getattr(self, name).shape != (rows,):
                 raise ValueError(f"{name} must be ({rows},), got {getattr(self, name).shape}")
-        if rows and (np.any(np.diff(self.item) < 0) or np.any(self.tokens < 1)):
-            raise ValueError("rows must stand in the order of their items, of 1 token at least")
+        if rows and np.any(self.tokens < 1):
+            raise ValueError("a completion has 1 token at least")
 
 
 def measure_lift(
@@ -203,6 +205,7 @@ def measure_lift(
     *,
     group_size: int = 8,
     loss: str = "grpo",
+    is_preconditioned: bool = True,
     seed: int = 0,
     block_bytes: int = 2**28,
 ) -> GradientLift:
@@ -212,7 +215,9 @@ def measure_lift(
         inputs: of the run.
         is_unsolved: (items,), those that teaching is for.
         group_size, loss: of the training.
-        seed: of the redrawn directions.
+        is_preconditioned: whether the step is an adaptive optimizer's (`probes.preconditioner`), or
+            goes along the gradient itself.
+        seed: of the redrawn directions, and of the rollouts that make the preconditioner.
         block_bytes: memory for the rows in hand; one item's rows always fit.
 
     Returns:
@@ -235,6 +240,19 @@ def measure_lift(
     for rows in blocks:
         work.measure(work.read(rows))
     return work.result()
+
+
+def _fit(inputs: LiftInputs, groups: GroupWeights, seed: int) -> Preconditioner:
+    """The preconditioner of a run: its rollouts count as much as GRPO takes of them."""
+    draws = np.bincount(inputs.item, inputs.weights, minlength=len(inputs.judged))
+    used = groups.weight[inputs.item] * inputs.weights / np.maximum(draws, 1)[inputs.item]
+    rows, repeats = np.unique(draw_rows(used, seed), return_counts=True)
+    gradients = inputs.features[rows].astype(np.float32, copy=False)
+    release(inputs.features)
+    if not np.isfinite(gradients).all():
+        row = int(rows[~np.isfinite(gradients).all(axis=1)].min())
+        raise ValueError(f"features row {row} is not finite")
+    return fit_preconditioner(gradients, repeats)
 
 
 @dataclass(frozen=True)
@@ -271,6 +289,7 @@ class _Work:
 
     per_token = False
     """Whether a loss counts tokens alike, so that g = s / mean length."""
+    preconditioner: Preconditioner | None = None
 
     def __init__(self, inputs: LiftInputs, is_unsolved: Flags, groups: GroupWeights) -> None:
         items, dim = len(inputs.judged), inputs.features.shape[1]
@@ -300,6 +319,8 @@ class _Work:
         if not np.isfinite(features).all():
             row = int(rows[~np.isfinite(features).all(axis=1)].min())
             raise ValueError(f"features row {row} is not finite")
+        if self.preconditioner:
+            features = self.preconditioner.apply(features)
         lengths = inputs.tokens[rows].astype(np.float32)[:, None]
         s = -features * lengths
         g = s / np.float32(self.mean_tokens) if self.per_token else -features

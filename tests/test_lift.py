@@ -1,18 +1,24 @@
 """`probes.lift` against worlds whose truth is a sum over all completions."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 from scipy.stats import t as student_t
 
-from probes.lift import LiftInputs, group_coefficients, group_weights, measure_lift
+from probes.lift import GradientLift, LiftInputs, group_coefficients, group_weights, measure_lift
 from tests.bandit_world import GROUP, BanditWorld
 
 
 def unsolved(inputs: LiftInputs) -> np.ndarray:
     return inputs.pass_rate < 0.1
+
+
+def measure(inputs: LiftInputs, **options: Any) -> GradientLift:
+    """Along the gradient itself, of which the truth is known."""
+    return measure_lift(inputs, unsolved(inputs), is_preconditioned=False, **options)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo"])
@@ -62,7 +68,7 @@ def draws():
     found = []
     for seed in range(120):
         inputs = world.draw(np.random.default_rng(seed), 64)
-        one = measure_lift(inputs, unsolved(inputs), seed=seed)
+        one = measure(inputs, seed=seed)
         found.append((one.lift, one.standard_error, one.degrees_of_freedom, one.draws))
     return world, *(np.array(each) for each in zip(*found, strict=True))
 
@@ -72,7 +78,7 @@ def test_the_lift_is_unbiased():
     found, counts = [], []
     for seed in range(200):
         inputs = world.draw(np.random.default_rng(seed), 64)
-        found.append(measure_lift(inputs, unsolved(inputs)).lift)
+        found.append(measure(inputs).lift)
         counts.append(inputs.correct)
     # Items that nearly always have several correct rollouts: leaving probes out would bias.
     known = (np.array(counts) >= 2).mean(axis=0) > 0.99
@@ -105,7 +111,7 @@ def test_no_rollout_meets_itself():
     for seed in range(3000):
         inputs = world.draw(np.random.default_rng(seed), 16, most=16, most_wrong=16)
         if inputs.correct[0] >= 2:
-            one = measure_lift(inputs, unsolved(inputs))
+            one = measure(inputs)
             # The estimate of the weight and that of Σ q cancel but for their own draws.
             weight = group_weights(inputs.judged, inputs.correct, GROUP)
             if weight.weight[0] > 0:
@@ -121,7 +127,7 @@ def test_direct_answers_are_known_from_a_single_rollout():
     """Where every item has one right completion, repeats show it, and one draw says it all."""
     world = BanditWorld.make(5, items=200, most_correct=1)
     inputs = world.draw(np.random.default_rng(0), 64)
-    found = measure_lift(inputs, unsolved(inputs))
+    found = measure(inputs)
     single = found.draws == 1
     assert single.sum() >= 20
     error = (found.lift - world.lift())[single]
@@ -133,11 +139,11 @@ def test_direct_answers_are_known_from_a_single_rollout():
 def test_order_of_rows_and_blocks_change_nothing(draws):
     world = draws[0]
     inputs = world.draw(np.random.default_rng(1), 64)
-    whole = measure_lift(inputs, unsolved(inputs))
+    whole = measure(inputs)
     shuffled = np.lexsort((np.random.default_rng(2).permutation(len(inputs.item)), inputs.item))
     rows = ("features", "item", "weights", "is_correct", "tokens")
     other = dataclasses.replace(inputs, **{name: getattr(inputs, name)[shuffled] for name in rows})
-    small = measure_lift(other, unsolved(inputs), block_bytes=16 * 96 * 20)
+    small = measure(other, block_bytes=16 * 96 * 20)
     assert np.allclose(whole.lift, small.lift, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert np.allclose(whole.teaching, small.teaching, rtol=1e-4, atol=1e-6, equal_nan=True)
 
@@ -147,7 +153,7 @@ def test_teaching_is_the_lift_read_the_other_way(draws):
     world = draws[0]
     inputs = world.draw(np.random.default_rng(1), 64)
     chosen = unsolved(inputs)
-    found = measure_lift(inputs, chosen)
+    found = measure(inputs)
     learners = chosen & (found.draws > 0)
     signal = group_weights(inputs.judged, inputs.correct, GROUP).signal.sum()
     count = learners.sum() - learners
@@ -157,7 +163,7 @@ def test_teaching_is_the_lift_read_the_other_way(draws):
 
 def test_items_without_a_correct_rollout_have_no_lift(draws):
     inputs = draws[0].draw(np.random.default_rng(1), 64)
-    found = measure_lift(inputs, unsolved(inputs))
+    found = measure(inputs)
     without = inputs.correct == 0
     assert without.any()
     assert np.isnan(found.lift[without]).all() and np.isfinite(found.lift[~without]).all()
@@ -167,4 +173,4 @@ def test_gradients_that_are_not_finite_are_named(draws):
     inputs = draws[0].draw(np.random.default_rng(1), 64)
     inputs.features[7, 3] = np.nan
     with pytest.raises(ValueError, match="row 7"):
-        measure_lift(inputs, unsolved(inputs))
+        measure(inputs)
