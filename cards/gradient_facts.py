@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,13 @@ def gradient_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | Non
         raise RunError(f"{run.path / 'gradients' / 'rollouts.npy'} does not fit its index")
     chosen = _chosen(found, items)
     lines = np.flatnonzero(np.isin(found.item, chosen))
-    sample = RolloutFeatures(
-        np.asarray(found.features[lines]), found.item[lines], found.weights[lines]
+    sample = replace(
+        found,
+        features=np.asarray(found.features[lines]),
+        item=found.item[lines],
+        weights=found.weights[lines],
+        reward=found.reward[lines],
+        completion_tokens=None,
     )
     group = np.full(len(items), -1, dtype=np.int64)
     group[chosen] = items.group[chosen]
