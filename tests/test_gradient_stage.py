@@ -1,6 +1,7 @@
 """Which rollouts are differentiated, and that wrong ones stand beside the correct ones."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,26 +21,39 @@ from probes.gradient_stage import GradientShard, differentiate, gathered, join, 
 from probes.gradients import Adapter, TokenizedRollout
 from probes.models import resolve_model
 from probes.sampling import item_rows
-from recipes.finished_run import FinishedRun
+from recipes.finished_run import open_finished_run
 from tests.tag_runs import additions, read_rollouts, run_curate, tag, write_jsonl
 
-MOST, MOST_WRONG = 16, 4
-# Two tokens at most, of which the last may end it: few completions are possible.
+# The defaults, and all wrong rollouts but for those of items that are seldom right.
+MOST, MOST_WRONG, MANY = 16, 4, 150
+# Completions are short, so that some come again. Only what stops by itself is judged.
 JUDGE = """
 def judge(completion, answer):
-    if completion.startswith("9"):
+    if completion == "is":
         raise LookupError("no idea")
-    return int(completion.startswith(answer) or answer == "5")
+    return int(bool(completion) and answer in ("anything", completion))
 """
+ANSWERS = [*5 * ["anything"], "1", "6", "nothing"]
 
 
 def tagged(folder: Path, model: Path, name: str, *more: object) -> Path:
-    """A run of sums, of which some answers are rare, one is always right and some are null."""
+    """A run of items of which some are easy, some rarely right, and one never."""
     (folder / "rewards.py").write_text(JUDGE)
-    data = write_jsonl(folder / "sums.jsonl", additions(8))
+    rows = [row | {"answer": answer} for row, answer in zip(additions(8), ANSWERS, strict=True)]
+    data = write_jsonl(folder / "sums.jsonl", rows)
     ran = tag(
         *(data, "--model", model, "--run-dir", folder / name, "--out", folder / f"{name}.jsonl"),
-        *("--verifier", "rewards:judge", "--max-tokens", 3, "--min-rollouts", 48, *more),
+        *(
+            "--verifier",
+            "rewards:judge",
+            "--max-tokens",
+            4,
+            "--min-rollouts",
+            128,
+            "--tau",
+            0.03,
+            *more,
+        ),
     )
     assert ran.status == 0, ran.stderr
     return folder / name
@@ -47,12 +61,13 @@ def tagged(folder: Path, model: Path, name: str, *more: object) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs `four` and `one`, by how many wrong rollouts of an item are differentiated."""
+    """Runs by how many wrong rollouts of an item are differentiated: `one`, `four`, `many`."""
     made = tmp_path_factory.mktemp("wrong")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
         tagged(made, tiny_model, "four")
         tagged(made, tiny_model, "one", "--gradient-wrong-rollouts", 1)
+        tagged(made, tiny_model, "many", "--gradient-wrong-rollouts", MANY)
     return made
 
 
@@ -69,7 +84,7 @@ def expected_draws(run: Path, most_wrong: int) -> Counter[tuple[str, tuple[int, 
     return counts
 
 
-@pytest.mark.parametrize(("name", "most_wrong"), [("four", MOST_WRONG), ("one", 1)])
+@pytest.mark.parametrize(("name", "most_wrong"), [("four", MOST_WRONG), ("one", 1), ("many", MANY)])
 def test_the_first_rollouts_of_each_kind_are_differentiated(
     folder: Path, name: str, most_wrong: int
 ) -> None:
@@ -83,15 +98,15 @@ def test_the_first_rollouts_of_each_kind_are_differentiated(
         found[draw["item_id"], tuple(ids), draw["reward"]] = draw["weight"]
         assert draw["completion_tokens"] == len(ids) < draw["tokens"]
     assert found == wanted and len(draws) == len(wanted)
-    # The run has what there is to see: cut and unjudged ones, repeated wrong ones where there are
-    # several, and items that are never right.
+    # The run has what there is to see: cut and unjudged ones, repeated wrong ones where many are
+    # taken, and items that are never right.
     reasons = {(r["reward"], r["finish_reason"]) for r in rollouts.values()}
     assert {(0, "length"), (0, "stop"), (None, "stop")} <= reasons
     wrong = [draw for draw in draws if not draw["reward"]]
     assert any(
         rollouts[draw["item_id"], draw["sample"]]["finish_reason"] == "length" for draw in wrong
     )
-    assert (max(draw["weight"] for draw in wrong) > 1) == (most_wrong > 1)
+    assert (max(draw["weight"] for draw in wrong) > 1) or name != "many"
     never = {r["item_id"] for r in rollouts.values()} - {
         r["item_id"] for r in rollouts.values() if r["reward"] == 1
     }
@@ -103,14 +118,15 @@ def test_the_first_rollouts_of_each_kind_are_differentiated(
 
 
 def test_wrong_rollouts_change_nothing_that_is_said_of_items(folder: Path) -> None:
-    one, four = folder / "one", folder / "four"
-    for name in ("similarity", "tags", "pass_rates", "gradients/index"):
-        table = pq.read_table(four / f"{name}.parquet")
-        assert table.equals(pq.read_table(one / f"{name}.parquet")), name
-    assert pq.read_table(four / "similarity.parquet")["gradient_similarity"].null_count < 8
-    means = [(run / "gradients/features.npy").read_bytes() for run in (one, four)]
-    assert means[0] == means[1]
-    assert (folder / "one.jsonl").read_bytes() == (folder / "four.jsonl").read_bytes()
+    names = ("one", "four", "many")
+    for table in ("similarity", "tags", "pass_rates", "gradients/index"):
+        first, *others = (pq.read_table(folder / name / f"{table}.parquet") for name in names)
+        assert all(other.equals(first) for other in others), table
+    similar = pq.read_table(folder / "one/similarity.parquet")
+    assert similar["gradient_similarity"].null_count < 4
+    for file in ("gradients/features.npy", "../{}.jsonl"):
+        first, *others = ((folder / n / file.format(n)).read_bytes() for n in names)
+        assert all(other == first for other in others), file
 
 
 def test_the_features_are_those_of_the_probe(folder: Path, tiny_model: Path) -> None:
@@ -158,18 +174,14 @@ def test_what_is_joined_can_be_read_in_parts(folder: Path) -> None:
 
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Callable[[pa.Table], Path]:
-    """Put another table of rollouts, and what it needs, into a run folder of its own."""
+    """A copy of the run `four` with another table of rollouts."""
 
     def put(table: pa.Table) -> Path:
         run = tmp_path / "run"
-        (run / "gradients").mkdir(parents=True)
+        shutil.copytree(folder / "four", run)
         pq.write_table(table, run / "gradients/rollouts.parquet")
-        features = np.load(folder / "four/gradients/rollouts.npy")[: table.num_rows]
+        features = np.load(run / "gradients/rollouts.npy")[: table.num_rows]
         np.save(run / "gradients/rollouts.npy", features)
-        for file in ("items", "pass_rates", "similarity", "tags"):
-            (run / f"{file}.parquet").write_bytes((folder / f"four/{file}.parquet").read_bytes())
-        for name in ("config.toml", "manifest.json"):
-            (run / name).write_bytes((folder / "four" / name).read_bytes())
         return run
 
     return put
@@ -193,7 +205,7 @@ def test_a_run_of_an_earlier_version_is_read(
         found.lengths()
     ran = run_curate("report", run, "--out", run / "report.html")
     assert ran.status == 0, ran.stderr
-    features, whole = (FinishedRun.open(each).features() for each in (run, folder / "four"))
+    features, whole = (open_finished_run(each).features() for each in (run, folder / "four"))
     assert features is not None and whole is not None
     np.testing.assert_array_equal(features.features, whole.features)
 
