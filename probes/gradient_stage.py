@@ -434,7 +434,7 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
         write_parquet(folder / "rollouts.parquet", table)
         # Written last: where it is, everything is joined and the shards may go.
         write_parquet(
-            folder / "index.parquet", _write_means(folder, joined(run.path, row_of).correct, row_of)
+            folder / "index.parquet", _write_means(folder, joined(run.path, row_of), row_of)
         )
     _remove_shards(run)
     reward = joined(run.path, row_of).reward
@@ -444,8 +444,9 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
     }
 
 
-def _write_means(folder: Path, draws: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
+def _write_means(folder: Path, every: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
     """Write the items' mean features of correct rollouts; return the index of them."""
+    draws = every.correct
     items, starts = np.unique(draws.item, return_index=True)
     dim = draws.features.shape[1]
     used, squared_norms = np.zeros(len(items), dtype=np.int64), np.zeros(len(items))
@@ -453,7 +454,8 @@ def _write_means(folder: Path, draws: RolloutFeatures, row_of: Mapping[str, int]
         (folder / "rollouts.npy").open("rb") as rollouts,
         atomic_writer(folder / "features.npy") as file,
     ):
-        rollouts.seek(draws.features.offset)  # type: ignore[attr-defined]
+        # The correct ones come first.
+        rollouts.seek(every.features.offset)  # type: ignore[attr-defined]
         _write_header(file, (len(items), dim))
         bounds = np.append(starts, len(draws.item)).tolist()
         for row, (start, end) in enumerate(pairwise(bounds)):
