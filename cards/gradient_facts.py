@@ -43,8 +43,6 @@ def gradient_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | Non
     found = run.features()
     if found is None:
         return None
-    if found.features.ndim != 2 or len(found.features) != len(found.item):
-        raise RunError(f"{run.path / 'gradients' / 'rollouts.npy'} does not fit its index")
     chosen = _chosen(found, items)
     lines = np.flatnonzero(np.isin(found.item, chosen))
     sample = replace(

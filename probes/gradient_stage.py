@@ -368,6 +368,10 @@ def _features(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> Rollout
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
     items, weights = item_rows(table, row_of), table["weight"].to_numpy().astype(np.int64)
+    if features.ndim != 2 or len(features) != table.num_rows:
+        raise RunError(
+            f"{path} is damaged: shape {features.shape} for {table.num_rows} rows of its index"
+        )
     if "reward" not in table.column_names:
         return RolloutFeatures(features, items, weights, np.ones_like(weights), None)
     reward, lengths = (
@@ -386,7 +390,8 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
     Draws of one completion in several shards become one with the sum of their weights.
     """
     names = [_name(shard) for shard in rollout_shards(run)]
-    tables = [read_parquet(_table_path(run, name)) for name in names]
+    columns = [*_JOINED_COLUMNS, "completion_key", "feature_row"]
+    tables = [read_parquet(_table_path(run, name), columns) for name in names]
     shard = np.repeat(np.arange(len(names)), [table.num_rows for table in tables])
     table = pa.concat_tables(tables)
     _, inverse = np.unique(table["completion_key"].to_numpy(), return_inverse=True)

@@ -361,3 +361,12 @@ def test_a_completion_judged_now_so_now_so_counts_as_what_it_was(
     assert files.draws() == {("a", (7,), 1): 2, ("a", (7,), 0): 1}
     index = pq.read_table(files.path / "gradients/index.parquet").to_pylist()
     assert [entry["rollouts_used"] for entry in index] == [2]
+
+
+def test_shards_of_an_earlier_version_are_one_line(files: Files) -> None:
+    files.add(0)
+    files.differentiate()
+    path = files.path / "gradients/shard-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["reward", "completion_tokens"]), path)
+    with pytest.raises(RunError, match=r"shard-00000\.parquet is missing or damaged: .*completion"):
+        join(files.run, ROW_OF, 2)
