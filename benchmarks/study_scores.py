@@ -143,7 +143,7 @@ def _estimates(
     run: Path, items: StudyItems, judged: NDArray[np.intp], tau: float
 ) -> tuple[dict[str, Floats], int]:
     """The scores of every estimator of similarity, and how many references they have."""
-    stored = joined(run, {item_id: row for row, item_id in enumerate(items.item_ids)})
+    stored = joined(run, {item_id: row for row, item_id in enumerate(items.item_ids)}).correct
     rows = unit(stored.features.astype(np.float64))
     # A completion that was drawn several times counts as often.
     gradients = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,15 @@ def gradient_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | Non
     found = run.features()
     if found is None:
         return None
-    if found.features.ndim != 2 or len(found.features) != len(found.item):
-        raise RunError(f"{run.path / 'gradients' / 'rollouts.npy'} does not fit its index")
     chosen = _chosen(found, items)
     lines = np.flatnonzero(np.isin(found.item, chosen))
-    sample = RolloutFeatures(
-        np.asarray(found.features[lines]), found.item[lines], found.weights[lines]
+    sample = replace(
+        found,
+        features=np.asarray(found.features[lines]),
+        item=found.item[lines],
+        weights=found.weights[lines],
+        reward=found.reward[lines],
+        completion_tokens=None,
     )
     group = np.full(len(items), -1, dtype=np.int64)
     group[chosen] = items.group[chosen]

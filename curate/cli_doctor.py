@@ -16,6 +16,7 @@ _SIZES = {
     "rollout_budget": "N",
     "max_tokens": "N",
     "gradient_rollouts": "N",
+    "gradient_wrong_rollouts": "N",
     "gradient_dim": "DIM",
 }
 

@@ -200,6 +200,10 @@ class TagConfig:
     gradient_rollouts: int = _setting(
         16, "tagging", "correct rollouts of an item that are differentiated, at most", "N"
     )
+    gradient_wrong_rollouts: int = _setting(
+        4, "tagging",
+        "wrong rollouts that are differentiated of an item that has a correct one, at most", "N",
+    )  # fmt: skip
     gradient_dim: int = _setting(
         4096, "tagging", "dimensions that a gradient is projected to", "DIM"
     )
@@ -228,7 +232,7 @@ class TagConfig:
                 _require(value in choices, each.name, value, " or ".join(choices))
         for name in (
             "min_rollouts", "max_rollouts", "max_tokens",
-            "gradient_rollouts", "gradient_dim", "gradient_rank",
+            "gradient_rollouts", "gradient_wrong_rollouts", "gradient_dim", "gradient_rank",
             "samples_per_request", "requests_in_flight",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

@@ -5,15 +5,16 @@
                           (26 to 32 %, docs/benchmarks.md); at most the budget's share
     bytes of rollouts     3.2 a token, of which half is text and half token ids, and 10 a rollout:
                           measured on SmolLM2's, compressed
-    bytes of gradients    (2 × gradient_rollouts + 1) × 4 × gradient_dim an item: the features of
-                          its correct rollouts, which stand twice while they are joined, and their
-                          mean
+    bytes of gradients    (2 × gradients + 1) × 4 × gradient_dim an item, where gradients are
+                          gradient_rollouts + gradient_wrong_rollouts: the features of its
+                          rollouts, which stand twice while they are joined, and a mean
     other bytes           500 an item, and 1,000 for its prompt, uncompressed
     memory                1 GB and 3 kB an item, beside the policy: somewhat more than the peaks of
                           `benchmarks/million_items.py`, whose prompts are short
 
 These are upper bounds where completions are as long as `max_tokens` and every item has
-`gradient_rollouts` correct rollouts; docs/scaling.md works an example out.
+`gradient_rollouts` correct rollouts and `gradient_wrong_rollouts` wrong ones; docs/scaling.md works
+an example out.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def expected_size(config: TagConfig, items: int) -> ExpectedSize:
     """What a run of `items` items needs with these settings."""
     rollouts = expected_rollouts(config, items)
     tokens = rollouts * config.max_tokens
-    draws = min(config.gradient_rollouts, rollouts)
+    draws = min(config.gradient_rollouts + config.gradient_wrong_rollouts, rollouts)
     return ExpectedSize(
         items=items,
         rollouts_an_item=rollouts,

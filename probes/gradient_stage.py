@@ -1,8 +1,13 @@
-"""The gradient stage: features of correct rollouts, a file for each shard of rollouts, then one.
+"""The gradient stage: features of rollouts, a file for each shard of rollouts, then one.
 
 While rounds of sampling go on, each shard of rollouts gets its features as soon as it is verified,
 in `gradients/shard-*`; `gathered` shows them as one array. After the last round `join` makes one
 array of them for good, and the shards go.
+
+Of an item are differentiated its first correct rollouts, and its first wrong ones from the file on
+that holds its first correct one: an item that is never right teaches nothing and is not taught by
+its gradients. What is chosen in a file thus depends on this file and those before it alone, so that
+a run that goes on, and the parts of a merged one, choose alike.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
@@ -29,28 +35,67 @@ from probes.gradients import GradientProbe, TokenizedRollout
 from probes.sampling import Advance, item_rows, rollout_shards
 
 _FOLDER = "gradients"
+_JOINED_COLUMNS = ("item_id", "sample", "weight", "tokens", "completion_tokens", "reward")
 # One that an earlier shard differentiated already.
 _REPEATED = -1
 
 
 @dataclass(frozen=True)
 class RolloutFeatures:
-    """Features of the distinct correct completions of a run, an item's together."""
+    """Features of distinct completions of a run: the correct ones first, then the wrong ones."""
 
     features: NDArray[np.float32]
     """(draws, dim), a memmap."""
     item: NDArray[np.int64]
-    """(draws,): position of the item, ascending."""
+    """(draws,): position of the item, ascending among the correct ones and among the wrong ones."""
     weights: NDArray[np.int64]
     """(draws,): how often the completion was drawn."""
+    reward: NDArray[np.int64]
+    """(draws,): 1 or 0."""
+    completion_tokens: NDArray[np.int64] | None
+    """(draws,): length of the completion; None in a run of a version that did not keep it."""
+
+    @property
+    def correct(self) -> RolloutFeatures:
+        """The correct completions; a view."""
+        return self._part(slice(0, int(self.reward.sum())))
+
+    @property
+    def wrong(self) -> RolloutFeatures:
+        """The wrong completions; a view."""
+        return self._part(slice(int(self.reward.sum()), len(self.reward)))
+
+    def lengths(self) -> NDArray[np.int64]:
+        """`completion_tokens`.
+
+        Raises:
+            RunError: they are unknown.
+        """
+        if self.completion_tokens is None:
+            raise RunError(
+                "gradients/rollouts.parquet, of an earlier version of curate, has no "
+                "completion_tokens and no wrong rollouts: give another --run-dir to tag anew"
+            )
+        return self.completion_tokens
+
+    def _part(self, lines: slice) -> RolloutFeatures:
+        lengths = self.completion_tokens
+        return RolloutFeatures(
+            self.features[lines],
+            self.item[lines],
+            self.weights[lines],
+            self.reward[lines],
+            None if lengths is None else lengths[lines],
+        )
 
 
 @dataclass
 class _Draw:
-    """A correct completion of an item and how often its shard has it."""
+    """A completion of an item and how often its shard has it."""
 
     item: int
     sample: int
+    reward: int
     rollout: TokenizedRollout
     weight: int = 0
     feature_row: int = _REPEATED
@@ -104,8 +149,9 @@ def differentiate(
     row_of: Mapping[str, int],
     differentiate_shards: DifferentiateShards,
     most: int,
+    most_wrong: int,
 ) -> dict[str, Any]:
-    """Differentiate the first `most` correct rollouts of every item; return the stage's counts.
+    """Differentiate the first correct and wrong rollouts of every item; return the stage's counts.
 
     Only shards of rollouts that have no features yet. A completion that was drawn several times,
     in one shard or in several, is differentiated once and counts as often as it was drawn.
@@ -115,9 +161,10 @@ def differentiate(
         items: of `items.parquet`: item_id and prompt_token_ids.
         row_of: position of each item by item_id.
         differentiate_shards: does the work.
-        most: rollouts of an item.
+        most: correct rollouts of an item.
+        most_wrong: wrong rollouts of an item that has a correct one in the same file or before.
     """
-    chosen = [] if _is_joined(run) else list(_chosen(run, row_of, most))
+    chosen = [] if _is_joined(run) else list(_chosen(run, row_of, most, most_wrong))
     total = sum(len(lines) for _, lines, _ in chosen)
     done = sum(len(lines) for file, lines, _ in chosen if _is_written(run, file))
     tokens = 0
@@ -197,45 +244,69 @@ def _is_joined(run: RunFolder) -> bool:
 
 
 def _chosen(
-    run: RunFolder, row_of: Mapping[str, int], most: int
+    run: RunFolder, row_of: Mapping[str, int], most: int, most_wrong: int
 ) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
     """Choose the rollouts of each shard: its lines, and the positions of their items."""
-    taken = np.zeros(len(row_of), dtype=np.int64)
+    correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
     for file in rollout_shards(run):
         table = read_parquet(file, ["item_id", "reward"])
-        lines = np.flatnonzero(pc.fill_null(table["reward"], 0).to_numpy() == 1)
-        rows = item_rows(table, row_of)[lines]
-        order = np.argsort(rows, kind="stable")
-        _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
-        earlier = np.empty(len(rows), dtype=np.int64)
-        earlier[order] = np.arange(len(rows)) - np.repeat(starts, counts)
-        chosen = taken[rows] + earlier < most
-        np.add.at(taken, rows[chosen], 1)
-        yield file, lines[chosen], rows[chosen]
+        # One that could not be judged is neither.
+        reward = pc.fill_null(table["reward"], -1).to_numpy()
+        rows = item_rows(table, row_of)
+        chosen = _first_of_items(rows, reward == 1, correct, most)
+        is_wrong = (reward == 0) & (correct[rows] > 0)
+        chosen |= _first_of_items(rows, is_wrong, wrong, most_wrong)
+        yield file, np.flatnonzero(chosen), rows[chosen]
+
+
+def _first_of_items(
+    rows: NDArray[np.int64], among: NDArray[np.bool_], taken: NDArray[np.int64], most: int
+) -> NDArray[np.bool_]:
+    """Tell which lines are among the first `most` of their item.
+
+    Args:
+        rows: (lines,), position of the item.
+        among: (lines,), those that count.
+        taken: (items,), lines of earlier shards; those told are added.
+    """
+    lines = np.flatnonzero(among)
+    items = rows[lines]
+    order = np.argsort(items, kind="stable")
+    _, starts, counts = np.unique(items[order], return_index=True, return_counts=True)
+    earlier = np.empty(len(items), dtype=np.int64)
+    earlier[order] = np.arange(len(items)) - np.repeat(starts, counts)
+    lines = lines[taken[items] + earlier < most]
+    np.add.at(taken, rows[lines], 1)
+    told = np.zeros(len(rows), dtype=bool)
+    told[lines] = True
+    return told
 
 
 def _draws(
     file: Path, lines: NDArray[np.int64], rows: NDArray[np.int64], items: pa.Table
 ) -> dict[int, _Draw]:
     """The distinct completions among some lines of a shard, by a key of item and completion."""
-    table = read_parquet(file, ["sample", "completion_token_ids"]).take(pa.array(lines))
-    samples, completions = table["sample"].to_pylist(), table["completion_token_ids"]
+    columns = ["sample", "reward", "completion_token_ids"]
+    table = read_parquet(file, columns).take(pa.array(lines))
+    samples, rewards = table["sample"].to_pylist(), table["reward"].to_pylist()
+    completions = table["completion_token_ids"]
     ids, prompts = items["item_id"], items["prompt_token_ids"]
     draws: dict[int, _Draw] = {}
     for line, row in enumerate(rows.tolist()):
         completion = completions[line].values.to_numpy()
-        key = _key(ids[row].as_py(), completion)
+        key = _key(ids[row].as_py(), completion, rewards[line])
         if key not in draws:
             prompt = prompts[row].values.to_numpy()
             rollout = TokenizedRollout(prompt.tolist(), completion.tolist())
-            draws[key] = _Draw(row, samples[line], rollout)
+            draws[key] = _Draw(row, samples[line], rewards[line], rollout)
         draws[key].weight += 1
     return draws
 
 
-def _key(item_id: str, completion: NDArray[np.int32]) -> int:
+def _key(item_id: str, completion: NDArray[np.int32], reward: int) -> int:
     """64 bits of a hash: among a million completions two are alike with probability 3e-8."""
-    hashed = hashlib.blake2b(item_id.encode(), digest_size=8)
+    # A user's own verifier may judge the same completion now so, now so.
+    hashed = hashlib.blake2b(item_id.encode(), digest_size=8, salt=bytes([1 - reward]))
     hashed.update(np.ascontiguousarray(completion, dtype="<i4").tobytes())
     return int.from_bytes(hashed.digest(), "little")
 
@@ -248,6 +319,10 @@ def _table(draws: Mapping[int, _Draw], item_ids: pa.ChunkedArray) -> pa.Table:
             "sample": pa.array([draw.sample for draw in found], pa.int32()),
             "weight": pa.array([draw.weight for draw in found], pa.int32()),
             "tokens": pa.array([draw.rollout.tokens for draw in found], pa.int32()),
+            "completion_tokens": pa.array(
+                [len(draw.rollout.completion_token_ids) for draw in found], pa.int32()
+            ),
+            "reward": pa.array([draw.reward for draw in found], pa.int8()),
             "completion_key": pa.array(list(draws), pa.uint64()),
             "feature_row": pa.array([draw.feature_row for draw in found], pa.int32()),
         }
@@ -278,33 +353,53 @@ def joined(run: Path, row_of: Mapping[str, int]) -> RolloutFeatures:
     Raises:
         RunError: a file is missing or damaged.
     """
-    table = read_parquet(run / _FOLDER / "rollouts.parquet", ["item_id", "weight"])
+    path = run / _FOLDER / "rollouts.parquet"
+    table = read_parquet(path, ["item_id", "weight"])
+    # Earlier versions differentiated correct rollouts alone and did not say so.
+    if "reward" in pq.read_schema(path).names:
+        for column in ("reward", "completion_tokens"):
+            table = table.append_column(column, read_parquet(path, [column])[column])
     return _features(run / _FOLDER / "rollouts.npy", table, row_of)
 
 
 def _features(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> RolloutFeatures:
-    weights = table["weight"].to_numpy().astype(np.int64)
     try:
         features: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
-    return RolloutFeatures(features, item_rows(table, row_of), weights)
+    items, weights = item_rows(table, row_of), table["weight"].to_numpy().astype(np.int64)
+    if features.ndim != 2 or len(features) != table.num_rows:
+        raise RunError(
+            f"{path} is damaged: shape {features.shape} for {table.num_rows} rows of its index"
+        )
+    if "reward" not in table.column_names:
+        return RolloutFeatures(features, items, weights, np.ones_like(weights), None)
+    reward, lengths = (
+        table[name].to_numpy().astype(np.int64) for name in ("reward", "completion_tokens")
+    )
+    if (np.diff(reward) > 0).any():
+        raise RunError(f"{path.with_suffix('.parquet')} is damaged: correct rollouts after wrong")
+    return RolloutFeatures(features, items, weights, reward, lengths)
 
 
 def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]) -> pa.Table:
-    """Write the features of all shards as one array, an item's together; return their table.
+    """Write the features of all shards as one array; return their table.
+
+    The correct completions come first, then the wrong ones, in both an item's together.
 
     Draws of one completion in several shards become one with the sum of their weights.
     """
     names = [_name(shard) for shard in rollout_shards(run)]
-    tables = [read_parquet(_table_path(run, name)) for name in names]
+    columns = [*_JOINED_COLUMNS, "completion_key", "feature_row"]
+    tables = [read_parquet(_table_path(run, name), columns) for name in names]
     shard = np.repeat(np.arange(len(names)), [table.num_rows for table in tables])
     table = pa.concat_tables(tables)
     _, inverse = np.unique(table["completion_key"].to_numpy(), return_inverse=True)
     weights = np.bincount(inverse, table["weight"].to_numpy()).astype(np.int32)[inverse]
     feature_row = table["feature_row"].to_numpy()
     lines = np.flatnonzero(feature_row != _REPEATED)
-    lines = lines[np.argsort(item_rows(table, row_of)[lines], kind="stable")]
+    is_wrong = table["reward"].to_numpy()[lines] == 0
+    lines = lines[np.lexsort((item_rows(table, row_of)[lines], is_wrong))]
     _write_header(file, (len(lines), dim))
     start, row_bytes = file.tell(), 4 * dim
     order = np.argsort(shard[lines], kind="stable")
@@ -319,7 +414,7 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
             file.write(features[row].tobytes())
     file.flush()
     table = table.set_column(2, "weight", pa.array(weights))
-    return table.select(["item_id", "sample", "weight", "tokens"]).take(pa.array(lines))
+    return table.select(list(_JOINED_COLUMNS)).take(pa.array(lines))
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
@@ -332,7 +427,8 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
     Writes
 
     - `gradients/rollouts.npy` (draws, dim) float32 and `gradients/rollouts.parquet`
-      (item_id, sample, weight, tokens), a row a distinct completion, an item's together;
+      (item_id, sample, weight, tokens, completion_tokens, reward), a row a distinct completion:
+      the correct ones, an item's together, and after them the wrong ones, likewise;
     - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
       feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
     """
@@ -346,12 +442,16 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
             folder / "index.parquet", _write_means(folder, joined(run.path, row_of), row_of)
         )
     _remove_shards(run)
-    draws = read_parquet(folder / "rollouts.parquet", ["weight"])
-    return {"rollouts_differentiated": draws.num_rows}
+    reward = joined(run.path, row_of).reward
+    return {
+        "rollouts_differentiated": len(reward),
+        "wrong_rollouts_differentiated": int((reward == 0).sum()),
+    }
 
 
-def _write_means(folder: Path, draws: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
-    """Write the items' mean features; return the index of them."""
+def _write_means(folder: Path, every: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
+    """Write the items' mean features of correct rollouts; return the index of them."""
+    draws = every.correct
     items, starts = np.unique(draws.item, return_index=True)
     dim = draws.features.shape[1]
     used, squared_norms = np.zeros(len(items), dtype=np.int64), np.zeros(len(items))
@@ -359,7 +459,8 @@ def _write_means(folder: Path, draws: RolloutFeatures, row_of: Mapping[str, int]
         (folder / "rollouts.npy").open("rb") as rollouts,
         atomic_writer(folder / "features.npy") as file,
     ):
-        rollouts.seek(draws.features.offset)  # type: ignore[attr-defined]
+        # The correct ones come first.
+        rollouts.seek(every.features.offset)  # type: ignore[attr-defined]
         _write_header(file, (len(items), dim))
         bounds = np.append(starts, len(draws.item)).tolist()
         for row, (start, end) in enumerate(pairwise(bounds)):

@@ -40,7 +40,7 @@ class Rounds:
         row_of: position of each item by item_id.
         sample: draw what is missing to the target of each item, shape (items,).
         verify: judge what is not judged yet.
-        differentiate: take the gradients of correct rollouts that have none yet.
+        differentiate: take the gradients of rollouts that have none yet.
         record: put the counts of a stage into its entry of the manifest.
     """
 

@@ -32,7 +32,7 @@ def measure_items(
     """Measure the similarity of a run's items to its easy items, arrays of shape (items,).
 
     Args:
-        features: of the correct rollouts.
+        features: of the rollouts; the correct ones are measured.
         found: the outcomes of all rollouts, which tell the easy items.
         row_of: position of each item by item_id.
         plan: of the rounds; its tau is where an item is easy.
@@ -42,10 +42,11 @@ def measure_items(
     # are easy beyond doubt are compared with, if they are enough to set a threshold.
     low, _ = sequential_interval(plan, found.judged, found.correct)
     firm = low >= plan.tau
+    correct = features.correct
     return measure_similarity(
-        features.features,
-        features.item,
-        features.weights,
+        correct.features,
+        correct.item,
+        correct.weights,
         is_easy,
         is_reference=firm if firm.sum() >= FEWEST_EASY_ITEMS else is_easy,
         ties=item_ties(row_of),
@@ -58,8 +59,8 @@ def measure_to_target(run: RunFolder, row_of: Mapping[str, int], plan: Plan) -> 
     target_ids = read_parquet(run / "target" / "items.parquet", ["item_id"])["item_id"]
     target_row_of = {item_id: row for row, item_id in enumerate(target_ids.to_pylist())}
     found = measure_target_similarity(
-        joined(run.path, row_of),
-        joined(run / "target", target_row_of),
+        joined(run.path, row_of).correct,
+        joined(run / "target", target_row_of).correct,
         row_of,
         target_row_of,
         ties=item_ties(target_row_of),

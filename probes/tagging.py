@@ -521,8 +521,8 @@ class _Tagging:
     def _differentiate(self) -> dict[str, Any]:
         here = differentiate_here(lambda: self.model.probe(self._adapter))
         work = self.ray.differentiate if self.ray else here
-        most = self.config.gradient_rollouts
-        return differentiate(self.run, self._items, self._row_of, work, most)
+        most, most_wrong = self.config.gradient_rollouts, self.config.gradient_wrong_rollouts
+        return differentiate(self.run, self._items, self._row_of, work, most, most_wrong)
 
     def _gradients(self) -> dict[str, Any]:
         return self._differentiate() | join(self.run, self._row_of, self.config.gradient_dim)

@@ -120,7 +120,8 @@ class FinishedRun:
         if not (self.path / "gradients" / "rollouts.npy").exists():
             return None
         try:
-            return joined(self.path, {each: row for row, each in enumerate(self.ids.to_pylist())})
+            row_of = {each: row for row, each in enumerate(self.ids.to_pylist())}
+            return joined(self.path, row_of).correct
         except KeyError as error:
             raise RunError(
                 f"{self.path / 'gradients' / 'rollouts.parquet'} is damaged: "

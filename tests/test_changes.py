@@ -78,12 +78,16 @@ def test_the_bootstrap_interval_of_a_mean_is_seeded_and_covers() -> None:
 # --- Cosines between groups ------------------------------------------------------------------
 
 
+def _correct(features: Any, item: Any, weights: Any) -> RolloutFeatures:
+    return RolloutFeatures(features, item, weights, np.ones_like(weights), None)
+
+
 def _aligned(
     rng: np.random.Generator, alignment: Sequence[float], draws: Sequence[int], resamples: int
 ) -> Any:
     """Cosines among the first and second half of the items, and all of them."""
     features, item = planted_gradients(rng, alignment, draws)
-    found = RolloutFeatures(features, item, np.ones(len(item), dtype=np.int64))
+    found = _correct(features, item, np.ones(len(item), dtype=np.int64))
     group = np.repeat([0, 1], len(draws) // 2)
     counts = resample_items(group, resamples, rng)
     sums = sum_groups(found, np.arange(len(draws)), group, 2, counts)
@@ -117,7 +121,7 @@ def test_sums_give_the_mean_over_pairs_of_different_items() -> None:
     draws = [2, 3, 4, 2, 5, 3]
     features, item = planted_gradients(rng, [0.5] * 6, draws, dim=16)
     weights = rng.integers(1, 3, len(item))
-    found = RolloutFeatures(features, item, weights)
+    found = _correct(features, item, weights)
     group = np.array([0, 0, 0, 1, 1, -1])
     counts = np.array([[1, 1, 1, 1, 1, 0], [2, 0, 1, 1, 1, 0]], dtype=np.uint8)
     sums = sum_groups(found, np.arange(6), group, 2, counts)
@@ -142,7 +146,7 @@ def test_a_group_whose_rollouts_agree_with_nothing_has_no_cosine() -> None:
     rng = np.random.default_rng(5)
     features, item = planted_gradients(rng, [0.5] * 40, [4] * 40)
     features[item >= 20] = rng.normal(size=features[item >= 20].shape)
-    found = RolloutFeatures(features, item, np.ones(len(item), dtype=np.int64))
+    found = _correct(features, item, np.ones(len(item), dtype=np.int64))
     group = np.repeat([0, 1], 20)
     sums = sum_groups(found, np.arange(40), group, 2, resample_items(group, 200, rng))
     aligned = align(sums, np.eye(2, dtype=bool))

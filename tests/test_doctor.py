@@ -268,7 +268,7 @@ def test_expected_size_follows_the_settings() -> None:
     size = expected_size(config, 1000)
     assert size.rollouts == 32_000
     assert size.rollout_bytes == 32_000 * (320 + 10)
-    assert size.gradient_bytes == 1000 * 33 * 4000
+    assert size.gradient_bytes == 1000 * 41 * 4000
     assert expected_size(config.replace(gradient_rollouts=100), 1000).gradient_bytes == (
         1000 * 65 * 4000  # No item has more correct rollouts than rollouts.
     )

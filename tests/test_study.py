@@ -140,7 +140,8 @@ def test_the_papers_score_is_the_mean_cosine_of_mean_gradients(
     draws = pq.read_table(folder / "run/gradients/rollouts.parquet").to_pylist()
     sums: dict[str, Any] = {}
     for draw, gradient in zip(draws, features, strict=True):
-        sums[draw["item_id"]] = sums.get(draw["item_id"], 0) + draw["weight"] * gradient
+        if draw["reward"]:
+            sums[draw["item_id"]] = sums.get(draw["item_id"], 0) + draw["weight"] * gradient
     units = {item_id: each / np.linalg.norm(each) for item_id, each in sums.items()}
     rows = study["item_table"]
     easy = [units[row["item_id"]] for row in rows if row["confirmed_trainability"] == "easy"]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import beta
@@ -291,8 +292,8 @@ def test_a_completion_drawn_twice_counts_twice(small: Path, tiny_model: Path) ->
 def _check_features(run: Path) -> None:
     folder = run / "gradients"
     features = np.load(folder / "features.npy")
-    draws = np.load(folder / "rollouts.npy").astype(np.float64)
-    of_draw = pq.read_table(folder / "rollouts.parquet")
+    of_draw = pq.read_table(folder / "rollouts.parquet").filter(pc.field("reward") == 1)
+    draws = np.load(folder / "rollouts.npy").astype(np.float64)[: of_draw.num_rows]
     index = pq.read_table(folder / "index.parquet").to_pylist()
     right = Counter(
         rollout["item_id"] for rollout in read_rollouts(run).to_pylist() if rollout["reward"]

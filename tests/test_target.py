@@ -54,7 +54,9 @@ def test_the_target_similarity_is_that_of_the_estimator_with_the_target_as_refer
         order = pq.read_table(folder / "items.parquet")["item_id"].to_pylist()
         rollouts = pq.read_table(folder / "gradients/rollouts.parquet").to_pylist()
         index = np.array([items + order.index(row["item_id"]) for row in rollouts])
-        weights = np.array([row["weight"] for row in rollouts])
+        # Of wrong rollouts none counts.
+        weights = np.array([row["weight"] * row["reward"] for row in rollouts])
+        assert not weights.all()
         parts.append((np.load(folder / "gradients/rollouts.npy"), index, weights))
         items += len(order)
     features, index, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
