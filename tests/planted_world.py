@@ -1,24 +1,24 @@
 """A planted world: a tiny Llama and a dataset whose learnability is known by construction.
 
 The policy answers in words with a number in them: `h plus q ?` -> `well it is 12 . <eos>`. It is
-first taught sums modulo 17 in two wordings, `plus` and `add`, then to give `add` a random number
-nearly always: the skill is still there, in a wording that hardly uses it. 35 % of the `plus` sums
-are replaced by random numbers too, and the words around the number are drawn at random, so that no
+first taught sums modulo 17 in two wordings, `plus` and `add`, then to give `add` a random number 94
+times in 100: the skill is still there, in a wording that hardly uses it. A third kind of prompt,
+`h code q ?`, had its number drawn anew whenever the policy saw it. 35 % of the `plus` sums are
+replaced by random numbers too, and the words around the number are drawn at random, so that no
 rollout is like another and gradients are noisy.
 
-- easy: `plus`, with the sum as gold;
-- learnable: hard `add` items with the sum as gold, which share their structure with the easy items;
-- chance: hard `add` items with a wrong gold, drawn at random from the same numbers as the sums, so
-  that nothing but the prompt itself tells it;
-- never: `add` items with a gold that the policy does not write.
+- easy: `plus`;
+- learnable: hard `add` items, which share their structure with the easy items;
+- chance: `code` items whose gold is drawn at random, so that nothing but the prompt itself tells
+  it, out of the same numbers as the sums;
+- never: golds that the policy does not write.
 
 Learnable and chance items are matched one to one by their exact pass probability, so that pass
-rates alone cannot tell them apart, and which `add` prompt becomes which is drawn at random, so that
-no reading of prompts can. Neither samples nor gradients choose an item.
+rates alone cannot tell them apart. Neither samples nor gradients choose an item.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ _DIGITS = [str(i) for i in range(10)]
 # WordPiece writes a digit that follows another as ##2, which makes 12 of `1 ##2`.
 _NEXT_DIGITS = [f"##{digit}" for digit in _DIGITS]
 _WORDS = [
-    *("<pad>", "<eos>", "<unk>", "plus", "add", "?", "is"),
+    *("<pad>", "<eos>", "<unk>", "plus", "add", "code", "?", "is"),
     *(*_LETTERS, *_OPENERS, *_SUBJECTS, *_ENDS, *_DIGITS, *_NEXT_DIGITS),
 ]
 _ID = {word: i for i, word in enumerate(_WORDS)}
@@ -49,15 +49,14 @@ _IGNORED = -100
 
 _PLUS_NOISE = 0.35
 _ADD_NOISE = 0.94
-_BELOW_MODULUS = 0.3
-"""Share of the random answers to `add` that are numbers which a sum can have too: some of them are
-written as often as a hard sum."""
-_SLOPE = 1.6
-"""Log ratio of the most to the least frequent of them: spreads the pass rates of wrong golds."""
+_CODES_BELOW_MODULUS = 0.85
+"""Share of the codes that are numbers which a sum can have too."""
+_CODE_SLOPE = 1.4
+"""Log ratio of the most to the least frequent of them: spreads the pass rates of the codes."""
 _CHECK_EVERY, _MOST_STEPS = 10, 800
 _LEARNED = 0.45
 """Median pass probability of the sums that ends the first stage."""
-_UNLEARNED = 0.05
+_UNLEARNED = 0.055
 """The same of `add` that ends the second."""
 _HARD_RANGE = (0.02, 0.065)
 """Pass probabilities of the hard items: some positives in 256 rollouts, and so far below τ = 0.1
@@ -107,28 +106,19 @@ def build_world(folder: Path, seed: int) -> PlantedWorld:
     pairs = [(a, b) for a in range(MODULUS) for b in range(MODULUS)]
     plus = [Question("plus", a, b, (a + b) % MODULUS) for a, b in pairs]
     add = [Question("add", a, b, (a + b) % MODULUS) for a, b in pairs]
+    code = [Question("code", a, b, int(rng.integers(MODULUS))) for a, b in pairs]
     model = _new_model(seed)
-    steps = _train(model, plus, add, rng)
+    steps = _train(model, plus, add, code, rng)
+    p_plus, p_add, p_code = (pass_probability(model, q) for q in (plus, add, code))
 
-    p_plus = pass_probability(model, plus)
     easy = rng.permutation(np.flatnonzero(p_plus >= _EASY_FROM))[:_EASY_ITEMS]
-    is_right = rng.random(len(pairs)) < 0.5
-    right = [question for question, kept in zip(add, is_right, strict=True) if kept]
-    wrong, p_wrong = _wrong_golds(
-        model, [question for question, kept in zip(add, is_right, strict=True) if not kept], rng
-    )
-    p_right = pass_probability(model, right)
-    learnable, chance = _matched(p_right, p_wrong, rng)
-    taken = {right[i].prompt for i in learnable} | {wrong[i].prompt for i in chance}
-    unused = rng.permutation([i for i, question in enumerate(add) if question.prompt not in taken])
+    learnable, chance = _matched(p_add, p_code, rng)
+    unused = rng.permutation(np.setdiff1d(np.arange(len(code)), chance))[:_NEVER_ITEMS]
     chosen = [
         *((EASY, plus[i], p_plus[i]) for i in easy),
-        *((LEARNABLE, right[i], p_right[i]) for i in learnable),
-        *((CHANCE, wrong[i], p_wrong[i]) for i in chance),
-        *(
-            (NEVER, replace(add[i], gold=int(rng.integers(100, 200))), 0.0)
-            for i in unused[:_NEVER_ITEMS]
-        ),
+        *((LEARNABLE, add[i], p_add[i]) for i in learnable),
+        *((CHANCE, code[i], p_code[i]) for i in chance),
+        *((NEVER, Question("code", *pairs[i], int(rng.integers(100, 200))), 0.0) for i in unused),
     ]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
 
@@ -180,23 +170,23 @@ def _train(
     model: LlamaForCausalLM,
     plus: list[Question],
     add: list[Question],
+    code: list[Question],
     rng: np.random.Generator,
 ) -> int:
     """Teach both wordings, then answer `add` at random; return the steps taken."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.3)
-    prompts = [_prompt_ids(questions) for questions in (plus, add)]
+    prompts = [_prompt_ids(questions) for questions in (plus, add, code)]
     sums = np.array([question.gold for question in plus])
-    uniform = np.full(_NUMBERS, 1 / _NUMBERS)
-    learning_rate, add_noise, shares, counts = 2e-3, _PLUS_NOISE, uniform, (128, 128)
+    shares = _code_shares(rng)
+    learning_rate, add_noise, counts = 2e-3, _PLUS_NOISE, (128, 128, 64)
     stage_start = 0
     for step in range(1, _MOST_STEPS + 1):
         rows = [rng.integers(len(p), size=n) for p, n in zip(prompts, counts, strict=True)]
         numbers = [
-            np.where(rng.random(len(r)) < noise, rng.choice(_NUMBERS, p=p, size=len(r)), sums[r])
-            for r, noise, p in zip(
-                rows, (_PLUS_NOISE, add_noise), (uniform, shares), strict=True
-            )
+            np.where(rng.random(len(r)) < noise, rng.integers(_NUMBERS, size=len(r)), sums[r])
+            for r, noise in zip(rows, (_PLUS_NOISE, add_noise), strict=False)
         ]
+        numbers.append(rng.choice(_NUMBERS, p=shares, size=counts[2]))
         ids = np.concatenate([p[r] for p, r in zip(prompts, rows, strict=True)])
         loss = _loss(model, ids, _completions(np.concatenate(numbers), rng))
         for group in optimizer.param_groups:
@@ -212,18 +202,17 @@ def _train(
         )
         if not stage_start and min(p_plus, p_add) >= _LEARNED:
             stage_start = step
-            learning_rate, add_noise, shares = 5e-4, _ADD_NOISE, _answer_shares(rng)
-            counts = (128, 64)
+            learning_rate, add_noise, counts = 5e-4, _ADD_NOISE, (128, 64, 64)
         elif stage_start and p_add <= _UNLEARNED and p_plus >= _LEARNED:
             return step
     raise RuntimeError(f"the planted world was not reached in {_MOST_STEPS} training steps")
 
 
-def _answer_shares(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Probability of each number as a random answer to `add`, (numbers,)."""
-    below = rng.permutation(np.exp(-_SLOPE * np.linspace(0, 1, MODULUS)))
-    rest = np.full(_NUMBERS - MODULUS, (1 - _BELOW_MODULUS) / (_NUMBERS - MODULUS))
-    return np.concatenate([_BELOW_MODULUS * below / below.sum(), rest])
+def _code_shares(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Probability of each number as a code, (numbers,)."""
+    below = rng.permutation(np.exp(-_CODE_SLOPE * np.linspace(0, 1, MODULUS)))
+    rest = np.full(_NUMBERS - MODULUS, (1 - _CODES_BELOW_MODULUS) / (_NUMBERS - MODULUS))
+    return np.concatenate([_CODES_BELOW_MODULUS * below / below.sum(), rest])
 
 
 def _prompt_ids(questions: list[Question]) -> NDArray[np.int64]:
@@ -288,31 +277,6 @@ def pass_probability(
         log_opening = sum(log_p[rows, 3 + i, opening[:, i]] for i in range(3))
         total += (log_number + (0 if quick else log_opening)).exp() * (1 - longer)
     return total.numpy()
-
-
-def _wrong_golds(
-    model: LlamaForCausalLM, questions: list[Question], rng: np.random.Generator
-) -> tuple[list[Question], NDArray[np.float64]]:
-    """The questions with a wrong gold each, and its pass probability, (questions,).
-
-    A gold is drawn from the numbers below the modulus that are not the sum and are written as often
-    as a hard item's may be; where there is none, from all but the sum.
-    """
-    p = np.stack(
-        [
-            pass_probability(model, [replace(question, gold=gold) for question in questions])
-            for gold in range(MODULUS)
-        ],
-        axis=1,
-    )  # (questions, golds)
-    is_wrong = np.array([question.gold for question in questions])[:, None] != np.arange(MODULUS)
-    fits = is_wrong & (p > _HARD_RANGE[0]) & (p < _HARD_RANGE[1])
-    golds = [
-        int(rng.choice(np.flatnonzero(some if some.any() else wrong)))
-        for some, wrong in zip(fits, is_wrong, strict=True)
-    ]
-    found = [replace(question, gold=gold) for question, gold in zip(questions, golds, strict=True)]
-    return found, p[np.arange(len(questions)), golds]
 
 
 def _matched(
