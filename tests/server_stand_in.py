@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._leave()
 
     def _leave(self) -> None:
-        """Before its answer is sent, since the next request may be here before this one has ended."""
+        """Before its answer is sent: the next request may be here before this one has ended."""
         with self.stand_in._lock:
             self.stand_in.at_once -= self._is_counted
         self._is_counted = False
