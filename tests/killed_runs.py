@@ -59,7 +59,7 @@ def run_until_killed(
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (folder / "stopped").exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline

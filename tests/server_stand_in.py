@@ -54,6 +54,7 @@ class StandIn:
     posted: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
     at_once: int = 0
+    """Requests that are here and not answered yet."""
     most_at_once: int = 0
 
     @property
@@ -110,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         with stand_in._lock:
             stand_in.keys.add(self.headers["Authorization"])
             stand_in.at_once += is_post
+            self._is_counted = is_post
             stand_in.most_at_once = max(stand_in.most_at_once, stand_in.at_once)
             if is_post:
                 stand_in.posted.append(body)
@@ -119,8 +121,13 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._answer(body, fault if is_post else None)
         finally:
-            with stand_in._lock:
-                stand_in.at_once -= is_post
+            self._leave()
+
+    def _leave(self) -> None:
+        """Before its answer is sent: the next request may be here before this one has ended."""
+        with self.stand_in._lock:
+            self.stand_in.at_once -= self._is_counted
+        self._is_counted = False
 
     def _answer(self, body: dict[str, Any], fault: Fault | None) -> None:
         stand_in = self.stand_in
@@ -129,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.kind == "silent":
             stand_in._ended.wait(20)
         if stand_in._ended.is_set() or (fault and fault.kind == "dropped"):
+            self._leave()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         elif fault and fault.kind != "truncated":
@@ -142,6 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, content[: len(content) // 2] if fault else content, {})
 
     def _send(self, code: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self._leave()
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name, value)

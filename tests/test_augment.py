@@ -224,14 +224,13 @@ def test_a_kill_in_the_middle_is_resumed_without_paying_twice(tmp_path: Path) ->
         process = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         parents = len(_unlearnable(run))
         while len(server.posted) < parents + 10:  # All are written, some are checked.
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.kill()
         process.communicate()
-        time.sleep(0.2)
         ran = _augment(run, server)
     assert ran.status == 0, ran.stderr
     assert len(_rows(run)) == parents

@@ -299,7 +299,7 @@ def test_a_kill_in_the_middle_is_resumed_without_paying_twice(run: Path) -> None
         process = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while len(server.posted) < 12:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
@@ -310,14 +310,15 @@ def test_a_kill_in_the_middle_is_resumed_without_paying_twice(run: Path) -> None
         assert 0 < answered < len(server.posted) + 1
         # Half a line is what a kill between two writes leaves.
         (run / "judging/answers.jsonl").write_bytes(kept + b'{"key": "0123')
-        time.sleep(0.2)
         before = len(server.posted)
         ran = _judge(run, server)
     assert ran.status == 0, ran.stderr
     summary = _summary(run)
     assert summary["not_scored"] == 0
     assert summary["reused"]["requests"] == answered
-    assert len(server.posted) - before == summary["questions"] - answered
+    # What was on its way at the kill may have come in only afterwards.
+    late = len(server.posted) - before - (summary["questions"] - answered)
+    assert 0 <= late <= at_once
     counts = Counter(json.dumps(body) for body in server.posted)
     assert len(counts) == summary["questions"]
     # Only what was on its way at the kill is asked twice.

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_hostile_mathematics_costs_its_own_verdict_only(
     good = [(rf"\boxed{{{n}}}", str(n + n % 2)) for n in range(12)]
     started = time.monotonic()
     verdicts = math_pool.judge([*good[:6], (hostile, "72"), *good[6:]])
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     judged = verdicts.pop(6)
     assert judged.reward != 1
     assert (judged.reward is None) == (judged.verdict in ("timeout", "crashed", "error"))
@@ -126,7 +127,7 @@ def test_a_users_function_may_do_anything(rewards: str) -> None:
     pairs = [(str(n), str(n - n % 2)) for n in range(24)]
     for place, completion in enumerate(expected):
         pairs.insert(3 * place + 2, (completion, "72"))
-    with VerifierPool(rewards, workers=2, seconds=0.5) as pool:
+    with VerifierPool(rewards, workers=2, seconds=1) as pool:
         verdicts = pool.judge(pairs)
     found = {completion: verdict for (completion, _), verdict in zip(pairs, verdicts, strict=True)}
     assert {name: found[name].verdict for name in expected} == expected
@@ -211,7 +212,10 @@ def test_golds_of_a_users_function(rewards: str) -> None:
     with VerifierPool(rewards, workers=2, seconds=1) as pool:
         assert pool.check_golds(["72"]) == [None]  # accepts the bare gold alone
         [hangs] = pool.check_golds(["hang"])
-    assert hangs == "rewards:judge verifier took more than 1 s; gold 'hang'"
+    # Processor time, or six times as much by the clock where the processor is taken by others.
+    assert hangs is not None and re.fullmatch(
+        "rewards:judge verifier took more than (1 s|6 s by the clock); gold 'hang'", hangs
+    )
 
 
 def test_real_golds_are_accepted_against_themselves() -> None:
@@ -270,9 +274,9 @@ def test_no_worker_outlives_its_parent(rewards: str, death: signal.Signals, task
         os.killpg(parent.pid, death)  # as Ctrl-C does
     else:
         os.kill(parent.pid, death)
-    parent.wait(10)
+    parent.wait(120)
     parent.stdout.close()
-    assert wait_until(lambda: not is_alive(worker), 5)
+    assert wait_until(lambda: not is_alive(worker), 60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -298,5 +302,5 @@ def test_a_worker_killed_while_idle_is_replaced() -> None:
     with VerifierPool("exact", workers=1) as pool:
         worker = pool._pool[0].process.pid
         os.kill(worker, signal.SIGKILL)
-        assert wait_until(lambda: not is_alive(worker), 5)
+        assert wait_until(lambda: not is_alive(worker), 60)
         assert pool.judge([("72", "72")])[0].reward == 1

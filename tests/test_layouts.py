@@ -173,7 +173,7 @@ def test_a_megabyte_of_anything_is_read_in_linear_time(unit: str) -> None:
     last_boxed(text)
     extract_gold("#### " + text)
     extract_gold(text + " x")
-    assert time.perf_counter() - begin < 10  # Quadratic would be hours.
+    assert time.perf_counter() - begin < 60  # Quadratic would be hours.
 
 
 # --- Options -----------------------------------------------------------------------------------

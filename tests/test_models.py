@@ -44,7 +44,7 @@ def resolved_offline(name: str, cache: Path) -> object:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -164,7 +164,7 @@ def test_a_push_is_one_commit_that_datasets_reads_back(
         env=_environment(hub, run.parent / "hf-reader"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stderr
     rows, same_features, rollouts = json.loads(ran.stdout)
@@ -466,7 +466,7 @@ def test_a_killed_push_continues(hub: HubStandIn, run: Path, push: Push) -> None
         stderr=subprocess.DEVNULL,
     )
     hub.fault("POST", "/commit/", happens=lambda: victim.send_signal(signal.SIGKILL))
-    victim.wait(timeout=60)
+    victim.wait(timeout=600)
     commits = len(hub.repositories[NAME].commits)
     hub.requests.clear()
     pushed(push())

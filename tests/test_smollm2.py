@@ -26,7 +26,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[dict
         *("--max-rollouts", str(ROLLOUTS)),
         *("--out", str(folder / "tagged.jsonl"), "--run-dir", str(folder / "run")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "tagged.jsonl").open()]
     yield rows[:PRODUCTS], folder / "run", done.stdout

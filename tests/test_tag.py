@@ -493,7 +493,7 @@ def test_a_second_process_on_a_run_folder_is_refused(copied: Tagged, tiny_model:
         "lock = os.open(sys.argv[1], os.O_RDWR)\n"
         "fcntl.flock(lock, fcntl.LOCK_EX)\n"
         "os.truncate(lock, 0); os.write(lock, str(os.getpid()).encode())\n"
-        "print('held', flush=True); time.sleep(60)\n"
+        "print('held', flush=True); time.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold, copied.run / ".lock"], stdout=subprocess.PIPE, text=True
@@ -520,15 +520,18 @@ def test_an_interrupted_run_says_so_and_continues(
         for line in process.stderr:
             if line.startswith("engine"):
                 break
-        time.sleep(0.3)  # into the sampling
+        manifest = small / "runs/sums-tiny-llama/manifest.json"
+        ends = time.monotonic() + 600
+        while json.loads(manifest.read_text())["stages"].get("sample", {}).get("state") is None:
+            assert process.poll() is None and time.monotonic() < ends
+            time.sleep(0.01)
         process.send_signal(interruption)
         rest = process.stderr.read()
     assert process.returncode == 130, rest
     assert rest.splitlines()[-1] == "curate: interrupted; the same command continues"
     assert "Traceback" not in rest
     assert not list((small / "runs").rglob("*.tmp"))
-    manifest = json.loads((small / "runs/sums-tiny-llama/manifest.json").read_text())
-    assert manifest["stages"]["sample"]["state"] == "started"
+    assert json.loads(manifest.read_text())["stages"]["sample"]["state"] == "started"
     if interruption == signal.SIGINT:
         ran = tag(*command)
         assert ran.status == 0, ran.stderr

@@ -11,14 +11,18 @@ PAGE = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
 NEEDED = {"filter", "order", "report", "card", "push"}
 
 
-def test_the_tour_runs_from_the_first_command_to_the_last(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Every item that is ever right is easy; some are; none is, so that no other has easy ones to be
+# compared with. Between them every tag comes out, or does not, on any machine.
+@pytest.mark.parametrize("tau", ["0.001", "0.05", "0.9"])
+def test_the_tour_runs_from_the_first_command_to_the_last_whatever_the_tags(
+    tau: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    dataset = write_jsonl(tmp_path / "sums.jsonl", additions(20))
+    never = {"question": "what is 9 + 9 ?", "answer": "123456789"}
+    dataset = write_jsonl(tmp_path / "sums.jsonl", [*additions(20), never])
     ran = tag(
         *(dataset, "--model", tiny_model, "--run-dir", "runs/demo", "--out", "sums.tagged.jsonl"),
-        *("--min-rollouts", "64", "--similarity-threshold", "0.1"),
+        *("--min-rollouts", "64", "--tau", tau),
     )
     assert ran.status == 0, ran.stderr
     found = commands(PAGE)
@@ -28,7 +32,7 @@ def test_the_tour_runs_from_the_first_command_to_the_last(
         ran = run_curate(*arguments)
         assert ran.status == 0, (arguments, ran.stderr)
         assert ran.stdout.strip()
-    for name in ("chosen.jsonl", "dropped.jsonl", "likely.jsonl", "train.jsonl", "README.md"):
+    for name in ("chosen.jsonl", "dropped.jsonl", "now_and_then.jsonl", "train.jsonl", "README.md"):
         assert (tmp_path / "tour" / name).stat().st_size
     assert (tmp_path / "runs/demo/report.html").exists()
 

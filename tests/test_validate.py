@@ -202,7 +202,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(run):
     assert validate(run, recipe=recipe_file("whole", max_steps=6)).status == 0
     recipe = recipe_file("killed", max_steps=6)
     with process(curate_command("validate", run, "--recipe", recipe, "--seeds", 1)) as running:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not list(killed.glob("checkpoints/*/curate.json")):
             assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -237,7 +237,7 @@ def test_two_processes_decide_the_same(run):
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
         env={
             **os.environ,

@@ -293,4 +293,4 @@ def test_hostile_text_takes_linear_time(piece: str) -> None:
         judge(text, gold)
         judge(boxed(text), gold)
     load_verifier("math")(boxed(text), "1001_2")
-    assert time.process_time() - started < 10  # about 1; quadratic time is minutes
+    assert time.process_time() - started < 60  # about 1; quadratic time is many minutes
