@@ -63,7 +63,7 @@ def log_probabilities(
 
     Raises:
         ValueError: an empty prompt or completion, or a temperature that is not above 0.
-        RunError: one single rollout does not fit into memory.
+        RunError: one single rollout does not fit into memory; or the model computes NaN.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
@@ -95,6 +95,11 @@ def log_probabilities(
                     ) from error
                 batch_tokens = widest * len(batch) // 2
                 continue
+            if np.isnan(sums).any():
+                raise RunError(
+                    f"policy {policy.files.name} gives no probabilities (NaN): its weights are "
+                    "damaged, or its training diverged; use another checkpoint"
+                )
             del waiting[: len(batch)]
             for key, value in zip(batch, sums, strict=True):
                 found[places[key]] = value
