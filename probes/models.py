@@ -92,7 +92,7 @@ def resolve_model(name: str) -> ModelFiles:
                 f"{name} is a file but not a .gguf model; "
                 "give a .gguf file, a Hugging Face model folder or a Hub id"
             )
-        return ModelFiles(path.stem, path.parent, path.name, None, _hash([path]))
+        return ModelFiles(path.stem, path.parent, path.name, None, hash_files([path]))
     if path.is_dir():
         return _resolve_folder(path.name or path.resolve().name, path, None)
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
@@ -149,10 +149,10 @@ def _resolve_folder(name: str, folder: Path, revision: str | None) -> ModelFiles
         for file in folder.iterdir()
         if file.suffix in {".json", ".model", ".jinja", ".txt", *_WEIGHT_SUFFIXES}
     )
-    return ModelFiles(name, folder, None, revision, _hash(shaping))
+    return ModelFiles(name, folder, None, revision, hash_files(shaping))
 
 
-def _hash(files: list[Path]) -> str:
+def hash_files(files: list[Path]) -> str:
     """Hash names and contents; a Hub cache names its large files by their sha256 already."""
     total = hashlib.sha256()
     for file in files:
@@ -198,8 +198,15 @@ def load_policy(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    tokenizer: Any = None,
 ) -> Policy:
     """Load model and tokenizer from files on this machine.
+
+    Args:
+        files: of the model.
+        device, dtype: of its parameters; what suits this machine where None.
+        trust_remote_code: run Python code that comes with the model.
+        tokenizer: in place of the files' own, which need not have one then.
 
     Raises:
         UsageError: the files are not a causal language model that transformers can load.
@@ -216,7 +223,8 @@ def load_policy(
         options["gguf_file"] = files.gguf_file
     else:
         options["use_safetensors"] = True
-    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     # Its bars and its report of a bad load fill the screen; ours is one line.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -255,15 +263,23 @@ def load_policy(
     )
 
 
-def outline_policy(files: ModelFiles, *, trust_remote_code: bool = False) -> PolicyOutline:
+def outline_policy(
+    files: ModelFiles, *, trust_remote_code: bool = False, tokenizer: Any = None
+) -> PolicyOutline:
     """Read what a policy is from its configuration and tokenizer, in little time and memory.
+
+    Args:
+        files: of the model.
+        trust_remote_code: run Python code that comes with the model.
+        tokenizer: in place of the files' own, which need not have one then.
 
     Raises:
         UsageError: the files are not a causal language model that transformers knows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
     generation: Any = None
     try:
