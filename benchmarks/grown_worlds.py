@@ -15,7 +15,7 @@ Rollouts are numbered within an item, so that the first 16, 32, 64, ... of them 
 probe would have drawn.
 
 The design worlds d1, d2, d3 may be used to choose a method and its constants; the judging worlds
-j1, j2, j3, j4 may not. Of the judging worlds only the share of hard items that is learned, and how
+j1, j2, j3 may not. Of the judging worlds only the share of hard items that is learned, and how
 far the seeds agree, was looked at before, to set learning rate and steps. They differ from the
 design worlds and among each other in skills, width, depth, label noise, pretraining, lengths of
 answers, and length of the training.
@@ -44,37 +44,30 @@ TRAINING_SEEDS = (1, 42, 37)
 
 
 @dataclass(frozen=True)
-class BenchmarkWorld:
-    """A world and the training in it.
+class Training:
+    """GRPO of all parameters.
 
     Attributes:
-        name: of its folder.
-        settings: of the world itself.
-        steps, learning_rate: of GRPO, all parameters, 64 prompts x 8 rollouts a step.
-        rollouts: of every item in the probe.
+        steps: of `prompts` groups of 8 rollouts.
+        learning_rate: of AdamW, constant.
+        prompts: groups that reach the loss in a step, of at most three times as many sampled.
     """
 
-    name: str
-    settings: WorldSettings
     steps: int
-    learning_rate: float
-    rollouts: int = 1024
-
-    @property
-    def judges(self) -> bool:
-        """Whether it was kept out of all choices of method."""
-        return self.name.startswith("j")
+    learning_rate: float = 1e-3
+    prompts: int = 64
 
     def recipe(self) -> str:
         """The recipe as a TOML file."""
         return f"""\
 extends = "baseline"
 max_steps = {self.steps}
-prompts_per_step = 64
+prompts_per_step = {self.prompts}
 updates_per_step = 1
 learning_rate = {self.learning_rate}
 beta = 0.0
 max_completion_length = 0
+max_sampling_rounds = 3
 evaluation_temperature = 1.0
 evaluation_rollouts = 128
 rows_per_pass = 512
@@ -82,20 +75,106 @@ save_every = {self.steps}
 """
 
 
+@dataclass(frozen=True)
+class BenchmarkWorld:
+    """A world, its probe and the training in it.
+
+    Attributes:
+        name: of its folder.
+        settings: of the world itself.
+        training: what its outcomes come from.
+        rollouts: of every item in the probe.
+    """
+
+    name: str
+    settings: WorldSettings
+    training: Training
+    rollouts: int = 1024
+
+    @property
+    def judges(self) -> bool:
+        """Whether it was kept out of all choices of method."""
+        return self.name.startswith("j")
+
+
+_STEPPED = ("total", "sum_times", "product_plus", "span", "digit_sum", "median")
+
 _D1 = (
     *("plus", "sum", "minus", "gap", "times", "product", "mod", "gcd", "min", "lower", "clock"),
     *("back", "sort", "order", "reverse", "first", "at", "count", "codes0", "codes1"),
     *("successor", "double"),
+)
+_D2 = (
+    *("plus", "sum", "minus", "times", "product", "max", "clock", "order", "reverse", "first"),
+    *("codes0", "codes2", *_STEPPED),
+)
+_D3 = (
+    *("sum", "minus", "gap", "mod", "gcd", "min", "max", "back", "compare", "sequence", "sort"),
+    *("swap", "shift", "last", "ends", "count", "rotate", "codes1", "codes3", "sevens"),
+)
+_J1 = (
+    *("sum", "gap", "product", "mod", "max", "lower", "min", "back", "compare", "tens", "sevens"),
+    *("sequence", "fall", "swap", "copy", "last", "ends", "highest", "place", "codes2", "codes3"),
+)
+_J2 = (
+    *("plus", "sum", "minus", "times", "gcd", "clock", "max", "order", "reverse", "at", "count"),
+    *("codes2", "codes3", *_STEPPED),
+)
+_J3_STEPPED = ("total", "median", "span")
+_J3 = (
+    *("plus", "sum", "times", "gcd", "clock", "back", "double", "successor", "sort", "rotate"),
+    *("shift", "first", "at", "distinct", "ones", "codes4", "codes5", "codes6", *_J3_STEPPED),
 )
 
 WORLDS = (
     BenchmarkWorld(
         "d1",
         WorldSettings(_D1, steps=600, batch=192, learning_rate=3e-3, seed=1),
-        steps=60,
-        learning_rate=3e-4,
+        Training(steps=80),
     ),
-)
+    BenchmarkWorld(
+        "d2",
+        WorldSettings(
+            *(_D2, _STEPPED),
+            width=64, layers=4, steps=700, batch=128, learning_rate=3e-3, noise=0.8,
+            items=320, candidates=200, seed=2,
+        ),
+        Training(steps=60),
+        rollouts=512,
+    ),
+    BenchmarkWorld(
+        "d3",
+        WorldSettings(
+            _D3, width=128, layers=2, steps=450, batch=192, learning_rate=3e-3, items=360, seed=3
+        ),
+        Training(steps=25, learning_rate=2e-3),
+    ),
+    BenchmarkWorld(
+        "j1",
+        WorldSettings(
+            _J1, width=80, layers=3, steps=550, batch=192, learning_rate=3e-3, items=360, seed=11
+        ),
+        Training(steps=25, learning_rate=2e-3),
+    ),
+    BenchmarkWorld(
+        "j2",
+        WorldSettings(
+            *(_J2, _J2),
+            width=96, layers=2, steps=600, batch=128, learning_rate=3e-3, noise=0.7,
+            items=300, candidates=160, seed=12,
+        ),
+        Training(steps=60),
+        rollouts=512,
+    ),
+    BenchmarkWorld(
+        "j3",
+        WorldSettings(
+            *(_J3, _J3_STEPPED),
+            width=64, layers=3, steps=700, batch=192, learning_rate=3e-3, items=340, seed=13,
+        ),
+        Training(steps=200, learning_rate=7e-4, prompts=32),
+    ),
+)  # fmt: skip
 
 
 def build(world: BenchmarkWorld, folder: Path) -> None:
@@ -120,8 +199,8 @@ def build(world: BenchmarkWorld, folder: Path) -> None:
                 *("--gradient-rollouts", "1"),
             )
     recipe = folder / "world.toml"
-    if not recipe.exists() or recipe.read_text(encoding="utf-8") != world.recipe():
-        recipe.write_text(world.recipe(), encoding="utf-8")
+    if not recipe.exists() or recipe.read_text(encoding="utf-8") != world.training.recipe():
+        recipe.write_text(world.training.recipe(), encoding="utf-8")
     with _clock(world, "trained"):
         seeds = ",".join(map(str, TRAINING_SEEDS))
         _curate("validate", str(run), "--recipe", str(recipe), "--seeds", seeds)
