@@ -50,12 +50,14 @@ class Training:
     Attributes:
         steps: of `prompts` groups of 8 rollouts.
         learning_rate: of AdamW, constant.
-        prompts: groups that reach the loss in a step, of at most three times as many sampled.
+        prompts: groups that reach the loss in a step.
+        most_rounds: times that as many groups are sampled as the step still lacks.
     """
 
     steps: int
     learning_rate: float = 1e-3
     prompts: int = 64
+    most_rounds: int = 3
 
     def recipe(self) -> str:
         """The recipe as a TOML file."""
@@ -67,7 +69,7 @@ updates_per_step = 1
 learning_rate = {self.learning_rate}
 beta = 0.0
 max_completion_length = 0
-max_sampling_rounds = 3
+max_sampling_rounds = {self.most_rounds}
 evaluation_temperature = 1.0
 evaluation_rollouts = 128
 rows_per_pass = 512
@@ -89,7 +91,7 @@ class BenchmarkWorld:
     name: str
     settings: WorldSettings
     training: Training
-    rollouts: int = 1024
+    rollouts: int = 512
 
     @property
     def judges(self) -> bool:
@@ -130,49 +132,50 @@ WORLDS = (
     BenchmarkWorld(
         "d1",
         WorldSettings(_D1, steps=600, batch=192, learning_rate=3e-3, seed=1),
-        Training(steps=80),
+        Training(steps=60, learning_rate=3e-4, most_rounds=10),
+        rollouts=1024,
     ),
     BenchmarkWorld(
         "d2",
         WorldSettings(
             *(_D2, _STEPPED),
-            width=64, layers=4, steps=700, batch=128, learning_rate=3e-3, noise=0.8,
-            items=320, candidates=200, seed=2,
+            width=64, layers=4, steps=500, batch=128, learning_rate=3e-3, noise=0.8,
+            items=300, candidates=160, working_samples=128, seed=2,
         ),
-        Training(steps=60),
-        rollouts=512,
+        Training(steps=60, prompts=32),
     ),
     BenchmarkWorld(
         "d3",
         WorldSettings(
-            _D3, width=128, layers=2, steps=450, batch=192, learning_rate=3e-3, items=360, seed=3
+            _D3, width=128, layers=2, steps=350, batch=192, learning_rate=3e-3, items=300, seed=3
         ),
         Training(steps=25, learning_rate=2e-3),
     ),
     BenchmarkWorld(
         "j1",
         WorldSettings(
-            _J1, width=80, layers=3, steps=550, batch=192, learning_rate=3e-3, items=360, seed=11
+            _J1, width=80, layers=3, steps=450, batch=192, learning_rate=3e-3, items=320, seed=11
         ),
         Training(steps=25, learning_rate=2e-3),
+        rollouts=1024,
     ),
     BenchmarkWorld(
         "j2",
         WorldSettings(
             *(_J2, _J2),
-            width=96, layers=2, steps=600, batch=128, learning_rate=3e-3, noise=0.7,
-            items=300, candidates=160, seed=12,
+            width=96, layers=2, steps=500, batch=128, learning_rate=3e-3, noise=0.7,
+            items=300, candidates=120, working_samples=128, seed=12,
         ),
-        Training(steps=60),
-        rollouts=512,
+        Training(steps=60, prompts=32),
     ),
     BenchmarkWorld(
         "j3",
         WorldSettings(
             *(_J3, _J3_STEPPED),
-            width=64, layers=3, steps=700, batch=192, learning_rate=3e-3, items=340, seed=13,
+            width=64, layers=3, steps=500, batch=192, learning_rate=3e-3,
+            items=300, working_samples=128, seed=13,
         ),
-        Training(steps=200, learning_rate=7e-4, prompts=32),
+        Training(steps=200, learning_rate=5e-4, prompts=16),
     ),
 )  # fmt: skip
 
