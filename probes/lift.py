@@ -35,7 +35,7 @@ that are not solved, on average, j itself left out.
 Errors. Own rollouts: the influence of each correct draw on T + U (Hájek's projection of the U
 statistic), with the variance moderated over items,
 
-    s̃² = (d₀ s₀² + f s²) / (d₀ + f),   f = k − 1 draws,   d₀ = 4,   s₀² = (Σ f s² + s_B²) / (Σ f + 1)
+    s̃² = (d₀ s₀² + f s²) / (d₀ + f),   f = k − 1,   d₀ = 4,   s₀² = (Σ f s² + s_B²) / (Σ f + 1)
 
 in units of the item's mean ‖s‖². A draw that repeats an earlier completion is a draw: an item
 whose k correct rollouts are one completion is known better the larger k is, and where hardly any
@@ -227,10 +227,11 @@ def measure_lift(
     Raises:
         ValueError: non-finite features, or what `group_weights` raises.
     """
-    work = _Work(
-        inputs, is_unsolved, group_weights(inputs.judged, inputs.correct, group_size, loss)
-    )
+    groups = group_weights(inputs.judged, inputs.correct, group_size, loss)
+    work = _Work(inputs, is_unsolved, groups)
     work.per_token = loss != "grpo"
+    if is_preconditioned:
+        work.preconditioner = _fit(inputs, groups, seed)
     rng = np.random.default_rng(seed)
     blocks = item_blocks(
         inputs.item, inputs.weights, max(1, block_bytes // (16 * inputs.features.shape[1]))

@@ -60,7 +60,7 @@ class BanditWorld:
         return np.asarray((self.probabilities * self.is_correct).sum(axis=1))
 
     def conditional(self, values: NDArray[np.float64], correct: bool) -> NDArray[np.float64]:
-        """Mean of (items, completions, dim) given a correct, or a wrong, completion: (items, dim)."""
+        """Mean of (items, completions, dim) given a correct, or a wrong, one: (items, dim)."""
         chosen = self.is_correct if correct else ~self.is_correct
         shares = self.probabilities * chosen
         shares = shares / shares.sum(axis=1, keepdims=True)

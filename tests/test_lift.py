@@ -149,7 +149,7 @@ def test_order_of_rows_and_blocks_change_nothing(draws):
 
 
 def test_teaching_is_the_lift_read_the_other_way(draws):
-    """Σ over teachers of what each does for the unsolved = Σ over learners of what they are taught."""
+    """Summed over teachers as over learners."""
     world = draws[0]
     inputs = world.draw(np.random.default_rng(1), 64)
     chosen = unsolved(inputs)
