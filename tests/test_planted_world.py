@@ -11,9 +11,10 @@ are asked for with three of these and more to spare.
 
 Nothing is claimed of semantic similarity. The hard kinds differ in a word of their prompts, and the
 policy's own embedding tells these words apart: the baseline can see which kind an item is (AUROC
-0.97). Giving both kinds the same prompts, with wrong golds for one, would hide it; but golds of the
-same pass rate then have to be answers that the policy prefers at random, sums among them, and of a
-hard sum's correct rollouts hardly any more would come from the skill.
+0.82 on one machine, 0.97 on another, where training ended elsewhere). Giving both kinds the same
+prompts, with wrong golds for one, would hide it; but golds of the same pass rate then have to be
+answers that the policy prefers at random, sums among them, and of a hard sum's correct rollouts
+hardly any more would come from the skill (gradient similarity falls from 0.98 to 0.69).
 """
 
 import json
