@@ -27,6 +27,7 @@ class Group:
         completions: token ids of each completion.
         rewards: of each: 1, 0, or nan where it could not be judged.
         truncated: whether each was cut at the length limit.
+        samples: of a group made of the probe's rollouts, as it was made, their numbers there.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Group:
     completions: Sequence[Sequence[int]]
     rewards: Sequence[float]
     truncated: Sequence[bool]
+    samples: Sequence[int] = ()
 
     @property
     def has_signal(self) -> bool:
@@ -60,6 +62,7 @@ class Group:
             completions=[self.completions[i] for i in places],
             rewards=[self.rewards[i] for i in places],
             truncated=[self.truncated[i] for i in places],
+            samples=(),
         )
 
 

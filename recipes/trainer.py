@@ -23,12 +23,13 @@ from peft import LoraConfig, PeftModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, pad
 
-from probes.engine import SampleRequest
+from probes.engine import Rollout, SampleRequest
 from probes.judging import VerifierPool
 from probes.models import Policy
 from probes.transformers_engine import TransformersEngine
 from recipes.checkpoints import load_state, remove_older, save_state
 from recipes.groups import Group, ReplayBuffer, advantages, with_replay
+from recipes.kept_rollouts import KeptRollouts
 from recipes.packing import can_pack, pack, packed_log_probs
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
@@ -49,6 +50,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         max_tokens: of a completion.
         settings: from `trainer_settings`.
         keep_checkpoints: all of them, not only the newest.
+        kept: rollouts of the probe, which the first step takes where there are enough; the others
+            are sampled.
     """
 
     # Of the base class, whose types are not read.
@@ -68,6 +71,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         adapter: LoraConfig | None = None,
         reference: Any = None,
         keep_checkpoints: bool = False,
+        kept: KeptRollouts | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         self.policy = policy
@@ -77,10 +81,13 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.sampling_seed = seed
         self.max_tokens = max_tokens
         self.keep_checkpoints = keep_checkpoints
+        self.kept = kept
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.progress = TrainingProgress()
         self.buffer = ReplayBuffer(recipe.replay_reuse)
         self._drawn: list[tuple[int, TrainingItem]] = []
+        # By place, the numbers in the probe of the rollouts of a group made of its rollouts.
+        self._samples: dict[int, list[int]] = {}
         self._truncated: list[bool] = []
         self._local_rewards: list[float] = []
         self._score_later = False
@@ -190,6 +197,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                     completions=completions[part],
                     rewards=self._local_rewards[part],
                     truncated=self._truncated[part],
+                    samples=self._samples.get(place, ()),
                 )
             )
         return groups
@@ -199,7 +207,11 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         progress = self.progress
         progress.groups += 1
         progress.rollouts += len(group.completions)
-        progress.tokens += sum(map(len, group.completions))
+        tokens = sum(map(len, group.completions))
+        progress.tokens += tokens
+        if group.samples:
+            progress.kept_rollouts += len(group.completions)
+            progress.kept_tokens += tokens
         progress.rows.append(
             {
                 "group": group.number,
@@ -210,6 +222,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 "truncated_fraction": group.truncated_fraction,
                 "clipped_fraction": None,
                 "trained": False,
+                "samples": list(group.samples),
             }
         )
         if not self.recipe.replay_positives:
@@ -235,20 +248,31 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[list[list[int]], None]:
         """Draw with the probe's sampler; what drives it depends on seed and group alone."""
         size = self.recipe.rollouts_per_group
-        requests = [
-            SampleRequest(f"{item.item_id}/{place}", item.prompt_token_ids, 0, size)
+        groups = self._kept_groups(size)
+        self._samples = {place: [each.sample for each in groups[place]] for place in groups}
+        requests = {
+            place: SampleRequest(f"{item.item_id}/{place}", item.prompt_token_ids, 0, size)
             for place, item in self._drawn
-        ]
-        index = {request.item_id: i for i, request in enumerate(requests)}
-        completions: list[list[int]] = [[] for _ in prompt_ids]
-        self._truncated = [False] * len(prompt_ids)
-        for rollout in self._sample(requests, self.recipe.temperature):
-            row = index[rollout.item_id] * size + rollout.sample
-            completions[row] = rollout.completion_token_ids
-            self._truncated[row] = rollout.finish_reason == "length"
-        return completions, None
+            if place not in groups
+        }
+        place_of = {request.item_id: place for place, request in requests.items()}
+        for rollout in self._sample(list(requests.values()), self.recipe.temperature):
+            groups.setdefault(place_of[rollout.item_id], []).append(rollout)
+        for place in requests:
+            groups[place].sort(key=lambda rollout: rollout.sample)
+        rollouts = [rollout for place, _ in self._drawn for rollout in groups[place]]
+        self._truncated = [rollout.finish_reason == "length" for rollout in rollouts]
+        return [list(rollout.completion_token_ids) for rollout in rollouts], None
 
-    def _sample(self, requests: Sequence[SampleRequest], temperature: float) -> Iterator[Any]:
+    def _kept_groups(self, size: int) -> dict[int, list[Rollout]]:
+        """Groups of the probe's rollouts, by place: in the first step they are on-policy."""
+        if self.kept is None or self.step_in_hand > 1:
+            return {}
+        return self.kept.take({place: item.item_id for place, item in self._drawn}, size)
+
+    def _sample(
+        self, requests: Sequence[SampleRequest], temperature: float
+    ) -> Iterator[Rollout]:
         """Draw from the policy as it is now."""
         model = self.accelerator.unwrap_model(self.model)
         engine = TransformersEngine(

@@ -19,7 +19,8 @@ class TrainingProgress:
 
     Attributes:
         place: prompts taken from the stream.
-        rollouts, tokens: sampled for training.
+        rollouts, tokens: of the groups that training was given.
+        kept_rollouts, kept_tokens: those of them that the probe had drawn already.
         groups, kept, without_signal, surplus, unfilled: groups generated; those that reached the
             loss; those dropped because their rewards were equal; those with a signal that a full
             batch had no room for; and places of a batch that no group with a signal filled.
@@ -33,6 +34,8 @@ class TrainingProgress:
     place: int = 0
     rollouts: int = 0
     tokens: int = 0
+    kept_rollouts: int = 0
+    kept_tokens: int = 0
     groups: int = 0
     kept: int = 0
     without_signal: int = 0

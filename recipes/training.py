@@ -31,6 +31,7 @@ from probes.models import (
     load_policy,
 )
 from recipes.checkpoints import checkpoints
+from recipes.kept_rollouts import KeptRollouts
 from recipes.prompts import PromptStream, TrainingItem
 from recipes.recipe import Recipe
 from recipes.trainer import RecipeTrainer
@@ -58,6 +59,7 @@ class Training:
         folder: of checkpoints.
         keep_checkpoints: all of them, not only the newest.
         trust_remote_code: run Python code that comes with the model.
+        kept: rollouts of the probe for the first step; None: all are sampled.
     """
 
     recipe: Recipe
@@ -70,6 +72,7 @@ class Training:
     folder: Path
     keep_checkpoints: bool = False
     trust_remote_code: bool = False
+    kept: KeptRollouts | None = None
 
 
 def trainable_policy(training: Training) -> Policy:
@@ -221,6 +224,7 @@ def train_grpo(training: Training) -> RecipeTrainer:
             max_tokens=training.max_tokens,
             settings=settings,
             keep_checkpoints=training.keep_checkpoints,
+            kept=training.kept,
             adapter=None if is_full else lora_config(training.recipe),
             # An adapter that is switched off is the initial policy.
             reference=initial_policy(training) if is_full and training.recipe.beta else None,

@@ -1,0 +1,81 @@
+"""Rollouts that the probe kept, in the place of those that the first step of GRPO would sample.
+
+At its first step a policy is still the one that was probed, so the probe's rollouts are on-policy
+there, and a pilot of a few steps need not sample that step again. Which rollouts make up a group
+depends on the seed, the item and the epoch alone: an item's rollouts are put into a random order,
+and each epoch takes the next ones. So no rollout is in two groups, every process of a training
+decides the same, and a run taken up again trains on what it had trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curate.run_folder import read_parquet
+from probes.engine import Rollout
+from probes.sampling import rollout_shards
+
+_COLUMNS = ["item_id", "sample", "completion_token_ids", "finish_reason"]
+
+
+class KeptRollouts:
+    """The rollouts on disk of a run, handed out in groups.
+
+    Args:
+        run: the run folder.
+        items: of an epoch of the training: a place in the stream of prompts tells its epoch.
+        seed: of the random order.
+        max_tokens: of a completion in training; a longer one is cut there, as the sampler would
+            have cut it.
+    """
+
+    def __init__(self, run: Path, items: int, *, seed: int, max_tokens: int) -> None:
+        self.run = run
+        self.items = items
+        self.seed = seed
+        self.max_tokens = max_tokens
+
+    def take(self, places: Mapping[int, str], size: int) -> dict[int, list[Rollout]]:
+        """Give the groups of some places in the stream of prompts.
+
+        Args:
+            places: the item_id at each place.
+            size: rollouts of a group.
+
+        Returns:
+            by place, `size` rollouts, whose `sample` is their number in the probe; a place whose
+            item has too few is left out.
+
+        Raises:
+            RunError: a file of rollouts is missing or damaged.
+        """
+        wanted = pa.array(sorted(set(places.values())), pa.string())
+        tables = [read_parquet(file, _COLUMNS) for file in rollout_shards(self.run)]
+        parts = [table.filter(pc.is_in(table["item_id"], value_set=wanted)) for table in tables]
+        rows: dict[str, list[Rollout]] = {}
+        for part in parts:
+            for item_id, sample, ids, reason in zip(*part.to_pydict().values(), strict=True):
+                is_cut = len(ids) > self.max_tokens
+                rollout = Rollout(
+                    item_id, sample, ids[: self.max_tokens], "length" if is_cut else reason
+                )
+                rows.setdefault(item_id, []).append(rollout)
+        found = {}
+        for place, item_id in places.items():
+            mine = sorted(rows.get(item_id, []), key=lambda rollout: rollout.sample)
+            first = place // self.items * size
+            chosen = self._order(item_id, len(mine))[first : first + size]
+            if len(chosen) == size:
+                found[place] = [mine[i] for i in chosen.tolist()]
+        return found
+
+    def _order(self, item_id: str, count: int) -> NDArray[np.int64]:
+        key = hashlib.sha256(f"{self.seed}\0{item_id}".encode()).digest()[:8]
+        return np.random.default_rng(int.from_bytes(key, "little")).permutation(count)
