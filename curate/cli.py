@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from curate import __version__
 from curate.cli_asking import add_asking
 from curate.cli_doctor import add_doctor
+from curate.cli_forecast import add_forecast, seed_numbers
 from curate.cli_merging import add_merging
 from curate.cli_publishing import add_publishing
 from curate.cli_report import add_report
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_tag(commands)
     add_merging(commands)
+    add_forecast(commands)
     add_selection(commands)
     _add_validate(commands)
     _add_confirm(commands)
@@ -208,7 +210,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     outcomes = validate(
         arguments.path,
         recipe=arguments.recipes or ["baseline"],
-        seeds=_seeds(arguments.seeds),
+        seeds=seed_numbers(arguments.seeds),
         model=arguments.model,
         extra_items=arguments.extra_items,
         held_out=arguments.held_out,
@@ -217,16 +219,6 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([str(file) for file in outcomes], indent=2))
     return 0
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = [-1]
-    if min(seeds) < 0:
-        raise UsageError(f"--seeds is {text!r}; it must be whole numbers, such as 1,42,37")
-    return seeds
 
 
 def _help(name: str) -> str:

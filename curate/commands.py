@@ -187,6 +187,55 @@ def order(
     return order_file(tagged, Path(out), by, seed=seed, trainer=format, options=options)
 
 
+def forecast(
+    path: str | Path,
+    lift: str | Path,
+    *,
+    recipe: str | Path = "pilot",
+    seeds: Sequence[int] = (1,),
+    horizon: float | None = None,
+    model: str | Path = "",
+    keep: bool = False,
+) -> dict[str, Any]:
+    """Measure the lift of every item of a run and tag it anew, as `curate forecast` does.
+
+    Args:
+        path: a run folder of `tag`, or its tagged file.
+        lift: `gradients`, `pilot`, or a checkpoint: a model (folder or Hub id), or the folder of a
+            LoRA adapter.
+        recipe: of the pilot: a name, or the path of a TOML file.
+        seeds: the pilot is run once with each.
+        horizon: the training that is forecast, as a multiple of what the tags suppose; None: as
+            before.
+        model: where the probed model lies, if it was moved.
+        keep: keep the pilot's weights.
+
+    Returns:
+        `run_dir`, `tagged_file`, and `lift`: where it comes from and what it cost.
+
+    Raises:
+        UsageError: bad input; nothing was spent.
+        RunError: a step failed; the same call continues.
+    """
+    from curate.run_folder import find_run
+
+    run = find_run(Path(path))
+    if str(lift) == "pilot":
+        from recipes.recipe import read_recipe, with_options
+
+        chosen = with_options(read_recipe(str(recipe)))
+        _check_training()
+        # TRL takes seconds to import, so what can be wrong with a recipe shows before.
+        from recipes.forecasting import forecast_by_pilot
+
+        return forecast_by_pilot(
+            run, chosen, seeds, horizon=horizon, model=str(model), keep=keep
+        )
+    from probes.forecasting import forecast_by_checkpoint
+
+    return forecast_by_checkpoint(run, str(lift), horizon=horizon, model=str(model))
+
+
 def validate(
     path: str | Path,
     *,
@@ -221,11 +270,7 @@ def validate(
         with_options(each, model=str(model), extra_items=str(extra_items))
         for each in read_recipes(names)
     ]
-    missing = [name for name in ("trl", "peft", "accelerate") if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"training needs {', '.join(missing)}: pip install 'rl-curate[train]' installs it"
-        )
+    _check_training()
     # TRL takes seconds to import, so what can be wrong with a recipe shows before.
     from recipes.validation import Wanted, validate_run
 
@@ -233,6 +278,15 @@ def validate(
     return [
         folder / "outcomes.parquet" for folder in validate_run(Path(path), chosen, seeds, wanted)
     ]
+
+
+def _check_training() -> None:
+    """Name what training needs and is not installed."""
+    missing = [name for name in ("trl", "peft", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"training needs {', '.join(missing)}: pip install 'rl-curate[train]' installs it"
+        )
 
 
 def confirm(run: str | Path, recipe: str = "") -> dict[str, Any]:

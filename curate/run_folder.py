@@ -30,6 +30,8 @@ from curate.files import atomic_writer, write_atomically
 
 SHARDS = "shards"
 """The folder in a run's where `--shard` keeps the parts of it."""
+# Folders in a run's whose folders have locks of their own.
+_LOCKED_THEMSELVES = (SHARDS, "validation", "pilot")
 _PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
 
 
@@ -201,8 +203,7 @@ def _changed_identity(
 def _remove_leftovers(path: Path) -> None:
     """Remove what a killed process was writing aside; the lock says that no other is writing."""
     for aside in path.rglob(".*.tmp"):
-        # The shards of a run are run folders with locks of their own.
-        if SHARDS not in aside.relative_to(path).parts:
+        if not set(_LOCKED_THEMSELVES) & set(aside.relative_to(path).parts):
             aside.unlink(missing_ok=True)
 
 

@@ -31,6 +31,7 @@ from curate.run_folder import (
     open_run,
     read_manifest,
     read_parquet,
+    read_run_config,
     write_parquet,
 )
 from curate.tagged import check_columns, check_out, write_tagged
@@ -143,6 +144,38 @@ def _is_sampled(run: Path) -> bool:
     if not (run / "manifest.json").exists():
         return False
     return bool(read_manifest(run)["stages"].get("plan", {}).get("state") == "done")
+
+
+def tag_anew(run_path: Path, *, horizon: float | None = None) -> Path:
+    """Tag the items of a finished run anew, by the evidence that it has now.
+
+    Nothing is sampled or differentiated, so the weights need not be on this machine.
+
+    Args:
+        run_path: the run folder.
+        horizon: length of the training that the tags are about, in units of the recipe's; None: as
+            the run was tagged before, or else 1.
+
+    Returns:
+        the tagged file, which is written anew.
+
+    Raises:
+        UsageError: the run is not finished or in use, or the dataset is not there or another one.
+        RunError: a file of the run is damaged, or the disk is full.
+    """
+    manifest = read_manifest(run_path)
+    if manifest["stages"].get("tags", {}).get("state") != "done":
+        raise UsageError(f"{run_path} has no tags yet: continue it with its `curate tag` command")
+    config = read_run_config(run_path).replace(run_dir=str(run_path))
+    source = open_source(config.dataset, split=config.split, subset=config.subset or None)
+    model = manifest["model"]
+    files = ModelFiles(
+        model["name"], Path(config.model), None, model["revision"], model["weight_hash"]
+    )
+    policy = PolicyFiles(files, describe_machine() | {"dtype": model["dtype"]})
+    with open_tagging(config, source, policy) as tagging:
+        tagging.tag_anew(horizon)
+    return Path(config.out)
 
 
 @contextmanager
@@ -258,6 +291,14 @@ class _Tagging:
         # `curate judge` comes after the tags; a predictor that goes by its scores then tags anew.
         self._stage("tags", self._tags, again=is_judged_anew(self.predictor, self.run))
         # The tagged file is written every time: it may have been moved, or --out changed.
+        with self.run.stage("write") as entry:
+            self._record("write", entry, self._write())
+
+    def tag_anew(self, horizon: float | None) -> None:
+        """Make the tags and the tagged file again."""
+        if horizon is not None:
+            self.run.update(forecast={"horizon": horizon})
+        self._stage("tags", self._tags, again=True)
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
 

@@ -270,9 +270,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             return {}
         return self.kept.take({place: item.item_id for place, item in self._drawn}, size)
 
-    def _sample(
-        self, requests: Sequence[SampleRequest], temperature: float
-    ) -> Iterator[Rollout]:
+    def _sample(self, requests: Sequence[SampleRequest], temperature: float) -> Iterator[Rollout]:
         """Draw from the policy as it is now."""
         model = self.accelerator.unwrap_model(self.model)
         engine = TransformersEngine(

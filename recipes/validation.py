@@ -13,13 +13,10 @@ import gc
 import json
 import os
 import shutil
-import sys
 import time
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from curate.config import read_config_file
 from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
@@ -41,6 +37,7 @@ from probes.models import load_policy, resolve_model
 from probes.sampling import rollout_shards
 from recipes.checkpoints import checkpoints
 from recipes.evaluation import evaluate, write_outcomes
+from recipes.job_folder import check_recipe, is_done, machine_facts, note, say
 from recipes.outcomes import HELD_OUT_SCHEMA, REWARD_SCHEMA
 from recipes.prompts import TrainingItem
 from recipes.recipe import Recipe
@@ -51,7 +48,6 @@ from recipes.trainer_settings import trainer_settings
 from recipes.training import Training, export_policy, process_state, train_grpo
 
 KEEP = ("none", "policy", "all")
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -106,42 +102,27 @@ class _Job:
     recipe: Recipe
     seed: int
     wanted: Wanted
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
         return self.run.path / "validation" / self.recipe.name / str(self.seed)
 
-    @property
-    def is_done(self) -> bool:
-        file = self.folder / "run.json"
-        return file.exists() and json.loads(file.read_text(encoding="utf-8"))["state"] == "done"
-
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
-        file = self.folder.parent / "recipe.toml"
-        if file.exists():
-            old, new = read_config_file(file), tomllib.loads(self.recipe.to_toml())
-            changed = [key for key in new if old.get(key) != new[key]]
-            if changed:
-                what = ", ".join(f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in changed)
-                raise UsageError(
-                    f"{self.folder.parent} was made with another recipe: {what}; "
-                    "give this one another name, or remove the folder"
-                )
+        check_recipe(self.folder.parent, self.recipe)
         self.run.files(self.recipe, self.wanted.model)
         training = self._training
         if self.recipe.method == "sft":
             self._demonstrations()
             if training.held_out:
-                _say(f"{self.recipe.name}: sft is not evaluated on held-out items")
+                say(f"{self.recipe.name}: sft is not evaluated on held-out items")
         else:
             processes = process_state().num_processes
             trainer_settings(self.recipe, self.seed, self.folder, processes=processes)
 
     def work(self, *, outcomes: bool) -> None:
         """Do what is missing, up to the exported policy or up to the outcomes."""
-        if self.is_done:
+        if is_done(self.folder):
             return
         state = process_state()
         lock = None
@@ -161,12 +142,7 @@ class _Job:
                 os.close(lock)
 
     def _note(self, **facts: Any) -> None:
-        """Put facts into `run.json`."""
-        file = self.folder / "run.json"
-        if not self.facts and file.exists():
-            self.facts = json.loads(file.read_text(encoding="utf-8"))
-        self.facts |= {"recipe": self.recipe.name, "seed": self.seed, **facts}
-        write_atomically(file, json.dumps(self.facts, indent=2) + "\n")
+        note(self.folder, recipe=self.recipe.name, seed=self.seed, **facts)
 
     @cached_property
     def _training(self) -> Training:
@@ -199,7 +175,7 @@ class _Job:
 
     def _train(self) -> None:
         training = self._training
-        _say(
+        say(
             f"{self.recipe.name}, seed {self.seed}: {len(training.items):,} items, "
             f"{self.recipe.max_steps} steps"
         )
@@ -235,9 +211,7 @@ class _Job:
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},
             items=len(training.items),
-            processes=process_state().num_processes,
-            device=_device_name(),
-            versions={name: metadata.version(name) for name in _PACKAGES},
+            **machine_facts(),
         )
 
     def _demonstrations(self) -> list[tuple[Sequence[int], Sequence[int]]]:
@@ -286,25 +260,14 @@ class _Job:
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         rewards = read_parquet(self.folder / "rewards.parquet").to_pylist()
-        seconds = self.facts.get("seconds", {}) | {"evaluation": time.monotonic() - start}
+        seconds = round(time.monotonic() - start, 1)
         write_outcomes(self.folder / "outcomes.parquet", self.run.rates, rewards, judged, correct)
         self._note(
             state="done",
-            seconds={name: round(value, 1) for name, value in seconds.items()},
+            seconds={"evaluation": seconds},
             sampling={
                 "final_rollouts": recipe.evaluation_rollouts,
                 "temperature": recipe.evaluation_temperature,
                 "max_tokens": config.max_tokens,
             },
         )
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _say(text: str) -> None:
-    if process_state().is_main_process:
-        print(text, file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ REACH_UP = {
     "curate/cli.py",
     "curate/cli_asking.py",
     "curate/cli_doctor.py",
+    "curate/cli_forecast.py",
     "curate/cli_merging.py",
     "curate/cli_publishing.py",
     "curate/cli_report.py",
@@ -108,7 +109,7 @@ def test_imports_run_one_way(layer: str) -> None:
     "command",
     [
         *(["--help"], ["--version"], ["tag", "--help"], ["compare", "--help"]),
-        *(["judge", "--help"], ["augment", "--help"]),
+        *(["judge", "--help"], ["augment", "--help"], ["forecast", "--help"]),
         *(["filter", "--help"], ["report", "--help"], ["push", "--help"], ["doctor", "--help"]),
     ],
 )
