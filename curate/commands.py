@@ -228,9 +228,7 @@ def forecast(
         # TRL takes seconds to import, so what can be wrong with a recipe shows before.
         from recipes.forecasting import forecast_by_pilot
 
-        return forecast_by_pilot(
-            run, chosen, seeds, horizon=horizon, model=str(model), keep=keep
-        )
+        return forecast_by_pilot(run, chosen, seeds, horizon=horizon, model=str(model), keep=keep)
     from probes.forecasting import forecast_by_checkpoint
 
     return forecast_by_checkpoint(run, str(lift), horizon=horizon, model=str(model))

@@ -8,12 +8,14 @@ completion that was drawn several times is scored once and counts as often as it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.errors import UsageError
@@ -57,9 +59,10 @@ def rescore_run(
     row_of: Mapping[str, int],
     policy: Policy,
     *,
-    most_correct: int,
-    most_wrong: int,
+    most_correct: int | NDArray[np.int64],
+    most_wrong: int | NDArray[np.int64],
     folder: Path | None = None,
+    leave_out: Mapping[str, Collection[int]] = MappingProxyType({}),
     label: str = "rescoring",
 ) -> pa.Table:
     """Score chosen rollouts of every item under a policy, at temperature 1.
@@ -69,15 +72,18 @@ def rescore_run(
         items: of `items.parquet`: item_id and prompt_token_ids.
         row_of: position of each item by item_id.
         policy: scores them; its tokenizer is the one that the rollouts were drawn with.
-        most_correct, most_wrong: rollouts of an item.
+        most_correct, most_wrong: rollouts of an item; or of each item, (items,).
         folder: of this policy: gets `shard-N.parquet` for each file of rollouts, and those that an
             earlier try wrote for the same rollouts are not scored again. None: nothing is kept.
+        leave_out: by item_id, the numbers of rollouts that do not count, such as those that the
+            policy was trained on. Others do not take their places, so that what is scored is also
+            scored without leaving any out.
         label: of the progress line.
 
     Returns:
         a line for each distinct completion of an item, in the items' order: item_id, sample (its
-        first), reward, tokens (of the completion), weight (how often it was drawn) and
-        log_probability in nats.
+        first chosen one), reward, tokens (of the completion), weight (how often it was drawn and
+        not left out) and log_probability in nats.
     """
     chosen = list(_chosen(run, row_of, most_correct, most_wrong))
     total = sum(len(lines) for _, lines in chosen)
@@ -85,7 +91,7 @@ def rescore_run(
     known: dict[int, float] = {}
     with Progress(label, total, "rollouts") as progress:
         for file, lines in chosen:
-            draws = _draws(file, lines, items, row_of)
+            draws = _draws(file, lines, items, row_of, leave_out)
             kept = folder / f"shard-{int(file.stem):05d}.parquet" if folder else None
             table = _earlier(kept, draws)
             if table is not None:
@@ -111,8 +117,8 @@ def kept_log_probabilities(
     items: pa.Table,
     row_of: Mapping[str, int],
     *,
-    most_correct: int,
-    most_wrong: int,
+    most_correct: int | NDArray[np.int64],
+    most_wrong: int | NDArray[np.int64],
 ) -> pa.Table:
     """Read what the engine kept of the same rollouts as `rescore_run` chooses.
 
@@ -139,19 +145,24 @@ def kept_log_probabilities(
 
 
 def _chosen(
-    run: RunFiles, row_of: Mapping[str, int], most_correct: int, most_wrong: int
+    run: RunFiles,
+    row_of: Mapping[str, int],
+    most_correct: int | NDArray[np.int64],
+    most_wrong: int | NDArray[np.int64],
 ) -> Iterator[tuple[Path, NDArray[np.int64]]]:
     """Choose the lines of each file of rollouts, ascending."""
+    bounds = {1: most_correct, 0: most_wrong}
+    most_of = {reward: np.broadcast_to(most, len(row_of)) for reward, most in bounds.items()}
     taken = {reward: np.zeros(len(row_of), dtype=np.int64) for reward in (0, 1)}
     for file in rollout_shards(run):
         table = read_parquet(file, ["item_id", "reward"])
         rows = item_rows(table, row_of)
         rewards = table["reward"].fill_null(-1).to_numpy()
         lines = []
-        for reward, most in ((1, most_correct), (0, most_wrong)):
+        for reward, most in most_of.items():
             of_reward = np.flatnonzero(rewards == reward)
             earlier = taken[reward][rows[of_reward]] + _rank_within(rows[of_reward])
-            first = of_reward[earlier < most]
+            first = of_reward[earlier < most[rows[of_reward]]]
             np.add.at(taken[reward], rows[first], 1)
             lines.append(first)
         yield file, np.sort(np.concatenate(lines))
@@ -167,7 +178,11 @@ def _rank_within(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _draws(
-    file: Path, lines: NDArray[np.int64], items: pa.Table, row_of: Mapping[str, int]
+    file: Path,
+    lines: NDArray[np.int64],
+    items: pa.Table,
+    row_of: Mapping[str, int],
+    leave_out: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> dict[int, _Draw]:
     """The distinct completions among some lines of a file, by a key of item and completion."""
     table = read_parquet(file).take(pa.array(lines))
@@ -186,7 +201,7 @@ def _draws(
         if key not in draws:
             rollout = TokenizedRollout(prompts[row].values.to_numpy().tolist(), completion.tolist())
             draws[key] = _Draw(item_id, samples[line], rewards[line], rollout, kept[line])
-        draws[key].weight += 1
+        draws[key].weight += samples[line] not in leave_out.get(item_id, ())
     return draws
 
 
@@ -237,6 +252,7 @@ def _joined(tables: list[pa.Table], row_of: Mapping[str, int]) -> pa.Table:
     renamed = merged.rename_columns(
         [name.removesuffix("_min").removesuffix("_sum") for name in merged.column_names]
     ).select(names)
+    renamed = renamed.filter(pc.greater(renamed["weight"], 0))
     order = np.lexsort((renamed["sample"].to_numpy(), item_rows(renamed, row_of)))
     schema = pa.schema([_SCORED.field(name) for name in names])
     return renamed.take(pa.array(order)).cast(schema)

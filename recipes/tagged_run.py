@@ -12,6 +12,7 @@ from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.reading import choose_layout, read_items
 from curate.run_folder import read_parquet
+from probes.forecasting import probed_model
 from probes.judging import VerifierPool
 from probes.models import ModelFiles, load_tokenizer, resolve_model
 from probes.rendering import render_items
@@ -62,13 +63,7 @@ class TaggedRun:
     def files(self, recipe: Recipe, moved_to: str) -> ModelFiles:
         """The policy that a recipe begins with: the probed one, or another base model."""
         if not recipe.model:
-            files = resolve_model(moved_to or self.config.model)
-            if files.weight_hash != self.manifest["model"]["weight_hash"]:
-                raise UsageError(
-                    f"model {moved_to or self.config.model} is not the one that {self.path} "
-                    "probed; give that one with --model"
-                )
-            return files
+            return probed_model(self.path, self.config, moved_to)
         files = resolve_model(recipe.model)
         # Prompts are used as the run tokenized them.
         theirs, ours = load_tokenizer(files), load_tokenizer(resolve_model(self.config.model))
