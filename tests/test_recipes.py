@@ -49,7 +49,8 @@ def _changed(name: str, base: str) -> dict[str, object]:
 
 
 def test_every_recipe_of_the_issue_is_there_with_a_small_variant() -> None:
-    assert set(recipe_names()) == FULL_SIZE | {f"{name}-small" for name in FULL_SIZE}
+    variants = {f"{name}-small" for name in FULL_SIZE}
+    assert set(recipe_names()) == FULL_SIZE | variants | {"pilot"}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -99,6 +100,11 @@ def test_interventions_change_what_they_are_named_after_and_nothing_else() -> No
             asked = _changed(f"{name}{size}", f"baseline{size}")
             assert asked == {"extra_items": "--extra-items"}
         assert _changed(f"mid-trained{size}", f"baseline{size}") == {"model": "--model"}
+
+
+def test_a_pilot_is_the_start_of_a_training_and_is_run_only_where_it_is_asked_for() -> None:
+    assert _changed("pilot", "baseline-small") == {"max_steps": 4, "save_every": 1}
+    assert all("pilot" not in names for names in LISTS.values())
 
 
 def test_more_rollouts_samples_as_many_a_step_as_the_baseline() -> None:
