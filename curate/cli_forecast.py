@@ -72,6 +72,8 @@ def _forecast(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         keep=arguments.keep,
     )
+    if not found:  # One of several processes that train; the main one says what was done.
+        return 0
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:

@@ -211,7 +211,8 @@ def forecast(
         keep: keep the pilot's weights.
 
     Returns:
-        `run_dir`, `tagged_file`, and `lift`: where it comes from and what it cost.
+        `run_dir`, `tagged_file`, and `lift`: where it comes from and what it cost. Of several
+        processes that train a pilot (`accelerate launch`) only the main one gets them.
 
     Raises:
         UsageError: bad input; nothing was spent.

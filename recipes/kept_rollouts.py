@@ -4,7 +4,8 @@ At its first step a policy is still the one that was probed, so the probe's roll
 there, and a pilot of a few steps need not sample that step again. Which rollouts make up a group
 depends on the seed, the item and the epoch alone: an item's rollouts are put into a random order,
 and each epoch takes the next ones. So no rollout is in two groups, every process of a training
-decides the same, and a run taken up again trains on what it had trained on.
+decides the same, and a run taken up again trains on what it had trained on. Only the rollouts that
+every item was given are used: that an item got further ones depends on what the first ones gave.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ class KeptRollouts:
 
     Args:
         run: the run folder.
+        first: rollouts of an item that are used, from its first on: those that every item has.
         items: of an epoch of the training: a place in the stream of prompts tells its epoch.
         seed: of the random order.
         max_tokens: of a completion in training; a longer one is cut there, as the sampler would
             have cut it.
     """
 
-    def __init__(self, run: Path, items: int, *, seed: int, max_tokens: int) -> None:
+    def __init__(self, run: Path, items: int, *, first: int, seed: int, max_tokens: int) -> None:
         self.run = run
+        self.first = first
         self.items = items
         self.seed = seed
         self.max_tokens = max_tokens
@@ -58,7 +61,15 @@ class KeptRollouts:
         """
         wanted = pa.array(sorted(set(places.values())), pa.string())
         tables = [read_parquet(file, _COLUMNS) for file in rollout_shards(self.run)]
-        parts = [table.filter(pc.is_in(table["item_id"], value_set=wanted)) for table in tables]
+        parts = [
+            table.filter(
+                pc.and_(
+                    pc.is_in(table["item_id"], value_set=wanted),
+                    pc.less(table["sample"], self.first),
+                )
+            )
+            for table in tables
+        ]
         rows: dict[str, list[Rollout]] = {}
         for part in parts:
             for item_id, sample, ids, reason in zip(*part.to_pydict().values(), strict=True):
@@ -70,8 +81,8 @@ class KeptRollouts:
         found = {}
         for place, item_id in places.items():
             mine = sorted(rows.get(item_id, []), key=lambda rollout: rollout.sample)
-            first = place // self.items * size
-            chosen = self._order(item_id, len(mine))[first : first + size]
+            start = place // self.items * size
+            chosen = self._order(item_id, len(mine))[start : start + size]
             if len(chosen) == size:
                 found[place] = [mine[i] for i in chosen.tolist()]
         return found

@@ -155,7 +155,13 @@ class _Pilot:
         max_tokens = recipe.max_completion_length or config.max_tokens
         kept = None
         if not self._why_sampled:
-            kept = KeptRollouts(self.run.path, len(items), seed=self.seed, max_tokens=max_tokens)
+            kept = KeptRollouts(
+                self.run.path,
+                len(items),
+                first=config.min_rollouts,
+                seed=self.seed,
+                max_tokens=max_tokens,
+            )
         return Training(
             recipe=recipe,
             seed=self.seed,

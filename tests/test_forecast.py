@@ -364,8 +364,8 @@ def keep_rollouts(run: Path, counts: dict[str, int]) -> Path:
 
 
 def test_kept_groups_share_no_rollout_and_are_the_same_again(tmp_path):
-    run = keep_rollouts(tmp_path / "run", {"a": 8, "b": 4, "c": 7})
-    kept = KeptRollouts(run, 3, seed=1, max_tokens=5)
+    run = keep_rollouts(tmp_path / "run", {"a": 12, "b": 4, "c": 7})
+    kept = KeptRollouts(run, 3, first=8, seed=1, max_tokens=5)
     epochs = [
         kept.take({3 * epoch + i: item for i, item in enumerate("abc")}, 4) for epoch in (0, 1)
     ]
@@ -377,8 +377,13 @@ def test_kept_groups_share_no_rollout_and_are_the_same_again(tmp_path):
         assert rollout.completion_token_ids == [rollout.sample] * min(rollout.sample + 1, 5)
         assert rollout.finish_reason == ("length" if rollout.sample >= 5 else "stop")
     # Asked for alone, by another process, or with another seed.
-    assert KeptRollouts(run, 3, seed=1, max_tokens=5).take({0: "a"}, 4) == {0: epochs[0][0]}
-    others = [KeptRollouts(run, 3, seed=seed, max_tokens=5).take({0: "a"}, 4) for seed in range(9)]
+    assert KeptRollouts(run, 3, first=8, seed=1, max_tokens=5).take({0: "a"}, 4) == {
+        0: epochs[0][0]
+    }
+    others = [
+        KeptRollouts(run, 3, first=8, seed=seed, max_tokens=5).take({0: "a"}, 4)
+        for seed in range(9)
+    ]
     chosen = {tuple(each.sample for each in found[0]) for found in others}
     assert len(chosen) > 5
     assert kept.take({0: "unknown"}, 1) == {}
