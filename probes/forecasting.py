@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.config import TagConfig
+from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.run_folder import read_manifest, read_run_config, write_parquet
 from probes.lift_stage import ItemLift, write_lift
@@ -62,12 +63,14 @@ def forecast_by_checkpoint(
 
 
 def check_run(run: Path, horizon: float | None) -> TagConfig:
-    """Refuse a run without tags and a horizon that is none, before anything is spent."""
+    """Refuse a run without tags or dataset and a horizon that is none, before anything is spent."""
     if read_manifest(run)["stages"].get("tags", {}).get("state") != "done":
         raise UsageError(f"{run} has no tags yet: continue it with its `curate tag` command")
     if horizon is not None and not 0 < horizon < math.inf:
         raise UsageError(f"--horizon is {horizon:g}; it must be a number above 0")
-    return read_run_config(run)
+    config = read_run_config(run)
+    open_source(config.dataset, split=config.split, subset=config.subset or None)
+    return config
 
 
 def probed_model(run: Path, config: TagConfig, moved_to: str = "") -> ModelFiles:

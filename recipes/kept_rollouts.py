@@ -11,7 +11,7 @@ every item was given are used: that an item got further ones depends on what the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,24 +60,10 @@ class KeptRollouts:
             RunError: a file of rollouts is missing or damaged.
         """
         wanted = pa.array(sorted(set(places.values())), pa.string())
-        tables = [read_parquet(file, _COLUMNS) for file in rollout_shards(self.run)]
-        parts = [
-            table.filter(
-                pc.and_(
-                    pc.is_in(table["item_id"], value_set=wanted),
-                    pc.less(table["sample"], self.first),
-                )
-            )
-            for table in tables
-        ]
         rows: dict[str, list[Rollout]] = {}
-        for part in parts:
-            for item_id, sample, ids, reason in zip(*part.to_pydict().values(), strict=True):
-                is_cut = len(ids) > self.max_tokens
-                rollout = Rollout(
-                    item_id, sample, ids[: self.max_tokens], "length" if is_cut else reason
-                )
-                rows.setdefault(item_id, []).append(rollout)
+        for file in rollout_shards(self.run):
+            for rollout in self._read(file, wanted):
+                rows.setdefault(rollout.item_id, []).append(rollout)
         found = {}
         for place, item_id in places.items():
             mine = sorted(rows.get(item_id, []), key=lambda rollout: rollout.sample)
@@ -86,6 +72,22 @@ class KeptRollouts:
             if len(chosen) == size:
                 found[place] = [mine[i] for i in chosen.tolist()]
         return found
+
+    def _read(self, file: Path, wanted: pa.Array) -> Iterator[Rollout]:
+        """The rollouts of some items in a file, of those that are used."""
+
+        def is_wanted(table: pa.Table) -> pa.ChunkedArray:
+            is_used = pc.less(table["sample"], self.first)
+            return pc.and_(pc.is_in(table["item_id"], value_set=wanted), is_used)
+
+        # Most files hold none, and the tokens are nearly all of a file.
+        if not pc.any(is_wanted(read_parquet(file, ["item_id", "sample"]))).as_py():
+            return
+        table = read_parquet(file, _COLUMNS)
+        columns = table.filter(is_wanted(table)).to_pydict().values()
+        for item_id, sample, ids, reason in zip(*columns, strict=True):
+            reason = "length" if len(ids) > self.max_tokens else reason
+            yield Rollout(item_id, sample, ids[: self.max_tokens], reason)
 
     def _order(self, item_id: str, count: int) -> NDArray[np.int64]:
         key = hashlib.sha256(f"{self.seed}\0{item_id}".encode()).digest()[:8]

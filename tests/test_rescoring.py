@@ -287,3 +287,18 @@ def test_a_killed_rescoring_goes_on(
     assert rescored() == table and asked == []
     # Other rollouts are wanted: the first file is the same, the second is not.
     assert rescored(most_correct=5).num_rows == table.num_rows + 1 and asked == [2]
+
+
+def test_what_is_left_out_does_not_count_and_nothing_takes_its_place(
+    tiny_policy: Policy, tmp_path: Path
+) -> None:
+    run = drawn(tmp_path)
+    table = rescore_run(
+        *(run, ITEMS, ROW_OF, tiny_policy),
+        most_correct=np.array([1, 4, 4]),
+        most_wrong=np.array([0, 1, 1]),
+        leave_out={"a": {0, 1}, "never": [0]},
+    )
+    lines = [(line["item_id"], line["sample"], line["weight"]) for line in table.to_pylist()]
+    # Of a, draws 0, 2 and 4 are one completion, which is known by its first.
+    assert lines == [("b", 1, 1), ("a", 0, 2), ("a", 5, 1)]
