@@ -29,12 +29,15 @@ class Rollout:
         sample: its number within the item, from 0.
         completion_token_ids: what was sampled, the end-of-sequence token included.
         finish_reason: `stop` when the policy ended it, `length` when it was cut.
+        log_probability: of the completion under the policy at temperature 1, whatever the sampling
+            temperature, in nats, summed over its tokens; None where the engine does not give it.
     """
 
     item_id: str
     sample: int
     completion_token_ids: list[int]
     finish_reason: str
+    log_probability: float | None = None
 
 
 class Engine(Protocol):

@@ -26,6 +26,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("reward", pa.int8()),
         ("verdict", pa.string()),
         ("answer_found", pa.string()),
+        ("log_probability", pa.float32()),
     ]
 )
 
@@ -269,6 +270,7 @@ def _table(shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenize
             "reward": empty,
             "verdict": empty,
             "answer_found": empty,
+            "log_probability": [rollout.log_probability for rollout in ordered],
         },
         schema=ROLLOUT_SCHEMA,
     )

@@ -129,6 +129,8 @@ class _Row:
     uniform: list[torch.Tensor]
     """Of each sample: (max_tokens,)."""
     tokens: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    """Of the tokens, under the policy at temperature 1."""
 
 
 class _Batch:
@@ -365,7 +367,8 @@ class TransformersEngine:
             [torch.stack([u[len(row.tokens)] for u in row.uniform]) for row in batch.rows],
             batch_first=True,
         )
-        drawn = draw(logits, uniform.to(device), self.temperature).tolist()
+        tokens = draw(logits, uniform.to(device), self.temperature)
+        drawn, scores = tokens.tolist(), log_probabilities_of(logits, tokens).tolist()
         batch.lengths += 1
         share = len(batch.rows) / batch.samples
         self._rows_per_sample += _SHARE_MEMORY * (share - self._rows_per_sample)
@@ -374,15 +377,12 @@ class TransformersEngine:
         parted: list[_Row] = []
         parents: list[int] = []
         for index, row in enumerate(batch.rows):
-            branches = self._branches(row, drawn[index], finished)
+            branches = self._branches(row, drawn[index], scores[index], finished)
             if not branches:
                 left.append(index)
                 continue
-            row.samples, row.uniform, row.tokens = (
-                branches[0].samples,
-                branches[0].uniform,
-                branches[0].tokens,
-            )
+            row.samples, row.uniform = branches[0].samples, branches[0].uniform
+            row.tokens, row.log_probability = branches[0].tokens, branches[0].log_probability
             parted += branches[1:]
             parents += [index] * (len(branches) - 1)
         self._divide(batch, parted, parents, waiting)
@@ -392,18 +392,22 @@ class TransformersEngine:
         batch.trim()
         return finished
 
-    def _branches(self, row: _Row, tokens: list[int], finished: list[Rollout]) -> list[_Row]:
+    def _branches(
+        self, row: _Row, tokens: list[int], scores: list[float], finished: list[Rollout]
+    ) -> list[_Row]:
         """What a row becomes, by the token that each of its samples drew; finished ones apart."""
         branches: dict[int, _Row] = {}
-        for sample, uniform, token in zip(row.samples, row.uniform, tokens, strict=False):
+        drawn = zip(row.samples, row.uniform, tokens, scores, strict=False)
+        for sample, uniform, token, score in drawn:
+            total = row.log_probability + score
             is_end = token in self.policy.eos_token_ids
             if is_end or len(row.tokens) + 1 >= self.max_tokens:
                 reason = "stop" if is_end else "length"
                 ids = [*row.tokens, token]
-                finished.append(Rollout(row.request.item_id, sample, ids, reason))
+                finished.append(Rollout(row.request.item_id, sample, ids, reason, total))
                 continue
             if token not in branches:
-                branches[token] = _Row(row.request, [], [], [*row.tokens, token])
+                branches[token] = _Row(row.request, [], [], [*row.tokens, token], total)
             branches[token].samples.append(sample)
             branches[token].uniform.append(uniform)
         return list(branches.values())
@@ -459,6 +463,20 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     target = uniform.float() * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, target, right=True)
     return tokens.clamp_max(logits.shape[-1] - 1)
+
+
+def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of tokens at temperature 1.
+
+    Args:
+        logits: (rows, vocabulary), any float type.
+        tokens: (rows, draws) int64.
+
+    Returns:
+        (rows, draws) float32, in nats.
+    """
+    normalizers = torch.logsumexp(logits.float(), dim=-1, keepdim=True)
+    return logits.gather(1, tokens).float() - normalizers
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -69,4 +69,6 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
     columns["reward"] = [verdict.reward for verdict in verdicts]
     columns["verdict"] = [verdict.verdict for verdict in verdicts]
     columns["answer_found"] = [verdict.answer_found for verdict in verdicts]
+    # Rollouts drawn by earlier versions have none.
+    columns.setdefault("log_probability", pa.nulls(table.num_rows, pa.float32()))
     return pa.table(columns, schema=ROLLOUT_SCHEMA)

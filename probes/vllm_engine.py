@@ -42,6 +42,7 @@ _IS_VERBOSE = _LOG_LEVEL in os.environ
 _MOST_SAMPLES = 4096
 # vLLM would raise a lower temperature to this one.
 _LOWEST_TEMPERATURE = 0.01
+_RAW = "raw_logprobs"
 # What vLLM and what it builds on raise where a model or option does not work, or memory runs out.
 _FAILURES = (
     *(ValueError, TypeError, RuntimeError, NotImplementedError, AssertionError, OSError),
@@ -91,6 +92,8 @@ class VllmEngine:
         folder = exported_folder(files)
         self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
         self.options = {**_defaults(vllm), **(options or {})}
+        # vLLM's own default: of the model, before temperature. Another mode sums something else.
+        self._is_scoring = self.options.get("logprobs_mode", _RAW) == _RAW
         _check_names(vllm, self.options)
         dtype = dtype or choose_dtype(choose_device())
         self._arguments: dict[str, Any] = {
@@ -206,6 +209,7 @@ class VllmEngine:
             # The policy's own end tokens and no others.
             ignore_eos=True,
             stop_token_ids=self._stop_token_ids,
+            logprobs=0 if self._is_scoring else None,  # The drawn token's and no others.
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -272,6 +276,7 @@ def _rollouts(request: SampleRequest, output: Any) -> Iterator[Rollout]:
             sample=request.first_sample + completion.index,
             completion_token_ids=list(completion.token_ids),
             finish_reason=completion.finish_reason,
+            log_probability=completion.cumulative_logprob,
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from probes import tagging
 from tests.killed_runs import run_until_killed
-from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
+from tests.tag_runs import additions, assert_same_rollouts, read_rollouts, tag, write_jsonl
 
 ITEMS, ROLLOUTS = 6, 32
 # Two items a shard.
@@ -97,7 +97,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
     for stage, moments in (("sample", ["sampling"]), ("gradients", list(MOMENTS)[2:])):
         is_less = now[stage]["tokens_this_time"] < whole[stage]["tokens_this_time"]
         assert is_less == (moment in moments), stage
-    assert rollouts.equals(read_rollouts(uninterrupted / "run"))
+    assert_same_rollouts(rollouts, read_rollouts(uninterrupted / "run"))
     for name in ("pass_rates", "similarity", "tags", "gradients/index", "gradients/rollouts"):
         table = pq.read_table(run / f"{name}.parquet")
         assert table.equals(pq.read_table(uninterrupted / f"run/{name}.parquet")), name
@@ -120,7 +120,7 @@ def test_a_file_half_written_at_the_kill_is_not_taken_for_whole(
     run_until_killed(tmp_path, ("pyarrow.parquet", "write_table", 4), *command)
     assert list(run.glob("rollouts/.*.tmp")) and len(list(run.glob("rollouts/*.parquet"))) == 1
     assert tag(*command).status == 0
-    assert read_rollouts(run).equals(read_rollouts(uninterrupted / "run"))
+    assert_same_rollouts(read_rollouts(run), read_rollouts(uninterrupted / "run"))
     assert not list(run.rglob("*.tmp"))
 
 

@@ -27,6 +27,7 @@ from tests.ray_workers import use_float32
 from tests.tag_runs import (
     ROOT,
     additions,
+    assert_same_rollouts,
     read_jsonl,
     read_rollouts,
     small_command,
@@ -134,7 +135,9 @@ def assert_same(folder: Path, local: Path) -> None:
     assert {str(path.relative_to(run)) for path in run.rglob("*.parquet")} == tables
     for name in tables:
         # Gradients may differ in rounding, and similarities with them.
-        if name not in ("gradients/index.parquet", "similarity.parquet"):
+        if "rollouts/" in name:
+            assert_same_rollouts(pq.read_table(run / name), pq.read_table(whole / name))
+        elif name not in ("gradients/index.parquet", "similarity.parquet"):
             assert pq.read_table(run / name).equals(pq.read_table(whole / name)), name
     drawn = Counter(
         (rollout["item_id"], rollout["sample"]) for rollout in read_rollouts(run).to_pylist()

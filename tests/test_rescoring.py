@@ -13,12 +13,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from curate.errors import RunError
+from curate.errors import RunError, UsageError
+from curate.run_folder import write_parquet
 from probes import rescoring, rescoring_stage
+from probes.engine import SampleRequest
 from probes.gradients import TokenizedRollout
 from probes.models import Policy
 from probes.rescoring import log_probabilities
-from probes.rescoring_stage import rescore_run
+from probes.rescoring_stage import kept_log_probabilities, rescore_run
+from probes.sampling import ROLLOUT_SCHEMA, draw_shard
+from probes.transformers_engine import TransformersEngine
+from probes.verifiers import Verdict
+from probes.verifying import verify_rollouts
 
 
 def rollouts_of_prompts(seed: int = 0) -> list[TokenizedRollout]:
@@ -145,6 +151,14 @@ def test_nothing_is_left_on_the_model(tiny_policy: Policy) -> None:
     assert not tiny_policy.model.get_output_embeddings()._forward_pre_hooks
 
 
+def test_a_model_that_diverged(tiny_policy: Policy) -> None:
+    model = copy.deepcopy(tiny_policy.model)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    with pytest.raises(RunError, match="policy tiny-llama gives no probabilities"):
+        log_probabilities(dataclasses.replace(tiny_policy, model=model), rollouts_of_prompts())
+
+
 def test_out_of_memory_halves_the_batch(
     tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +253,56 @@ def test_a_run_is_scored(tiny_policy: Policy, tmp_path: Path) -> None:
         )
     ]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_kept_scores_are_those_of_a_rescoring(tiny_policy: Policy, tmp_path: Path) -> None:
+    engine = TransformersEngine(tiny_policy, seed=1, temperature=0.7, max_tokens=12)
+    requests = [
+        SampleRequest(row["item_id"], row["prompt_token_ids"], 0, 30) for row in ITEMS.to_pylist()
+    ]
+    table = draw_shard(requests, engine, tiny_policy.tokenizer, lambda rollouts, tokens: None)
+    assert table.schema == ROLLOUT_SCHEMA
+    rewards = pa.array([sample % 3 == 0 for sample in table["sample"].to_pylist()]).cast(pa.int8())
+    table = table.set_column(table.column_names.index("reward"), "reward", rewards)
+    write_parquet(tmp_path / "rollouts/00000.parquet", table)
+    most = {"most_correct": 8, "most_wrong": 16}
+    kept = kept_log_probabilities(tmp_path, ITEMS, ROW_OF, **most)
+    scored = rescore_run(tmp_path, ITEMS, ROW_OF, tiny_policy, **most)
+    assert kept.drop_columns("log_probability") == scored.drop_columns("log_probability")
+    np.testing.assert_allclose(
+        kept["log_probability"].to_numpy(), scored["log_probability"].to_numpy(), atol=1e-4
+    )
+    assert sum(kept["weight"].to_pylist()) == 3 * (8 + 16)
+
+
+def test_rollouts_of_an_earlier_version_have_kept_none(tiny_policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"00000.parquet holds rollouts without log_probability"):
+        kept_log_probabilities(drawn(tmp_path), ITEMS, ROW_OF, most_correct=1, most_wrong=0)
+
+
+class AllRight:
+    """Stands in for the pool of a verifier."""
+
+    def __enter__(self) -> "AllRight":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def judge(self, pairs: list[tuple[str, str]], done: Callable[[int], None]) -> list[Verdict]:
+        return [Verdict(1, "correct", gold) for _, gold in pairs]
+
+
+def test_rollouts_of_an_earlier_version_are_judged(tmp_path: Path) -> None:
+    columns = {field.name: pa.nulls(2, field.type) for field in ROLLOUT_SCHEMA}
+    del columns["log_probability"]
+    columns |= {"item_id": pa.array(["a", "b"]), "finish_reason": pa.array(["stop", "length"])}
+    write_parquet(tmp_path / "rollouts/00000.parquet", pa.table(columns))
+    golds = pa.chunked_array([["1", "2", "3"]])
+    verify_rollouts(tmp_path, AllRight(), golds, ROW_OF)  # type: ignore[arg-type]
+    table = pq.read_table(tmp_path / "rollouts/00000.parquet")
+    assert table.schema == ROLLOUT_SCHEMA
+    assert table["reward"].to_pylist() == [1, 0]
+    assert table["log_probability"].null_count == 2
 
 
 def test_nothing_to_score(tiny_policy: Policy, tmp_path: Path) -> None:

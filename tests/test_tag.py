@@ -29,6 +29,7 @@ from tests.tag_runs import (
     ROOT,
     Ran,
     additions,
+    assert_same_rollouts,
     curate_command,
     read_jsonl,
     read_rollouts,
@@ -219,7 +220,7 @@ _COLUMNS = {
     "items.parquet": ["item_id", "row", "prompt", "prompt_token_ids", "answer"],
     "rollouts/00000.parquet": [
         *("item_id", "sample", "completion", "completion_token_ids"),
-        *("finish_reason", "reward", "verdict", "answer_found"),
+        *("finish_reason", "reward", "verdict", "answer_found", "log_probability"),
     ],
     "rounds/000.parquet": ["item_id", "rollouts"],
     "pass_rates.parquet": [
@@ -366,7 +367,7 @@ def test_the_saved_config_repeats_the_run(tagged: Tagged, tmp_path: Path) -> Non
         *("--run-dir", again, "--out", tmp_path / "out.jsonl"),
     )
     assert ran.status == 0, ran.stderr
-    assert read_rollouts(again).equals(read_rollouts(tagged.run))
+    assert_same_rollouts(read_rollouts(again), read_rollouts(tagged.run))
     for name in ("items", "pass_rates", "similarity", "tags"):
         first, second = (pq.read_table(run / f"{name}.parquet") for run in (tagged.run, again))
         assert second.equals(first), name

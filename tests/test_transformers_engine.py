@@ -8,7 +8,9 @@ import torch
 
 from curate.errors import RunError
 from probes.engine import Rollout, SampleRequest, uniform_draws
+from probes.gradients import TokenizedRollout
 from probes.models import Policy
+from probes.rescoring import log_probabilities
 from probes.transformers_engine import TransformersEngine, draw
 
 PROMPTS = {"a": [15, 4], "b": [3, 13, 4, 14, 5, 6, 7], "c": [7], "d": [8, 9, 10, 11, 12]}
@@ -158,3 +160,18 @@ def test_memory_for_not_even_one_rollout_is_a_clear_error(
     monkeypatch.setattr(tiny_policy.model, "forward", never)
     with pytest.raises(RunError, match="single rollout"):
         list(engine_of(tiny_policy).sample(requests(2)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_are_those_at_temperature_one(
+    tiny_policy: Policy, temperature: float
+) -> None:
+    engine = engine_of(tiny_policy, temperature=temperature, max_rows=7)
+    rollouts = list(engine.sample(requests(20)))
+    kept = [rollout.log_probability for rollout in rollouts]
+    scored = log_probabilities(
+        tiny_policy,
+        [TokenizedRollout(PROMPTS[r.item_id], r.completion_token_ids) for r in rollouts],
+    )
+    np.testing.assert_allclose(np.array(kept, dtype=float), scored, rtol=0, atol=1e-4)
+    assert np.ptp(scored) > 10

@@ -19,7 +19,9 @@ from curate.config import config_from_mapping
 from curate.errors import RunError, UsageError
 from probes import engines, tagging, vllm_engine
 from probes.engine import Rollout, SampleRequest
+from probes.gradients import TokenizedRollout
 from probes.models import Policy, eos_token_ids, load_policy, resolve_model
+from probes.rescoring import log_probabilities
 from probes.vllm_engine import VllmEngine
 from tests.killed_runs import is_running, run_until_killed
 from tests.tag_runs import ROOT, read_rollouts, run_curate
@@ -99,6 +101,27 @@ def test_every_sample_asked_for_comes_once(drawn: list[Rollout]) -> None:
     assert found == {
         (f"item {number}", 10 * number + sample) for number in range(3) for sample in range(SAMPLES)
     }
+
+
+def test_log_probabilities_are_the_models_before_temperature(
+    policy: Policy, prompts: list[list[int]], drawn: list[Rollout]
+) -> None:
+    kept = [rollout.log_probability for rollout in drawn]
+    scored = log_probabilities(
+        policy,
+        [
+            TokenizedRollout(prompts[int(r.item_id.split()[1])], r.completion_token_ids)
+            for r in drawn
+        ],
+    )
+    np.testing.assert_allclose(np.array(kept, dtype=float), scored, rtol=0, atol=5e-3)
+    assert np.ptp(scored) > 5
+
+
+def test_a_log_probability_of_something_else_is_left_out(model: Path) -> None:
+    # The engine alone, without its weights.
+    assert new_engine(model)._is_scoring
+    assert not new_engine(model, logprobs_mode="processed_logprobs")._is_scoring
 
 
 def test_a_completion_ends_with_any_of_the_policys_end_tokens_or_is_cut(
