@@ -15,8 +15,8 @@ _PREDICTED_MEANINGS = {
 }
 _MEANINGS = {
     Trainability.EASY: "solved already: pass rate at least {tau:g}",
-    Trainability.LEARNABLE: "hard, but as near to easy items by gradient as its pass rate asks",
-    Trainability.UNLEARNABLE: "hard, and too far from easy items by gradient for its pass rate",
+    Trainability.LEARNABLE: "hard, and expected to reach {tau:g} by training",
+    Trainability.UNLEARNABLE: "hard, and expected to stay below {tau:g}",
     Trainability.NO_POSITIVE: "hard, and not one sampled answer was right",
     Trainability.UNDETERMINED: "the evidence does not decide",
 }
@@ -55,7 +55,7 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "rollouts_not_judged": counts["rollouts_drawn"] - counts["rollouts_judged"],
         "completion_tokens": counts["completion_tokens"],
         "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
-        "similarity_threshold": manifest["similarity_threshold"],
+        "forecast": manifest["forecast"],
         "predictor": manifest.get("predictor", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
@@ -88,14 +88,11 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{summary['rollouts_not_judged']:,} not judged), "
         f"{summary['completion_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s"
     )
-    threshold = summary["similarity_threshold"]
-    if threshold["value"] is not None:
-        where = f" at a pass rate of {summary['tau'] / 2:g}" if "easy" in threshold else ""
-        lines.append(
-            f"similarity threshold: {threshold['value']:.3f}{where}, {threshold['source']}"
-        )
-    else:
-        lines.append(f"no similarity threshold: {threshold['source']}")
+    forecast = summary["forecast"]
+    lines.append(
+        f"forecast: after a training of horizon {forecast['horizon']:g}, lift by "
+        f"{forecast['source']}"
+    )
     if "name" in predictor:
         lines.append(f"p_unlearnable: by {predictor['name']}")
         lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]

@@ -212,15 +212,23 @@ class TagConfig:
     gradient_targets: tuple[str, ...] = _setting(
         ("auto",), "tagging", "modules to differentiate, by name (auto: all linear layers)", "NAME"
     )
-    similarity_threshold: str = _setting(
-        AUTO, "tagging",
-        "below this gradient similarity a hard item is unlearnable (auto: by its pass rate and the "
-        "median of the easy items)", "X",
+    group_size: int = _setting(
+        8, "tagging", "rollouts of a prompt in a step of the GRPO training that is planned", "G"
+    )
+    policy_loss: str = _setting(
+        "grpo", "tagging",
+        "how that training's loss weighs tokens and groups: grpo divides advantages by their "
+        "deviation and averages tokens within a rollout, dapo averages them over the batch, "
+        "dr_grpo does neither", choices=("grpo", "dapo", "dr_grpo"),
+    )  # fmt: skip
+    horizon: float = _setting(
+        1.0, "tagging",
+        "length of that training: 1 is one that solves most easy items, 2 one twice as long", "X",
     )  # fmt: skip
     predictor: str = _setting(
         "", "tagging",
-        "take p_unlearnable from this file of `curate calibrate` instead of the similarity and its "
-        "threshold", "FILE", changes_result=False,
+        "take p_unlearnable and the constants of the forecast from this file of "
+        "`curate calibrate`", "FILE", changes_result=False,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -240,6 +248,7 @@ class TagConfig:
             "limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget", "workers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(self.group_size >= 2, "group_size", self.group_size, "at least 2")
         if self.max_rollouts < self.min_rollouts:
             raise UsageError(
                 f"--max-rollouts is {self.max_rollouts}, below --min-rollouts "
@@ -250,7 +259,9 @@ class TagConfig:
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
                 f"{self.min_rollouts}, which every item gets; 0 sets no limit"
             )
-        for name in ("temperature", "verifier_seconds", "gradient_alpha", "request_seconds"):
+        for name in (
+            "temperature", "verifier_seconds", "gradient_alpha", "request_seconds", "horizon",
+        ):  # fmt: skip
             value = getattr(self, name)
             _require(0 < value < math.inf, name, value, "a number above 0")
         _require(0 < self.tau < 1, "tau", self.tau, "between 0 and 1")
@@ -267,8 +278,6 @@ class TagConfig:
         for name in self.vllm:
             if name in _NOT_FOR_VLLM:
                 raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")
-        _require(_is_threshold(self.similarity_threshold), "similarity_threshold",
-                 self.similarity_threshold, "auto or a number")  # fmt: skip
 
     def _check_servers(self) -> None:
         for url in self.base_url:
@@ -282,13 +291,6 @@ class TagConfig:
     def replace(self, **changes: Any) -> TagConfig:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-
-def _is_threshold(text: str) -> bool:
-    try:
-        return text == AUTO or math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:

@@ -127,3 +127,17 @@ def count_rollouts(
 def nullable(values: Any) -> pa.Array:
     """Turn numbers into a column of floats in which nan is null."""
     return pa.array(np.asarray(values, dtype=np.float64), from_pandas=True)
+
+
+COUNTS = ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
+
+
+def outcomes_of(rates: pa.Table) -> Outcomes:
+    """The counts in `pass_rates.parquet`, which are what decides between easy and hard."""
+    judged, correct, unjudged = (rates[name].to_numpy() for name in COUNTS)
+    return Outcomes(judged + unjudged, judged, correct)
+
+
+def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Turn a column of numbers into an array in which null is nan."""
+    return np.asarray(column.to_numpy(), dtype=np.float64)

@@ -58,6 +58,7 @@ from scipy.special import gammaln, xlog1py, xlogy
 
 from probes.feature_blocks import item_blocks, release
 from probes.preconditioner import Preconditioner, draw_rows, fit_preconditioner
+from probes.teaching import Pairs, PairSearch, choose_teachers
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -100,8 +101,8 @@ class GradientLift:
     """What a group of the item does for the log odds of the unsolved others, on average."""
     draws: Integers
     """Correct rollouts behind the item, multiplicities counted."""
-    step_norm: float
-    """Length of the mean direction of a step, squared and freed of noise; nan without pairs."""
+    pairs: Pairs | None = None
+    """Who teaches whom; None where it was not asked for."""
 
 
 def group_weights(n: Integers, c: Integers, group_size: int, loss: str = "grpo") -> GroupWeights:
@@ -205,6 +206,8 @@ def measure_lift(
     *,
     group_size: int = 8,
     loss: str = "grpo",
+    learners: LiftInputs | None = None,
+    with_pairs: bool = False,
     is_preconditioned: bool = True,
     seed: int = 0,
     block_bytes: int = 2**28,
@@ -215,6 +218,9 @@ def measure_lift(
         inputs: of the run.
         is_unsolved: (items,), those that teaching is for.
         group_size, loss: of the training.
+        learners: whom teaching is for, where that is not the run's unsolved items: rollouts of the
+            items of a target, in the same sketch.
+        with_pairs: whether to look for each item's teachers and pupils as well.
         is_preconditioned: whether the step is an adaptive optimizer's (`probes.preconditioner`), or
             goes along the gradient itself.
         seed: of the redrawn directions, and of the rollouts that make the preconditioner.
@@ -238,6 +244,10 @@ def measure_lift(
     )
     for rows in blocks:
         work.add(work.read(rows), rng)
+    if learners is not None:
+        work.learn_for(learners, block_bytes)
+    if with_pairs:
+        work.search = work.pair_search(blocks)
     for rows in blocks:
         work.measure(work.read(rows))
     return work.result()
@@ -291,6 +301,8 @@ class _Work:
     per_token = False
     """Whether a loss counts tokens alike, so that g = s / mean length."""
     preconditioner: Preconditioner | None = None
+    search: PairSearch | None = None
+    target: LiftInputs | None = None
 
     def __init__(self, inputs: LiftInputs, is_unsolved: Flags, groups: GroupWeights) -> None:
         items, dim = len(inputs.judged), inputs.features.shape[1]
@@ -306,15 +318,16 @@ class _Work:
         """Σ h_i / (1 − p_i) over the unsolved items."""
         self.learners = 0
         self.draws = np.zeros(items, dtype=np.int64)
+        self.share_length = np.zeros(items)
         empty = np.full((8, items), np.nan)
         (
             self.others, self.pairs, self.alone, self.against_wrong,
             self.variance, self.square, self.noise, self.teaching,
         ) = empty  # fmt: skip
 
-    def read(self, rows: NDArray[np.intp]) -> _Block:
+    def read(self, rows: NDArray[np.intp], inputs: LiftInputs | None = None) -> _Block:
         """One block; raises ValueError for a gradient that is not finite."""
-        inputs = self.inputs
+        inputs = inputs or self.inputs
         features = inputs.features[rows].astype(np.float32, copy=False)
         release(inputs.features)
         if not np.isfinite(features).all():
@@ -349,11 +362,36 @@ class _Work:
         """First pass: take a block into the direction of a step."""
         share, h, _, k = self._difference(block)
         self.direction += share.sum(axis=0, dtype=np.float64)
+        self.share_length[block.items] = np.sqrt(np.einsum("id,id->i", share, share))
         learns = (k > 0) & self.is_unsolved[block.items]
         self.learning += (self.odds[block.items][learns] @ h[learns]).astype(np.float64)
         self.learners += int(learns.sum())
         self.draws[block.items] = k.astype(np.int64)
         self._redraw(block, rng)
+
+    def learn_for(self, target: LiftInputs, block_bytes: int) -> None:
+        """Have teaching be for the items of a target that have a correct rollout."""
+        self.target = target
+        self.learning[:] = 0
+        self.learners = 0
+        odds = 1 / (1 - target.pass_rate)
+        size = max(1, block_bytes // (16 * target.features.shape[1]))
+        for rows in item_blocks(target.item, target.weights, size):
+            block = self.read(rows, target)
+            h, _, _, k, _ = self._means(block)
+            self.learning += odds[block.items][k > 0] @ h[k > 0]
+            self.learners += int((k > 0).sum())
+
+    def pair_search(self, blocks: list[NDArray[np.intp]]) -> PairSearch:
+        """Look up what the strongest teachers teach."""
+        teachers = choose_teachers(self.share_length)
+        shares = np.zeros((len(teachers), len(self.direction)), dtype=np.float32)
+        for rows in blocks:
+            wanted = rows[np.isin(self.inputs.item[rows], teachers)]
+            if len(wanted):
+                block = self.read(wanted)
+                shares[np.searchsorted(teachers, block.items)] = self._difference(block)[0]
+        return PairSearch(len(self.draws), teachers, shares)
 
     def _redraw(self, block: _Block, rng: np.random.Generator) -> None:
         """Take in the block's deviations with random signs, and note each item's own share."""
@@ -406,11 +444,12 @@ class _Work:
         spread = block.total(right * (y - mean_y[at]) ** 2)
         square = block.total(right * np.einsum("rd,rd->r", block.s, block.s, dtype=np.float64))
         noise = np.mean((h @ self.redrawn.T - self.own_redrawn[items]) ** 2, axis=1)
-        learning = (
-            self.learning[None, :]
-            - np.where(self.is_unsolved[items] & has, self.odds[items], 0.0)[:, None] * h
-        )
-        learners = self.learners - (self.is_unsolved[items] & has)
+        learns = self.is_unsolved[items] & has & (self.target is None)
+        learning = self.learning - np.where(learns, self.odds[items], 0.0)[:, None] * h
+        learners = self.learners - learns
+        if self.search:
+            slopes = h[has] * self.odds[items][has].astype(np.float32)[:, None]
+            self.search.add(items[has], slopes, self.is_unsolved[items][has])
         teaching = np.einsum("id,id->i", share, learning.astype(np.float32), dtype=np.float64)
         rows = items[has]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -446,7 +485,7 @@ class _Work:
             from_others=scale * self.others,
             teaching=self.teaching,
             draws=self.draws,
-            step_norm=float(self.direction @ self.direction) / signal**2 if signal > 0 else np.nan,
+            pairs=self.search.result() if self.search else None,
         )
 
     def _moderated(self) -> tuple[Floats, Floats]:

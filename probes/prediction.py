@@ -9,15 +9,10 @@ The rules, in order, with n judged rollouts, c of them correct, and the paper's 
     p_unlearnable ≥ 1 − doubt    unlearnable
     otherwise                    undetermined
 
-with a doubt of 0.025, which leaves as much at either end as a 95 % interval does; where sampling
-went in rounds it is shared between them, as the error of the intervals is.
-
-Unlearnable items are gradient outliers under the initial policy (arXiv 2605.16787). p_unlearnable
-is the probability that an item has less gradient similarity than its pass rate asks for
-(`probes.similarity_threshold`), or what a predictor of `curate calibrate` gives. An item with a
-single correct rollout has no similarity of its own: without a predictor its tag stays undetermined,
-whatever the others say. Whether lying below the threshold means that GRPO fails is for `curate
-validate` and `curate calibrate` to say.
+p_unlearnable is the probability that the item ends below τ by the forecast (`probes.forecast`), or
+what a predictor of `curate calibrate` gives. A doubt of 0.1 means that of the items with a tag at
+most one in ten is expected to become the contrary; mostly far fewer, since most lie beyond it. The
+forecast is a posterior, so it holds whatever made sampling stop, and several looks widen nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +22,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from curate.tags import Trainability
-from probes.similarity_threshold import SimilarityThreshold
 
 DEFAULT_TAU = 0.1
-DOUBT = 0.025
+DOUBT = 0.1
 """How probable the contrary of a tag may be."""
 
 
@@ -49,18 +41,15 @@ class Evidence:
     pass_rate_high: float | None = None
     unjudged_rollouts: int = 0
     """Rollouts whose reward is null; not among `total_rollouts`."""
-    rollouts_used: int = 0
-    """Correct rollouts behind the gradient."""
-    similarity: float | None = None
-    standard_error: float | None = None
-    """Of the similarity."""
-    degrees_of_freedom: float | None = None
-    """Of the similarity's t distribution."""
-    low: float | None = None
-    """Lower end of the similarity's 95 % interval."""
-    high: float | None = None
-    reliability: float | None = None
-    """Share of the mean gradient that is not sampling noise, 0 to 1."""
+    lift: float | None = None
+    lift_low: float | None = None
+    lift_high: float | None = None
+    from_others: float | None = None
+    """The share of the lift that other items teach."""
+    forecast: float | None = None
+    """Expected pass rate after training."""
+    forecast_low: float | None = None
+    forecast_high: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.total_correct_rollouts <= self.total_rollouts:
@@ -74,32 +63,32 @@ class Evidence:
                 object.__setattr__(self, field.name, None)
 
     @classmethod
-    def from_rows(cls, rate: Mapping[str, Any], near: Mapping[str, Any]) -> Evidence:
-        """Evidence on an item from its rows of `pass_rates.parquet` and `similarity.parquet`."""
+    def from_rows(
+        cls, rate: Mapping[str, Any], lifted: Mapping[str, Any], forecast: Mapping[str, Any]
+    ) -> Evidence:
+        """Evidence on an item from its rows of pass rates, lift and forecast."""
         return cls(
             total_rollouts=rate["total_rollouts"],
             total_correct_rollouts=rate["total_correct_rollouts"],
             pass_rate_low=rate["pass_rate_low"],
             pass_rate_high=rate["pass_rate_high"],
             unjudged_rollouts=rate["unjudged_rollouts"],
-            rollouts_used=near["rollouts_used"],
-            similarity=near["gradient_similarity"],
-            standard_error=near["standard_error"],
-            degrees_of_freedom=near["degrees_of_freedom"],
-            low=near["gradient_similarity_low"],
-            high=near["gradient_similarity_high"],
-            reliability=near["gradient_reliability"],
+            lift=lifted["lift"],
+            lift_low=lifted["lift_low"],
+            lift_high=lifted["lift_high"],
+            from_others=lifted["from_others"],
+            forecast=forecast["forecast_pass_rate"],
+            forecast_low=forecast["forecast_low"],
+            forecast_high=forecast["forecast_high"],
         )
 
 
 @dataclass(frozen=True)
 class BuiltInProbability:
-    """What `probes.similarity_threshold` says of one hard item with a positive rollout."""
+    """What the forecast says of one item."""
 
     p_unlearnable: float | None
     """None where there is no ground for one."""
-    others: int = 0
-    """Hard items that spoke for it, if it has no similarity."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +106,12 @@ class Prediction:
 
     trainability: Trainability
     p_unlearnable: float | None
-    """Only for hard items with a positive rollout, and without a predictor only where the run has a
-    threshold and the item, or 5 other hard ones, a similarity."""
+    """Only for hard items: easy ones are solved."""
     tag_reason: str
 
 
 def predict(
     evidence: Evidence,
-    threshold: SimilarityThreshold,
     probability: BuiltInProbability | LearnedProbability,
     *,
     tau: float = DEFAULT_TAU,
@@ -134,10 +121,9 @@ def predict(
 
     Args:
         evidence: on the item.
-        threshold: of the run, for the reason.
-        probability: that the item is unlearnable, if it is hard and has a positive rollout.
+        probability: that the item ends below τ, if it is hard.
         tau: where an item is easy.
-        doubt: how probable the contrary of a built-in tag may be.
+        doubt: how probable the contrary of a tag may be.
     """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
@@ -148,15 +134,21 @@ def predict(
     if c / n >= tau:
         reason = f"{_pass_rate_text(evidence)} is at least {_number(tau)}{_doubt(evidence, tau)}"
         return Prediction(Trainability.EASY, None, reason + unjudged)
+    p = probability.p_unlearnable
     if c == 0:
         reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
-        return Prediction(Trainability.NO_POSITIVE, None, reason + unjudged)
-    if isinstance(probability, LearnedProbability):
-        trainability, ground = _by_predictor(probability)
+        if p is not None and evidence.forecast is not None:
+            reason += f"; {_expected(evidence)} all the same, p_unlearnable {_number(p)}"
+        return Prediction(Trainability.NO_POSITIVE, p, reason + unjudged)
+    if p is None:
+        trainability, ground = Trainability.UNDETERMINED, "there is no forecast"
+    elif isinstance(probability, LearnedProbability):
+        trainability, ground = tag_of(p, doubt), _by_predictor(probability, doubt)
     else:
-        trainability, ground = _by_similarity(evidence, threshold, probability, tau, doubt)
+        trainability = tag_of(p, doubt)
+        ground = _by_forecast(evidence, trainability, p, tau)
     reason = f"{ground}; {_pass_rate_text(evidence)} is below {_number(tau)}{_doubt(evidence, tau)}"
-    return Prediction(trainability, probability.p_unlearnable, reason + unjudged)
+    return Prediction(trainability, p, reason + unjudged)
 
 
 def tag_of(p_unlearnable: float, doubt: float = DOUBT) -> Trainability:
@@ -166,65 +158,57 @@ def tag_of(p_unlearnable: float, doubt: float = DOUBT) -> Trainability:
     return Trainability.UNLEARNABLE if p_unlearnable >= 1 - doubt else Trainability.UNDETERMINED
 
 
-def _by_similarity(
-    evidence: Evidence,
-    threshold: SimilarityThreshold,
-    probability: BuiltInProbability,
-    tau: float,
-    doubt: float,
-) -> tuple[Trainability, str]:
-    """Tag and ground for a hard item with a positive rollout."""
-    p = probability.p_unlearnable
-    if evidence.similarity is None:
-        ground = "no gradient similarity was measured"
-        if p is not None:
-            ground += (
-                f": p_unlearnable {_number(p)} is what its pass rate and the similarities of "
-                f"{probability.others} other hard items say"
-            )
-        return Trainability.UNDETERMINED, ground
-    if not threshold.is_known:
-        return Trainability.UNDETERMINED, threshold.source
-    measured = f"gradient similarity {_number(evidence.similarity)}"
-    if p is None or evidence.low is None or evidence.high is None:
-        ground = f"{measured} has no interval: no item has two different correct rollouts"
-        return Trainability.UNDETERMINED, ground
-    rollouts = "1 rollout" if evidence.rollouts_used == 1 else f"{evidence.rollouts_used} rollouts"
-    measured += f" (95% interval {_number(evidence.low)} to {_number(evidence.high)}, {rollouts})"
-    against = _needed(evidence, threshold, tau)
-    trainability = tag_of(p, doubt)
+def _by_forecast(
+    evidence: Evidence, trainability: Trainability, p_unlearnable: float, tau: float
+) -> str:
+    """Why the forecast gives an item its tag."""
+    expected, moved = _expected(evidence), _moved(evidence)
     if trainability is Trainability.LEARNABLE:
-        return trainability, f"{measured} is above {against}"
+        return f"{expected}: rarely right now, but {moved}"
     if trainability is Trainability.UNLEARNABLE:
-        return trainability, f"{measured} is below {against}"
-    ground = f"{measured} does not decide about {against}, p_unlearnable {_number(p)}"
-    if evidence.reliability is not None:
-        ground += f", reliability {_number(evidence.reliability)}"
-    return trainability, f"{ground}: more correct rollouts are needed"
+        return f"{expected}, p_unlearnable {_number(p_unlearnable)}: {moved}"
+    return (
+        f"{expected}, on either side of {_number(tau)}, p_unlearnable {_number(p_unlearnable)}: "
+        f"{moved}"
+    )
 
 
-def _needed(evidence: Evidence, threshold: SimilarityThreshold, tau: float) -> str:
-    """The similarity that the item needs, in words."""
-    if threshold.fixed is not None:
-        return f"the threshold {_number(threshold.fixed)} ({threshold.source})"
-    rate = evidence.total_correct_rollouts / evidence.total_rollouts
-    needed = float(threshold.at(np.array(rate), tau))
-    return f"the {_number(needed)} that its pass rate asks for ({threshold.source})"
+def _expected(evidence: Evidence) -> str:
+    """The forecast in words."""
+    if evidence.forecast is None or evidence.forecast_low is None or evidence.forecast_high is None:
+        return "no pass rate is expected"
+    low, high = evidence.forecast_low, evidence.forecast_high
+    return f"expected to reach {evidence.forecast:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _by_predictor(learned: LearnedProbability) -> tuple[Trainability, str]:
-    """Tag and ground for a hard item with a positive rollout, by a predictor."""
+def _moved(evidence: Evidence) -> str:
+    """What the lift says, in words."""
+    lift, low, high = evidence.lift, evidence.lift_low, evidence.lift_high
+    if lift is None or low is None or high is None:
+        return "no lift was measured, so it is taken to be moved as the other hard items are"
+    figures = f"(lift {_number(lift)}, {_number(low)} to {_number(high)})"
+    if low <= 0 <= high:
+        return f"whether training moves it cannot be told {figures}"
+    if lift < 0:
+        return f"what training teaches pulls it down {figures}"
+    if evidence.from_others is None:
+        return f"training moves it up {figures}"
+    if evidence.from_others >= lift / 2:
+        return f"what the others teach carries over {figures}"
+    return f"its own rewards lift it {figures}"
+
+
+def _by_predictor(learned: LearnedProbability, doubt: float) -> str:
+    """Ground for the tag of a hard item with a positive rollout, by a predictor."""
     p = learned.p_unlearnable
     said = f"{learned.source} gives a probability of {_number(p)} to be unlearnable"
-    trainability = tag_of(p)
-    if trainability is Trainability.UNLEARNABLE:
-        return trainability, f"{said}, at least {_number(1 - DOUBT)}"
-    if trainability is Trainability.LEARNABLE:
-        return trainability, f"{said}, at most {_number(DOUBT)}"
+    if p >= 1 - doubt:
+        return f"{said}, at least {_number(1 - doubt)}"
+    if p <= doubt:
+        return f"{said}, at most {_number(doubt)}"
     return (
-        trainability,
-        f"{said}, which does not decide (learnable up to {_number(DOUBT)}, "
-        f"unlearnable from {_number(1 - DOUBT)})",
+        f"{said}, which does not decide (learnable up to {_number(doubt)}, "
+        f"unlearnable from {_number(1 - doubt)})"
     )
 
 

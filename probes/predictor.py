@@ -82,6 +82,8 @@ class Predictor:
     """Of the runs that it was fitted on: their names, by weight hash."""
     settings: Mapping[str, Any]
     """The `FITTED_SETTINGS` of those runs."""
+    forecast: Mapping[str, Any] | None = None
+    """Refitted constants of the forecast and the `source` of the lift that they are for."""
     name: str = ""
     """File name and the start of its hash."""
     sha256: str = ""
@@ -190,7 +192,7 @@ def outside_reasons(
         for name in FITTED_SETTINGS
         if settings[name] != predictor.settings[name]
     ]
-    if not features.scale.is_known:
+    if features.scale.easy is None:
         reasons.append(f"similarities have no scale, since {features.scale.source}")
     if predictor.reads_quality:
         unknown = int(np.isnan(features.values[:, FEATURES.index(REASONING_QUALITY)]).sum())

@@ -29,7 +29,6 @@ from curate.run_folder import read_parquet
 from probes.counting import Outcomes
 from probes.reasoning_quality import read_reasoning_quality
 from probes.sampling import item_rows, rollout_shards
-from probes.similarity_threshold import SimilarityThreshold, similarity_threshold
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +46,32 @@ PROBED_FEATURES = (
 FEATURES = (*PROBED_FEATURES, REASONING_QUALITY)
 
 
+FEWEST_EASY_ITEMS = 5
+
+
+@dataclass(frozen=True)
+class SimilarityScale:
+    """Median similarity of a run's easy items, which the sizes of similarities depend on."""
+
+    easy: float | None
+    """None where they are too few, or not above 0."""
+    source: str
+    """How it came about, or why there is none."""
+
+    @classmethod
+    def of(cls, easy_similarities: Floats) -> SimilarityScale:
+        """From the similarities of the easy items; nan among them is passed over."""
+        known = easy_similarities[~np.isnan(easy_similarities)]
+        if len(known) < FEWEST_EASY_ITEMS:
+            return cls(
+                None, f"only {len(known)} easy items have one, and {FEWEST_EASY_ITEMS} are needed"
+            )
+        median = float(np.median(known))
+        if median <= 0:
+            return cls(None, f"the {len(known)} easy items have a median of {median:.3g}")
+        return cls(median, f"{len(known)} easy items have a median of {median:.3g}")
+
+
 @dataclass(frozen=True)
 class ItemFeatures:
     """The features of the hard items of a run that have a correct rollout."""
@@ -54,7 +79,7 @@ class ItemFeatures:
     item_ids: list[str]
     values: Floats
     """Shape (items, features), in the order of `FEATURES`; nan is unknown."""
-    scale: SimilarityThreshold
+    scale: SimilarityScale
     """Whose easy items similarities were divided by; unknown, the run has none to go by."""
 
 
@@ -80,8 +105,7 @@ def read_features(run_dir: Path, tau: float) -> ItemFeatures:
     )
     is_easy = Outcomes(judged + unjudged, judged, correct).is_easy(tau)
     similarity = similar["gradient_similarity"].to_numpy()
-    # Also where the user gave another threshold: it is a scale here, and must be the same for all.
-    scale = similarity_threshold(similarity[is_easy].tolist())
+    scale = SimilarityScale.of(similarity[is_easy])
     divisor = np.nan if scale.easy is None else scale.easy / 3
     passed = rates["pass_rate"].to_numpy() * judged
     item_ids = rates["item_id"].to_pylist()

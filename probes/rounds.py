@@ -22,10 +22,8 @@ from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.counting import Outcomes, count_outcomes
-from probes.gradient_stage import gathered
 from probes.plan import Plan, next_round
-from probes.similarity_stage import item_ties, measure_items, run_threshold, tag_doubt
-from probes.similarity_threshold import HardEvidence, p_unlearnable
+from probes.similarity_stage import item_ties
 
 Counts = dict[str, Any]
 
@@ -41,6 +39,8 @@ class Rounds:
         sample: draw what is missing to the target of each item, shape (items,).
         verify: judge what is not judged yet.
         differentiate: take the gradients of rollouts that have none yet.
+        decided: whether the forecast of an item is decided, (items,), from the counts and the
+            gradients so far.
         record: put the counts of a stage into its entry of the manifest.
     """
 
@@ -52,6 +52,7 @@ class Rounds:
     sample: Callable[[NDArray[np.int64]], Counts]
     verify: Callable[[], Counts]
     differentiate: Callable[[], Counts]
+    decided: Callable[[Outcomes], NDArray[np.bool_]]
     record: Callable[[str, Counts, Counts], None]
 
     def go_on(self) -> None:
@@ -118,7 +119,7 @@ class Rounds:
         with self.run.stage("plan") as entry:
             found = count_outcomes(self.run, self.row_of)
             entry["state"] = "open"
-        decided = self._similarity_decided(found)
+        decided = self._forecast_decided(found)
         with self.run.stage("plan") as entry:
             extra = next_round(
                 self.plan,
@@ -143,34 +144,19 @@ class Rounds:
         )
         return False
 
-    def _similarity_decided(self, found: Outcomes) -> NDArray[np.bool_]:
-        """Whether more rollouts cannot change what the gradients say of an item, shape (items,)."""
-        decided = np.asarray(found.correct >= self.config.gradient_rollouts)
+    def _forecast_decided(self, found: Outcomes) -> NDArray[np.bool_]:
+        """Whether more rollouts cannot change what the forecast says of an item, shape (items,)."""
         is_easy = found.is_easy(self.config.tau)
         could_go_on = (found.correct > 0) & ~is_easy & (found.drawn < self.plan.max_rollouts)
-        if not (could_go_on & ~decided).any():
+        if not could_go_on.any():
             # Nobody asks: gradients can wait until the last round is over.
-            return decided
+            return np.ones(len(is_easy), dtype=bool)
         with self.run.stage("gradients") as entry:
             self.record("gradients", entry, self.differentiate())
             entry["state"] = "open"
-        with self.run.stage("similarity") as entry:
-            with gathered(self.run, self.row_of, self.config.gradient_dim) as features:
-                similar = measure_items(features, found, self.row_of, self.plan)
-            threshold = run_threshold(self.config, is_easy, similar.similarity)
-            evidence = HardEvidence(
-                found.correct,
-                found.judged,
-                similar.similarity,
-                similar.standard_error,
-                similar.degrees_of_freedom,
-            )
-            p = p_unlearnable(
-                evidence, could_go_on, threshold, self.config.tau, of_others=False
-            ).p_unlearnable
-            doubt = tag_doubt(self.plan)
-            decided |= (p <= doubt) | (p >= 1 - doubt)
-            self.record("similarity", entry, {"items_this_time": len(is_easy)})
+        with self.run.stage("lift") as entry:
+            decided = self.decided(found)
+            self.record("lift", entry, {"items_this_time": len(is_easy)})
             entry["state"] = "open"
         return decided
 

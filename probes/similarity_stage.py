@@ -8,22 +8,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate.config import AUTO, TagConfig
 from curate.run_folder import RunFolder, read_parquet
 from probes.counting import Outcomes, nullable
 from probes.gradient_stage import RolloutFeatures, joined
 from probes.plan import Plan, sequential_interval
 from probes.similarity import Similarity, measure_similarity
-from probes.similarity_threshold import (
-    FEWEST_EASY_ITEMS,
-    HardEvidence,
-    Probabilities,
-    SimilarityThreshold,
-    given_threshold,
-    p_unlearnable,
-    similarity_threshold,
-)
 from probes.target import measure_target_similarity
+
+# Below that many items that are easy beyond doubt, all easy ones are compared with.
+FEWEST_EASY_ITEMS = 5
 
 
 def measure_items(
@@ -39,7 +32,7 @@ def measure_items(
     """
     is_easy = found.is_easy(plan.tau)
     # A hard item that looks easy by luck would lift all items that resemble it, so those that
-    # are easy beyond doubt are compared with, if they are enough to set a threshold.
+    # are easy beyond doubt are compared with, if they are enough.
     low, _ = sequential_interval(plan, found.judged, found.correct)
     firm = low >= plan.tau
     correct = features.correct
@@ -81,42 +74,6 @@ def similarity_confidence(plan: Plan) -> float:
     made the item stop.
     """
     return 1 - (1 - plan.confidence) / len(plan.looks)
-
-
-def tag_doubt(plan: Plan) -> float:
-    """How probable the contrary of a tag may be: what an interval of a similarity leaves out."""
-    return (1 - similarity_confidence(plan)) / 2
-
-
-def run_threshold(
-    config: TagConfig, is_easy: NDArray[np.bool_], similarities: NDArray[np.float64]
-) -> SimilarityThreshold:
-    """Where similarity decides; `similarities` is nan where there is none, shape (items,)."""
-    if config.similarity_threshold != AUTO:
-        return given_threshold(float(config.similarity_threshold))
-    return similarity_threshold(similarities[is_easy].tolist())
-
-
-def run_probabilities(
-    rates: pa.Table, similar: pa.Table, threshold: SimilarityThreshold, tau: float
-) -> Probabilities:
-    """The built-in p_unlearnable of a run's items.
-
-    Args:
-        rates, similar: `pass_rates.parquet` and `similarity.parquet` of the run.
-        threshold: of the run.
-        tau: where an item is easy.
-    """
-    judged, correct = (
-        rates[name].to_numpy() for name in ("total_rollouts", "total_correct_rollouts")
-    )
-    is_hard = (correct > 0) & ~Outcomes(judged, judged, correct).is_easy(tau)
-    similarity, standard_error, freedom = (
-        similar[name].to_numpy().astype(np.float64)
-        for name in ("gradient_similarity", "standard_error", "degrees_of_freedom")
-    )
-    evidence = HardEvidence(correct, judged, similarity, standard_error, freedom)
-    return p_unlearnable(evidence, is_hard, threshold, tau)
 
 
 def item_ties(row_of: Mapping[str, int]) -> NDArray[np.uint64]:

@@ -36,12 +36,28 @@ from curate.run_folder import (
 )
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability, tag_schema
-from probes.counting import Outcomes, count_rollouts
+from probes.counting import Outcomes, count_rollouts, outcomes_of
 from probes.engine import Engine
 from probes.engines import SERVER, LoadedModel
-from probes.gradient_stage import differentiate, differentiate_here, join, joined
+from probes.forecast import Constants
+from probes.forecast_stage import (
+    forecast_columns,
+    is_decided,
+    read_forecast,
+    run_constants,
+    run_forecast,
+)
+from probes.gradient_stage import differentiate, differentiate_here, gathered, join, joined
 from probes.gradients import Adapter, target_modules
 from probes.judging import VerifierPool
+from probes.lift import LiftInputs
+from probes.lift_stage import (
+    GRADIENTS,
+    lift_inputs,
+    measured_lift,
+    write_lift,
+    write_teaching,
+)
 from probes.models import (
     ModelFiles,
     describe_machine,
@@ -49,6 +65,7 @@ from probes.models import (
     resolve_model,
 )
 from probes.parts import Part, parse_part
+from probes.pass_probability import fit_pass_probability
 from probes.plan import Plan, label_risk, next_round
 from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
@@ -56,15 +73,7 @@ from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
 from probes.rendering import render_items
 from probes.rounds import Rounds
 from probes.sampling import draw_here, drawn_rollouts, rollout_shards, sample_items
-from probes.similarity_stage import (
-    measure_items,
-    measure_to_target,
-    run_probabilities,
-    run_threshold,
-    similarity_table,
-    tag_doubt,
-)
-from probes.similarity_threshold import Probabilities, SimilarityThreshold
+from probes.similarity_stage import measure_items, measure_to_target, similarity_table
 from probes.verifying import verify_rollouts
 
 if TYPE_CHECKING:
@@ -146,7 +155,7 @@ def _is_sampled(run: Path) -> bool:
     return bool(read_manifest(run)["stages"].get("plan", {}).get("state") == "done")
 
 
-def tag_anew(run_path: Path, *, horizon: float | None = None) -> Path:
+def tag_anew(run_path: Path, *, horizon: float | None = None, by_gradients: bool = False) -> Path:
     """Tag the items of a finished run anew, by the evidence that it has now.
 
     Nothing is sampled or differentiated, so the weights need not be on this machine.
@@ -154,7 +163,8 @@ def tag_anew(run_path: Path, *, horizon: float | None = None) -> Path:
     Args:
         run_path: the run folder.
         horizon: length of the training that the tags are about, in units of the recipe's; None: as
-            the run was tagged before, or else 1.
+            the run was tagged before.
+        by_gradients: measure the lift from the gradients first, in the place of another source's.
 
     Returns:
         the tagged file, which is written anew.
@@ -174,6 +184,8 @@ def tag_anew(run_path: Path, *, horizon: float | None = None) -> Path:
     )
     policy = PolicyFiles(files, describe_machine() | {"dtype": model["dtype"]})
     with open_tagging(config, source, policy) as tagging:
+        if by_gradients:
+            tagging.lift_anew()
         tagging.tag_anew(horizon)
     return Path(config.out)
 
@@ -288,16 +300,21 @@ class _Tagging:
         """Run every stage that is not done yet."""
         self._probe_items()
         self._stage("similarity", self._similarity)
+        self._stage("lift", self._lift)
         # `curate judge` comes after the tags; a predictor that goes by its scores then tags anew.
         self._stage("tags", self._tags, again=is_judged_anew(self.predictor, self.run))
         # The tagged file is written every time: it may have been moved, or --out changed.
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
 
+    def lift_anew(self) -> None:
+        """Measure the lift from the gradients again, in the place of another source's."""
+        self._stage("lift", self._lift, again=True)
+
     def tag_anew(self, horizon: float | None) -> None:
         """Make the tags and the tagged file again."""
         if horizon is not None:
-            self.run.update(forecast={"horizon": horizon})
+            self.run.update(horizon=horizon)
         self._stage("tags", self._tags, again=True)
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
@@ -506,6 +523,7 @@ class _Tagging:
             sample=self._sample,
             verify=self._verify,
             differentiate=self._differentiate,
+            decided=self._decided,
             record=self._record,
         )
 
@@ -569,7 +587,7 @@ class _Tagging:
         return self._differentiate() | join(self.run, self._row_of, self.config.gradient_dim)
 
     def _similarity(self) -> dict[str, Any]:
-        outcomes = _outcomes(self._evidence("pass_rates"))
+        outcomes = outcomes_of(self._evidence("pass_rates"))
         features = joined(self.run.path, self._row_of)
         found = measure_items(features, outcomes, self._row_of, self.plan)
         table = similarity_table(self._items["item_id"], found)
@@ -578,6 +596,40 @@ class _Tagging:
                 table = table.append_column(name, values)
         write_parquet(self.run / "similarity.parquet", table)
         return {"items_this_time": table.num_rows}
+
+    def _decided(self, found: Outcomes) -> NDArray[np.bool_]:
+        with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
+            lift, _, _ = measured_lift(features, found, self.config)
+        constants = self._constants(GRADIENTS)
+        forecast = run_forecast(
+            found,
+            lift,
+            constants,
+            fit_pass_probability(found.judged, found.correct),
+            tau=self.config.tau,
+            horizon=self.config.horizon,
+        )
+        return is_decided(forecast, constants)
+
+    def _constants(self, source: str) -> Constants:
+        return run_constants(source, self.predictor.forecast if self.predictor else None)
+
+    def _lift(self) -> dict[str, Any]:
+        found = outcomes_of(self._evidence("pass_rates"))
+        features = joined(self.run.path, self._row_of)
+        learners = self._target_learners() if self.target else None
+        lift, raw, facts = measured_lift(features, found, self.config, learners, with_pairs=True)
+        write_teaching(self.run.path, self._items["item_id"], raw, facts["unit"])
+        write_lift(self.run.path, lift, GRADIENTS, facts)
+        return {"items_this_time": len(lift.lift)}
+
+    def _target_learners(self) -> LiftInputs:
+        """Rollouts of the target's items, whom teaching is for."""
+        folder = self.run / "target"
+        ids = read_parquet(folder / "items.parquet", ["item_id"])["item_id"].to_pylist()
+        row_of = {item_id: row for row, item_id in enumerate(ids)}
+        found = outcomes_of(read_parquet(folder / "pass_rates.parquet"))
+        return lift_inputs(joined(folder, row_of), found)
 
     def _probe_target(self) -> dict[str, Any]:
         """Probe the target as a run of its own, in the folder `target` of this one."""
@@ -623,16 +675,22 @@ class _Tagging:
         return read_parquet(self.run / f"{name}.parquet", columns)
 
     def _tags(self) -> dict[str, Any]:
-        rates, similar = self._evidence("pass_rates"), self._evidence("similarity")
-        values = similar["gradient_similarity"].to_numpy()
-        threshold = run_threshold(self.config, _outcomes(rates).is_easy(self.config.tau), values)
-        self.run.update(similarity_threshold=threshold.facts(self.config.tau))
+        rates, lifted = self._evidence("pass_rates"), self._evidence("lift")
+        fitted = self.predictor.forecast if self.predictor else None
+        made = read_forecast(self.run.path, self.config, fitted)
+        self.run.update(forecast=made.facts())
+        forecast, found = made.forecast, made.found
         learned = apply_predictor(self.predictor, self.run, self.config)
-        built_in = run_probabilities(rates, similar, threshold, self.config.tau)
+        # What nothing could be judged of has no forecast either.
+        is_judged = found.judged > 0
+        columns = {
+            name: pc.if_else(pa.array(is_judged), values, None)
+            for name, values in forecast_columns(forecast).items()
+        }
+        expected = pa.table({"item_id": rates["item_id"], **columns})
+        p = np.where(is_judged, forecast.p_unlearnable, np.nan)
         parts = [
-            self._tags_of(
-                slice(start, start + _ITEMS_AT_ONCE), rates, similar, threshold, learned, built_in
-            )
+            self._tags_of(slice(start, start + _ITEMS_AT_ONCE), rates, lifted, expected, p, learned)
             for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         ]
         table = pa.concat_tables(parts)
@@ -649,24 +707,26 @@ class _Tagging:
         self,
         part: slice,
         rates: pa.Table,
-        similar: pa.Table,
-        threshold: SimilarityThreshold,
+        lifted: pa.Table,
+        expected: pa.Table,
+        p_unlearnable: NDArray[np.float64],
         learned: Mapping[str, LearnedProbability],
-        built_in: Probabilities,
     ) -> pa.Table:
-        """Tag some items, whose pass rates and similarities stand in the same order."""
-        rates, similar = rates[part], similar[part]
+        """Tag some items, whose rows stand in the same order in all tables."""
+        rates, lifted, expected = rates[part], lifted[part], expected[part]
         predictions = [
             predict(
-                Evidence.from_rows(rate, near),
-                threshold,
+                Evidence.from_rows(rate, lift, forecast),
                 learned.get(rate["item_id"])
-                or BuiltInProbability(None if np.isnan(p) else float(p), built_in.others),
+                or BuiltInProbability(None if np.isnan(p) else float(p)),
                 tau=self.config.tau,
-                doubt=tag_doubt(self.plan),
             )
-            for rate, near, p in zip(
-                rates.to_pylist(), similar.to_pylist(), built_in.p_unlearnable[part], strict=True
+            for rate, lift, forecast, p in zip(
+                rates.to_pylist(),
+                lifted.to_pylist(),
+                expected.to_pylist(),
+                p_unlearnable[part],
+                strict=True,
             )
         ]
         return pa.table(
@@ -674,13 +734,14 @@ class _Tagging:
                 "item_id": rates["item_id"],
                 "trainability": pa.array([str(p.trainability) for p in predictions]),
                 "p_unlearnable": pa.array([p.p_unlearnable for p in predictions], pa.float64()),
+                **{name: expected[name] for name in expected.column_names[1:]},
                 "tag_reason": pa.array([p.tag_reason for p in predictions]),
             }
         )
 
     def _write(self) -> dict[str, Any]:
         columns: dict[str, pa.ChunkedArray] = {}
-        for name in ("pass_rates", "similarity", "tags"):
+        for name in ("pass_rates", "similarity", "lift", "teaching", "tags"):
             table = self._evidence(name)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
         confirmed = self.run / "validation" / "confirmed.parquet"
@@ -715,15 +776,6 @@ class _Tagging:
                     yield {"tag_reason": reason if not_probed else f"rejected: {reason}"}
                 else:
                     yield values
-
-
-def _outcomes(rates: pa.Table) -> Outcomes:
-    """The counts in `pass_rates.parquet`, which are what decides between easy and hard."""
-    judged, correct, unjudged = (
-        rates[name].to_numpy()
-        for name in ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
-    )
-    return Outcomes(judged + unjudged, judged, correct)
 
 
 def _say(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run_folder import read_manifest, read_parquet, read_run_config
 from curate.tags import Trainability
+from probes.forecast_stage import read_forecast
 from probes.predictor import run_settings
 from probes.predictor_features import read_features
-from probes.similarity_stage import run_probabilities
-from probes.similarity_threshold import SimilarityThreshold
 
 FEWEST_OF_EACH = 10
 """With fewer learnable or unlearnable items than this nothing is fitted."""
@@ -83,7 +83,7 @@ def _read_run(run_dir: Path) -> tuple[ConfirmedItems, dict[str, Any]]:
         raise UsageError(f"{run_dir} is not finished: continue it with `curate tag`")
     confirmed = _confirmed(run_dir)
     features = read_features(run_dir, config.tau)
-    if not features.scale.is_known:
+    if features.scale.easy is None:
         raise UsageError(f"{run_dir} gives similarities no scale: {features.scale.source}")
     outcomes = [confirmed.get(item_id) for item_id in features.item_ids]
     known = [
@@ -91,7 +91,7 @@ def _read_run(run_dir: Path) -> tuple[ConfirmedItems, dict[str, Any]]:
         for row, outcome in enumerate(outcomes)
         if outcome in (Trainability.LEARNABLE, Trainability.UNLEARNABLE)
     ]
-    built_in = _built_in(run_dir, manifest["similarity_threshold"], config.tau)
+    built_in = _built_in(run_dir, config)
     items = ConfirmedItems(
         np.array([features.item_ids[row] for row in known], dtype=np.str_),
         features.values[known],
@@ -142,16 +142,14 @@ def _validation_facts(run_dir: Path) -> dict[str, Any]:
     return {f"validation_{n}": summary[n] for n in ("recipe", "seeds") if n in summary}
 
 
-def _built_in(run_dir: Path, threshold: Mapping[str, Any], tau: float) -> dict[str, float]:
+def _built_in(run_dir: Path, config: TagConfig) -> dict[str, float]:
     """The built-in p_unlearnable by item_id, nan for none.
 
     Computed anew, since the run itself may have been tagged by a predictor.
     """
-    rates = read_parquet(run_dir / "pass_rates.parquet")
-    similar = read_parquet(run_dir / "similarity.parquet")
-    against = SimilarityThreshold.from_facts(threshold)
-    p = run_probabilities(rates, similar, against, tau).p_unlearnable
-    return dict(zip(rates["item_id"].to_pylist(), p.tolist(), strict=True))
+    found = read_forecast(run_dir, config)
+    ids = read_parquet(run_dir / "items.parquet", ["item_id"])["item_id"].to_pylist()
+    return dict(zip(ids, found.forecast.p_unlearnable.tolist(), strict=True))
 
 
 def _pooled(parts: Sequence[ConfirmedItems]) -> ConfirmedItems:

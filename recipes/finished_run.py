@@ -70,7 +70,7 @@ class FinishedRun:
             "weight_hash": self.weight_hash,
             "items": len(self.ids),
             "tau": self.config.tau,
-            "similarity_threshold": self.manifest.get("similarity_threshold", {}).get("value"),
+            "lift": self.manifest.get("forecast", {}).get("source"),
         }
 
     def prompts(self, ids: pa.Array) -> pa.Array:

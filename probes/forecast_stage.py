@@ -1,0 +1,149 @@
+"""The forecast of a run: its counts, its lift and the constants of the lift's source, put together.
+
+It is made after every round of sampling, to tell which items are decided, and at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.config import TagConfig
+from curate.errors import RunError
+from curate.run_folder import read_manifest, read_parquet
+from probes.counting import COUNTS, Outcomes, floats, nullable, outcomes_of
+from probes.forecast import Constants, Forecast, Lifts, fit_population, forecast_items
+from probes.lift_stage import CHECKPOINT, GRADIENTS, PILOT, ItemLift, read_lift
+from probes.pass_probability import PassProbability, fit_pass_probability
+from probes.prediction import DOUBT
+
+Flags = NDArray[np.bool_]
+
+# Fitted by `python -m benchmarks.forecast fit` on the worlds d1 to d3 and the first SmolLM2 study.
+CONSTANTS: Mapping[str, Constants] = {
+    GRADIENTS: Constants(drift=0.3, gain=1.5, spread=1.0),
+    PILOT: Constants(drift=0.0, gain=1.5, spread=1.0),
+    CHECKPOINT: Constants(drift=0.0, gain=1.5, spread=1.0),
+}
+# Evidence narrower than this share of what training does by chance changes no forecast much.
+_NARROW = 0.5
+
+
+def run_forecast(
+    found: Outcomes,
+    lift: ItemLift,
+    constants: Constants,
+    probability: PassProbability,
+    *,
+    tau: float,
+    horizon: float,
+) -> Forecast:
+    """Forecast the items of a run, arrays of shape (items,).
+
+    Args:
+        found: counts of all rollouts.
+        lift: from one of the sources.
+        constants: of that source, or refitted.
+        probability: posterior of the pass rates.
+        tau: where an item is easy.
+        horizon: length of the training.
+    """
+    lifts = Lifts(lift.lift, lift.standard_error)
+    hard = ~found.is_easy(tau)
+    return forecast_items(
+        probability.posterior,
+        lifts,
+        fit_population(lifts, hard),
+        constants,
+        tau=tau,
+        horizon=horizon,
+    )
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    """A forecast with all that went into it."""
+
+    forecast: Forecast
+    found: Outcomes
+    source: str
+    constants: Constants
+    probability: PassProbability
+    horizon: float
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "source": self.source,
+            "horizon": self.horizon,
+            "constants": asdict(self.constants),
+            "pass_probability": self.probability.facts(),
+        }
+
+
+def read_forecast(
+    run: Path, config: TagConfig, fitted: Mapping[str, Any] | None = None
+) -> RunForecast:
+    """The forecast of a run whose pass rates and lift are written.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        fitted: constants that `curate calibrate` refitted; None: the built-in ones.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    rates = read_parquet(run / "pass_rates.parquet", list(COUNTS))
+    found = outcomes_of(rates)
+    lifted, facts = read_lift(run)
+    lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
+    constants = run_constants(facts["source"], fitted)
+    probability = fit_pass_probability(found.judged, found.correct)
+    horizon = float(read_manifest(run).get("horizon", config.horizon))
+    forecast = run_forecast(found, lift, constants, probability, tau=config.tau, horizon=horizon)
+    return RunForecast(forecast, found, facts["source"], constants, probability, horizon)
+
+
+def is_decided(forecast: Forecast, constants: Constants) -> Flags:
+    """(items,): whether more rollouts would hardly change what the forecast says of an item.
+
+    Either the tag is decided, or what is still uncertain is mostly what training does by chance.
+    """
+    p = forecast.p_unlearnable
+    tagged = (p <= DOUBT) | (p >= 1 - DOUBT)
+    return np.asarray(tagged | (forecast.evidence_spread <= _NARROW * constants.spread))
+
+
+def run_constants(source: str, fitted: Mapping[str, Any] | None) -> Constants:
+    """The constants of a source, or those that `curate calibrate` refitted.
+
+    Raises:
+        RunError: what was refitted is damaged, or of another source.
+    """
+    if not fitted:
+        return CONSTANTS[source]
+    if fitted.get("source") != source:
+        raise RunError(
+            f"the predictor's forecast was fitted on the lift by {fitted.get('source')}, and this "
+            f"run's is by {source}: calibrate on runs of that source"
+        )
+    try:
+        return Constants.from_mapping(fitted)
+    except ValueError as error:
+        raise RunError(f"the predictor's forecast is damaged: {error}") from error
+
+
+def forecast_columns(forecast: Forecast) -> dict[str, pa.Array]:
+    """Columns of `tags.parquet`."""
+    return {
+        "forecast_pass_rate": nullable(forecast.pass_rate),
+        "forecast_low": nullable(forecast.low),
+        "forecast_high": nullable(forecast.high),
+    }
