@@ -243,17 +243,11 @@ def gold_probability(
     beginnings = [one.prefix + one.scored for one in completions]
     probabilities = np.exp(np.minimum(np.array(log_probabilities, dtype=np.float64), 0.0))
     is_least = [
-        not any(
-            len(other) < len(mine) and mine[: len(other)] == other
-            for other in beginnings
-        )
+        not any(len(other) < len(mine) and mine[: len(other)] == other for other in beginnings)
         for mine in beginnings
     ]
     reaches = np.array(
-        [
-            [rollout[: len(one.prefix)] == one.prefix for one in completions]
-            for rollout in rollouts
-        ],
+        [[rollout[: len(one.prefix)] == one.prefix for one in completions] for rollout in rollouts],
         dtype=np.float64,
     ).reshape(len(rollouts), len(completions))
     values = np.where(sure, 1.0, reaches @ (probabilities * is_least))
