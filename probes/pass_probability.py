@@ -2,27 +2,30 @@
 
 Counts alone: c_i of n_i correct and the distribution of pass rates fitted to the run's items
 (`probes.plan.fit_prior`). 0 of 64 leaves much open there. With the gold probability e_i of
-`probes.gold`, calibrated on the run's own counts,
+`probes.gold`, calibrated on the run's own counts, the prior of p_i is
 
-    logit p_i ~ (1 − eps) Normal(alpha + beta logit e_i, sigma² + (s_i / e_i)²) + eps F_i
+    (1 − eps) F̃_i(p) Normal(logit p; alpha + beta logit e_i, sigma² + (beta s_i / e_i)²) / Z_i
+    + eps F_i(p)
 
-s_i is the standard error of e_i, and F_i what the counts alone say, so that items in which the gold
-probability means nothing (another form is right as well, another place) do no harm. alpha takes up
-a constant factor, beta a scale; both, sigma and eps by maximum likelihood of the counts.
+s_i is the standard error of e_i, F_i what the counts alone say and F̃_i the same smoothed over log
+odds. alpha takes up a constant factor, beta a scale, sigma how far the two sources can be trusted
+together; all four by maximum likelihood of the counts. Items in which the gold probability means
+nothing (another form is right as well, another place) are what eps is for.
 
 **Nothing counts twice.** Where e_i comes from prefixes that differ, it contains how its rollouts
 came out (after right reasoning the gold is likely). Those rollouts, m_i with d_i correct, are then
 not part of the likelihood, which is that of c_i − d_i of n_i − m_i, and F_i is the posterior given
-d_i of m_i; where all prefixes are the same, m_i = 0 and F_i is the fitted distribution. So both
-sides predict the same counts from what was seen before, and whether the gold is used, and with how
-many parameters (alpha = 0 and beta = 1; beta = 1; both free), is decided by BIC: the largest of
+d_i of m_i; where all prefixes are the same, m_i = 0 and F_i is the fitted distribution. So with the
+gold and without it the same counts are predicted from what was seen before them; that e_i and d_i
+say partly the same widens sigma. Whether the gold is used, and with how many parameters (alpha = 0
+and beta = 1; beta = 1; all four), is decided by BIC: the largest of
 
     log L(with gold) − log L(counts alone) − (parameters / 2) log(items with a gold probability)
 
 and 0. The distribution of F_i was fitted to all counts, which favours it. Where the gold is not
 used, or an item has none, its posterior is that of the counts alone.
 
-Why a normal law in log odds and not a beta-binomial with mean expit(alpha + beta logit e): the gold
+Why a normal law in log odds and not a beta with mean expit(alpha + beta logit e): the gold
 probability is off by factors, and those are alike at all sizes; a beta of constant precision M has
 p within 20 % of its mean at 0.1 and knows nothing of it at 0.001.
 """
@@ -61,6 +64,9 @@ _MODELS: tuple[dict[int, tuple[float, float]], ...] = (
 # The fit looks at no more items than this; more hardly change four parameters.
 _MOST_FITTED = 1_000
 _ROWS_AT_ONCE = 1_024
+# Of log odds: the fitted distribution stands on a few rates, and between them others are as likely.
+_SMOOTHING = 1.0
+_NOTHING = 1e-250
 
 
 @dataclass(frozen=True)
@@ -260,22 +266,28 @@ class _Terms:
     variance: Floats
     """(rows,) (s / e)², of the log."""
     edges: Floats
-    """(grid − 1,) log odds between the rates of the grid."""
+    """(grid − 3,) log odds between the rates of the grid that are not 0 or 1."""
     alone: Floats
     """(rows, grid): F, the posterior given the rollouts that the gold has seen."""
+    smooth: Floats
+    """(rows, grid): F̃ as a density of log odds, 0 for the rates 0 and 1."""
     likelihood: Floats
     """(rows, grid): of the others; an item's largest is 1."""
 
     @classmethod
     def of(cls, run: PassProbability, rows: Counts) -> _Terms:
-        gold = run.gold
+        gold, inner = run.gold, logit(run.rates[1:-1])
         e = np.clip(gold.probability[rows], run.rates[1], run.rates[-2])
         seen, right = gold.seen_rollouts, gold.seen_correct
+        alone = _normalized(run.prior.weights * _likelihood(run.rates, seen, right, rows))
+        away = (inner[:, None] - inner) / _SMOOTHING
+        smooth = alone[:, 1:-1] @ np.exp(-0.5 * away**2)
         return cls(
             logit(e),
             np.minimum(gold.standard_error[rows] / e, 3.0) ** 2,
-            logit(run.rates[1:-2] * 0.5 + run.rates[2:-1] * 0.5),
-            _normalized(run.prior.weights * _likelihood(run.rates, seen, right, rows)),
+            (inner[:-1] + inner[1:]) / 2,
+            alone,
+            np.pad(smooth, ((0, 0), (1, 1))),
             _likelihood(run.rates, run.n - seen, run.c - right, rows),
         )
 
@@ -285,10 +297,12 @@ class _Terms:
         # In log odds as in logs: the error of e is scaled with it.
         spread = np.sqrt(calibration.sigma**2 + calibration.beta**2 * self.variance)
         below = ndtr((self.edges - middle[:, None]) / spread[:, None])
-        rows = len(below)
-        # All of the law's mass lies between the grid's ends, 0 and 1, which have none.
-        by_gold = np.diff(below, axis=1, prepend=np.zeros((rows, 1)), append=np.ones((rows, 1)))
-        by_gold = np.pad(by_gold, ((0, 0), (1, 1)))
+        ends = np.zeros((len(below), 1))
+        masses = np.diff(below, axis=1, prepend=ends, append=ends + 1)
+        by_gold = np.pad(masses, ((0, 0), (1, 1))) * self.smooth
+        total = by_gold.sum(axis=1, keepdims=True)
+        # Where the two are so far apart that nothing is left, the counts alone are.
+        by_gold = np.where(total > _NOTHING, by_gold / np.maximum(total, _NOTHING), self.alone)
         return np.asarray((1 - calibration.outliers) * by_gold + calibration.outliers * self.alone)
 
     def log_likelihood(self, calibration: Calibration | None) -> float:
