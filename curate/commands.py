@@ -230,8 +230,10 @@ def forecast(
         from recipes.forecasting import forecast_by_pilot
 
         return forecast_by_pilot(run, chosen, seeds, horizon=horizon, model=str(model), keep=keep)
-    from probes.forecasting import forecast_by_checkpoint
+    from probes.forecasting import forecast_by_checkpoint, forecast_by_gradients
 
+    if str(lift) == "gradients":
+        return forecast_by_gradients(run, horizon=horizon)
     return forecast_by_checkpoint(run, str(lift), horizon=horizon, model=str(model))
 
 

@@ -16,7 +16,7 @@ from curate.config import TagConfig
 from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.run_folder import read_manifest, read_run_config, write_parquet
-from probes.lift_stage import ItemLift, write_lift
+from probes.lift_stage import ItemLift, read_lift, write_lift
 from probes.models import ModelFiles, resolve_model
 from probes.rollout_scores import FOLDER, RolloutScores
 from probes.tagging import tag_anew
@@ -60,6 +60,26 @@ def forecast_by_checkpoint(
     }
     lift = ItemLift(found.log_odds_change, found.log_odds_error)
     return finish(run, lift, "checkpoint", facts, horizon)
+
+
+def forecast_by_gradients(run: Path, *, horizon: float | None = None) -> dict[str, Any]:
+    """Measure the lift from the run's gradients again, and tag the run anew.
+
+    Args:
+        run: the folder of a finished run.
+        horizon: as in `tag_anew`.
+
+    Returns:
+        `run_dir`, `tagged_file` and `lift`.
+
+    Raises:
+        UsageError: bad input.
+        RunError: a file is damaged, or of a version that kept no wrong rollouts.
+    """
+    check_run(run, horizon)
+    out = tag_anew(run, horizon=horizon, by_gradients=True)
+    _, facts = read_lift(run)
+    return {"run_dir": str(run), "tagged_file": str(out), "lift": facts}
 
 
 def check_run(run: Path, horizon: float | None) -> TagConfig:
