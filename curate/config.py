@@ -299,6 +299,10 @@ def _require(condition: bool, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"--{option} is {value!r}; it must be {wanted}")
 
 
+RETIRED_SETTINGS = frozenset({"similarity_threshold"})
+"""Settings of earlier versions, which the folders of their runs still name."""
+
+
 def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
     """Build a configuration from plain values, as TOML and keyword arguments give them.
 
@@ -308,6 +312,11 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
     types_by_name = typing.get_type_hints(TagConfig)
     checked = {}
     for key, value in values.items():
+        if key in RETIRED_SETTINGS:
+            raise UsageError(
+                f"{where}: {key!r} is no setting any more: tags go by the forecast "
+                "(docs/forecast.md); leave it out"
+            )
         if key not in types_by_name:
             near = difflib.get_close_matches(key, types_by_name, n=1)
             hint = (

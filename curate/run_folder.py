@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from curate import __version__
 from curate.config import (
+    RETIRED_SETTINGS,
     TagConfig,
     changed_settings,
     config_from_mapping,
@@ -276,9 +277,10 @@ def find_run(path: Path) -> Path:
 
 
 def read_run_config(path: Path) -> TagConfig:
-    """Read the resolved settings of a run."""
+    """Read the resolved settings of a run, less those that only earlier versions had."""
     file = path / "config.toml"
-    return config_from_mapping(read_config_file(file), str(file))
+    values = {k: v for k, v in read_config_file(file).items() if k not in RETIRED_SETTINGS}
+    return config_from_mapping(values, str(file))
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
