@@ -1,16 +1,20 @@
 """The posterior of every item's pass probability, from its counts and its gold probability.
 
-Counts alone: c_i of n_i correct and the distribution of pass rates fitted to the run's items
-(`probes.plan.fit_prior`). 0 of 64 leaves much open there. With the gold probability e_i of
-`probes.gold`, calibrated on the run's own counts, the prior of p_i is
+**Counts alone**: c_i of n_i correct and the distribution of pass rates fitted to the run's items
+(`probes.plan.fit_prior`), smoothed over log odds with a standard deviation of 0.5. The maximum of
+the likelihood stands on a few rates, as if all others were impossible: in simulation at 64 and 256
+rollouts its posterior's 90 % intervals cover 0.69 to 0.84, smoothed 0.87 to 0.91, and further
+rollouts are predicted better everywhere.
 
-    (1 − eps) F̃_i(p) Normal(logit p; alpha + beta logit e_i, sigma² + (beta s_i / e_i)²) / Z_i
+**With the gold probability** e_i of `probes.gold`, calibrated on the run's own counts, the prior is
+
+    (1 − eps) F_i(p) Normal(logit p; alpha + beta logit e_i, sigma² + (beta s_i / e_i)²) / Z_i
     + eps F_i(p)
 
-s_i is the standard error of e_i, F_i what the counts alone say and F̃_i the same smoothed over log
-odds. alpha takes up a constant factor, beta a scale, sigma how far the two sources can be trusted
-together; all four by maximum likelihood of the counts. Items in which the gold probability means
-nothing (another form is right as well, another place) are what eps is for.
+s_i is the standard error of e_i, F_i what the counts alone say. alpha takes up a constant factor,
+beta a scale, sigma how far the two sources can be trusted together; all four by maximum likelihood
+of the counts. Items in which the gold probability means nothing (another form is right as well,
+another place) are what eps is for.
 
 **Nothing counts twice.** Where e_i comes from prefixes that differ, it contains how its rollouts
 came out (after right reasoning the gold is likely). Those rollouts, m_i with d_i correct, are then
@@ -64,8 +68,8 @@ _MODELS: tuple[dict[int, tuple[float, float]], ...] = (
 # The fit looks at no more items than this; more hardly change four parameters.
 _MOST_FITTED = 1_000
 _ROWS_AT_ONCE = 1_024
-# Of log odds: the fitted distribution stands on a few rates, and between them others are as likely.
-_SMOOTHING = 1.0
+# Standard deviation of log odds.
+_SMOOTHING = 0.5
 _NOTHING = 1e-250
 
 
@@ -111,7 +115,7 @@ class PassProbability:
     c: Counts
     gold: GoldEvidence
     prior: PassRatePrior
-    """Of the counts alone; its weights are on `rates`."""
+    """Of the counts alone, smoothed; on `rates`."""
     calibration: Calibration | None
     """None where the gold is not used."""
     gain: float
@@ -247,14 +251,29 @@ def _check(n: Counts, c: Counts, gold: GoldEvidence) -> None:
 
 
 def _on_fine_grid(prior: PassRatePrior | None) -> tuple[Floats, PassRatePrior]:
-    """A grid that holds the prior's rates and is fine everywhere, and the prior on it."""
+    """A grid that holds the prior's rates and is fine everywhere, and the prior smoothed on it."""
     fine = np.concatenate([[0.0], expit(_LOG_ODDS), [1.0]])
     if prior is None:
         return fine, PassRatePrior(fine, np.full(len(fine), 1 / len(fine)))
     rates = np.union1d(fine, prior.rates)
     weights = np.zeros(len(rates))
     weights[np.searchsorted(rates, prior.rates)] = prior.weights
+    inner = logit(rates[1:-1])
+    kernel = _masses(_edges(inner), inner[:, None], _SMOOTHING)
+    weights[1:-1] = weights[1:-1] @ kernel
     return rates, PassRatePrior(rates, weights)
+
+
+def _edges(log_odds: Floats) -> Floats:
+    """Between the grid's log odds."""
+    return np.asarray((log_odds[:-1] + log_odds[1:]) / 2)
+
+
+def _masses(edges: Floats, middle: Floats, spread: Floats | float) -> Floats:
+    """(rows, grid): of a normal law in the cells between edges, the outer ones without end."""
+    below = ndtr((edges - middle) / spread)
+    ends = np.zeros((len(below), 1))
+    return np.asarray(np.diff(below, axis=1, prepend=ends, append=ends + 1))
 
 
 @dataclass(frozen=True)
@@ -269,8 +288,8 @@ class _Terms:
     """(grid − 3,) log odds between the rates of the grid that are not 0 or 1."""
     alone: Floats
     """(rows, grid): F, the posterior given the rollouts that the gold has seen."""
-    smooth: Floats
-    """(rows, grid): F̃ as a density of log odds, 0 for the rates 0 and 1."""
+    density: Floats
+    """(rows, grid): F as a density of log odds, 0 for the rates 0 and 1."""
     likelihood: Floats
     """(rows, grid): of the others; an item's largest is 1."""
 
@@ -280,14 +299,14 @@ class _Terms:
         e = np.clip(gold.probability[rows], run.rates[1], run.rates[-2])
         seen, right = gold.seen_rollouts, gold.seen_correct
         alone = _normalized(run.prior.weights * _likelihood(run.rates, seen, right, rows))
-        away = (inner[:, None] - inner) / _SMOOTHING
-        smooth = alone[:, 1:-1] @ np.exp(-0.5 * away**2)
+        edges = _edges(inner)
+        widths = np.diff(edges, prepend=2 * inner[0] - edges[0], append=2 * inner[-1] - edges[-1])
         return cls(
             logit(e),
             np.minimum(gold.standard_error[rows] / e, 3.0) ** 2,
-            (inner[:-1] + inner[1:]) / 2,
+            edges,
             alone,
-            np.pad(smooth, ((0, 0), (1, 1))),
+            np.pad(alone[:, 1:-1] / widths, ((0, 0), (1, 1))),
             _likelihood(run.rates, run.n - seen, run.c - right, rows),
         )
 
@@ -296,10 +315,8 @@ class _Terms:
         middle = calibration.alpha + calibration.beta * self.center
         # In log odds as in logs: the error of e is scaled with it.
         spread = np.sqrt(calibration.sigma**2 + calibration.beta**2 * self.variance)
-        below = ndtr((self.edges - middle[:, None]) / spread[:, None])
-        ends = np.zeros((len(below), 1))
-        masses = np.diff(below, axis=1, prepend=ends, append=ends + 1)
-        by_gold = np.pad(masses, ((0, 0), (1, 1))) * self.smooth
+        masses = _masses(self.edges, middle[:, None], spread[:, None])
+        by_gold = np.pad(masses, ((0, 0), (1, 1))) * self.density
         total = by_gold.sum(axis=1, keepdims=True)
         # Where the two are so far apart that nothing is left, the counts alone are.
         by_gold = np.where(total > _NOTHING, by_gold / np.maximum(total, _NOTHING), self.alone)
