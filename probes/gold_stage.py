@@ -31,6 +31,7 @@ from probes.gold import (
 from probes.gradients import TokenizedRollout
 from probes.judging import VerifierPool
 from probes.models import Policy
+from probes.pass_probability import GoldEvidence
 from probes.rescoring import log_probabilities
 from probes.sampling import item_rows, rollout_shards
 
@@ -164,6 +165,24 @@ def score_golds(
         "tokens_this_time": tokens,
         "seconds_this_time": progress.seconds,
     }
+
+
+def read_gold(run: RunFiles) -> GoldEvidence:
+    """What the gold stage found, in the items' order.
+
+    Raises:
+        RunError: `gold.parquet` is missing or damaged.
+    """
+    table = read_parquet(run / GOLD_FILE)
+    probability, error = (
+        # Null becomes nan.
+        table[name].to_numpy().astype(np.float64)
+        for name in ("gold_probability", "standard_error")
+    )
+    seen, correct = (
+        table[name].to_numpy().astype(np.int64) for name in ("seen_rollouts", "seen_correct")
+    )
+    return GoldEvidence(probability, error, seen, correct)
 
 
 def _blocks(run: RunFiles, row_of: Mapping[str, int], most: int) -> Iterator[list[_Item]]:

@@ -17,7 +17,7 @@ from probes.gold import (
     gold_probability,
     placed_form,
 )
-from probes.gold_stage import score_golds
+from probes.gold_stage import read_gold, score_golds
 from probes.gradients import TokenizedRollout
 from probes.judging import VerifierPool
 from probes.rescoring import log_probabilities
@@ -299,6 +299,10 @@ def test_the_stage_gives_what_the_policy_says(scored_run, tiny_policy):
 
     assert table["silent"]["gold_probability"] is None
     assert (table["silent"]["prefixes"], table["unjudged"]["prefixes"]) == (2, 0)
+    gold = read_gold(folder)
+    assert np.isfinite(gold.probability).tolist() == [True, True, False, False]
+    assert gold.probability[0] == pytest.approx(direct, rel=1e-5)
+    assert gold.seen_correct.tolist() == [0, 1, 0, 0]
     assert counts["items_with_gold"] == 2
     assert counts["prefixes_this_time"] == 4
 
