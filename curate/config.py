@@ -197,6 +197,11 @@ class TagConfig:
     k: tuple[int, ...] = _setting((1, 8), "verifying", "write pass@k for these k", "K")
 
     tau: float = _setting(0.1, "tagging", "an item is hard below this pass rate", "RATE")
+    gold_prefixes: int = _setting(
+        16, "tagging",
+        "rollouts of an item after whose words before the answer the gold is scored: says much of "
+        "items that are rarely right (0: the counts alone speak)", "N",
+    )  # fmt: skip
     gradient_rollouts: int = _setting(
         16, "tagging", "correct rollouts of an item that are differentiated, at most", "N"
     )
@@ -246,6 +251,7 @@ class TagConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             "limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget", "workers",
+            "gold_prefixes",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(self.group_size >= 2, "group_size", self.group_size, "at least 2")

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import RunError
-from curate.run_folder import read_manifest, read_parquet
+from curate.run_folder import RunFiles, read_manifest, read_parquet
 from probes.counting import COUNTS, Outcomes, floats, nullable, outcomes_of
 from probes.forecast import Constants, Forecast, Lifts, fit_population, forecast_items
+from probes.gold_stage import GOLD_FILE, read_gold
 from probes.lift_stage import CHECKPOINT, GRADIENTS, PILOT, ItemLift, read_lift
 from probes.pass_probability import PassProbability, fit_pass_probability
 from probes.prediction import DOUBT
@@ -105,10 +106,16 @@ def read_forecast(
     lifted, facts = read_lift(run)
     lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
     constants = run_constants(facts["source"], fitted)
-    probability = fit_pass_probability(found.judged, found.correct)
+    probability = run_probability(run, found)
     horizon = float(read_manifest(run).get("horizon", config.horizon))
     forecast = run_forecast(found, lift, constants, probability, tau=config.tau, horizon=horizon)
     return RunForecast(forecast, found, facts["source"], constants, probability, horizon)
+
+
+def run_probability(run: RunFiles, found: Outcomes) -> PassProbability:
+    """Posterior of a run's pass rates, from its counts and, where it was scored, its gold."""
+    gold = read_gold(run) if (run / GOLD_FILE).exists() else None
+    return fit_pass_probability(found.judged, found.correct, gold)
 
 
 def is_decided(forecast: Forecast, constants: Constants) -> Flags:

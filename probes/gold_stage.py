@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,25 @@ def read_gold(run: RunFiles) -> GoldEvidence:
         table[name].to_numpy().astype(np.int64) for name in ("seen_rollouts", "seen_correct")
     )
     return GoldEvidence(probability, error, seen, correct)
+
+
+def join_golds(run: RunFiles, parts: Sequence[Path]) -> None:
+    """Put together what parts of a run found, each of its own items.
+
+    Args:
+        run: gets `gold.parquet` and `gold_completions.parquet`.
+        parts: folders with both files, of the same items in the same order.
+
+    Raises:
+        RunError: a file of a part is missing or damaged.
+    """
+    tables = [read_parquet(part / GOLD_FILE, GOLD_SCHEMA.names) for part in parts]
+    looked_at = np.array([table["prefixes"].to_numpy() for table in tables])
+    owner, items = looked_at.argmax(axis=0), looked_at.shape[1]
+    joined = pa.concat_tables(tables).take(pa.array(owner * items + np.arange(items)))
+    completions = [read_parquet(part / COMPLETIONS_FILE) for part in parts]
+    write_parquet(run / COMPLETIONS_FILE, pa.concat_tables(completions))
+    write_parquet(run / GOLD_FILE, joined)
 
 
 def _blocks(run: RunFiles, row_of: Mapping[str, int], most: int) -> Iterator[list[_Item]]:

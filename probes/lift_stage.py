@@ -161,7 +161,7 @@ def write_teaching(
     if pairs is not None:
         for name in ("teachers", "helps", "hurts"):
             places, values = getattr(pairs, name), getattr(pairs, f"{name}_by")
-            exists = places >= 0
+            exists = (places >= 0) & np.isfinite(scale)
             offsets = pa.array(np.concatenate([[0], exists.sum(axis=1).cumsum()]), pa.int32())
             names = item_ids.take(pa.array(places[exists])).combine_chunks()
             columns[name] = pa.ListArray.from_arrays(offsets, names)

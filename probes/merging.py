@@ -31,6 +31,7 @@ from curate.run_folder import (
     read_run_config,
     write_parquet,
 )
+from probes.gold_stage import GOLD_FILE, join_golds
 from probes.models import ModelFiles, describe_machine
 from probes.parts import Part
 from probes.sampling import drawn_rollouts, rollout_shards
@@ -104,6 +105,7 @@ def merge_run(
         run = tagging.run
         if not run.is_done("plan"):
             _join(run, parts)
+            _join_golds(run, parts)
             if config.target and not run.is_done("target"):
                 _join_target(run, parts)
         # A round that is planned already waits for the shards.
@@ -268,6 +270,17 @@ def _join(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
             for part in parts
         ]
     )
+
+
+def _join_golds(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
+    """Take over what the parts' golds say; of a target nobody asks."""
+    folders = [part.path for part in parts]
+    if not run.is_done("gold") and all((each / GOLD_FILE).exists() for each in folders):
+        with run.stage("gold") as entry:
+            join_golds(run, folders)
+            entry["items_with_gold"] = sum(
+                part.manifest["stages"]["gold"]["items_with_gold"] for part in parts
+            )
 
 
 def _join_target(run: RunFolder, parts: Sequence[_PartFolder]) -> None:

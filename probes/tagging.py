@@ -46,7 +46,9 @@ from probes.forecast_stage import (
     read_forecast,
     run_constants,
     run_forecast,
+    run_probability,
 )
+from probes.gold_stage import score_golds
 from probes.gradient_stage import differentiate, differentiate_here, gathered, join, joined
 from probes.gradients import Adapter, target_modules
 from probes.judging import VerifierPool
@@ -65,7 +67,6 @@ from probes.models import (
     resolve_model,
 )
 from probes.parts import Part, parse_part
-from probes.pass_probability import fit_pass_probability
 from probes.plan import Plan, label_risk, next_round
 from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
@@ -301,6 +302,7 @@ class _Tagging:
         self._probe_items()
         self._stage("similarity", self._similarity)
         self._stage("lift", self._lift)
+        self._stage("gold", self._gold)
         # `curate judge` comes after the tags; a predictor that goes by its scores then tags anew.
         self._stage("tags", self._tags, again=is_judged_anew(self.predictor, self.run))
         # The tagged file is written every time: it may have been moved, or --out changed.
@@ -325,6 +327,7 @@ class _Tagging:
         self._read_inputs()
         files = self.run.manifest.get("shard", {}).get("files", [])
         number = self._rounds().do_part(part.own(len(self._row_of)), whole)
+        self._stage("gold", self._gold)
         # By round: how many files of rollouts there are after it. `curate merge` goes by this.
         files = [*files[:number], len(rollout_shards(self.run))]
         self.run.update(shard={"number": part.number, "of": part.of, "files": files})
@@ -597,7 +600,27 @@ class _Tagging:
         write_parquet(self.run / "similarity.parquet", table)
         return {"items_this_time": table.num_rows}
 
+    def _gold(self) -> dict[str, Any]:
+        """Score the golds after what the first rollouts of every item wrote before their answers.
+
+        On the workers of a Ray cluster this is not done: there the counts alone speak.
+        """
+        config = self.config
+        if self.ray or not config.gold_prefixes:
+            return {"items_with_gold": 0}
+        return score_golds(
+            self.run,
+            self._items,
+            self._row_of,
+            self._tokenizer,
+            self.model.policy(),
+            self._pool(),
+            most_prefixes=min(config.gold_prefixes, config.min_rollouts),
+            temperature=config.temperature,
+        )
+
     def _decided(self, found: Outcomes) -> NDArray[np.bool_]:
+        self._stage("gold", self._gold)
         with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
             lift, _, _ = measured_lift(features, found, self.config)
         constants = self._constants(GRADIENTS)
@@ -605,7 +628,7 @@ class _Tagging:
             found,
             lift,
             constants,
-            fit_pass_probability(found.judged, found.correct),
+            run_probability(self.run, found),
             tau=self.config.tau,
             horizon=self.config.horizon,
         )
@@ -643,6 +666,7 @@ class _Tagging:
             limit=0,
             prompt_field=config.prompt_field if config.prompt_field in columns else "",
             answer_field=config.answer_field if config.answer_field in columns else "",
+            gold_prefixes=0,
             # Nobody asks whether a target item is easy, so there is no reason to go on or to stop.
             max_rollouts=config.min_rollouts,
             rollout_budget=0,
