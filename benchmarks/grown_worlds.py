@@ -142,40 +142,44 @@ WORLDS = (
             width=64, layers=4, steps=500, batch=128, learning_rate=3e-3, noise=0.8,
             items=300, candidates=160, working_samples=128, seed=2,
         ),
-        Training(steps=60, prompts=32),
+        Training(steps=100, learning_rate=7e-4),
     ),
     BenchmarkWorld(
         "d3",
         WorldSettings(
-            _D3, width=128, layers=2, steps=350, batch=192, learning_rate=3e-3, items=300, seed=3
+            _D3,
+            width=128, layers=2, steps=450, batch=192, learning_rate=3e-3,
+            items=300, largest_skill=0.1, seed=3,
         ),
-        Training(steps=25, learning_rate=2e-3),
+        Training(steps=30, prompts=128),
     ),
     BenchmarkWorld(
         "j1",
         WorldSettings(
-            _J1, width=80, layers=3, steps=450, batch=192, learning_rate=3e-3, items=320, seed=11
+            _J1,
+            width=80, layers=3, steps=600, batch=192, learning_rate=3e-3,
+            items=320, largest_skill=0.1, seed=11,
         ),
-        Training(steps=25, learning_rate=2e-3),
+        Training(steps=30, prompts=128),
         rollouts=1024,
     ),
     BenchmarkWorld(
         "j2",
         WorldSettings(
             *(_J2, _J2),
-            width=96, layers=2, steps=500, batch=128, learning_rate=3e-3, noise=0.7,
-            items=300, candidates=120, working_samples=128, seed=12,
+            width=96, layers=2, steps=600, batch=128, learning_rate=3e-3, noise=0.7,
+            items=300, largest_skill=0.1, candidates=120, working_samples=128, seed=12,
         ),
-        Training(steps=60, prompts=32),
+        Training(steps=60, learning_rate=8e-4, prompts=96),
     ),
     BenchmarkWorld(
         "j3",
         WorldSettings(
             *(_J3, _J3_STEPPED),
-            width=64, layers=3, steps=500, batch=192, learning_rate=3e-3,
-            items=300, working_samples=128, seed=13,
+            width=64, layers=3, steps=600, batch=192, learning_rate=3e-3,
+            items=300, largest_skill=0.1, working_samples=128, seed=13,
         ),
-        Training(steps=200, learning_rate=5e-4, prompts=16),
+        Training(steps=200, learning_rate=7e-4, prompts=48),
     ),
 )  # fmt: skip
 

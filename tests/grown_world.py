@@ -53,6 +53,7 @@ class WorldSettings:
         noise: label noise of each skill is drawn uniformly from 0 to this.
         share_spread: standard deviation of the log share of a skill.
         items: how many are chosen.
+        largest_skill: share of them that one skill may have at most.
         candidates: questions of each skill that items are chosen from; a quarter as many of the
             skills with working.
         working_samples: completions of each candidate with working.
@@ -69,6 +70,7 @@ class WorldSettings:
     noise: float = 0.9
     share_spread: float = 0.8
     items: int = 400
+    largest_skill: float = 1.0
     candidates: int = 300
     working_samples: int = 256
     seed: int = 0
@@ -134,7 +136,7 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
         seed=settings.seed,
     )
     skills = np.array([question.skill for question in candidates])
-    chosen = _choose(p, skills, settings.items, rng)
+    chosen = _choose(p, skills, settings, rng)
 
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder / "model")
@@ -351,7 +353,10 @@ def _longest(questions: Sequence[Question], settings: WorldSettings) -> int:
 
 
 def _choose(
-    p: NDArray[np.float64], skills: NDArray[np.str_], items: int, rng: np.random.Generator
+    p: NDArray[np.float64],
+    skills: NDArray[np.str_],
+    settings: WorldSettings,
+    rng: np.random.Generator,
 ) -> NDArray[np.intp]:
     """Indices of the items, in random order: by class and bin of log p, skills taking turns."""
     low, high = HARD_RANGE
@@ -361,6 +366,7 @@ def _choose(
         "easy": np.linspace(np.log(high), 1e-9, _BINS["easy"] + 1),
     }
     log_p = np.log(np.maximum(p, 1e-300))
+    most = round(settings.largest_skill * settings.items)
     chosen: list[int] = []
     for name, share in _SHARES.items():
         bins = [
@@ -369,7 +375,10 @@ def _choose(
         ]
         # What one bin lacks is taken from those that have more.
         places = sorted((place, index) for queue in bins for place, index in enumerate(queue))
-        chosen += [index for _, index in places[: round(share * items)]]
+        end = len(chosen) + round(share * settings.items)
+        for _, index in places:
+            if len(chosen) < end and (skills[chosen] == skills[index]).sum() < most:
+                chosen.append(index)
     return np.array(rng.permutation(chosen))
 
 
