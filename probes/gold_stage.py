@@ -37,7 +37,6 @@ from probes.rescoring import log_probabilities
 from probes.sampling import item_rows, rollout_shards
 
 GOLD_FILE = "gold.parquet"
-COMPLETIONS_FILE = "gold_completions.parquet"
 
 GOLD_SCHEMA = pa.schema(
     [
@@ -50,17 +49,7 @@ GOLD_SCHEMA = pa.schema(
         ("seen_correct", pa.int32()),
     ]
 )
-COMPLETIONS_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("completion_token_ids", pa.list_(pa.int32())),
-        ("log_probability", pa.float64()),
-        ("share", pa.float64()),
-    ]
-)
 
-# Gold completions that are kept of an item, for its gradient.
-_MOST_KEPT = 4
 # Rollouts that are looked at together, which bounds the memory.
 _BLOCK = 4096
 _COLUMNS = [
@@ -108,16 +97,11 @@ def score_golds(
 ) -> dict[str, Any]:
     """Write the gold probability of every item; return the stage's counts.
 
-    Writes, where they are not there yet,
-
-    - `gold.parquet`, a row an item: item_id; gold_probability, null where no gold completion is
-      accepted; standard_error of that mean over rollouts, 0 where all have the same prefixes;
-      prefixes, the rollouts looked at; distinct_prefixes, those scored; seen_rollouts and
-      seen_correct, how many rollouts and correct ones the number already contains, 0 where it does
-      not depend on how they came out;
-    - `gold_completions.parquet`, up to four an item, likeliest first: item_id,
-      completion_token_ids, log_probability of the gold after the prefix, in nats, and share of the
-      item's gold_probability.
+    Writes `gold.parquet`, where it is not there yet, a row an item: item_id; gold_probability, null
+    where no gold completion is accepted; standard_error of that mean over rollouts, 0 where all
+    have the same prefixes; prefixes, the rollouts looked at; distinct_prefixes, those scored;
+    seen_rollouts and seen_correct, how many rollouts and correct ones the number already contains,
+    0 where it does not depend on how they came out.
 
     Args:
         run: its `rollouts/*.parquet` are judged.
@@ -142,7 +126,6 @@ def score_golds(
         {"item_id": item_id, "gold_probability": None, "standard_error": None, **empty}
         for item_id in items["item_id"].to_pylist()
     ]
-    kept: list[list[dict[str, Any]]] = [[] for _ in rows]
     scored = tokens = 0
     with pool, Progress("gold", len(rows), "items") as progress:
         for block in _blocks(run, row_of, most_prefixes):
@@ -151,14 +134,9 @@ def score_golds(
             scored += len(asked)
             tokens += sum(one.tokens for one in asked)
             for item in block:
-                _enter(item, rows[item.row], kept[item.row])
+                _enter(item, rows[item.row])
             progress.advance(len(block), f"{scored:,} prefixes")
         progress.reach(len(rows))
-    write_parquet(
-        run / COMPLETIONS_FILE,
-        pa.Table.from_pylist([one for lines in kept for one in lines], COMPLETIONS_SCHEMA),
-    )
-    # Written last: where it is, the stage is finished.
     write_parquet(run / GOLD_FILE, pa.Table.from_pylist(rows, GOLD_SCHEMA))
     return {
         "items_with_gold": sum(row["gold_probability"] is not None for row in rows),
@@ -190,8 +168,8 @@ def join_golds(run: RunFiles, parts: Sequence[Path]) -> None:
     """Put together what parts of a run found, each of its own items.
 
     Args:
-        run: gets `gold.parquet` and `gold_completions.parquet`.
-        parts: folders with both files, of the same items in the same order.
+        run: gets `gold.parquet`.
+        parts: folders with such a file, of the same items in the same order.
 
     Raises:
         RunError: a file of a part is missing or damaged.
@@ -200,8 +178,6 @@ def join_golds(run: RunFiles, parts: Sequence[Path]) -> None:
     looked_at = np.array([table["prefixes"].to_numpy() for table in tables])
     owner, items = looked_at.argmax(axis=0), looked_at.shape[1]
     joined = pa.concat_tables(tables).take(pa.array(owner * items + np.arange(items)))
-    completions = [read_parquet(part / COMPLETIONS_FILE) for part in parts]
-    write_parquet(run / COMPLETIONS_FILE, pa.concat_tables(completions))
     write_parquet(run / GOLD_FILE, joined)
 
 
@@ -301,7 +277,7 @@ def _score(
     return asked
 
 
-def _enter(item: _Item, row: dict[str, Any], kept: list[dict[str, Any]]) -> None:
+def _enter(item: _Item, row: dict[str, Any]) -> None:
     """Write down what is known of an item."""
     row["prefixes"] = len(item.rollouts)
     if not item.candidates:
@@ -320,14 +296,3 @@ def _enter(item: _Item, row: dict[str, Any], kept: list[dict[str, Any]]) -> None
     if found.standard_error > 0 or any(sure):
         row["seen_rollouts"] = len(item.rollouts)
         row["seen_correct"] = sum(rollout.is_correct for rollout in item.rollouts)
-    shares = found.weights / total if (total := found.weights.sum()) > 0 else found.weights
-    for place in np.argsort(-shares, kind="stable")[:_MOST_KEPT].tolist():
-        if shares[place] > 0:
-            kept.append(
-                {
-                    "item_id": row["item_id"],
-                    "completion_token_ids": list(completions[place].token_ids),
-                    "log_probability": item.scores[place],
-                    "share": float(shares[place]),
-                }
-            )
