@@ -432,7 +432,7 @@ def test_a_finished_run_is_not_sampled_again(
         return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 
     before = states()
-    assert len(before) == 11
+    assert len(before) == 13
     ran = tag(copied.dataset, "--model", tiny_model, "--run-dir", copied.run, "--out", copied.out)
     assert ran.status == 0, ran.stderr
     assert states() == before
@@ -713,7 +713,9 @@ def test_no_positive_rollout_anywhere(small: Path, tiny_model: Path) -> None:
     for row in read_jsonl(small / "hard.tagged.jsonl"):
         assert row["trainability"] == "no_positive"
         assert (row["total_rollouts"], row["total_correct_rollouts"]) == (ROLLOUTS, 0)
-        assert row["gradient_similarity"] is row["p_unlearnable"] is None
+        assert row["gradient_similarity"] is row["lift"] is row["teaching"] is None
+        # Nothing was ever right and nobody can teach: the forecast has no doubt.
+        assert row["p_unlearnable"] > 0.99 and row["forecast_high"] < 0.1
     run = small / "runs/hard-tiny-llama"
     assert np.load(run / "gradients/features.npy").shape == (0, 256)
     assert pq.read_table(run / "gradients/index.parquet").num_rows == 0
