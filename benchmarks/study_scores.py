@@ -29,14 +29,8 @@ from benchmarks.similarity_estimators import (
     unit,
 )
 from curate.errors import UsageError
-from curate.run_folder import read_parquet
 from probes.gradient_stage import joined
-from probes.similarity_stage import run_probabilities
-from probes.similarity_threshold import (
-    FEWEST_EASY_ITEMS,
-    LIFT,
-    similarity_threshold,
-)
+from probes.similarity_stage import FEWEST_EASY_ITEMS
 from recipes.agreement import RESAMPLES, compare_scores
 from recipes.calibration import cross_validate
 from recipes.confirmed_items import read_confirmed
@@ -46,10 +40,11 @@ Booleans = NDArray[np.bool_]
 
 PAPERS = "mean cosine to all easy items (the paper's)"
 COMBINED = "similarity and pass rate, logistic regression"
-REQUIRED = "`p_unlearnable` by the present rule"
-LIFTED = "lift needed against lift expected"
+LIFTED = "lift needed against lift expected from the similarity"
 ORACLE = "outcomes of the other items of its task"
 FOLDS = 5
+# Log odds that an item as similar as the easy ones was taken to gain, before lifts were measured.
+_GAINED = 3.0
 
 
 @dataclass(frozen=True)
@@ -84,9 +79,7 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
     Returns:
         `items`, `unlearnable`, `learnable`, `references`; under `scores` for each its AUROC and
         average precision with 95 % intervals, and `within_tasks`, its AUROC over pairs of one task
-        only (null if there is no such pair), with the number of `pairs_within_tasks`; `required`,
-        what the present rule reaches with the items that have no similarity, if it can and the run
-        was tagged by another;
+        only (null if there is no such pair), with the number of `pairs_within_tasks`;
         `left_out`, why a score is missing; and `calibrate`, the cross-validation of `curate
         calibrate`, or None with `calibrate_note`.
     """
@@ -108,11 +101,6 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
     similar, found["references"] = _estimates(run, items, judged, tau)
     scores |= similar
     left_out = {}
-    required = _required(run, items, tau)
-    if not np.isfinite(required[judged]).all():
-        left_out[REQUIRED] = "the easy items set no threshold"
-    elif not np.allclose(required[judged], items.p_unlearnable[judged]):
-        scores[REQUIRED] = required[judged]
     scores[LIFTED] = -_lift(items, judged)
     if min(found["unlearnable"], found["learnable"]) >= FOLDS:
         scores[COMBINED] = _combined(items, judged)
@@ -131,11 +119,6 @@ def tried_scores(run: Path, items: StudyItems, tau: float) -> dict[str, Any]:
     if ORACLE in found["scores"]:
         # It leaves the item's own outcome out, which within a task turns the order round.
         found["scores"][ORACLE]["within_tasks"] = None
-    everyone = np.flatnonzero(items.is_judged & np.isfinite(required))
-    if REQUIRED in scores:
-        outcomes = items.is_unlearnable[everyone]
-        figures = compare_scores(outcomes, {REQUIRED: required[everyone]})[REQUIRED]
-        found["required"] = {"items": len(everyone), **figures}
     return found | {"left_out": left_out} | _calibrate(run)
 
 
@@ -169,19 +152,10 @@ def _log_odds(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
     return np.asarray(np.log((correct + 0.5) / (total - correct + 0.5)))
 
 
-def _required(run: Path, items: StudyItems, tau: float) -> Floats:
-    """`p_unlearnable` by the present rule, whichever the run was tagged by; (items,)."""
-    rates, similar = (
-        read_parquet(run / f"{name}.parquet") for name in ("pass_rates", "similarity")
-    )
-    threshold = similarity_threshold(items.similarity[items.is_easy])
-    return run_probabilities(rates, similar, threshold, tau).p_unlearnable
-
-
 def _lift(items: StudyItems, judged: NDArray[np.intp]) -> Floats:
     """Log odds of the pass rate after a lift in proportion to the similarity."""
     of_easy = float(np.nanmedian(items.similarity[items.is_easy]))
-    return _log_odds(items, judged) + LIFT * items.similarity[judged] / of_easy
+    return _log_odds(items, judged) + _GAINED * items.similarity[judged] / of_easy
 
 
 def _combined(items: StudyItems, judged: NDArray[np.intp]) -> Floats:

@@ -10,7 +10,8 @@ from probes.prediction import DOUBT
 _NAMES = {
     "predictor": "this predictor",
     "without_quality": "without reasoning quality",
-    "built_in": "built-in p_unlearnable",
+    "built_in": "built-in forecast",
+    "forecast": "refitted forecast",
     "pass_rate": "pass rate alone",
     "boosted_trees": "boosted trees (not saved)",
     "share": "share of unlearnable alone",
@@ -54,12 +55,24 @@ def calibration_text(summary: Mapping[str, Any]) -> str:
         ),
         *([validation["note"]] if validation["note"] else []),
         "",
+        *_refitted(summary["forecast"]),
+        "",
         f"{'feature':<27}{'effect':>8}   on the log-odds of unlearnable, per standard deviation",
         *(f"{f['name']:<27}{f['coefficient']:>+8.2f}" for f in summary["features"]),
         "",
         f"predictor: {summary['file']}",
     ]
     return "\n".join(lines)
+
+
+def _refitted(forecast: Mapping[str, Any]) -> list[str]:
+    """The constants of the forecast, and what fitting them gained where they were fitted."""
+    gained = forecast["log_likelihood"] - forecast["log_likelihood_built_in"]
+    return [
+        f"forecast by {forecast['source']}, refitted on {forecast['items']:,} hard items: drift "
+        f"{forecast['drift']:.2f}, gain {forecast['gain']:.2f}, spread {forecast['spread']:.2f}; "
+        f"log likelihood {gained:+.1f} on the built-in constants"
+    ]
 
 
 def _gained_by_quality(scores: Mapping[str, Any]) -> list[str]:

@@ -47,10 +47,14 @@ def _add_filter(commands: Any) -> None:
     for option, meaning in (
         ("min-pass-rate", "pass_rate at least X"),
         ("max-pass-rate", "pass_rate at most X"),
+        ("min-forecast", "forecast_pass_rate, expected after training, at least X"),
+        ("max-forecast", "forecast_pass_rate at most X"),
+        ("min-lift", "lift, what training does for the row, at least X"),
+        ("min-teaching", "teaching, what the row does for unsolved ones, at least X"),
         ("min-similarity", "gradient_similarity at least X"),
         ("min-reliability", "gradient_reliability at least X"),
-        ("max-p-unlearnable", "p_unlearnable at most X; rows without one, because they are easy "
-         "or have no correct rollout, stay"),
+        ("max-p-unlearnable", "p_unlearnable at most X; rows without one, because they are easy, "
+         "stay"),
     ):  # fmt: skip
         dropped = "" if ";" in meaning else "; a row where it is null is dropped"
         conditions.add_argument(f"--{option}", metavar="X", type=float, help=meaning + dropped)

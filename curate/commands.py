@@ -79,6 +79,10 @@ def filter(
     min_pass_rate: float | None = None,
     max_pass_rate: float | None = None,
     max_p_unlearnable: float | None = None,
+    min_forecast: float | None = None,
+    max_forecast: float | None = None,
+    min_lift: float | None = None,
+    min_teaching: float | None = None,
     min_similarity: float | None = None,
     min_reliability: float | None = None,
     expr: str = "",
@@ -99,9 +103,10 @@ def filter(
         tagged: a tagged file, or the run folder that wrote one.
         out: the file to write; its suffix, or `format`, decides what it is.
         keep: tags, `predicted` or `confirmed` as `by` says; empty: all.
-        min_pass_rate, max_pass_rate, min_similarity, min_reliability: bounds, themselves included;
-            a row without the value is dropped.
-        max_p_unlearnable: the same, but rows without one (easy, no correct rollout) stay.
+        min_pass_rate, max_pass_rate, min_forecast, max_forecast, min_lift, min_teaching,
+            min_similarity, min_reliability: bounds, themselves included; a row without the value
+            is dropped.
+        max_p_unlearnable: the same, but rows without one (easy) stay.
         expr: a condition on any columns: `curate.expressions` says what it may hold.
         balance: equally many rows of every tag; `balance_by`: of every value of a column.
         sample: rows to draw from those left.
@@ -128,6 +133,9 @@ def filter(
     bounds = (
         Bound("pass_rate", min_pass_rate, max_pass_rate),
         Bound("p_unlearnable", maximum=max_p_unlearnable, keeps_null=True),
+        Bound("forecast_pass_rate", min_forecast, max_forecast),
+        Bound("lift", min_lift),
+        Bound("teaching", min_teaching),
         Bound("gradient_similarity", min_similarity),
         Bound("gradient_reliability", min_reliability),
     )

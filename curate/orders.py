@@ -59,6 +59,16 @@ def _by_column(column: str) -> Callable[[Row], tuple[float, ...]]:
     return lambda row: (not _tag(row), _falling(row, column))
 
 
+def _by_gain(row: Row) -> tuple[float, ...]:
+    """By falling difference of forecast and pass rate, rows without a tag last."""
+    expected, rate = (
+        as_number(plain_value(row.get(name))) for name in ("forecast_pass_rate", "pass_rate")
+    )
+    if expected is None or rate is None:
+        return not _tag(row), math.inf
+    return not _tag(row), float(rate) - float(expected)
+
+
 ORDERS: dict[str, Order] = {
     "curriculum": Order(
         "easy items, then learnable ones, then the rest, each by falling pass rate",
@@ -71,6 +81,21 @@ ORDERS: dict[str, Order] = {
         "a plain easy-to-hard order that needs no gradients, to compare the others with",
         "not tried",
         _by_column("pass_rate"),
+    ),
+    "forecast": Order(
+        "by falling gain that is expected of training: forecast less pass rate; items without a "
+        "forecast last",
+        "a budget that ends before the epoch does goes where most is to be gained, neither to what "
+        "is solved nor to what will not be",
+        "not tried",
+        _by_gain,
+    ),
+    "teaching": Order(
+        "by falling teaching, what an item does for those that are not solved; items without it "
+        "last",
+        "items that carry over to others come first, so that few of them do more",
+        "not tried",
+        _by_column("teaching"),
     ),
     "similarity": Order(
         "by falling gradient similarity to easy items; items without one last",
@@ -103,8 +128,9 @@ def order_rows(rows: Sequence[Row], by: str, seed: int = 0) -> list[int]:
     """Give the places of the rows in the order of a strategy: a permutation, the same every time.
 
     Args:
-        rows: by column name: `trainability`, `pass_rate`, `gradient_similarity`, None or missing
-            where unknown. Rows that were not tagged come last.
+        rows: by column name: `trainability`, `pass_rate`, `forecast_pass_rate`, `teaching`,
+            `gradient_similarity`, None or missing where unknown. Rows that were not tagged come
+            last.
         by: a name of `ORDERS`.
         seed: of `interleave`, the one strategy that draws.
 

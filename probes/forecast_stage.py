@@ -15,7 +15,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.errors import RunError
 from curate.run_folder import RunFiles, read_manifest, read_parquet
 from probes.counting import COUNTS, Outcomes, floats, nullable, outcomes_of
 from probes.forecast import Constants, Forecast, Lifts, fit_population, forecast_items
@@ -107,7 +106,7 @@ def read_forecast(
     lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
     constants = run_constants(facts["source"], fitted)
     probability = run_probability(run, found)
-    horizon = float(read_manifest(run).get("horizon", config.horizon))
+    horizon = run_horizon(run, config)
     forecast = run_forecast(found, lift, constants, probability, tau=config.tau, horizon=horizon)
     return RunForecast(forecast, found, facts["source"], constants, probability, horizon)
 
@@ -116,6 +115,11 @@ def run_probability(run: RunFiles, found: Outcomes) -> PassProbability:
     """Posterior of a run's pass rates, from its counts and, where it was scored, its gold."""
     gold = read_gold(run) if (run / GOLD_FILE).exists() else None
     return fit_pass_probability(found.judged, found.correct, gold)
+
+
+def run_horizon(run: Path, config: TagConfig) -> float:
+    """Length of the training that a run's tags are about: `curate forecast` may have changed it."""
+    return float(read_manifest(run).get("horizon", config.horizon))
 
 
 def is_decided(forecast: Forecast, constants: Constants) -> Flags:
@@ -129,22 +133,18 @@ def is_decided(forecast: Forecast, constants: Constants) -> Flags:
 
 
 def run_constants(source: str, fitted: Mapping[str, Any] | None) -> Constants:
-    """The constants of a source, or those that `curate calibrate` refitted.
+    """The constants of a source, or those that `curate calibrate` refitted for it.
 
-    Raises:
-        RunError: what was refitted is damaged, or of another source.
+    What was refitted on the lift of another source says nothing of this one, which keeps its own;
+    `probes.predictor.outside_reasons` warns of that.
+
+    Args:
+        source: gradients, pilot or checkpoint.
+        fitted: of a predictor file, checked when it was read.
     """
-    if not fitted:
-        return CONSTANTS[source]
-    if fitted.get("source") != source:
-        raise RunError(
-            f"the predictor's forecast was fitted on the lift by {fitted.get('source')}, and this "
-            f"run's is by {source}: calibrate on runs of that source"
-        )
-    try:
+    if fitted and fitted["source"] == source:
         return Constants.from_mapping(fitted)
-    except ValueError as error:
-        raise RunError(f"the predictor's forecast is damaged: {error}") from error
+    return CONSTANTS[source]
 
 
 def forecast_columns(forecast: Forecast) -> dict[str, pa.Array]:

@@ -24,8 +24,8 @@ Singles = NDArray[np.float32]
 
 MOST_ROWS = 1024
 _DAMPING = 0.01
-# Directions with less than this share of the largest eigenvalue are rounding.
-_RANK_TOLERANCE = 1e-9
+# Below this share of the largest eigenvalue sums of singles are rounding, and the damping is all.
+_RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)

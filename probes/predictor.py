@@ -5,7 +5,8 @@ where the predictor was fitted,
 
     p_unlearnable = 1 / (1 + exp(−b − Σ_j w_j (x_j − mean_j) / scale_j))
 
-a logistic regression on standardised features. The file is JSON: numbers to compute with, and a
+a logistic regression on standardised features. With it come constants of the forecast
+(`probes.forecast`), fitted on the same outcomes. The file is JSON: numbers to compute with, and a
 record of what they were fitted on. It may come from anyone, so nothing in it is trusted: every
 number is checked, and none can be made to run anything.
 """
@@ -27,9 +28,11 @@ from scipy.stats import binom
 from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run_folder import RunFolder
+from probes.forecast_stage import CONSTANTS, run_horizon
 from probes.prediction import LearnedProbability
 from probes.predictor_features import (
     FEATURES,
+    FORECAST,
     REASONING_QUALITY,
     ItemFeatures,
     read_features,
@@ -37,16 +40,19 @@ from probes.predictor_features import (
 from probes.reasoning_quality import QUALITY_FILE
 
 FORMAT = "curate predictor"
-VERSION = 1
+VERSION = 2
 FITTED_SETTINGS = (
     "tau", "temperature", "max_tokens", "verifier",
-    "gradient_rollouts", "gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets",
+    "gradient_rollouts", "gradient_wrong_rollouts", "gradient_dim", "gradient_rank",
+    "gradient_alpha", "gradient_targets", "group_size", "policy_loss", "horizon",
 )  # fmt: skip
 """Settings of a run that the features or the outcome depend on: they should be as when fitted."""
 
 _MOST_BYTES = 1024 * 1024
 # Keeps every product of numbers from a file finite.
 _LARGEST = 1e15
+# In log odds, of which nothing has more than some dozens.
+_LARGEST_CONSTANT = 1000.0
 # Items beyond the fitted range are worth a warning from this share on, if chance does not explain
 # them: a range that holds 98 % of some items holds less of others when it was fitted on few.
 _MANY_OUTSIDE = 0.1
@@ -82,7 +88,7 @@ class Predictor:
     """Of the runs that it was fitted on: their names, by weight hash."""
     settings: Mapping[str, Any]
     """The `FITTED_SETTINGS` of those runs."""
-    forecast: Mapping[str, Any] | None = None
+    forecast: Mapping[str, Any]
     """Refitted constants of the forecast and the `source` of the lift that they are for."""
     name: str = ""
     """File name and the start of its hash."""
@@ -92,6 +98,10 @@ class Predictor:
     def reads_quality(self) -> bool:
         """Whether it goes by the reasoning quality, which a run has only once it was judged."""
         return any(feature.name == REASONING_QUALITY for feature in self.features)
+
+    def reads(self, name: str) -> bool:
+        """Whether a feature changes what it says."""
+        return any(each.name == name and each.coefficient for each in self.features)
 
     def p_unlearnable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability of being unlearnable, shape (items,).
@@ -119,7 +129,7 @@ def apply_predictor(
 
     Args:
         predictor: None says nothing.
-        run: its pass rates and similarities are written, and its manifest has the `predictor`.
+        run: its pass rates, similarities and lift are written; its manifest has the `predictor`.
         config: its resolved settings.
 
     Raises:
@@ -127,7 +137,8 @@ def apply_predictor(
     """
     if predictor is None:
         return {}
-    features = read_features(run.path, config.tau)
+    config = config.replace(horizon=run_horizon(run.path, config))
+    features = read_features(run.path, config)
     outside = outside_reasons(predictor, run.manifest, config, features)
     for reason in outside:
         print(
@@ -167,10 +178,11 @@ def outside_reasons(
 ) -> list[str]:
     """Why a run lies outside of what a predictor was fitted on, a sentence each; often empty.
 
-    Another model or another of the `FITTED_SETTINGS` is a reason, and items without the reasoning
-    quality that the predictor goes by; and, of a feature, that more than
-    10 % of the items lie outside of its fitted 1 % to 99 % range, unless so many may be chance
-    (binomial test at 1 % over all features, which allows for a range fitted on few items). For
+    Another model, another source of the lift or another of the `FITTED_SETTINGS` is a reason, and
+    items without the reasoning quality that the predictor goes by; and, of a feature, that more
+    than 10 % of the items lie outside of its fitted 1 % to 99 % range, unless so many may be chance
+    (binomial test at 1 % over all features, which allows for a range fitted on few items). The
+    forecast has no part in that: what it is made of has. For
     `no_similarity`, which is 0 or 1, that means many items without a similarity where hardly any
     was before.
 
@@ -192,7 +204,14 @@ def outside_reasons(
         for name in FITTED_SETTINGS
         if settings[name] != predictor.settings[name]
     ]
-    if features.scale.easy is None:
+    source = predictor.forecast["source"]
+    if features.lift_source != source:
+        reasons.append(
+            f"the lift is by {features.lift_source}, and it was fitted on the lift by {source}: "
+            "`curate forecast --lift` measures that"
+        )
+    # Where no item had a similarity when it was fitted, it goes by none.
+    if features.scale.easy is None and predictor.reads("gradient_similarity"):
         reasons.append(f"similarities have no scale, since {features.scale.source}")
     if predictor.reads_quality:
         unknown = int(np.isnan(features.values[:, FEATURES.index(REASONING_QUALITY)]).sum())
@@ -205,6 +224,9 @@ def outside_reasons(
     # Between the extremes of n values lies, on average, all but 2/(n + 1) of the others.
     expected = min(0.02 + 2 / (predictor.items + 1), 1)
     for feature in predictor.features:
+        # The forecast of an item goes by all items of its run, so that they leave a range together.
+        if feature.name == FORECAST:
+            continue
         values = features.values[:, FEATURES.index(feature.name)]
         count = int(((values < feature.low) | (values > feature.high)).sum())
         chance = binom.sf(count - 1, len(values), expected) * len(predictor.features)
@@ -235,6 +257,7 @@ def predictor_fields(predictor: Predictor) -> dict[str, Any]:
         "items": predictor.items,
         "models": dict(predictor.models),
         "settings": dict(predictor.settings),
+        "forecast": dict(predictor.forecast),
     }
 
 
@@ -291,7 +314,20 @@ def parse_predictor(document: object, name: str = "", sha256: str = "") -> Predi
     items, intercept = (_number(document, key, "the file") for key in ("items", "intercept"))
     if items < 1 or items != round(items):
         raise ValueError("the file: 'items' is not a count")
-    return Predictor(parsed, intercept, round(items), models, settings, name=name, sha256=sha256)
+    forecast = _parse_forecast(document.get("forecast"))
+    return Predictor(parsed, intercept, round(items), models, settings, forecast, name, sha256)
+
+
+def _parse_forecast(entry: object) -> dict[str, Any]:
+    """Source and constants, which are all that is used of the entry."""
+    if not isinstance(entry, dict):
+        raise ValueError("'forecast' is not an object")
+    if entry.get("source") not in tuple(CONSTANTS):
+        raise ValueError(f"'forecast': 'source' is not one of {', '.join(CONSTANTS)}")
+    found = {name: _number(entry, name, "'forecast'") for name in ("drift", "gain", "spread")}
+    if max(map(abs, found.values())) > _LARGEST_CONSTANT or found["spread"] < 1 / _LARGEST_CONSTANT:
+        raise ValueError("'forecast': a constant is of no sensible size")
+    return {"source": entry["source"], **found}
 
 
 def _parse_feature(entry: object, where: str) -> Feature:

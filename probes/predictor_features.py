@@ -1,5 +1,8 @@
 """What a predictor of `curate calibrate` goes by: some numbers on every hard item with a positive.
 
+    forecast                   log odds of ending below τ by the forecast with built-in constants
+    lift                       sign(ℓ) log(1 + |ℓ|) of the lift ℓ, as the forecast takes it
+    lift_error                 log of its standard error
     gradient_similarity        divided by a third of the median of its run's easy items
     standard_error             of the similarity, divided likewise
     gradient_reliability       as measured
@@ -9,9 +12,11 @@
     no_similarity              1 where there is no similarity, as with a single correct rollout; 0
     reasoning_quality          as `curate judge` scored the correct rollouts; only of a judged run
 
-The size of a similarity depends on the model and the prompts. In units of a run's own easy items, 3
-is a typical easy item in every run, so that what was learned in one run can be said of another. nan
-is what was not measured.
+With the forecast among them a predictor starts where the forecast ends. The constants are the
+built-in ones also where a run was tagged with others, since refitted ones know outcomes. The size
+of a similarity depends on the model and the prompts. In units of a run's own easy items, 3 is a
+typical easy item in every run, so that what was learned in one run can be said of another. nan is
+what was not measured.
 """
 
 from __future__ import annotations
@@ -23,17 +28,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.special import logit
 
+from curate.config import TagConfig
 from curate.errors import RunError
 from curate.run_folder import read_parquet
-from probes.counting import Outcomes
+from probes.counting import floats
+from probes.forecast import saturated
+from probes.forecast_stage import read_forecast
+from probes.lift_stage import read_lift
 from probes.reasoning_quality import read_reasoning_quality
 from probes.sampling import item_rows, rollout_shards
 
 Floats = NDArray[np.float64]
 
-REASONING_QUALITY = "reasoning_quality"
+FORECAST, REASONING_QUALITY = "forecast", "reasoning_quality"
 PROBED_FEATURES = (
+    FORECAST,
+    "lift",
+    "lift_error",
     "gradient_similarity",
     "standard_error",
     "gradient_reliability",
@@ -45,8 +58,9 @@ PROBED_FEATURES = (
 """What every run has."""
 FEATURES = (*PROBED_FEATURES, REASONING_QUALITY)
 
-
 FEWEST_EASY_ITEMS = 5
+# Of a probability and of a standard error, whose logarithms have no end.
+_MOST_CERTAIN, _LEAST_ERROR = 1e-6, 1e-3
 
 
 @dataclass(frozen=True)
@@ -81,29 +95,32 @@ class ItemFeatures:
     """Shape (items, features), in the order of `FEATURES`; nan is unknown."""
     scale: SimilarityScale
     """Whose easy items similarities were divided by; unknown, the run has none to go by."""
+    lift_source: str
+    """Where the run's lift comes from: its unit and its errors go with that."""
 
 
-def read_features(run_dir: Path, tau: float) -> ItemFeatures:
+def read_features(run_dir: Path, config: TagConfig) -> ItemFeatures:
     """Read the features from the evidence in a run folder.
 
     Args:
-        run_dir: a run whose pass rates and similarities are written.
-        tau: an item is hard below this pass rate, c/n.
+        run_dir: a run whose pass rates, similarities and lift are written.
+        config: of the run: an item is hard where its pass rate, c/n, is below τ.
 
     Raises:
         RunError: a file of the run is missing or damaged.
     """
     rates = read_parquet(run_dir / "pass_rates.parquet")
     similar = read_parquet(run_dir / "similarity.parquet")
-    if not rates["item_id"].equals(similar["item_id"]):
-        raise RunError(
-            f"{run_dir}: pass_rates.parquet and similarity.parquet differ in their items"
-        )
-    judged, correct, unjudged = (
-        rates[name].to_numpy()
-        for name in ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
-    )
-    is_easy = Outcomes(judged + unjudged, judged, correct).is_easy(tau)
+    lifted, _ = read_lift(run_dir)
+    for name, table in (("similarity", similar), ("lift", lifted)):
+        if not rates["item_id"].equals(table["item_id"]):
+            raise RunError(
+                f"{run_dir}: pass_rates.parquet and {name}.parquet differ in their items"
+            )
+    made = read_forecast(run_dir, config)
+    judged, correct = made.found.judged, made.found.correct
+    is_easy = made.found.is_easy(config.tau)
+    p = np.clip(made.forecast.p_unlearnable, _MOST_CERTAIN, 1 - _MOST_CERTAIN)
     similarity = similar["gradient_similarity"].to_numpy()
     scale = SimilarityScale.of(similarity[is_easy])
     divisor = np.nan if scale.easy is None else scale.easy / 3
@@ -111,6 +128,9 @@ def read_features(run_dir: Path, tau: float) -> ItemFeatures:
     item_ids = rates["item_id"].to_pylist()
     lengths = _correct_lengths(run_dir, item_ids)
     columns = {
+        FORECAST: logit(p),
+        "lift": saturated(floats(lifted["lift"])),
+        "lift_error": np.log(np.maximum(floats(lifted["standard_error"]), _LEAST_ERROR)),
         "gradient_similarity": similarity / divisor,
         "standard_error": similar["standard_error"].to_numpy() / divisor,
         "gradient_reliability": similar["gradient_reliability"].to_numpy(),
@@ -125,6 +145,7 @@ def read_features(run_dir: Path, tau: float) -> ItemFeatures:
         [item_ids[row] for row in chosen],
         np.column_stack([columns[name] for name in FEATURES])[chosen],
         scale,
+        made.source,
     )
 
 

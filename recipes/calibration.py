@@ -1,14 +1,16 @@
 """Fitting a predictor of unlearnable items on a run's evidence and what GRPO confirmed of it.
 
 The model is a logistic regression with an L2 penalty on the standardised features of
-`probes.predictor_features`, unknown ones at their mean. The strength of the penalty is the one with
-the lowest log loss in a cross-validation of its own.
+`probes.predictor_features`, unknown ones at their mean; the built-in forecast is one of them. The
+constants of the forecast are refitted beside it (`recipes.forecast_constants`). The strength of the
+penalty is the one with the lowest log loss in a cross-validation of its own.
 
 How well it predicts is measured by cross-validation, in which no item is predicted by a model that
 saw it: folds are made of items, so that an item which several runs have stands in one fold in all
 of them; and imputing, scaling and the choice of the penalty are done anew within each fold's
 training items (Hastie, Tibshirani and Friedman 2009, section 7.10.2). Beside it stand, on the same
-items, the built-in p_unlearnable, a logistic regression on the pass rate alone, the share of
+items, the built-in forecast, the forecast with constants that were refitted on other items, a
+logistic regression on the pass rate alone, the share of
 unlearnable items (which is what knows nothing), and from 200 items on boosted trees, which are not
 saved: they tell whether a model that bends would do better. Intervals are those of
 `recipes.agreement`; they take items for independent, also where two runs have the same.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -38,12 +41,24 @@ from curate import __version__
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.tags import Trainability
+from probes.forecast import Constants
+from probes.forecast_stage import CONSTANTS
+from probes.lift_stage import GRADIENTS
 from probes.prediction import DOUBT
 from probes.predictor import Feature, Predictor, parse_predictor, predictor_fields
 from probes.predictor_features import FEATURES, PROBED_FEATURES, REASONING_QUALITY
 from probes.reasoning_quality import QUALITY_FILE
 from recipes.agreement import RESAMPLES, calibration, compare_scores, too_few_items
-from recipes.confirmed_items import Booleans, ConfirmedItems, Floats, Groups, read_confirmed
+from recipes.confirmed_items import (
+    Booleans,
+    ConfirmedItems,
+    Floats,
+    Groups,
+    RunOutcomes,
+    read_confirmed,
+    read_run_outcomes,
+)
+from recipes.forecast_constants import fit_constants
 
 _FOLDS = 5
 _PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -80,9 +95,8 @@ def calibrate_run(
 
     Raises:
         UsageError: a run is not finished or not confirmed, or not judged where its quality is
-            wanted; the runs differ in a setting that the features or the outcome depend on; fewer
-            than 10 of its items are learnable, or
-            unlearnable.
+            wanted; the runs differ in a setting that the features or the outcome depend on, or in
+            the source of their lift; fewer than 10 of their items are learnable, or unlearnable.
         RunError: a file of a run is missing or damaged.
     """
     out = out or run_dirs[0] / "validation" / "predictor.json"
@@ -92,10 +106,19 @@ def calibrate_run(
         _require_judged(run_dirs)
     features = FEATURES if reasoning_quality else PROBED_FEATURES
     items, runs = read_confirmed(run_dirs)
+    outcomes, source = [read_run_outcomes(run_dir) for run_dir in run_dirs], runs[0]["lift"]
+    refitted = fit_constants(outcomes, CONSTANTS[source])
+    forecast = {
+        "source": source,
+        **asdict(refitted.constants),
+        "items": refitted.items,
+        "log_likelihood": refitted.log_likelihood,
+        "log_likelihood_built_in": refitted.log_likelihood_built_in,
+    }
     values = _columns(items.values, features)
     fitted = fit_logistic(values, items.is_unlearnable, items.item_ids, seed)
     models = {facts["weight_hash"]: facts["model"] for facts in runs}
-    predictor = _as_predictor(fitted, values, features, models, runs[0]["settings"])
+    predictor = _as_predictor(fitted, values, features, models, runs[0]["settings"], forecast)
     document = {
         **predictor_fields(predictor),
         "predicts": f"the probability that a hard item is {Trainability.UNLEARNABLE}",
@@ -105,7 +128,9 @@ def calibrate_run(
         "learnable": int((~items.is_unlearnable).sum()),
         "unlearnable": int(items.is_unlearnable.sum()),
         "runs": runs,
-        "cross_validation": cross_validate(items, features, seed=seed, resamples=resamples),
+        "cross_validation": cross_validate(
+            items, features, outcomes, source, seed=seed, resamples=resamples
+        ),
     }
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     parse_predictor(json.loads(text))  # What cannot be read again must not be written.
@@ -181,6 +206,7 @@ def _as_predictor(
     names: Sequence[str],
     models: dict[str, str],
     settings: dict[str, Any],
+    forecast: dict[str, Any],
 ) -> Predictor:
     _, scaler, regression = (step for _, step in fitted.steps)
     features = []
@@ -199,7 +225,7 @@ def _as_predictor(
             )
         )
     intercept = float(regression.intercept_[0])
-    return Predictor(tuple(features), intercept, len(values), models, settings)
+    return Predictor(tuple(features), intercept, len(values), models, settings, forecast)
 
 
 # --- Cross-validation ------------------------------------------------------------------------
@@ -208,13 +234,17 @@ def _as_predictor(
 def cross_validate(
     items: ConfirmedItems,
     features: Sequence[str] = PROBED_FEATURES,
+    outcomes: Sequence[RunOutcomes] = (),
+    source: str = GRADIENTS,
     *,
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
     """Tell how well a predictor fitted on other items predicts these, beside simpler scores.
 
-    With the reasoning quality among the features, one that is fitted without it is such a score.
+    With `outcomes`, of the same runs in the same order, the forecast refitted on other items is
+    one of them; `source` is that of their lift. With the reasoning quality among the features, a
+    predictor that is fitted without it is one.
 
     Returns:
         `folds`, `seed`, `resamples`; `scores`, for each score its AUROC, average precision, log
@@ -236,6 +266,8 @@ def cross_validate(
         "pass_rate": _out_of_fold(_penalised(1.0), pass_rate, outcome, groups, splits),
         "share": share,
     }
+    if outcomes:
+        scores["forecast"] = _refitted_out_of_fold(items, outcomes, splits, CONSTANTS[source])
     if REASONING_QUALITY in features:
         scores["without_quality"] = _out_of_fold(logistic, probed, outcome, groups, splits)
     if len(outcome) >= _TREES_FROM:
@@ -262,6 +294,24 @@ def cross_validate(
             ours["auroc_high"],
         ),
     }
+
+
+def _refitted_out_of_fold(
+    items: ConfirmedItems, outcomes: Sequence[RunOutcomes], splits: Splits, built_in: Constants
+) -> Floats:
+    """p_unlearnable by the forecast with constants of other items' outcomes, shape (items,)."""
+    found = np.empty(len(items.item_ids))
+    for _, test in splits:
+        left_out = items.item_ids[test]
+        apart = [np.isin(run.item_ids, left_out) for run in outcomes]
+        training = [run.only(~part) for run, part in zip(outcomes, apart, strict=True)]
+        constants = fit_constants(training, built_in).constants
+        for number, (run, part) in enumerate(zip(outcomes, apart, strict=True)):
+            tested = run.only(part)
+            p = dict(zip(tested.item_ids.tolist(), tested.p_unlearnable(constants), strict=True))
+            rows = test[items.run[test] == number]
+            found[rows] = [p[each] for each in items.item_ids[rows].tolist()]
+    return found
 
 
 def _boosted_trees(values: Floats, outcome: Booleans, _: Groups) -> Any:

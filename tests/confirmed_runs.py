@@ -17,6 +17,14 @@ from probes.sampling import ROLLOUT_SCHEMA
 ROLLOUTS = 100
 EASY, EASY_SIMILARITY = 20, 0.3
 THRESHOLD = EASY_SIMILARITY / 3
+FINAL = {
+    "easy": [0.9, 0.8, 1.0],
+    "learnable": [0.3, 0.5, 0.1],
+    "unlearnable": [0.0, 0.05, 0.09],
+    "undetermined": [0.3, 0.05, 0.2],
+    "no_positive": [0.0, 0.0, 0.0],
+}
+"""Final pass rates in the seeds, by confirmed tag."""
 
 
 @dataclass
@@ -29,6 +37,8 @@ class World:
     correct: NDArray[np.int64]
     tokens: NDArray[np.int64]
     """Of every correct rollout of the item; a wrong one has 10."""
+    lift: NDArray[np.float64]
+    lift_error: NDArray[np.float64]
     prefix: str = "hard"
     outcomes: dict[str, str] = field(default_factory=dict)
     """Other words than is_unlearnable says, by item_id."""
@@ -50,8 +60,8 @@ def make_world(
 ) -> World:
     """Items of which half are unlearnable; effects are in standard deviations between the classes.
 
-    The similarity is lower, and correct rollouts are longer, for unlearnable items. `singles` of
-    the items have one correct rollout and so no similarity.
+    Similarity and lift, which is a function of it, are lower, and correct rollouts are longer, for
+    unlearnable items. `singles` of the items have one correct rollout, no similarity and no lift.
     """
     random = np.random.default_rng(seed)
     is_unlearnable = np.arange(items) % 2 == 0
@@ -67,12 +77,20 @@ def make_world(
         np.where(np.isnan(similarity), np.nan, 0.08 / np.sqrt(correct)),
         correct,
         np.round(np.exp(3.5 + 0.3 * (noise[1] + length_effect * sign))).astype(np.int64),
+        # 0.35 takes 5 of 100 to about τ, by the built-in constants.
+        0.35 + (similarity - THRESHOLD) / 0.05,
+        np.where(np.isnan(similarity), np.nan, 0.3),
         prefix,
     )
 
 
 def write_run(
-    run: Path, world: World, *, weight_hash: str = "a" * 64, settings: Mapping[str, Any] = {}
+    run: Path,
+    world: World,
+    *,
+    weight_hash: str = "a" * 64,
+    settings: Mapping[str, Any] = {},
+    lift_source: str = "gradients",
 ) -> Path:
     """Write a run folder of the hard items, and of easy ones that set the scale."""
     hard, items = len(world.correct), len(world.correct) + EASY
@@ -81,6 +99,8 @@ def write_run(
     similarity = np.concatenate([world.similarity, np.full(EASY, EASY_SIMILARITY)])
     error = np.concatenate([world.standard_error, np.full(EASY, 0.01)])
     tokens = np.concatenate([world.tokens, np.full(EASY, 30)])
+    lift = np.concatenate([world.lift, np.full(EASY, 1.0)])
+    lift_error = np.concatenate([world.lift_error, np.full(EASY, 0.1)])
     unknown = np.isnan(similarity)
     (run / "validation").mkdir(parents=True)
     (run / "rollouts").mkdir()
@@ -107,6 +127,14 @@ def write_run(
             "gradient_reliability": np.where(unknown, np.nan, 0.4),
             "rollouts_used": np.minimum(correct, 16),
         },
+        "lift": {
+            "item_id": item_ids,
+            "lift": lift,
+            "lift_low": lift - 2 * lift_error,
+            "lift_high": lift + 2 * lift_error,
+            "standard_error": lift_error,
+            "from_others": lift / 2,
+        },
     }
     for name, columns in tables.items():
         arrays = {n: pa.array(values, from_pandas=True) for n, values in columns.items()}
@@ -129,14 +157,18 @@ def write_run(
         )
     )
     outcomes |= world.outcomes
-    confirmed = {"item_id": list(outcomes), "confirmed_trainability": list(outcomes.values())}
+    confirmed = {
+        "item_id": list(outcomes),
+        "final_pass_rates": [FINAL[outcome] for outcome in outcomes.values()],
+        "confirmed_trainability": list(outcomes.values()),
+    }
     pq.write_table(pa.table(confirmed), run / "validation/confirmed.parquet")
+    (run / "lift.json").write_text(json.dumps({"source": lift_source, "unit": 1.0}))
     (run / "config.toml").write_text(config_to_toml(TagConfig().replace(**settings)))
     manifest = {
         "dataset": {"name": "made-up", "fingerprint": "d" * 64},
         "model": {"name": "made-up-model", "weight_hash": weight_hash},
         "seeds": {"sampling": 0, "adapter": 42},
-        "similarity_threshold": {"value": THRESHOLD, "source": "as made up"},
         "predictor": {"sha256": None},
         "stages": {"tags": {"state": "done", "seconds": 1.0}},
         "counts": {"items": hard + EASY},

@@ -45,6 +45,11 @@ class PlantedRun:
     rollouts: int = 32
     similarity: Sequence[float | None] | None = None
     standard_error: float = 0.05
+    lift: Sequence[float | None] | None = None
+    lift_error: float = 0.2
+    p_unlearnable: Sequence[float | None] | None = None
+    forecast: Sequence[float | None] | None = None
+    """Expected pass rate after training; its interval goes from half of it to twice that."""
     gradients: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
     """Of the rollouts, and the position in `item_ids` of each."""
     prompts: Sequence[str] | None = None
@@ -62,7 +67,7 @@ class PlantedRun:
             "stages": {"tags": {"state": "done"}},
             "model": {"weight_hash": self.weight_hash or folder.name},
             "seeds": {"adapter": self.adapter_seed},
-            "similarity_threshold": {"value": 0.1},
+            "forecast": {"source": "gradients", "horizon": 1.0},
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
         prompts = self.prompts or [f"prompt of {each}" for each in self.item_ids]
@@ -83,7 +88,26 @@ class PlantedRun:
             "degrees_of_freedom": 100.0 * known,
         }
         self._table(folder / "similarity.parquet", similar)
-        self._table(folder / "tags.parquet", {"trainability": list(self.tags)})
+        lift = np.array(self.lift or [None] * len(c), dtype=np.float64)
+        moved = {
+            "lift": lift,
+            "lift_low": lift - 2 * self.lift_error,
+            "lift_high": lift + 2 * self.lift_error,
+            "standard_error": np.where(np.isnan(lift), np.nan, self.lift_error),
+            "from_others": lift / 2,
+        }
+        self._table(folder / "lift.parquet", moved)
+        facts = {"source": "gradients", "unit": 1.0}
+        (folder / "lift.json").write_text(json.dumps(facts))
+        expected = np.array(self.forecast or [None] * len(c), dtype=np.float64)
+        tags = {
+            "trainability": list(self.tags),
+            "p_unlearnable": np.array(self.p_unlearnable or [None] * len(c), dtype=np.float64),
+            "forecast_pass_rate": expected,
+            "forecast_low": expected / 2,
+            "forecast_high": np.minimum(expected * 2, 1),
+        }
+        self._table(folder / "tags.parquet", tags)
         if self.gradients:
             features, item = self.gradients
             np.save(folder / "gradients" / "rollouts.npy", features)

@@ -25,6 +25,8 @@ _ROWS = st.lists(
         {
             "trainability": st.sampled_from([*TAGS, None]),
             "pass_rate": st.none() | st.floats(0, 1) | st.just(float("nan")),
+            "forecast_pass_rate": st.none() | st.floats(0, 1),
+            "teaching": st.none() | st.floats(-10, 10),
             "gradient_similarity": st.none() | st.floats(-1, 1),
         }
     ),
@@ -51,8 +53,10 @@ def test_equal_rows_keep_their_order(by: str) -> None:
     assert order_rows(rows, by, seed=3) == list(range(50))
 
 
-def _row(tag: str, rate: float | None, similarity: float | None = None) -> dict[str, Any]:
-    return {"trainability": tag, "pass_rate": rate, "gradient_similarity": similarity}
+def _row(
+    tag: str, rate: float | None, similarity: float | None = None, **values: float | None
+) -> dict[str, Any]:
+    return {"trainability": tag, "pass_rate": rate, "gradient_similarity": similarity, **values}
 
 
 def test_each_order_is_what_its_words_say() -> None:
@@ -70,6 +74,21 @@ def test_each_order_is_what_its_words_say() -> None:
     assert order_rows(rows, "pass_rate") == [6, 2, 7, 5, 4, 1, 0, 3]
     assert order_rows(rows, "similarity") == [2, 6, 1, 5, 7, 4, 0, 3]
     assert order_rows(rows, "learnable-first") == [5, 1, 7, 3, 6, 2, 4, 0]
+
+
+def test_by_forecast_is_by_what_is_gained_and_by_teaching_by_what_others_gain() -> None:
+    rows = [
+        _row("easy", 0.8, forecast_pass_rate=0.95, teaching=-0.2),
+        _row("learnable", 0.05, forecast_pass_rate=0.4, teaching=0.1),
+        _row("undetermined", 0.0, forecast_pass_rate=None, teaching=None),
+        {"trainability": None, "pass_rate": 0.0, "forecast_pass_rate": 1.0, "teaching": 5.0},
+        _row("undetermined", None, forecast_pass_rate=0.9, teaching=3.0),
+        _row("learnable", 0.02, forecast_pass_rate=0.5, teaching=0.0),
+        _row("unlearnable", 0.05, forecast_pass_rate=0.02, teaching=0.3),
+        _row("easy", 0.1, forecast_pass_rate=0.9),
+    ]
+    assert order_rows(rows, "forecast") == [7, 5, 1, 0, 6, 2, 4, 3]
+    assert order_rows(rows, "teaching") == [4, 6, 1, 5, 0, 2, 7, 3]
 
 
 @given(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from curate.config import TagConfig
 from curate.errors import UsageError
 from probes import tagging
+from probes.forecast_stage import read_forecast
 from probes.predictor import outside_reasons, read_predictor
 from probes.predictor_features import FEATURES, read_features
 from recipes.calibration import calibrate_run, fit_logistic
@@ -61,7 +63,7 @@ def test_features_may_stand_in_any_order_and_some_may_be_missing(
     fitted: Path, file: Path, tmp_path: Path
 ) -> None:
     document = json.loads(file.read_text())
-    values = read_features(fitted, tau=0.1).values
+    values = read_features(fitted, TagConfig()).values
     expected = read_predictor(file).p_unlearnable(values)
     document["features"].reverse()
     other = tmp_path / "other.json"
@@ -101,9 +103,14 @@ def _feature(key: str, value: object) -> Callable[[Document], None]:
     return lambda document: document["features"][0].__setitem__(key, value)
 
 
+def _forecast(key: str, value: object) -> Callable[[Document], None]:
+    return lambda document: document["forecast"].__setitem__(key, value)
+
+
 DAMAGES: dict[str, tuple[Callable[[Document], None], str]] = {
     "foreign": (_without("format"), "'format'"),
-    "newer": (_with("version", 2), "version is 2, and this curate reads 1"),
+    "newer": (_with("version", 3), "version is 3, and this curate reads 2"),
+    "older": (_with("version", 1), "version is 1, and this curate reads 2"),
     "no features": (_with("features", []), "'features'"),
     "features that are none": (_with("features", ["pass_rate"]), "feature 1 is not an object"),
     "a feature of the future": (_feature("name", "mood"), "does not measure"),
@@ -122,6 +129,12 @@ DAMAGES: dict[str, tuple[Callable[[Document], None], str]] = {
     "items that are no count": (_with("items", 1.5), "'items'"),
     "models that are a list": (_with("models", ["a"]), "'models'"),
     "no settings": (_without("settings"), "'settings'"),
+    "no forecast": (_without("forecast"), "'forecast' is not an object"),
+    "a lift of the future": (_forecast("source", "mood"), "'source' is not one of gradients,"),
+    "a source that is a list": (_forecast("source", []), "'source' is not one of gradients,"),
+    "no gain": (lambda d: d["forecast"].pop("gain"), "'forecast': 'gain' is not a number"),
+    "a spread of 0": (_forecast("spread", 0), "'forecast': a constant is of no sensible size"),
+    "a drift beyond reason": (_forecast("drift", -1e9), "is of no sensible size"),
     "settings without tau": (lambda document: document["settings"].pop("tau"), "'settings'"),
 }  # fmt: skip
 
@@ -141,7 +154,7 @@ def test_a_damaged_predictor_is_refused(damage: str, file: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\x80\x04\x95", b"[" * 200_000, b"null", b'{"version": ' + b"9" * 5000 + b"}",
-     b'{"intercept": 1e999, "format": "curate predictor", "version": 1}', b" " * 2_000_000],
+     b'{"intercept": 1e999, "format": "curate predictor", "version": 2}', b" " * 2_000_000],
     ids=["empty", "cut", "pickle", "deep", "null", "digits", "overflow", "large"],
 )  # fmt: skip
 def test_what_is_no_predictor_is_refused(content: bytes, tmp_path: Path) -> None:
@@ -159,7 +172,7 @@ def test_what_is_no_predictor_is_refused(content: bytes, tmp_path: Path) -> None
 def _outside(file: Path, run: Path, **settings: Any) -> list[str]:
     manifest = json.loads((run / "manifest.json").read_text())
     config = TagConfig().replace(**settings)
-    return outside_reasons(read_predictor(file), manifest, config, read_features(run, config.tau))
+    return outside_reasons(read_predictor(file), manifest, config, read_features(run, config))
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
@@ -175,6 +188,15 @@ def test_another_model_is_outside(file: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_world(seed=1, length_effect=2.0), weight_hash="b")
     assert _outside(file, run) == [
         "the model is 'made-up-model', and it was fitted on 'made-up-model'"
+    ]
+
+
+def test_another_source_of_the_lift_is_outside(file: Path, tmp_path: Path) -> None:
+    world = make_world(seed=1, length_effect=2.0)
+    run = write_run(tmp_path / "run", world, lift_source="pilot")
+    assert _outside(file, run) == [
+        "the lift is by pilot, and it was fitted on the lift by gradients: `curate forecast "
+        "--lift` measures that"
     ]
 
 
@@ -194,6 +216,8 @@ def test_other_settings_are_outside(file: Path, tmp_path: Path) -> None:
         (lambda world: world.tokens.__imul__(4), "correct_completion_length"),
         (lambda world: world.similarity.__iadd__(0.3), "gradient_similarity"),
         (lambda world: world.standard_error.__imul__(5), "standard_error"),
+        (lambda world: world.lift.__iadd__(8), "lift"),
+        (lambda world: world.lift_error.__imul__(5), "lift_error"),
     ],
 )
 def test_shifted_features_are_outside(
@@ -222,7 +246,9 @@ def test_a_run_whose_easy_items_set_no_scale_is_outside(file: Path, tmp_path: Pa
         table.set_column(place, "gradient_similarity", similarity), run / "similarity.parquet"
     )
     assert any("no scale" in reason for reason in _outside(file, run))
-    assert np.isfinite(read_predictor(file).p_unlearnable(read_features(run, 0.1).values)).all()
+    assert np.isfinite(
+        read_predictor(file).p_unlearnable(read_features(run, TagConfig()).values)
+    ).all()
 
 
 # --- curate tag --predictor ------------------------------------------------------------------
@@ -254,29 +280,49 @@ def _tag(folder: Path, model: Path, *more: object, predictor: str = "mine.json")
     )
 
 
+def _predicted(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """p_unlearnable of the hard items with a correct rollout, by item_id."""
+    return {
+        row["item_id"]: row["p_unlearnable"]
+        for row in rows
+        if row["p_unlearnable"] is not None and row["total_correct_rollouts"]
+    }
+
+
 def _by_hand(folder: Path) -> dict[str, float]:
     """p_unlearnable of every hard item with a correct rollout, from the run's own tables."""
     document = json.loads((folder / "mine.json").read_text())
     run = folder / "run"
-    rates, near, rollouts = (
+    rates, near, lifts, rollouts = (
         pq.read_table(run / name).to_pylist()
-        for name in ("pass_rates.parquet", "similarity.parquet", "rollouts")
+        for name in ("pass_rates.parquet", "similarity.parquet", "lift.parquet", "rollouts")
     )
-    easy = json.loads((run / "manifest.json").read_text())["similarity_threshold"].get("easy")
-    threshold = easy / 3 if easy else None
+    config = TagConfig().replace(tau=0.1)
+    forecast = read_forecast(run, config).forecast.p_unlearnable.tolist()
+    easy = [
+        similar["gradient_similarity"]
+        for rate, similar in zip(rates, near, strict=True)
+        if rate["total_correct_rollouts"] / rate["total_rollouts"] >= 0.1
+        and similar["gradient_similarity"] is not None
+    ]
+    unit = statistics.median(easy) / 3 if len(easy) >= 5 else None
+    unit = unit if unit and unit > 0 else None
     expected = {}
-    for rate, similar in zip(rates, near, strict=True):
+    for rate, similar, lifted, p in zip(rates, near, lifts, forecast, strict=True):
         n, c = rate["total_rollouts"], rate["total_correct_rollouts"]
         if c == 0 or c / n >= 0.1:
             continue
         mine = [r for r in rollouts if r["item_id"] == rate["item_id"]]
         lengths = [len(r["completion_token_ids"]) for r in mine]
         right = [len(r["completion_token_ids"]) for r in mine if r["reward"] == 1]
-        similarity = similar["gradient_similarity"] if threshold else None
-        known = similarity is not None
+        similarity = similar["gradient_similarity"] if unit else None
+        known, lift = similarity is not None, lifted["lift"]
         x = {
-            "gradient_similarity": similarity / threshold if known else None,
-            "standard_error": similar["standard_error"] / threshold if known else None,
+            "forecast": math.log(p / (1 - p)),
+            "lift": None if lift is None else math.copysign(math.log1p(abs(lift)), lift),
+            "lift_error": None if lift is None else math.log(lifted["standard_error"]),
+            "gradient_similarity": similarity / unit if known else None,
+            "standard_error": similar["standard_error"] / unit if known else None,
             "gradient_reliability": similar["gradient_reliability"],
             "pass_rate": math.log((c + 0.5) / (n - c + 0.5)),
             "correct_completion_length": math.log1p(sum(right) / len(right)),
@@ -295,20 +341,36 @@ def _by_hand(folder: Path) -> dict[str, float]:
 def test_every_hard_item_with_a_positive_gets_its_probability(tagged: Path) -> None:
     expected = _by_hand(tagged)
     rows = read_jsonl(tagged / "out.jsonl")
-    found = {r["item_id"]: r["p_unlearnable"] for r in rows if r["p_unlearnable"] is not None}
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert _predicted(rows) == pytest.approx(expected, abs=1e-9)
     singles = [r for r in rows if r["total_correct_rollouts"] == 1]
     assert len(expected) > len(singles) > 0
     assert all(r["gradient_similarity"] is None for r in singles)
 
 
+def test_the_forecast_is_by_the_constants_of_the_predictor(tagged: Path) -> None:
+    run, document = tagged / "run", json.loads((tagged / "mine.json").read_text())
+    config, rows = TagConfig().replace(tau=0.1), read_jsonl(tagged / "out.jsonl")
+    ours = read_forecast(run, config, document["forecast"]).forecast
+    built_in = read_forecast(run, config).forecast
+    expected = [row["forecast_pass_rate"] for row in rows]
+    np.testing.assert_allclose(ours.pass_rate, expected)
+    assert np.abs(built_in.pass_rate - expected).max() > 0.01
+    stated = json.loads((run / "manifest.json").read_text())["forecast"]["constants"]
+    assert stated == {name: document["forecast"][name] for name in ("drift", "gain", "spread")}
+    # The regression is of items with a correct rollout; of others the forecast speaks.
+    nothing = [n for n, row in enumerate(rows) if row["trainability"] == "no_positive"]
+    found = [rows[n]["p_unlearnable"] for n in nothing]
+    np.testing.assert_allclose(found, ours.p_unlearnable[nothing])
+
+
 def test_the_tag_follows_the_probability_and_names_the_predictor(tagged: Path) -> None:
     manifest = json.loads((tagged / "run/manifest.json").read_text())
     sha256 = manifest["predictor"]["sha256"]
-    hard = [r for r in read_jsonl(tagged / "out.jsonl") if r["p_unlearnable"] is not None]
+    rows = read_jsonl(tagged / "out.jsonl")
+    hard = [row for row in rows if row["item_id"] in _predicted(rows)]
     for row in hard:
         p = row["p_unlearnable"]
-        tags = {p <= 0.025: "learnable", p >= 0.975: "unlearnable"}
+        tags = {p <= 0.1: "learnable", p >= 0.9: "unlearnable"}
         assert row["trainability"] == tags.get(True, "undetermined")
         assert row["tag_reason"].startswith(f"predictor mine.json ({sha256[:8]}) gives a probab")
         assert row["tag_reason"].endswith(" is below 0.1") or "though" in row["tag_reason"]
@@ -383,8 +445,7 @@ def test_what_is_judged_later_is_tagged_anew(
         ran = _tag(folder, tiny_model)
         assert ran.status == 0, ran.stderr
         assert (warning in ran.stderr) == (not (folder / "run/judging").exists())
-        rows = read_jsonl(folder / "out.jsonl")
-        return {r["item_id"]: r["p_unlearnable"] for r in rows if r["p_unlearnable"] is not None}
+        return _predicted(read_jsonl(folder / "out.jsonl"))
 
     before = tagged_now()
     assert before == pytest.approx(_by_hand(tagged), abs=1e-9)  # At the mean it says nothing.

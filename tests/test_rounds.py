@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from probes import tagging
+from probes.forecast import Constants, Forecast
+from probes.forecast_stage import CONSTANTS
 from probes.gradients import GradientProbe
 from probes.plan import Plan, label_risk, sequential_interval, sequential_pass_rate
 from tests.tag_runs import Ran, additions, read_jsonl, read_rollouts, run_curate, tag, write_jsonl
@@ -133,23 +135,16 @@ def test_the_rollouts_are_the_first_of_those_of_a_fixed_number(
         assert rollout == fixed[rollout["item_id"], rollout["sample"]]
 
 
-@pytest.mark.parametrize(
-    ("options", "most_by_hard"),
-    [
-        # No interval lies wholly below or above: on to the end.
-        (["--similarity-threshold=0.5", "--gradient-rollouts", "32"], 64),
-        # No easy item, so no threshold: on to the end.
-        (["--gradient-rollouts", "32"], 64),
-        # More correct rollouts would not be differentiated.
-        (["--gradient-rollouts", "1"], 16),
-    ],
-)
-def test_hard_items_go_on_while_their_similarity_is_undecided(
-    options: list[str], most_by_hard: int, tiny_model: Path
+@pytest.mark.parametrize(("is_decided", "most_by_hard"), [(False, 64), (True, 16)])
+def test_hard_items_go_on_while_their_forecast_is_undecided(
+    is_decided: bool, most_by_hard: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        tagging, "is_decided", lambda forecast, _: np.full(len(forecast.pass_rate), is_decided)
+    )
     ran = tag(
         *(write_jsonl(Path("sums.jsonl"), additions(8)), "--model", tiny_model, "--tau", "0.6"),
-        *("--min-rollouts", "8", "--max-rollouts", "64", *options),
+        *("--min-rollouts", "8", "--max-rollouts", "64"),
     )
     assert ran.status == 0, ran.stderr
     rows = read_jsonl(Path("sums.tagged.jsonl"))
@@ -166,8 +161,40 @@ def test_hard_items_go_on_while_their_similarity_is_undecided(
     assert reached == {most_by_hard}
 
 
-def test_hard_items_stop_once_their_similarity_is_decided(tiny_model: Path) -> None:
-    """Beside them are items of which every rollout is right, for them to be compared with."""
+def test_the_forecast_of_every_round_is_that_of_its_rollouts(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round asks anew, and at the end the forecast is what the same rollouts gave before."""
+    seen: list[Forecast] = []
+
+    def undecided(forecast: Forecast, _: object) -> Any:
+        seen.append(forecast)
+        return np.zeros(len(forecast.pass_rate), dtype=bool)
+
+    monkeypatch.setattr(tagging, "is_decided", undecided)
+    ran = tag(
+        *(write_jsonl(Path("sums.jsonl"), additions(8)), "--model", tiny_model, "--tau", "0.6"),
+        *("--min-rollouts", "8", "--max-rollouts", "32"),
+    )
+    assert ran.status == 0, ran.stderr
+    rounds = len(list(Path("runs/sums-tiny-llama/rounds").iterdir()))
+    assert len(seen) == rounds - 1 == 2  # After the last one nobody can go on.
+    assert np.abs(seen[0].pass_rate - seen[1].pass_rate).max() > 0.001
+    monkeypatch.setattr(tagging, "is_decided", lambda forecast, _: seen.append(forecast) or
+                        np.ones(len(forecast.pass_rate), dtype=bool))  # fmt: skip
+    ran = tag(
+        *("sums.jsonl", "--model", tiny_model, "--tau", "0.6", "--run-dir", "stopped"),
+        *("--min-rollouts", "8", "--max-rollouts", "32", "--out", "stopped.jsonl"),
+    )
+    assert ran.status == 0, ran.stderr
+    np.testing.assert_array_equal(seen[2].pass_rate, seen[0].pass_rate)
+
+
+def test_hard_items_stop_once_their_forecast_is_decided(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By constants with which everything is learned, so that the first look decides."""
+    monkeypatch.setitem(CONSTANTS, "gradients", Constants(drift=20.0, gain=0.0, spread=1.0))
     Path("lenient.py").write_text(
         "def judge(completion, answer):\n"
         "    return int(answer == 'any' or completion.split()[-1:] == [answer])\n"
@@ -177,21 +204,19 @@ def test_hard_items_stop_once_their_similarity_is_decided(tiny_model: Path) -> N
     ran = tag(
         *(write_jsonl(Path("sums.jsonl"), rows), "--model", tiny_model, "--tau", "0.25"),
         *("--min-rollouts", "8", "--max-rollouts", "128", "--verifier", "lenient:judge"),
-        # Every interval lies above this; there is none before an item has two correct rollouts.
-        *("--similarity-threshold=-2", "--max-tokens", "12"),
+        *("--max-tokens", "12"),
     )
     assert ran.status == 0, ran.stderr
-    drawn = Counter()
-    for rollout in read_rollouts(Path("runs/sums-tiny-llama")).to_pylist():
-        drawn[rollout["item_id"]] += 1
+    drawn = Counter(read_rollouts(Path("runs/sums-tiny-llama"))["item_id"].to_pylist())
+    plan = Plan(8, 128, 0.25)
     hard = [row for row in read_jsonl(Path("sums.tagged.jsonl")) if row["answer"] != "any"]
     stopped = [row for row in hard if drawn[row["item_id"]] < 128]
     assert stopped
     for row in stopped:
-        assert row["total_correct_rollouts"] >= 2 and row["trainability"] == "learnable"
-    for row in hard:
-        if row not in stopped:
-            assert row["total_correct_rollouts"] < 8
+        # Neither without a positive nor before the pass rate is surely below τ.
+        n, c = row["total_rollouts"], row["total_correct_rollouts"]
+        assert c > 0 and sequential_interval(plan, [n], [c])[1][0] < 0.25
+        assert row["trainability"] == "learnable" and row["p_unlearnable"] < 0.01
 
 
 # --- The budget ------------------------------------------------------------------------------

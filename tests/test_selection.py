@@ -213,6 +213,10 @@ def test_every_option_of_the_command_reaches_its_rule(tagged: Path) -> None:
     options = {
         ("--min-pass-rate", 0.05): "pass_rate >= 0.05",
         ("--max-pass-rate", 0.05): "pass_rate <= 0.05",
+        ("--min-forecast", 0.5): "forecast_pass_rate >= 0.5",
+        ("--max-forecast", 0.5): "forecast_pass_rate <= 0.5",
+        ("--min-lift", 0.4): "lift >= 0.4",
+        ("--min-teaching", 0): "teaching >= 0",
         ("--min-similarity", 0.2): "gradient_similarity >= 0.2",
         ("--min-reliability", 0.5): "gradient_reliability >= 0.5",
         ("--max-p-unlearnable", 0.5): "not p_unlearnable > 0.5",

@@ -32,7 +32,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = write_jsonl(folder / "items.jsonl", rows)
     out, run = folder / "tagged.jsonl", folder / "run"
     # So that there are easy items, and hard ones with a p_unlearnable.
-    enough = ("--min-rollouts", "64", "--tau", "0.06", "--similarity-threshold", "0.1")
+    enough = ("--min-rollouts", "64", "--tau", "0.06")
     ran = tag(dataset, "--model", tiny_model, "--out", out, "--run-dir", run, *enough)
     assert ran.status == 0, ran.stderr
     rates = pq.read_table(run / "pass_rates.parquet").to_pylist()

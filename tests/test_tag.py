@@ -44,8 +44,11 @@ from tests.tiny import save_tiny_model
 TAU = 0.05
 ROLLOUTS = 32
 TAG_COLUMNS = [
-    *("item_id", "trainability", "p_unlearnable", "total_rollouts", "total_correct_rollouts"),
+    *("item_id", "trainability", "p_unlearnable"),
+    *("forecast_pass_rate", "forecast_low", "forecast_high"),
+    *("total_rollouts", "total_correct_rollouts"),
     *("pass_rate", "pass_rate_low", "pass_rate_high", "pass_at_1", "pass_at_8"),
+    *("lift", "lift_low", "lift_high", "teaching"),
     *("gradient_similarity", "gradient_similarity_low", "gradient_similarity_high"),
     *("gradient_reliability", "tag_reason", "confirmed_trainability"),
 ]
@@ -208,8 +211,14 @@ def test_tags_follow_from_the_evidence(tagged: Tagged) -> None:
         elif row["total_correct_rollouts"] == 0:
             expected = {"no_positive"}
         else:
-            expected = {"learnable", "unlearnable", "undetermined"}
+            p = row["p_unlearnable"]
+            expected = {"learnable" if p <= 0.1 else "unlearnable" if p >= 0.9 else "undetermined"}
         assert row["trainability"] in expected
+        assert (row["p_unlearnable"] is None) == (row["trainability"] == "easy")
+        assert 0 <= row["forecast_low"] < row["forecast_pass_rate"] < row["forecast_high"] <= 1
+        assert (row["lift"] is None) == (row["total_correct_rollouts"] == 0)
+        if row["lift"] is not None:
+            assert row["lift_low"] < row["lift"] < row["lift_high"]
         assert row["tag_reason"] and "\n" not in row["tag_reason"]
         seen |= expected
     assert {"easy", "no_positive", "undetermined"} <= seen
@@ -233,7 +242,17 @@ _COLUMNS = {
         *("item_id", "gradient_similarity", "gradient_similarity_low", "gradient_similarity_high"),
         *("gradient_reliability", "similarity_easy", "similarity_hard", "nearest"),
     ],
-    "tags.parquet": ["item_id", "trainability", "p_unlearnable", "tag_reason"],
+    "lift.parquet": [
+        *("item_id", "lift", "lift_low", "lift_high", "standard_error", "from_others"),
+    ],
+    "teaching.parquet": [
+        *("item_id", "teaching", "teachers", "teachers_by", "helps", "helps_by", "hurts"),
+        "hurts_by",
+    ],
+    "tags.parquet": [
+        *("item_id", "trainability", "p_unlearnable"),
+        *("forecast_pass_rate", "forecast_low", "forecast_high", "tag_reason"),
+    ],
 }
 
 
@@ -246,7 +265,7 @@ def test_the_run_folder_has_the_columns_of_the_contract(tagged: Tagged, name: st
 def test_nothing_half_written_stays_in_the_run_folder(tagged: Tagged) -> None:
     files = {str(path.relative_to(tagged.run)) for path in tagged.run.rglob("*") if path.is_file()}
     assert files == {
-        *("config.toml", "manifest.json", "rejects.jsonl", "rows.parquet", ".lock"),
+        *("config.toml", "manifest.json", "rejects.jsonl", "rows.parquet", ".lock", "lift.json"),
         *("gradients/features.npy", "gradients/rollouts.npy", "gradients/rollouts.parquet"),
         *_COLUMNS,
     }
@@ -260,9 +279,12 @@ def test_the_manifest_says_what_ran(tagged: Tagged, tiny_model: Path) -> None:
     assert manifest["model"]["revision"] is None
     assert len(manifest["model"]["weight_hash"]) == len(manifest["dataset"]["fingerprint"]) == 64
     assert manifest["seeds"] == {"sampling": 0, "adapter": 42}
+    forecast = manifest["forecast"]
+    assert (forecast["source"], forecast["horizon"]) == ("gradients", 1.0)
+    assert set(forecast["constants"]) == {"drift", "gain", "spread"}
     stages = [
         *("items", "sample", "verify", "plan", "pass_rates"),
-        *("gradients", "similarity", "tags", "write"),
+        *("gradients", "similarity", "lift", "tags", "write"),
     ]
     assert list(manifest["stages"]) == stages
     assert all(manifest["stages"][stage]["state"] == "done" for stage in stages)
@@ -314,7 +336,7 @@ def _check_features(run: Path) -> None:
 
 
 def test_the_file_repeats_what_the_run_folder_says(tagged: Tagged) -> None:
-    tables = ("pass_rates", "similarity", "tags")
+    tables = ("pass_rates", "similarity", "lift", "teaching", "tags")
     by_table = [
         {row["item_id"]: row for row in pq.read_table(tagged.run / f"{name}.parquet").to_pylist()}
         for name in tables
@@ -410,7 +432,7 @@ def test_a_finished_run_is_not_sampled_again(
         return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 
     before = states()
-    assert len(before) == 11
+    assert len(before) == 13
     ran = tag(copied.dataset, "--model", tiny_model, "--run-dir", copied.run, "--out", copied.out)
     assert ran.status == 0, ran.stderr
     assert states() == before
@@ -691,7 +713,9 @@ def test_no_positive_rollout_anywhere(small: Path, tiny_model: Path) -> None:
     for row in read_jsonl(small / "hard.tagged.jsonl"):
         assert row["trainability"] == "no_positive"
         assert (row["total_rollouts"], row["total_correct_rollouts"]) == (ROLLOUTS, 0)
-        assert row["gradient_similarity"] is row["p_unlearnable"] is None
+        assert row["gradient_similarity"] is row["lift"] is row["teaching"] is None
+        # Nothing was ever right and nobody can teach: the forecast has no doubt.
+        assert row["p_unlearnable"] > 0.99 and row["forecast_high"] < 0.1
     run = small / "runs/hard-tiny-llama"
     assert np.load(run / "gradients/features.npy").shape == (0, 256)
     assert pq.read_table(run / "gradients/index.parquet").num_rows == 0
