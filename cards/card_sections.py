@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cards.card_metadata import hub_model
+from cards.forecast_words import forecast_words
 from cards.markdown import code_span, plain_text, table
 from cards.run_facts import MEASURES, RunFacts
 from cards.summary import tag_meanings
@@ -152,7 +153,7 @@ def measured_section(facts: RunFacts) -> str:
         "Gradients": f"of up to {config.gradient_rollouts:,} correct rollouts an item, with "
         f"respect to a LoRA adapter of rank {config.gradient_rank}, projected to "
         f"{config.gradient_dim:,} dimensions",
-        "Similarity threshold": _threshold(manifest["similarity_threshold"]),
+        "Forecast": plain_text(forecast_words(manifest)),
         "Target": code_span(PurePath(config.target).name) if config.target else "",
         "p_unlearnable": _predictor(manifest.get("predictor", {})),
         "Seeds": ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items()),
@@ -163,23 +164,9 @@ def measured_section(facts: RunFacts) -> str:
     return "\n".join(["### How it was measured", "", *lines])
 
 
-def _threshold(threshold: Mapping[str, Any]) -> str:
-    source = plain_text(threshold["source"])
-    if threshold["value"] is None:
-        return f"none: {source}"
-    if "easy" not in threshold:
-        return f"{threshold['value']:.3g}, {source}"
-    return (
-        f"by the pass rate, {threshold['value']:.3g} for an item at half of τ and more below: "
-        f"{source}, and such an item is taken to gain {threshold['lift']:g} in log odds"
-    )
-
-
 def _predictor(predictor: Mapping[str, Any]) -> str:
     if "name" not in predictor:
-        return (
-            "the probability, given what was measured, that the similarity lies below the threshold"
-        )
+        return "the probability that the pass rate after training lies below τ, by the forecast"
     outside = "; ".join(plain_text(reason) for reason in predictor["outside"])
     return f"by the predictor {code_span(PurePath(predictor['name']).name)}" + (
         f", outside of what it was fitted on: {outside}" if outside else ""

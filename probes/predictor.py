@@ -291,9 +291,7 @@ def parse_predictor(document: object, name: str = "", sha256: str = "") -> Predi
     items, intercept = (_number(document, key, "the file") for key in ("items", "intercept"))
     if items < 1 or items != round(items):
         raise ValueError("the file: 'items' is not a count")
-    return Predictor(
-        parsed, intercept, round(items), models, settings, name=name, sha256=sha256
-    )
+    return Predictor(parsed, intercept, round(items), models, settings, name=name, sha256=sha256)
 
 
 def _parse_feature(entry: object, where: str) -> Feature:
