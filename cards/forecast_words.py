@@ -16,6 +16,14 @@ _SOURCES = {
 }
 
 
+def forecast_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with what it was made of: `words`, `source`, `horizon`, `constants` and more.
+
+    Of a run of an earlier version `words` alone. Raises RunError as `forecast_words` does.
+    """
+    return {"words": forecast_words(manifest), **(manifest.get("forecast") or {})}
+
+
 def forecast_words(manifest: Mapping[str, Any]) -> str:
     """How the forecast of a run came about, in a sentence without a full stop.
 

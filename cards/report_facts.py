@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cards.comparison_facts import comparison_facts
+from cards.forecast_facts import forecast_facts
+from cards.forecast_words import forecast_words
 from cards.gradient_facts import gradient_facts
 from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.training_facts import confirmation_facts, plain, reward_facts
@@ -38,9 +40,9 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
 
     Returns:
         `run`: what was probed and how. `dataset`: rows, tags, pass rates and source columns.
-        `certainty`: intervals, similarities, cosines, where the rollouts went, what training
-        made of it, and how it compares with an earlier policy. `not_measured`: what a reader
-        might miss, each with the reason.
+        `certainty`: intervals, forecast, similarities, cosines, where the rollouts went, what
+        training made of it, and how it compares with an earlier policy. `not_measured`: what a
+        reader might miss, each with the reason.
 
     Raises:
         RunError: a file of the run is missing or damaged.
@@ -48,6 +50,7 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     gradients = gradient_facts(run, items)
     certainty = {
         "pass_rates": _rate_certainty(run, items),
+        "forecast": forecast_facts(run, items, SHOWN_POINTS),
         "similarities": _similarity_facts(items),
         "gradients": gradients,
         "rollouts": {
@@ -88,7 +91,7 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
         "created": manifest.get("created"),
         "tau": config.tau,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
-        "forecast": manifest.get("forecast"),
+        "forecast": forecast_words(manifest),
         "predictor": manifest.get("predictor", {}).get("name"),
         "seconds": {
             name: stage.get("seconds") for name, stage in manifest.get("stages", {}).items()
@@ -328,6 +331,12 @@ def _reasoning_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | N
 def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:
     """What a reader might look for in vain, and why."""
     missing = []
+    if certainty["forecast"]["why_none"]:
+        missing.append(f"where training leads: {certainty['forecast']['why_none']}")
+    elif not certainty["forecast"]["lift"]["items"]:
+        missing.append(
+            f"lift: {certainty['forecast']['lift'].get('why_none') or 'it is known of no item'}"
+        )
     if certainty["confirmation"] is None:
         missing.append(
             "whether the predictions come true: not confirmed by GRPO (`curate validate`, then "

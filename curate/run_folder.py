@@ -32,6 +32,8 @@ SHARDS = "shards"
 """The folder in a run's where `--shard` keeps the parts of it."""
 # Folders in a run's whose folders have locks of their own.
 _LOCKED_THEMSELVES = (SHARDS, "validation", "pilot")
+# Settings of earlier versions, which their run folders still name.
+_RETIRED = ("similarity_threshold",)
 _PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
 
 
@@ -276,9 +278,12 @@ def find_run(path: Path) -> Path:
 
 
 def read_run_config(path: Path) -> TagConfig:
-    """Read the resolved settings of a run."""
+    """Read the resolved settings of a run, of an earlier version too."""
     file = path / "config.toml"
-    return config_from_mapping(read_config_file(file), str(file))
+    values = read_config_file(file)
+    return config_from_mapping(
+        {name: value for name, value in values.items() if name not in _RETIRED}, str(file)
+    )
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
