@@ -46,3 +46,10 @@ def forecast_words(manifest: Mapping[str, Any]) -> str:
         f"the pass rate after a training of {length}, from what was counted and the lift by "
         f"{_SOURCES.get(source, source)} ({constants})"
     )
+
+
+def probability_words(manifest: Mapping[str, Any]) -> str:
+    """What `p_unlearnable` of a run is where no predictor gave it."""
+    if manifest.get("forecast") is None:
+        return "by the gradient similarity, as an earlier version of curate gave it"
+    return "the probability that the pass rate after training lies below τ, by the forecast"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cards.comparison_facts import comparison_facts
 from cards.forecast_facts import forecast_facts
-from cards.forecast_words import forecast_words
+from cards.forecast_words import forecast_words, probability_words
 from cards.gradient_facts import gradient_facts
 from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.training_facts import confirmation_facts, plain, reward_facts
@@ -92,6 +92,7 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
         "tau": config.tau,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "forecast": forecast_words(manifest),
+        "p_unlearnable": probability_words(manifest),
         "predictor": manifest.get("predictor", {}).get("name"),
         "seconds": {
             name: stage.get("seconds") for name, stage in manifest.get("stages", {}).items()

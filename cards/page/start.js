@@ -12,7 +12,7 @@ function showMeasured({ run }) {
     ["dataset", [run.dataset, run.dataset_fingerprint && `fingerprint ${run.dataset_fingerprint.slice(0, 16)}`].filter(Boolean).join(", ")],
     ["τ", String(run.tau)],
     ["forecast", run.forecast],
-    ["p_unlearnable", run.predictor ? `by ${run.predictor}` : "the probability that the pass rate after training lies below τ, by the forecast"],
+    ["p_unlearnable", run.predictor ? `by ${run.predictor}` : run.p_unlearnable],
     ["time", `${count(Math.round(seconds))} s on ${run.device ?? "an unknown device"}`],
     ["settings", settings.join(", ")],
     ["versions", Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join(", ")],
