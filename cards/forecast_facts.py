@@ -51,7 +51,7 @@ def forecast_facts(run: FinishedRun, items: ReportItems, most_points: int) -> di
     shown = sample_by_tag(items, known, most_points)
     return {
         **forecast_summary(run.manifest),
-        "why_none": None if is_forecast(run) else NO_FORECAST,
+        "why_none": None if run.has_forecast else NO_FORECAST,
         "tau": run.config.tau,
         "confidence": CONFIDENCE,
         "doubt": DOUBT,
@@ -79,11 +79,6 @@ def forecast_facts(run: FinishedRun, items: ReportItems, most_points: int) -> di
     }
 
 
-def is_forecast(run: FinishedRun) -> bool:
-    """Whether the run was tagged by a version that forecasts."""
-    return run.manifest.get("forecast") is not None
-
-
 def groups_of_a_unit(run: FinishedRun, items: ReportItems) -> float:
     """How many groups of all items a unit of training takes with it, for one of each item.
 
@@ -104,7 +99,7 @@ def _expected(p_unlearnable: Floats) -> Ints:
 
 
 def _lift_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | None:
-    if not is_forecast(run):
+    if not run.has_forecast:
         return None
     _, facts = read_lift(run.path)
     if "checkpoint" in facts:  # A path of this machine, maybe.

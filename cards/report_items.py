@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cards.source_columns import SourceColumn, read_source_columns
 from curate.tags import Trainability
 from probes.reasoning_quality import read_reasoning_quality
-from recipes.finished_run import FinishedRun
+from recipes.finished_run import FORECAST_COLUMNS, LIFT_COLUMNS, FinishedRun
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -42,9 +42,7 @@ _TAGS = {
     "p_unlearnable": pa.float64(),
     "tag_reason": pa.string(),
 }
-# What runs of earlier versions do not have.
-_FORECAST = {name: pa.float64() for name in ("forecast_pass_rate", "forecast_low", "forecast_high")}
-_LIFT = {name: pa.float64() for name in ("lift", "lift_low", "lift_high", "from_others")}
+_LIFT = {**LIFT_COLUMNS, "from_others": pa.float64()}
 _PAIRS = ("teachers", "helps", "hurts")
 _TEACHING = {
     "teaching": pa.float64(),
@@ -160,9 +158,9 @@ def read_report_items(run: FinishedRun) -> ReportItems:
     rates = run.columns(ids, "pass_rates.parquet", _RATES)
     similar = run.columns(ids, "similarity.parquet", _SIMILARITIES)
     tags = run.columns(ids, "tags.parquet", _TAGS)
-    forecast = _later(run, ids, "tags.parquet", _FORECAST)
-    lift = _later(run, ids, "lift.parquet", _LIFT)
-    teaching = _later(run, ids, "teaching.parquet", _TEACHING)
+    forecast = run.later_columns(ids, "tags.parquet", FORECAST_COLUMNS)
+    lift = run.later_columns(ids, "lift.parquet", _LIFT)
+    teaching = run.later_columns(ids, "teaching.parquet", _TEACHING)
     confirmed, final = _confirmed(run, ids)
     row = _whole(items["row"])
     sources, note = read_source_columns(run, ids, row)
@@ -199,13 +197,6 @@ def read_report_items(run: FinishedRun) -> ReportItems:
         sources=sources,
         sources_note=note,
     )
-
-
-def _later(run: FinishedRun, ids: pa.Array, file: str, columns: dict[str, pa.DataType]) -> pa.Table:
-    """Columns that a run has since there are forecasts; nulls of an earlier one."""
-    if "forecast" in run.manifest:
-        return run.columns(ids, file, columns)
-    return pa.table({name: pa.nulls(len(ids), kind) for name, kind in columns.items()})
 
 
 def _confirmed(run: FinishedRun, ids: pa.Array) -> tuple[Ints | None, Floats | None]:
