@@ -8,10 +8,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cards.card_metadata import hub_model
+from cards.forecast_words import NO_FORECAST, forecast_words, probability_words
 from cards.markdown import code_span, plain_text, table
 from cards.run_facts import MEASURES, RunFacts
 from cards.summary import tag_meanings
 from curate.tags import Trainability
+from probes.prediction import DOUBT
 
 _NOT_MEASURED = "not measured"
 _PLACEHOLDER = "OWNER/NAME"
@@ -26,7 +28,11 @@ _COLUMNS = [
     ("`trainability`", "the tag, predicted before RL; also the split"),
     (
         "`p_unlearnable`",
-        "probability that RL does not learn it; for hard items with a correct rollout",
+        "probability that it stays below τ after RL; for hard items",
+    ),
+    (
+        "`forecast_pass_rate`, `forecast_low`, `forecast_high`",
+        "the pass rate that RL is expected to lead to, with its 90 % interval",
     ),
     (
         "`total_rollouts`, `total_correct_rollouts`",
@@ -38,8 +44,18 @@ _COLUMNS = [
     ),
     ("`pass_at_K`", "unbiased pass@k; null with fewer than k rollouts"),
     (
+        "`lift`, `lift_low`, `lift_high`",
+        "how far training moves the log odds of the pass rate, with its 95 % interval; null where "
+        "no rollout was correct",
+    ),
+    (
+        "`teaching`",
+        "what training on the item does for the log odds of the items that are not solved",
+    ),
+    (
         "`gradient_similarity`, `_low`, `_high`",
-        "of the correct rollouts to the nearest easy items, with its 95 % interval",
+        "of the correct rollouts to the nearest easy items, with its 95 % interval; reported, and "
+        "not what the tag goes by",
     ),
     (
         "`gradient_reliability`",
@@ -48,6 +64,13 @@ _COLUMNS = [
     ("`tag_reason`", "one line that says why"),
     ("`confirmed_trainability`", "what GRPO made of the item; null where that was not looked at"),
 ]
+
+# Tagged files of earlier versions have none of these.
+_LATER_COLUMNS = (
+    "`forecast_pass_rate`, `forecast_low`, `forecast_high`",
+    "`lift`, `lift_low`, `lift_high`",
+    "`teaching`",
+)
 
 _CITATION = """\
 ### Citation
@@ -152,9 +175,9 @@ def measured_section(facts: RunFacts) -> str:
         "Gradients": f"of up to {config.gradient_rollouts:,} correct rollouts an item, with "
         f"respect to a LoRA adapter of rank {config.gradient_rank}, projected to "
         f"{config.gradient_dim:,} dimensions",
-        "Similarity threshold": _threshold(manifest["similarity_threshold"]),
+        "Forecast": plain_text(forecast_words(manifest)),
         "Target": code_span(PurePath(config.target).name) if config.target else "",
-        "p_unlearnable": _predictor(manifest.get("predictor", {})),
+        "p_unlearnable": _predictor(manifest),
         "Seeds": ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items()),
         "Versions": ", ".join(f"{name} {v}" for name, v in manifest["versions"].items()),
         "Measured": str(manifest["created"]),
@@ -163,23 +186,10 @@ def measured_section(facts: RunFacts) -> str:
     return "\n".join(["### How it was measured", "", *lines])
 
 
-def _threshold(threshold: Mapping[str, Any]) -> str:
-    source = plain_text(threshold["source"])
-    if threshold["value"] is None:
-        return f"none: {source}"
-    if "easy" not in threshold:
-        return f"{threshold['value']:.3g}, {source}"
-    return (
-        f"by the pass rate, {threshold['value']:.3g} for an item at half of τ and more below: "
-        f"{source}, and such an item is taken to gain {threshold['lift']:g} in log odds"
-    )
-
-
-def _predictor(predictor: Mapping[str, Any]) -> str:
+def _predictor(manifest: Mapping[str, Any]) -> str:
+    predictor = manifest.get("predictor", {})
     if "name" not in predictor:
-        return (
-            "the probability, given what was measured, that the similarity lies below the threshold"
-        )
+        return probability_words(manifest)
     outside = "; ".join(plain_text(reason) for reason in predictor["outside"])
     return f"by the predictor {code_span(PurePath(predictor['name']).name)}" + (
         f", outside of what it was fitted on: {outside}" if outside else ""
@@ -208,7 +218,7 @@ def found_section(facts: RunFacts) -> str:
             *table([head, *body]),
             "",
             "In brackets: how many items it was measured on. A similarity needs two correct "
-            "rollouts, `p_unlearnable` is for hard items with one.",
+            "rollouts, a lift one; `p_unlearnable` is for hard items.",
         ]
     )
 
@@ -242,8 +252,7 @@ def trust_section(facts: RunFacts) -> str:
         "",
         "- `easy` and `no_positive` are counts; `pass_rate_low` and `pass_rate_high` say how sure "
         "they are.",
-        "- `learnable` and `unlearnable` are predictions from the geometry of gradients, given "
-        "only where the evidence lies on one side of the threshold; `undetermined` is no verdict.",
+        _rule(facts),
     ]
     decided = [tag for tag in (Trainability.LEARNABLE, Trainability.UNLEARNABLE) if items[tag]]
     for tag in decided:
@@ -265,6 +274,22 @@ def trust_section(facts: RunFacts) -> str:
         )
         return "\n".join(lines)
     return "\n".join([*lines, *_confirmation(facts, facts.summary)])
+
+
+def _rule(facts: RunFacts) -> str:
+    """By what the hard items got their tags."""
+    if facts.manifest.get("forecast") is None:
+        return (
+            "- `learnable` and `unlearnable` are predictions from the geometry of gradients, "
+            f"{NO_FORECAST}; `undetermined` is no verdict."
+        )
+    tau = f"{facts.config.tau:g}"
+    return (
+        "- `learnable` and `unlearnable` are forecasts: of the hard items with a correct rollout, "
+        f"those whose `p_unlearnable`, the probability to stay below {tau}, is at most {DOUBT:g} "
+        f"or at least {1 - DOUBT:g}. It comes from the pass rate and the lift, with constants that "
+        "were fitted on other trainings; `undetermined` is no verdict."
+    )
 
 
 def _confirmation(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[str]:
@@ -316,6 +341,8 @@ def columns_section(facts: RunFacts) -> str:
     """What the columns hold."""
     target = ("`target_similarity`, `_low`, `_high`", "the same, to the items of the target")
     rows = [*_COLUMNS, target] if facts.config.target else _COLUMNS
+    if facts.manifest.get("forecast") is None:
+        rows = [row for row in rows if row[0] not in _LATER_COLUMNS]
     lines = ["### Columns", "", "All columns of the original dataset, and", ""]
     return "\n".join([*lines, *table([("column", "meaning"), *rows])])
 

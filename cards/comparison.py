@@ -17,6 +17,12 @@ from curate.tags import Trainability
 from recipes.comparison import COMPARISON_SCHEMA, Comparison
 
 _MEASURES = {"pass_rate": "pass rate", "gradient_similarity": "gradient similarity"}
+# What not every run has.
+_SOMETIMES = {
+    "reasoning_quality": "reasoning quality",
+    "forecast_pass_rate": "forecast",
+    "lift": "lift",
+}
 _COSINES = {"cosine": "gradient cosine", "rollout_cosine": "cosine of rollouts"}
 _UNKNOWN = "-"
 
@@ -81,8 +87,9 @@ def comparison_text(summary: dict[str, Any]) -> str:
     without = f"; {items['without_group']:,} items have none" if items["without_group"] else ""
     lines.append(f"groups: {summary['groups_from']}{without}")
     measures = dict(_MEASURES)
-    if any(each["reasoning_quality"]["items"] for each in summary["groups"]):
-        measures["reasoning_quality"] = "reasoning quality"
+    for name, title in _SOMETIMES.items():
+        if any(each[name]["items"] for each in summary["groups"]):
+            measures[name] = title
     for name, title in measures.items():
         lines += ["", *_means(title, summary["groups"], name, summary["confidence"])]
     for name, title in (("pass_rates", "pass rate"), ("similarities", "gradient similarity")):

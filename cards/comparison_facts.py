@@ -8,7 +8,7 @@ from typing import Any
 
 from curate.errors import RunError
 
-_MEASURES = ("pass_rate", "gradient_similarity", "reasoning_quality")
+_MEASURES = ("pass_rate", "gradient_similarity", "reasoning_quality", "forecast_pass_rate", "lift")
 _NUMBERS = ("items", "before", "after", "change", "low", "high")
 
 
@@ -34,7 +34,7 @@ def _read(file: Path) -> dict[str, Any]:
             {
                 "group": str(group["group"]),
                 "items": int(group["items"]),
-                # A comparison of an earlier version has no reasoning quality.
+                # A comparison of an earlier version lacks some.
                 **{name: _measure(group[name]) for name in _MEASURES if name in group},
             }
             for group in summary["groups"]

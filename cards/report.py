@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from cards.forecast_facts import groups_of_a_unit
 from cards.report_facts import report_facts
 from cards.report_items import read_report_items
 from cards.shown_items import items_in_table, shown_items, shown_rollouts
@@ -27,8 +28,8 @@ from recipes.finished_run import open_finished_run
 _PAGE = files("cards") / "page"
 # In the order in which they use each other.
 _SCRIPTS = (
-    *("text.js", "charts.js", "dataset.js", "certainty.js", "training.js"),
-    *("comparison.js", "table.js", "item.js", "start.js"),
+    *("text.js", "charts.js", "dataset.js", "forecast.js", "certainty.js", "similarity.js"),
+    *("training.js", "comparison.js", "table.js", "item.js", "start.js"),
 )
 _POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; "
@@ -67,7 +68,7 @@ def report_run(run_dir: Path, out: Path | None = None) -> tuple[Path, dict[str, 
     facts = report_facts(run, items)
     places = items_in_table(items, _linked(facts))
     shown = items.take(places)
-    table = shown_items(shown, len(items))
+    table = shown_items(shown, len(items), groups_of_a_unit(run, items))
     if len(shown) < len(items):
         table["positions"] = places.tolist()
     page = render_report(facts, table, shown_rollouts(run, shown))
@@ -84,6 +85,7 @@ def _linked(facts: dict[str, Any]) -> list[int]:
     certainty = facts["certainty"]
     gradients = certainty["gradients"]
     return [
+        *certainty["forecast"]["points"]["item"],
         *certainty["similarities"]["points"]["item"],
         *(gradients["items"]["item"] if gradients else ()),
     ]

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cards.comparison_facts import comparison_facts
+from cards.forecast_facts import forecast_facts
+from cards.forecast_words import forecast_words, probability_words
 from cards.gradient_facts import gradient_facts
 from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.training_facts import confirmation_facts, plain, reward_facts
@@ -18,7 +20,6 @@ from curate import __version__
 from curate.errors import RunError
 from curate.run_folder import read_parquet
 from probes.reasoning_quality import read_judging
-from probes.similarity_threshold import SimilarityThreshold
 from recipes.finished_run import FinishedRun
 
 BIN_WIDTH = 0.05
@@ -39,9 +40,9 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
 
     Returns:
         `run`: what was probed and how. `dataset`: rows, tags, pass rates and source columns.
-        `certainty`: intervals, similarities, cosines, where the rollouts went, what training
-        made of it, and how it compares with an earlier policy. `not_measured`: what a reader
-        might miss, each with the reason.
+        `certainty`: intervals, forecast, similarities, cosines, where the rollouts went, what
+        training made of it, and how it compares with an earlier policy. `not_measured`: what a
+        reader might miss, each with the reason.
 
     Raises:
         RunError: a file of the run is missing or damaged.
@@ -49,7 +50,8 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     gradients = gradient_facts(run, items)
     certainty = {
         "pass_rates": _rate_certainty(run, items),
-        "similarities": _similarity_facts(run, items),
+        "forecast": forecast_facts(run, items, SHOWN_POINTS),
+        "similarities": _similarity_facts(items),
         "gradients": gradients,
         "rollouts": {
             "by_tag": _rollouts_by_tag(items),
@@ -89,7 +91,8 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
         "created": manifest.get("created"),
         "tau": config.tau,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
-        "similarity_threshold": dict(manifest.get("similarity_threshold", {})),
+        "forecast": forecast_words(manifest),
+        "p_unlearnable": probability_words(manifest),
         "predictor": manifest.get("predictor", {}).get("name"),
         "seconds": {
             name: stage.get("seconds") for name, stage in manifest.get("stages", {}).items()
@@ -219,39 +222,13 @@ def _rate_certainty(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     }
 
 
-def _threshold_line(threshold: SimilarityThreshold, tau: float) -> dict[str, list[float]] | None:
-    """The similarity that hard items need, along their pass rates; None without a threshold."""
-    if not threshold.is_known:
-        return None
-    pass_rate = np.geomspace(tau / 200, tau, 40)
-    return {"pass_rate": pass_rate.tolist(), "needed": threshold.at(pass_rate, tau).tolist()}
-
-
-def _similarity_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
-    facts = run.manifest.get("similarity_threshold", {})
-    threshold, tau = SimilarityThreshold.from_facts(facts), run.config.tau
+def _similarity_facts(items: ReportItems) -> dict[str, Any]:
     hard = items.tag != TAGS.index("easy")
     known = np.isfinite(items.similarity)
-    bounded = known & np.isfinite(items.similarity_low)
-    counts: dict[str, int | None] = dict.fromkeys(("above", "below", "undecided"))
-    if threshold.is_known:
-        needed = threshold.at(items.pass_rate, tau)
-        above, below = items.similarity_low > needed, items.similarity_high < needed
-        counts = {
-            "above": int((hard & above).sum()),
-            "below": int((hard & below).sum()),
-            "undecided": int((hard & bounded & ~above & ~below).sum()),
-        }
     shown = sample_by_tag(items, known, SHOWN_POINTS)
     return {
-        "threshold": {
-            "value": facts.get("value"),
-            "source": facts.get("source"),
-            "line": _threshold_line(threshold, tau),
-        },
         "confidence": 0.95,
         "hard_items": int(hard.sum()),
-        **{f"hard_items_{name}": count for name, count in counts.items()},
         "measured": int(known.sum()),
         "without_correct_rollout": int((~known & (items.correct == 0)).sum()),
         "with_one_correct_rollout": int((~known & (items.correct == 1)).sum()),
@@ -355,6 +332,12 @@ def _reasoning_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | N
 def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:
     """What a reader might look for in vain, and why."""
     missing = []
+    if certainty["forecast"]["why_none"]:
+        missing.append(f"where training leads: {certainty['forecast']['why_none']}")
+    elif not certainty["forecast"]["lift"]["items"]:
+        missing.append(
+            f"lift: {certainty['forecast']['lift'].get('why_none') or 'it is known of no item'}"
+        )
     if certainty["confirmation"] is None:
         missing.append(
             "whether the predictions come true: not confirmed by GRPO (`curate validate`, then "
@@ -367,10 +350,6 @@ def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:
         missing.append("cosines between items: the gradients were removed from the run folder")
     elif not gradients["blocks"]["groups"]:
         missing.append("cosines between items: no item has two correct rollouts")
-    if certainty["similarities"]["threshold"]["value"] is None:
-        missing.append(
-            f"a similarity threshold: {certainty['similarities']['threshold']['source']}"
-        )
     if certainty["rollouts"]["by_round"] is None:
         missing.append("rollouts by round: the run folder has no rounds")
     if certainty["reasoning_quality"] is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cards.source_columns import SourceColumn, read_source_columns
 from curate.tags import Trainability
 from probes.reasoning_quality import read_reasoning_quality
-from recipes.finished_run import FinishedRun
+from recipes.finished_run import FORECAST_COLUMNS, LIFT_COLUMNS, FinishedRun
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -42,7 +42,13 @@ _TAGS = {
     "p_unlearnable": pa.float64(),
     "tag_reason": pa.string(),
 }
-
+_LIFT = {**LIFT_COLUMNS, "from_others": pa.float64()}
+_PAIRS = ("teachers", "helps", "hurts")
+_TEACHING = {
+    "teaching": pa.float64(),
+    **{name: pa.list_(pa.string()) for name in _PAIRS},
+    **{f"{name}_by": pa.list_(pa.float64()) for name in _PAIRS},
+}
 
 _ENDS = ("", "_low", "_high")
 
@@ -80,6 +86,25 @@ class ReportItems:
     """Correct rollouts behind the gradient."""
     nearest: pa.Array
     """Lists of item ids."""
+    forecast: Floats
+    """Pass rate expected after training; nan throughout in a run of an earlier version, as are
+    the lift and teaching."""
+    forecast_low: Floats
+    forecast_high: Floats
+    lift: Floats
+    lift_low: Floats
+    lift_high: Floats
+    from_others: Floats
+    """The part of the lift that other items teach."""
+    teaching: Floats
+    teachers: pa.Array
+    """Lists of item ids, strongest first; so are the next two."""
+    helps: pa.Array
+    hurts: pa.Array
+    teachers_by: pa.Array
+    """Lists of numbers: by how much."""
+    helps_by: pa.Array
+    hurts_by: pa.Array
     reasoning_quality: Floats | None
     """As `curate judge` scored it; None where nothing was."""
     sources: list[SourceColumn]
@@ -105,8 +130,15 @@ class ReportItems:
     @property
     def measured(self) -> dict[str, Floats]:
         """Pass rate and similarity with their intervals, and reliability, by name."""
-        names = [f"{name}{end}" for name in ("pass_rate", "similarity") for end in _ENDS]
-        return {name: getattr(self, name) for name in (*names, "reliability")}
+        return self._named("pass_rate", "similarity") | {"reliability": self.reliability}
+
+    @property
+    def expected(self) -> dict[str, Floats]:
+        """Forecast and lift with their intervals, by name."""
+        return self._named("forecast", "lift")
+
+    def _named(self, *names: str) -> dict[str, Floats]:
+        return {f"{name}{end}": getattr(self, f"{name}{end}") for name in names for end in _ENDS}
 
     @property
     def group(self) -> Ints:
@@ -126,6 +158,9 @@ def read_report_items(run: FinishedRun) -> ReportItems:
     rates = run.columns(ids, "pass_rates.parquet", _RATES)
     similar = run.columns(ids, "similarity.parquet", _SIMILARITIES)
     tags = run.columns(ids, "tags.parquet", _TAGS)
+    forecast = run.later_columns(ids, "tags.parquet", FORECAST_COLUMNS)
+    lift = run.later_columns(ids, "lift.parquet", _LIFT)
+    teaching = run.later_columns(ids, "teaching.parquet", _TEACHING)
     confirmed, final = _confirmed(run, ids)
     row = _whole(items["row"])
     sources, note = read_source_columns(run, ids, row)
@@ -152,6 +187,12 @@ def read_report_items(run: FinishedRun) -> ReportItems:
         reliability=_numbers(similar["gradient_reliability"]),
         gradients=_whole(similar["rollouts_used"]),
         nearest=similar["nearest"].combine_chunks(),
+        forecast=_numbers(forecast["forecast_pass_rate"]),
+        forecast_low=_numbers(forecast["forecast_low"]),
+        forecast_high=_numbers(forecast["forecast_high"]),
+        **{name: _numbers(lift[name]) for name in _LIFT},
+        teaching=_numbers(teaching["teaching"]),
+        **{name: teaching[name].combine_chunks() for name in _TEACHING if name != "teaching"},
         reasoning_quality=_reasoning_quality(run, ids),
         sources=sources,
         sources_note=note,

@@ -17,7 +17,10 @@ from curate.errors import RunError, UsageError
 from curate.run_folder import read_manifest, read_parquet, read_run_config
 from curate.tags import Trainability
 
-MEASURES = ("pass_rate", "p_unlearnable", "gradient_similarity", "gradient_reliability")
+MEASURES = (
+    *("pass_rate", "forecast_pass_rate", "p_unlearnable", "lift"),
+    *("gradient_similarity", "gradient_reliability"),
+)
 """Columns whose medians a card shows for every tag."""
 
 
@@ -56,10 +59,16 @@ class RunFacts:
         """Median of each of `MEASURES` for each tag, and over how many items; None over none."""
         tags = self._tags
         columns = {"p_unlearnable": tags["p_unlearnable"]}
-        for name, measures in (
-            ("pass_rates", ["pass_rate"]),
-            ("similarity", ["gradient_similarity", "gradient_reliability"]),
-        ):
+        files = {
+            "pass_rates": ["pass_rate"],
+            "similarity": ["gradient_similarity", "gradient_reliability"],
+        }
+        if self.manifest.get("forecast") is not None:
+            files |= {"tags": ["forecast_pass_rate"], "lift": ["lift"]}
+        else:  # Of an earlier version.
+            unknown = pa.chunked_array([pa.nulls(len(tags), pa.float64())])
+            columns |= {"forecast_pass_rate": unknown, "lift": unknown}
+        for name, measures in files.items():
             table = read_parquet(self.path / f"{name}.parquet", ["item_id", *measures])
             if not table["item_id"].equals(tags["item_id"]):
                 raise RunError(f"{self.path}: {name}.parquet and tags.parquet are of other items")

@@ -32,6 +32,7 @@ MOST_ITEMS = 100_000
 MOST_WITH_ROLLOUTS = 2_000
 MOST_OF_EACH = 4
 _KINDS = ("correct", "wrong", "not judged")
+_PAIRS = ("teachers", "helps", "hurts")
 _ROWS_AT_ONCE = 8_192
 _COLUMNS = ["item_id", "sample", "completion", "finish_reason", "reward", "verdict", "answer_found"]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -49,19 +50,23 @@ def items_in_table(items: ReportItems, linked: Iterable[int]) -> Ints:
     return np.union1d(sample, np.array([*linked], dtype=np.int64))
 
 
-def shown_items(items: ReportItems, of_items: int | None = None) -> dict[str, Any]:
+def shown_items(
+    items: ReportItems, of_items: int | None = None, groups: float = float("nan")
+) -> dict[str, Any]:
     """Columns of all items, as the page's table searches, sorts and opens them.
 
     Args:
         items: those in the page.
         of_items: how many the run has; None: just these.
+        groups: what the effects of teachers are divided by, `forecast_facts.groups_of_a_unit`.
 
     Returns:
         `items` and `of_items`; `columns` by name, each with a value an item; `prompt` without what
         all prompts begin and end with, which is `prompt_start` and `prompt_end`; `cut_prompts` and
         `cut_answers`: the full length, by position, of those that were cut; `reasons`: patterns,
         and for each item the number of its pattern and the numbers that fill it, joined by "|";
-        `sources`: columns of the dataset as codes.
+        `pairs`: by name, for each item lists of a position (null where the page does not hold the
+        item) and the part of the lift; `sources`: columns of the dataset as codes.
     """
     start, end = common_ends(items.prompt)
     middles = [text[len(start) : len(text) - len(end)] for text in items.prompt.to_pylist()]
@@ -70,8 +75,6 @@ def shown_items(items: ReportItems, of_items: int | None = None) -> dict[str, An
         items.answer.to_pylist(), _limit(_ANSWER_CHARACTERS, len(items), _ANSWER_RANGE)
     )
     position = pa.array(items.ids)
-    nearest = pc.index_in(items.nearest.flatten(), value_set=position).to_pylist()
-    offsets = np.append(0, np.cumsum(pc.fill_null(pc.list_value_length(items.nearest), 0)))
     columns: dict[str, Any] = {
         "id": items.ids.tolist(),
         "row": items.row.tolist(),
@@ -83,9 +86,12 @@ def shown_items(items: ReportItems, of_items: int | None = None) -> dict[str, An
         "unjudged": items.unjudged.tolist(),
         "truncated": items.truncated.tolist(),
         "gradients": items.gradients.tolist(),
-        "nearest": [nearest[offsets[at] : offsets[at + 1]] for at in range(len(items))],
+        "nearest": _parts(pc.index_in(items.nearest.flatten(), value_set=position), items.nearest),
     }
     numbers = items.measured | {"p_unlearnable": items.p_unlearnable}
+    if np.isfinite(items.forecast).any():
+        numbers |= items.expected
+        numbers |= {"from_others": items.from_others, "teaching": items.teaching}
     if items.confirmed is not None and items.final_pass_rate is not None:
         columns["confirmed"] = items.confirmed.tolist()
         numbers["final_pass_rate"] = items.final_pass_rate
@@ -101,12 +107,34 @@ def shown_items(items: ReportItems, of_items: int | None = None) -> dict[str, An
         "cut_prompts": cut_prompts,
         "cut_answers": cut_answers,
         "columns": columns,
+        "pairs": {name: _pairs(items, name, position, groups) for name in _PAIRS},
         "reasons": _reasons(items.reason.to_pylist()),
         "sources": [
             {"name": each.name, "values": each.values, "codes": each.codes.tolist()}
             for each in items.sources
         ],
     }
+
+
+def _parts(flat: pa.Array, lists: pa.Array) -> list[list[Any]]:
+    """Values of all lists, one after the other, as a list an item."""
+    offsets = np.append(0, np.cumsum(pc.fill_null(pc.list_value_length(lists), 0)))
+    values = flat.to_pylist()
+    return [values[offsets[at] : offsets[at + 1]] for at in range(len(lists))]
+
+
+def _pairs(
+    items: ReportItems, name: str, position: pa.Array, groups: float
+) -> list[list[tuple[int | None, float | None]]]:
+    """Of each item its teachers, or whom it helps or hurts, with the part of the lift."""
+    names, effects = getattr(items, name), getattr(items, f"{name}_by")
+    places = _parts(pc.index_in(names.flatten(), value_set=position), names)
+    parts = _parts(pa.array(_short(_floats(effects.flatten()) / groups)), effects)
+    return [list(zip(*each, strict=True)) for each in zip(places, parts, strict=True)]
+
+
+def _floats(values: pa.Array) -> Floats:
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def common_ends(texts: pa.Array) -> tuple[str, str]:

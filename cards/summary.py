@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cards.forecast_words import forecast_summary
 from curate.progress import duration
 from curate.run_folder import read_manifest, read_run_config
 from curate.tags import Trainability
@@ -55,7 +56,7 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "rollouts_not_judged": counts["rollouts_drawn"] - counts["rollouts_judged"],
         "completion_tokens": counts["completion_tokens"],
         "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
-        "forecast": manifest["forecast"],
+        "forecast": forecast_summary(manifest),
         "predictor": manifest.get("predictor", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
@@ -88,11 +89,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{summary['rollouts_not_judged']:,} not judged), "
         f"{summary['completion_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s"
     )
-    forecast = summary["forecast"]
-    lines.append(
-        f"forecast: after a training of horizon {forecast['horizon']:g}, lift by "
-        f"{forecast['source']}"
-    )
+    lines.append(f"forecast: {summary['forecast']['words']}")
     if "name" in predictor:
         lines.append(f"p_unlearnable: by {predictor['name']}")
         lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]

@@ -33,6 +33,8 @@ SHARDS = "shards"
 """The folder in a run's where `--shard` keeps the parts of it."""
 # Folders in a run's whose folders have locks of their own.
 _LOCKED_THEMSELVES = (SHARDS, "validation", "pilot")
+# Settings of earlier versions, which their run folders still name.
+_RETIRED = ("similarity_threshold",)
 _PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
 
 

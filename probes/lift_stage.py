@@ -37,7 +37,8 @@ LIFT_FILE, FACTS_FILE, TEACHING_FILE = "lift.parquet", "lift.json", "teaching.pa
 GRADIENTS, PILOT, CHECKPOINT = "gradients", "pilot", "checkpoint"
 _CONFIDENCE = 0.95
 _HIGHEST_RATE = 0.99
-_GROUPS = 100
+TEACHING_GROUPS = 100
+"""What `teaching.parquet` counts in: so many groups of an item."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def write_teaching(
     run: Path, item_ids: pa.ChunkedArray, raw: GradientLift, unit: float | None
 ) -> None:
     """Write `teaching.parquet`: item_id, teaching, and each item's teachers and pupils."""
-    scale = _GROUPS / unit if unit and unit > 0 else np.nan
+    scale = TEACHING_GROUPS / unit if unit and unit > 0 else np.nan
     columns = {"item_id": item_ids, "teaching": nullable(raw.teaching * scale)}
     pairs = raw.pairs
     if pairs is not None:

@@ -39,6 +39,8 @@ from recipes.changes import (
     wilson_limits,
 )
 from recipes.finished_run import (
+    FORECAST_COLUMNS,
+    LIFT_COLUMNS,
     QUALITY_COLUMNS,
     RATE_COLUMNS,
     SIMILARITY_COLUMNS,
@@ -65,6 +67,8 @@ _MEASURES = {
     "pass_rate": RATE_COLUMNS,
     "gradient_similarity": {name: SIMILARITY_COLUMNS[name] for name in _SIMILARITY_SHOWN},
     "reasoning_quality": QUALITY_COLUMNS,
+    "forecast_pass_rate": FORECAST_COLUMNS,
+    "lift": LIFT_COLUMNS,
 }
 # What is known with the error of each item's measure.
 _WITH_ERROR = ("pass_rate", "gradient_similarity")
@@ -90,8 +94,9 @@ COMPARISON_SCHEMA = pa.schema(
     ]
 )
 """A row an item that both runs have: its group, its tags, and its pass rate and similarity before
-and after with the change, the 95 % interval of that, and whether it leaves 0 out; and its judged
-reasoning quality before and after with the change, null without `curate judge`."""
+and after with the change, the 95 % interval of that, and whether it leaves 0 out; its judged
+reasoning quality before and after with the change, null without `curate judge`; and so its forecast
+and its lift, null in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,12 @@ def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun
             f"gradients were taken with another {', '.join(differ)}: each run's similarities "
             "and cosines hold, but their changes have the error of two projections in them"
         )
+    lifts = a.facts["lift"], b.facts["lift"]
+    if None not in lifts and lifts[0] != lifts[1]:
+        said.append(
+            f"the lift came from {lifts[0]} before and from {lifts[1]} after: its changes, and "
+            "those of the forecast, are of that as well as of the policy"
+        )
     said += _judge_warnings(a, b)
     prompts = [run.prompts(ids) for run in (a, b)]
     rendered = int(pc.sum(pc.not_equal(*prompts)).as_py() or 0)
@@ -257,8 +268,7 @@ def _items_table(
     old, new = a.measured(ids), b.measured(ids)
     for side, run, values in zip(_SIDES, (a, b), (old, new), strict=True):
         columns[f"trainability_{side}"] = run.tags(ids)
-        for column in (*RATE_COLUMNS, *SIMILARITY_COLUMNS, *QUALITY_COLUMNS):
-            columns[f"{column}_{side}"] = values[column]
+        columns |= {f"{name}_{side}": values[name] for name in values}
     changes = {
         "pass_rate": rate_change(_rate(a, old), _rate(b, new)),
         "gradient_similarity": similarity_change(_similarity(old), _similarity(new), CONFIDENCE),
@@ -267,8 +277,10 @@ def _items_table(
         columns[f"{measure}_change"] = change
         columns[f"{measure}_change_low"], columns[f"{measure}_change_high"] = low, high
         columns[f"{measure}_moved"] = pa.array(is_beyond(low, high), mask=~np.isfinite(low))
-    quality = "reasoning_quality"
-    columns[f"{quality}_change"] = new[quality] - old[quality]
+    # Without an interval: that of a forecast is no error of measurement, and two lifts are in the
+    # units of two trainings.
+    for measure in _MEASURES.keys() - _WITH_ERROR:
+        columns[f"{measure}_change"] = new[measure] - old[measure]
     arrays = [
         pa.array(columns[field.name], field.type, from_pandas=True) for field in COMPARISON_SCHEMA
     ]

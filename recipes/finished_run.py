@@ -34,6 +34,11 @@ SIMILARITY_COLUMNS = {
     "standard_error": pa.float64(),
     "degrees_of_freedom": pa.float64(),
 }
+# What runs of earlier versions do not have.
+FORECAST_COLUMNS = {
+    name: pa.float64() for name in ("forecast_pass_rate", "forecast_low", "forecast_high")
+}
+LIFT_COLUMNS = {name: pa.float64() for name in ("lift", "lift_low", "lift_high")}
 QUALITY_COLUMNS = {field.name: field.type for field in REASONING_QUALITY}
 _WORDS = {str(tag) for tag in Trainability}
 
@@ -97,18 +102,27 @@ class FinishedRun:
         return self._words(file, words), f"{name} in {self.path / file}"
 
     def measured(self, ids: pa.Array) -> dict[str, NDArray[Any]]:
-        """Return `RATE_COLUMNS`, `SIMILARITY_COLUMNS` and `QUALITY_COLUMNS`, each (items,).
+        """Return `RATE_COLUMNS`, `SIMILARITY_COLUMNS`, `FORECAST_COLUMNS`, `LIFT_COLUMNS` and
+        `QUALITY_COLUMNS`, each (items,).
 
-        nan is unknown; without `curate judge` all of the quality is.
+        nan is unknown; without `curate judge` all of the quality is, and forecast and lift of a run
+        of an earlier version.
         """
         files = {"pass_rates.parquet": RATE_COLUMNS, "similarity.parquet": SIMILARITY_COLUMNS}
+        later = {"tags.parquet": FORECAST_COLUMNS, "lift.parquet": LIFT_COLUMNS}
         tables = [self.columns(ids, file, columns) for file, columns in files.items()]
+        tables += [self.later_columns(ids, file, columns) for file, columns in later.items()]
         found = {name: table[name].to_numpy() for table in tables for name in table.column_names}
         judged = read_reasoning_quality(self.path, ids)
         for name in QUALITY_COLUMNS:
             unknown = np.full(len(ids), np.nan)
             found[name] = unknown if judged is None else judged[name].to_numpy()
         return found
+
+    @property
+    def has_forecast(self) -> bool:
+        """Whether the run was tagged by a version that forecasts."""
+        return self.manifest.get("forecast") is not None
 
     @property
     def is_judged(self) -> bool:
@@ -143,6 +157,17 @@ class FinishedRun:
             missing = ids.filter(pc.is_null(places))[0]
             raise RunError(f"{self.path / file} is damaged: item {missing} is not in it")
         return table.select(list(columns)).take(places)
+
+    def later_columns(
+        self, ids: pa.Array, file: str, columns: Mapping[str, pa.DataType]
+    ) -> pa.Table:
+        """Return columns that runs have since there are forecasts, as `columns` does.
+
+        Null throughout in a run of an earlier version.
+        """
+        if self.has_forecast:
+            return self.columns(ids, file, columns)
+        return pa.table({name: pa.nulls(len(ids), kind) for name, kind in columns.items()})
 
     def _read(self, file: str, columns: Mapping[str, pa.DataType]) -> pa.Table:
         path = self.path / file

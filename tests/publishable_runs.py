@@ -12,12 +12,19 @@ from curate.tags import tag_schema
 from tests.tag_runs import write_jsonl
 
 ROLLOUTS = 32
-# Of each tag how many items, as tuples of: correct rollouts, similarity, p_unlearnable.
-ITEMS: dict[str, list[tuple[int, float | None, float | None]]] = {
-    "easy": [(8, 0.3, None), (16, 0.2, None), (32, 0.4, None)],
-    "learnable": [(2, 0.25, 0.01), (3, 0.35, 0.02)],
-    "no_positive": [(0, None, None)],
-    "undetermined": [(1, None, 0.3)],
+# Of each tag how many items, as tuples of: correct rollouts, similarity, p_unlearnable, forecast,
+# lift.
+ITEMS: dict[str, list[tuple[int, float | None, float | None, float, float | None]]] = {
+    "easy": [(8, 0.3, None, 0.6, 1.0), (16, 0.2, None, 0.8, 1.5), (32, 0.4, None, 0.9, 2.0)],
+    "learnable": [(2, 0.25, 0.01, 0.4, 1.2), (3, 0.35, 0.02, 0.5, 1.4)],
+    "no_positive": [(0, None, 0.95, 0.01, None)],
+    "undetermined": [(1, None, 0.3, 0.2, 0.5)],
+}
+FORECAST: dict[str, Any] = {
+    "source": "gradients",
+    "horizon": 2.0,
+    "constants": {"drift": 0.3, "gain": 1.5, "spread": 1.0},
+    "pass_probability": {"items": 7, "items_with_gold": 0, "gold_used": False},
 }
 
 
@@ -35,12 +42,19 @@ def write_run(
             "item_id": f"{tag}-{number}",
             "trainability": tag,
             "p_unlearnable": p,
+            "forecast_pass_rate": forecast,
+            "forecast_low": forecast / 2,
+            "forecast_high": (1 + forecast) / 2,
             "total_rollouts": ROLLOUTS,
             "total_correct_rollouts": correct,
             "pass_rate": correct / ROLLOUTS,
             "pass_rate_low": correct / ROLLOUTS / 2,
             "pass_rate_high": (correct + 3) / (ROLLOUTS + 3),
             "pass_at_1": correct / ROLLOUTS,
+            "lift": lift,
+            "lift_low": lift and lift - 0.5,
+            "lift_high": lift and lift + 0.5,
+            "teaching": lift and 4 * lift,
             "gradient_similarity": similarity,
             "gradient_similarity_low": similarity and similarity - 0.1,
             "gradient_similarity_high": similarity and similarity + 0.1,
@@ -49,10 +63,17 @@ def write_run(
             "confirmed_trainability": None,
         }
         for tag, evidence in ITEMS.items()
-        for number, (correct, similarity, p) in enumerate(evidence)
+        for number, (correct, similarity, p, forecast, lift) in enumerate(evidence)
     ]
     schema = tag_schema([1])
-    _write(run / "tags.parquet", items, schema, "item_id", "trainability", "p_unlearnable")
+    _write(
+        run / "tags.parquet",
+        items,
+        schema,
+        *("item_id", "trainability", "p_unlearnable"),
+        *("forecast_pass_rate", "forecast_low", "forecast_high"),
+    )
+    _write(run / "lift.parquet", items, schema, "item_id", "lift", "lift_low", "lift_high")
     _write(run / "pass_rates.parquet", items, schema, "item_id", "pass_rate")
     _write(
         run / "similarity.parquet",
@@ -121,7 +142,7 @@ def write_run(
         "seeds": {"sampling": 7, "adapter": 42},
         "device": "CPU",
         "engine": {"name": "transformers"},
-        "similarity_threshold": {"value": 0.1, "source": "a third of the median 0.3 of 3 items"},
+        "forecast": FORECAST,
         "predictor": {"sha256": None},
         "stages": {"tags": {"state": "done", "seconds": 1.0}},
         "counts": counts,

@@ -16,7 +16,17 @@ from probes.sampling import ROLLOUT_SCHEMA
 TAGS = [str(tag) for tag in Trainability]
 ROLLOUTS = 32
 DIM = 16
-THRESHOLD = 0.05
+# By tag: lift, p_unlearnable and the expected pass rate.
+LIFTS = np.array([1.5, 2.0, -0.5, np.nan, 0.4])
+P_UNLEARNABLE = np.array([np.nan, 0.02, 0.97, 0.95, 0.5])
+FORECASTS = np.array([0.8, 0.4, 0.02, 0.01, 0.1])
+LIFT_UNIT = 0.25
+FORECAST: dict[str, Any] = {
+    "source": "gradients",
+    "horizon": 1.0,
+    "constants": {"drift": 0.3, "gain": 1.5, "spread": 1.0},
+    "pass_probability": {"items": 60, "items_with_gold": 0, "gold_used": False},
+}
 
 
 def item_id(number: int) -> str:
@@ -54,6 +64,8 @@ def write_report_run(
     has_gradient = correct > 1
     similarity = np.where(has_gradient, np.array([0.3, 0.2, -0.2, 0, 0])[tag], np.nan)
     similarity = similarity + 0.01 * (number % 11)
+    lift = LIFTS[tag]
+    has_lift = np.isfinite(lift)
     questions = [f"What is {each} + {each % 9}?" for each in number]
     questions[: len(prompts)] = prompts
     rendered = [f"<|user|>\n{question}\nAnswer briefly.\n<|assistant|>\n" for question in questions]
@@ -85,15 +97,32 @@ def write_report_run(
         },
         "tags": {
             "item_id": ids, "trainability": [TAGS[each] for each in tag],
-            "p_unlearnable": np.where(np.isin(tag, (1, 2)), (tag - 0.99) / 1.02, np.nan),
+            "p_unlearnable": P_UNLEARNABLE[tag],
+            "forecast_pass_rate": FORECASTS[tag], "forecast_low": FORECASTS[tag] / 2,
+            "forecast_high": (1 + FORECASTS[tag]) / 2,
             "tag_reason": [f"pass rate {r:.3g} ({c} of {ROLLOUTS} rollouts)"
                            for r, c in zip(rate, correct, strict=True)],
+        },
+        "lift": {
+            "item_id": ids, "lift": lift, "lift_low": lift - 0.5, "lift_high": lift + 0.5,
+            "standard_error": lift * 0 + 0.25, "from_others": lift / 2,
+        },
+        "teaching": {
+            "item_id": ids, "teaching": 4 * lift,
+            "teachers": [easy if each else [] for each in has_lift],
+            "teachers_by": [[300.0, 200.0, 100.0][:len(easy)] if each else [] for each in has_lift],
+            "helps": [[ids[1 % items]] if each else [] for each in has_lift],
+            "helps_by": [[250.0] if each else [] for each in has_lift],
+            "hurts": pa.array([[]] * items, pa.list_(pa.string())),
+            "hurts_by": pa.array([[]] * items, pa.list_(pa.float64())),
         },
         "rounds/000": {"item_id": ids, "rollouts": np.full(items, ROLLOUTS, np.int64)},
     }  # fmt: skip
     for name, columns in tables.items():
         arrays = {key: pa.array(values, from_pandas=True) for key, values in columns.items()}
         pq.write_table(pa.table(arrays), run / f"{name}.parquet")
+    facts = {"source": "gradients", "group_size": 8, "policy_loss": "grpo", "unit": LIFT_UNIT}
+    (run / "lift.json").write_text(json.dumps(facts))
     _write_rollouts(run, ids, correct, completions, items if rollouts_of is None else rollouts_of)
     _write_gradients(run, ids, tag, np.flatnonzero(has_gradient)[:400])
     dataset = run.parent / f"{run.name}.jsonl"
@@ -114,11 +143,27 @@ def write_report_run(
         "versions": {"curate": "0.1.0"},
         "dataset": {"name": names["dataset"], "fingerprint": "d" * 64},
         "model": {"name": names["model"], "weight_hash": "a" * 64, "revision": None},
-        "similarity_threshold": {"value": THRESHOLD, "source": "as made up"},
+        "forecast": FORECAST,
         "stages": {"tags": {"state": "done", "seconds": 1.0}},
         "counts": {"expected_label_changes": 0.0},
     }
     (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def as_of_an_earlier_version(run: Path) -> Path:
+    """Take out of a run folder what there was not before there were forecasts."""
+    for name in ("lift.parquet", "lift.json", "teaching.parquet"):
+        (run / name).unlink()
+    tags = pq.read_table(run / "tags.parquet")
+    later = [name for name in tags.column_names if name.startswith("forecast_")]
+    pq.write_table(tags.drop_columns(later), run / "tags.parquet")
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["forecast"]
+    manifest["similarity_threshold"] = {"value": 0.05, "source": "a third of the median"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text('similarity_threshold = "auto"\n' + config)
     return run
 
 

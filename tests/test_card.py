@@ -15,7 +15,7 @@ from cards.dataset_card import dataset_card
 from cards.markdown import code_span, plain_text
 from cards.run_facts import read_run_facts
 from curate.errors import UsageError
-from tests.publishable_runs import write_run
+from tests.publishable_runs import FORECAST, write_run
 from tests.tag_runs import run_curate
 
 HUB_MODEL: dict[str, Any] = {
@@ -139,14 +139,36 @@ def test_the_numbers_are_the_run_s(tmp_path: Path) -> None:
         "- Versions: curate 0.1.0, torch 2.13.0",
         "- Instruction added to the prompt: `Think.`",
         "224 rollouts, 62 of them correct, 4.5% cut at the token limit, 4 that could not be",
-        "| `easy` | 0.5 (3) | not measured | 0.3 (3) | 0.5 (3) |",
-        "| `undetermined` | 0.0312 (1) | 0.3 (1) | not measured | not measured |",
+        "| `easy` | 0.5 (3) | 0.8 (3) | not measured | 1.5 (3) | 0.3 (3) | 0.5 (3) |",
+        "| `undetermined` | 0.0312 (1) | 0.2 (1) | 0.3 (1) | 0.5 (1) | not measured |",
+        "- Forecast: the pass rate after a training of 2 times the recipe's length, from what was "
+        "counted and the lift by the gradients of its rollouts (drift 0.3, gain 1.5, spread 1)",
+        "`p_unlearnable`, the probability to stay below 0.1, is at most 0.1 or at least 0.9",
+        "| `forecast_pass_rate`, `forecast_low`, `forecast_high` |",
+        "| `lift`, `lift_low`, `lift_high` |",
+        "| `teaching` |",
         "The predictions are **not confirmed**",
         'learnable = load_dataset("me/set", split="learnable")',
         "2605.16787",
     ):
         assert said in card, said
     assert card == card_of(tmp_path / "run", repo="me/set")
+
+
+def test_a_run_of_an_earlier_version_has_a_card_without_a_forecast(tmp_path: Path) -> None:
+    run = write_run(tmp_path, manifest={"forecast": None})
+    (run / "lift.parquet").unlink()
+    card = card_of(run)
+    assert "- Forecast: tagged by an earlier version of curate: no forecast\n" in card
+    assert "| `easy` | 0.5 (3) | not measured | not measured | not measured | 0.3 (3) |" in card
+    assert "`forecast_low`" not in card and "`teaching`" not in card
+    assert "geometry of gradients" in card
+
+
+def test_a_damaged_forecast_is_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path, manifest={"forecast": {"source": "gradients", "horizon": 1.0}})
+    ran = run_curate("card", run, "-o", tmp_path / "README.md")
+    assert ran.status == 1 and "manifest.json is damaged" in ran.last_line
 
 
 def test_a_confirmation_is_told_with_its_bounds(tmp_path: Path) -> None:
@@ -199,7 +221,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
             "answer_field": HOSTILE,
         },
         "model": HUB_MODEL | {"name": HOSTILE, "revision": None},
-        "similarity_threshold": {"value": None, "source": HOSTILE},
+        "forecast": FORECAST | {"source": HOSTILE},
     }
     settings = {"instruction": HOSTILE, "verifier": HOSTILE.replace("/", "")}
     run = write_run(tmp_path, settings=settings, manifest=manifest)

@@ -16,10 +16,18 @@ from cards import shown_items as shown
 from cards.report import embedded_json, render_report, report_run
 from cards.report_items import TAGS, read_report_items, sample_by_tag
 from curate import compare, report
+from probes.lift import LiftInputs, measure_lift
+from probes.lift_stage import write_teaching
 from recipes.finished_run import open_finished_run
 from recipes.outcomes import REWARD_SCHEMA
 from tests.judged_runs import write_quality
-from tests.report_runs import DIM, ROLLOUTS, item_id, write_report_run
+from tests.report_runs import (
+    DIM,
+    ROLLOUTS,
+    as_of_an_earlier_version,
+    item_id,
+    write_report_run,
+)
 from tests.tag_runs import run_curate
 from tests.validated_runs import write_run as write_seed
 
@@ -77,8 +85,103 @@ def test_the_numbers_add_up(facts: dict[str, Any]) -> None:
     similar = certainty["similarities"]
     assert similar["measured"] == similar["points"]["of"] == len(similar["points"]["item"]) == 36
     assert similar["with_one_correct_rollout"] == similar["without_correct_rollout"] == 12
-    assert similar["hard_items_above"] == similar["hard_items_below"] == 12
-    assert similar["hard_items_undecided"] == 0
+    forecast = certainty["forecast"]
+    assert forecast["hard_items"] == 48 and forecast["without_forecast"] == 0
+    # learnable; unlearnable and no_positive; undetermined.
+    assert [forecast[name] for name in ("reach_tau", "stay_below", "undecided")] == [12, 24, 12]
+    assert forecast["points"]["of"] == len(forecast["points"]["item"]) == ITEMS
+    assert forecast["lift"]["items"] == 48 and forecast["lift"]["source"] == "gradients"
+    assert forecast["outcomes"] is None and forecast["why_none"] is None
+
+
+def test_the_points_of_the_forecast_are_the_items(run: Path, facts: dict[str, Any]) -> None:
+    points = facts["certainty"]["forecast"]["points"]
+    tags = pq.read_table(run / "tags.parquet").to_pydict()
+    for at, (item, name) in enumerate(zip(points["item"], points["item_id"], strict=True)):
+        assert tags["item_id"][item] == name and tags["trainability"][item] == points["tag"][at]
+        for end, column in (("", "pass_rate"), ("_low", "low"), ("_high", "high")):
+            expected = tags[f"forecast_{column}"][item]
+            assert points[f"forecast{end}"][at] == pytest.approx(expected, abs=1e-4)
+    words = facts["run"]["forecast"]
+    assert "the gradients of its rollouts" in words and "gain 1.5" in words
+
+
+def test_teachers_add_up_to_what_the_others_teach(tmp_path: Path) -> None:
+    """Four items can be trained on, so that the three teachers of each are all the others."""
+    run = write_report_run(tmp_path / "run", 5)
+    rates = pq.read_table(run / "pass_rates.parquet")
+    correct = rates["total_correct_rollouts"].to_numpy()
+    rows = [(item, right) for item in (0, 1, 2, 4) for right in (True, True, False, False)]
+    item, is_correct = (np.array(values) for values in zip(*rows, strict=True))
+    noise = np.random.default_rng(0).normal(size=(len(rows), DIM))
+    inputs = LiftInputs(
+        # Right answers point one way and wrong ones the other, so that every item helps all.
+        features=np.where(is_correct, 1.0, -1.0)[:, None] + 0.2 * noise,
+        item=item,
+        weights=np.ones(len(rows), np.int64),
+        is_correct=is_correct,
+        tokens=np.full(len(rows), 3),
+        judged=rates["total_rollouts"].to_numpy(),
+        correct=correct,
+        pass_rate=(correct + 0.5) / (ROLLOUTS + 1),
+    )
+    raw = measure_lift(inputs, correct < 4, with_pairs=True)
+    write_teaching(run, pa.chunked_array([[item_id(n) for n in range(5)]]), raw, 2.0)
+    shown_pairs = blocks_of(report_run(run)[0])["items"]["pairs"]["teachers"]
+    for at, expected in enumerate(raw.from_others / 2):
+        assert len(shown_pairs[at]) == (0 if at == 3 else 3)
+        if at != 3:
+            assert sum(part for _, part in shown_pairs[at]) == pytest.approx(expected, rel=2e-3)
+
+
+def test_outcomes_stand_beside_what_was_expected(tmp_path: Path) -> None:
+    run = write_report_run(tmp_path / "run", 20)
+    final = {0: 0.9, 1: 0.5, 2: 0.0, 3: 0.0, 4: 0.2}
+    final_of = [0.05 if each == 1 else final[each % 5] for each in range(20)]
+    (run / "validation").mkdir()
+    table = {
+        "item_id": [item_id(each) for each in range(20)],
+        "final_pass_rate": final_of,
+        "confirmed_trainability": [None] * 20,
+    }
+    schema = {"confirmed_trainability": pa.string()}
+    arrays = [pa.array(values, schema.get(name)) for name, values in table.items()]
+    file = run / "validation/confirmed.parquet"
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(table)), file)
+    found = report(run)["certainty"]["forecast"]
+    assert found["outcomes"] == {
+        "hard_items": 16,
+        "reach_tau": {"items": 4, "reached_tau": 3},  # One of them came to 0.05.
+        "stay_below": {"items": 8, "reached_tau": 0},
+        "undecided": {"items": 4, "reached_tau": 4},
+    }
+    assert found["points"]["final_pass_rate"] == [final_of[at] for at in found["points"]["item"]]
+
+
+def test_a_run_of_an_earlier_version_has_no_forecast(tmp_path: Path) -> None:
+    run = as_of_an_earlier_version(write_report_run(tmp_path / "run", 10))
+    ran = run_curate("report", run, "--json")
+    assert ran.status == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    words = "tagged by an earlier version of curate: no forecast"
+    assert found["run"]["forecast"] == found["certainty"]["forecast"]["why_none"] == words
+    assert found["certainty"]["forecast"]["points"]["of"] == 0
+    assert any(words in text for text in found["not_measured"])
+    assert found["certainty"]["similarities"]["measured"] == 6
+    columns = blocks_of(run / "report.html")["items"]["columns"]
+    assert "forecast" not in columns and "lift" not in columns and len(columns["similarity"]) == 10
+
+
+def test_no_lift_is_told_with_its_reason(tmp_path: Path) -> None:
+    run = write_report_run(tmp_path / "run", 10)
+    lift = pq.read_table(run / "lift.parquet")
+    unknown = [lift["item_id"], *[pa.nulls(10, pa.float64())] * (lift.num_columns - 1)]
+    pq.write_table(pa.Table.from_arrays(unknown, names=lift.column_names), run / "lift.parquet")
+    facts = {"source": "checkpoint", "checkpoint": "/home/me/step-50", "why_none": "it is noise"}
+    (run / "lift.json").write_text(json.dumps(facts))
+    found = report(run)
+    assert "lift: it is noise" in found["not_measured"]
+    assert found["certainty"]["forecast"]["lift"]["checkpoint"] == "step-50"
 
 
 def test_cosines_are_those_of_the_gradients(run: Path, facts: dict[str, Any]) -> None:
@@ -123,19 +226,14 @@ def test_what_was_not_measured_is_named(run: Path, tmp_path: Path) -> None:
     for name in ("run.jsonl", "run.tagged.parquet"):
         config = (bare / "config.toml").read_text()
         (bare / "config.toml").write_text(config.replace(name, f"gone-{name}"))
-    manifest = json.loads((bare / "manifest.json").read_text())
-    manifest["similarity_threshold"] = {"value": None, "source": "only 2 easy items"}
-    (bare / "manifest.json").write_text(json.dumps(manifest))
     found = report(bare)
     assert found["certainty"]["gradients"] is None
-    assert found["certainty"]["similarities"]["hard_items_above"] is None
     assert found["certainty"]["rollouts"]["by_round"] is None
     text = "\n".join(found["not_measured"])
     for words in (
         "not confirmed by GRPO",
         "rewards in training",
         "gradients were removed",
-        "only 2 easy items",
         "no rounds",
         "reasoning quality",
         "neither the dataset nor the tagged file",
@@ -303,6 +401,7 @@ def test_of_too_many_items_the_table_has_a_sample_and_what_charts_open(
     positions = table["positions"]
     certainty = facts["certainty"]
     linked = {
+        *certainty["forecast"]["points"]["item"],
         *certainty["similarities"]["points"]["item"],
         *certainty["gradients"]["items"]["item"],
     }
@@ -311,7 +410,7 @@ def test_of_too_many_items_the_table_has_a_sample_and_what_charts_open(
     assert facts["dataset"]["items"] == 40
     assert facts["dataset"]["tags"] == whole["facts"]["dataset"]["tags"]
     for at, position in enumerate(positions):
-        for name in ("id", "row", "prompt", "tag", "correct", "similarity"):
+        for name in ("id", "row", "prompt", "tag", "correct", "forecast", "lift"):
             assert table["columns"][name][at] == whole["items"]["columns"][name][position], name
         assert table["sources"][0]["codes"][at] == whole["items"]["sources"][0]["codes"][position]
         found = whole["rollouts"]["items"][str(position)]
@@ -352,6 +451,7 @@ def test_bad_usage_is_one_line_and_status_2(run: Path, tmp_path: Path) -> None:
     "file",
     [
         *("items.parquet", "rows.parquet", "pass_rates.parquet", "similarity.parquet"),
+        *("lift.parquet", "lift.json", "teaching.parquet"),
         *("tags.parquet", "rounds/000.parquet", "rollouts/00001.parquet"),
         *("gradients/rollouts.npy", "gradients/rollouts.parquet", "validation/summary.json"),
     ],

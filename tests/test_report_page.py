@@ -16,7 +16,7 @@ from cards.report import report_run
 from recipes.outcomes import REWARD_SCHEMA
 from tests.browser import chromium, console, open_page, requests
 from tests.judged_runs import write_quality
-from tests.report_runs import item_id, write_report_run
+from tests.report_runs import as_of_an_earlier_version, item_id, write_report_run
 from tests.tag_runs import additions, run_curate, tag, write_jsonl
 from tests.validated_runs import write_run as write_seed
 
@@ -76,6 +76,12 @@ def find(driver: Any, selector: str) -> Any:
     return driver.find_element("css selector", selector)
 
 
+def wait(driver: Any, script: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 10).until(lambda each: each.execute_script(script))
+
+
 def press(driver: Any, *keys: str) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
@@ -105,7 +111,12 @@ def test_it_loads_without_an_error_or_a_request(opened: Any, page: Path) -> None
         ".map(chart => chart.getAttribute('aria-label'))"
     )
     assert len(charts) >= 4 and all(charts)
-    assert opened.execute_script("return document.querySelectorAll('.point').length") == 36
+    # A point an item in the forecast's chart, and one of each that has a similarity.
+    assert opened.execute_script("return document.querySelectorAll('.forecast-point').length") == 60
+    assert opened.execute_script("return document.querySelectorAll('.point').length") == 60 + 36
+    caption = find(opened, "figcaption .expected").text
+    assert "Of 48 hard items 12 are expected to reach τ" in caption
+    assert "24 not" in caption and "12 are undecided" in caption
 
 
 @pytest.mark.parametrize("width", [400, 1240])
@@ -158,6 +169,20 @@ def test_it_sorts_with_unknown_values_last_either_way(opened: Any) -> None:
     assert column(opened, "similarity")[-1] == "–"
 
 
+@pytest.mark.parametrize(("name", "known"), [("forecast", 60), ("lift", 48)])
+def test_forecast_and_lift_are_columns_that_sort(opened: Any, name: str, known: int) -> None:
+    head = find(opened, f"[data-key={name}] button")
+    head.click()
+    head.click()
+    shown = column(opened, name)
+    falling = [float(value.replace("−", "-")) for value in shown]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == {"forecast": 0.8, "lift": 2.0}[name]
+    opened.execute_script("document.getElementById('grid').scrollTop = 1e6")
+    opened.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    assert (column(opened, name)[-1] == "–") == (known < 60)
+
+
 def test_it_filters_by_tag_source_and_pass_rate(opened: Any) -> None:
     assert status(opened) == "60 items"
     find(opened, "[data-tag=learnable]").click()
@@ -199,9 +224,14 @@ def test_an_item_opens_by_mouse(opened: Any) -> None:
     assert [text.split(" · ")[0] for text in articles] == ["correct"] * 3 + ["wrong"] * 4
     assert "Completion 2 of item 1." in articles[2] and "sample 3" in articles[3]
     assert "Shown: 4 of 29 wrong" in text
-    nearest = dialog.find_elements("css selector", ".nearest button")
-    assert len(nearest) == 3
-    nearest[1].click()
+    assert "0.400 after training (0.200 to 0.700, 90 %)" in text
+    assert "2.00 (1.50 to 2.50), of which others teach 1.00" in text
+    # Its three teachers, the one item that it helps, and the three nearest; it hurts none.
+    links = dialog.find_elements("css selector", ".nearest button")
+    assert len(links) == 3 + 1 + 3
+    assert "Its strongest teachers" in text and "Items that it hurts" not in text
+    assert all(each.text.split()[1].startswith("+0.") for each in links[:3])
+    links[1].click()
     assert "What is 5 + 5?" in find(opened, "dialog[open]").text
     find(opened, "#close").click()
     assert not opened.find_elements("css selector", "dialog[open]")
@@ -219,7 +249,7 @@ def test_a_chart_opens_its_item_where_the_table_has_a_part(
     opened_id = driver.execute_script(
         "document.querySelectorAll('.point')[5].dispatchEvent(new MouseEvent('click'));"
         "const facts = JSON.parse(document.getElementById('facts-data').textContent);"
-        "return facts.certainty.similarities.points.item_id[5]"
+        "return facts.certainty.forecast.points.item_id[5]"
     )
     assert f"item {opened_id}" in find(driver, "dialog[open]").text
     assert console(driver) == []
@@ -250,6 +280,21 @@ def test_the_keyboard_alone_is_enough(opened: Any) -> None:
     assert focused(opened) != "grid"
     outline = opened.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
+
+
+# --- A run of an earlier version ---------------------------------------------------------------
+
+
+def test_a_run_of_an_earlier_version_opens_without_a_forecast(driver: Any, tmp_path: Path) -> None:
+    run = as_of_an_earlier_version(write_report_run(tmp_path / "run", 20))
+    forget(driver)
+    open_page(driver, report_run(run)[0])
+    words = "tagged by an earlier version of curate: no forecast"
+    assert f"Not shown: {words}." in find(driver, "#certainty").text
+    assert not driver.find_elements("css selector", "[data-key=forecast]")
+    find(driver, "#grid .row[data-item='1']").click()
+    assert words in find(driver, "dialog[open] .measures").text
+    assert console(driver) == []
 
 
 # --- After training --------------------------------------------------------------------------
@@ -287,6 +332,18 @@ def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -
     text = find(driver, "#certainty").text
     assert facts["certainty"]["confirmation"]["confusion"]["unlearnable"]["unlearnable"] == 4
     assert facts["certainty"]["gradients"]["groups_from"] == "confirmed_trainability"
+    assert facts["certainty"]["forecast"]["outcomes"]["hard_items"] == 16
+    assert "After GRPO 4 of 4 expected to reach it did, 8 of 8 expected to stay" in text
+    rings = "return document.querySelectorAll('.forecast-point .outcome').length"
+    dots = "return document.querySelectorAll('.forecast-point circle.fill').length"
+    counted = {}
+    for choice in ("forecast", "outcome", "both"):
+        find(driver, f"[data-choice=marks] option[value={choice}]").click()
+        for script in (rings, dots):
+            wait(driver, "return document.querySelectorAll('.forecast-point').length === 20")
+            counted[choice, script] = driver.execute_script(script)
+    assert [counted[choice, rings] for choice in ("forecast", "outcome", "both")] == [0, 20, 20]
+    assert [counted[choice, dots] for choice in ("forecast", "outcome", "both")] == [20, 0, 20]
     assert "Predicted against confirmed" in text and "Too few items for a claim" in text
     curves = driver.execute_script(
         "return [...document.querySelectorAll('#certainty figure:has(polyline.curve)')].map(f => ["
@@ -317,12 +374,11 @@ def test_two_checkpoints_are_shown_side_by_side(driver: Any, tmp_path: Path) -> 
     forget(driver)
     open_page(driver, report_run(step50)[0])
     panels = driver.find_elements("css selector", ".panels > div")
-    assert [panel.find_element("css selector", "svg").aria_role for panel in panels] == [
-        "image"
-    ] * 3
-    rows = panels[2].find_elements("css selector", "svg g:has(.hollow)")
+    roles = [panel.find_element("css selector", "svg").aria_role for panel in panels]
+    assert roles == ["image"] * 5
+    rows = panels[4].find_elements("css selector", "svg g:has(.hollow)")
     assert [row.get_attribute("class") for row in rows] == ["easy", "all"]
-    assert "+1.50" in panels[2].text and "regression to the mean" in find(driver, "main").text
+    assert "+1.50" in panels[4].text and "regression to the mean" in find(driver, "main").text
     told = find(driver, "#certainty").text
     assert "judged by <b>judge," in told and "50.0 % of cases" in told and "kappa 0.40" in told
     left, right = (rows[0].find_element("css selector", c).rect["x"] for c in (".hollow", ".fill"))

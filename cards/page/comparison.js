@@ -3,6 +3,8 @@
 const COMPARED = {
   pass_rate: { title: "Pass rate", from: 0, to: 1, digits: 3 },
   gradient_similarity: { title: "Gradient similarity", from: 0, to: 0.1, digits: 3 },
+  forecast_pass_rate: { title: "Forecast", from: 0, to: 1, digits: 3 },
+  lift: { title: "Lift", from: 0, to: 1, digits: 2 },
   reasoning_quality: { title: "Reasoning quality", from: 0, to: 5, digits: 2 },
 };
 

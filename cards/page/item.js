@@ -1,8 +1,8 @@
-/* One item: why it has its tag, its prompt and gold answer, rollouts with verdicts, nearest items. */
+/* One item: why it has its tag, its prompt, rollouts with verdicts, teachers and nearest items. */
 
 class ItemView {
   constructor(data, facts) {
-    Object.assign(this, { data, tau: facts.run.tau });
+    Object.assign(this, { data, tau: facts.run.tau, forecast: facts.certainty.forecast });
     this.dialog = document.getElementById("item");
     this.dialog.addEventListener("close", () => this.table.back(this.at));
     // A click beside the panel closes it.
@@ -52,6 +52,7 @@ class ItemView {
       el("h3", null, "Prompt"), this.prompt(at),
       el("h3", null, "Gold answer"), quoted(columns.answer[at], this.data.cut_answers[at]),
       ...this.samples(at),
+      ...this.teaching(at),
       ...this.nearest(at),
     );
     this.dialog.replaceChildren(body);
@@ -72,13 +73,32 @@ class ItemView {
     const value = (name) => columns[name][at];
     const rows = [
       ["pass rate", `${rate(value("pass_rate"))} (${between(value("pass_rate_low"), value("pass_rate_high"))}), ${count(value("correct"))} of ${plural(value("judged"), "judged rollout")} correct`],
+      ...this.expected(at),
       ["gradient similarity", value("similarity") === null ? `not measured: ${plural(value("gradients"), "correct rollout")} with a gradient, 2 are needed` :
         `${rate(value("similarity"))} (${between(value("similarity_low"), value("similarity_high"))}), ${plural(value("gradients"), "correct rollout")}, reliability ${rate(value("reliability"), 2)}`],
-      ["p_unlearnable", value("p_unlearnable") === null ? "none" : rate(value("p_unlearnable"))],
     ];
     if (columns.final_pass_rate) rows.push(["pass rate after GRPO", rate(value("final_pass_rate"))]);
     if (columns.reasoning_quality) rows.push(["reasoning quality", value("reasoning_quality") === null ? "not judged" : rate(value("reasoning_quality"), 2)]);
     return el("dl", { class: "measures" }, rows.map(([name, words]) => [el("dt", null, name), el("dd", null, words)]));
+  }
+
+  // What training is expected to make of the item: forecast, lift, teaching.
+  expected(at) {
+    const { columns } = this.data;
+    const value = (name) => columns[name][at];
+    const p = ["p_unlearnable", value("p_unlearnable") === null ? "none" : rate(value("p_unlearnable"))];
+    if (!columns.forecast) return [["forecast", visible(this.forecast.why_none ?? "none")], p];
+    const level = percent(this.forecast.confidence).replace(".0", "");
+    const others = value("from_others");
+    return [
+      ["forecast", value("forecast") === null ? "none: nothing was judged" :
+        `${rate(value("forecast"))} after training (${between(value("forecast_low"), value("forecast_high"))}, ${level})`],
+      p,
+      ["lift", value("lift") === null ? "not measured: it is taken to be moved as the other hard items are" :
+        `${rate(value("lift"), 2)} (${between(value("lift_low"), value("lift_high"), 2)})` +
+          (others === null ? "" : `, of which others teach ${rate(others, 2)}`)],
+      ["teaching", value("teaching") === null ? "not measured" : `${rate(value("teaching"), 2)}: what a hundred groups of it add to the lift of an item that is not solved`],
+    ];
   }
 
   prompt(at) {
@@ -120,22 +140,46 @@ class ItemView {
   }
 
   nearest(at) {
-    const { columns, tags } = this.data;
-    const near = columns.nearest[at].filter((each) => each !== null);
+    const near = this.data.columns.nearest[at].filter((each) => each !== null);
     if (!near.length) return [];
     return [
       el("h3", null, "Nearest easy items by gradient"),
       el("p", { class: "muted" }, "For exploring: chosen on the rollouts that they are compared with, which flatters."),
-      el(
-        "ul", { class: "nearest" },
-        near.map((other) =>
-          el(
-            "li", null,
-            el("button", { type: "button", onclick: () => this.open(other) }, tagLabel(tags[columns.tag[other]]), el("span", { class: "muted" }, rate(columns.pass_rate[other])), el("bdi", null, oneLine(columns.prompt[other].slice(0, 200)))),
-          ),
+      this.others(near.map((other) => [other, rate(this.data.columns.pass_rate[other])])),
+    ];
+  }
+
+  // Who teaches the item, and whom it helps or hurts most.
+  teaching(at) {
+    const parts = [
+      ["teachers", "Its strongest teachers"],
+      ["helps", "Items that it helps most"],
+      ["hurts", "Items that it hurts most"],
+    ].map(([name, title]) => [title, this.data.pairs[name][at].filter(([other]) => other !== null)])
+      .filter(([, found]) => found.length);
+    if (!parts.length) return [];
+    return [
+      el("h3", null, "Teaching"),
+      el("p", { class: "muted" }, "By gradient: what training on the one adds to the lift of the other, to first order. Single pairs are noisy."),
+      parts.map(([title, found]) => [
+        el("h4", null, title),
+        this.others(found.map(([other, by]) => [other, by === null ? DASH : `${by > 0 ? "+" : ""}${rate(by, 2)}`])),
+      ]),
+    ];
+  }
+
+  // Other items with a number each, to open.
+  others(found) {
+    const { columns, tags } = this.data;
+    return el(
+      "ul", { class: "nearest" },
+      found.map(([other, number]) =>
+        el(
+          "li", null,
+          el("button", { type: "button", onclick: () => this.open(other) }, tagLabel(tags[columns.tag[other]]), el("span", { class: "muted" }, number), el("bdi", null, oneLine(columns.prompt[other].slice(0, 200)))),
         ),
       ),
-    ];
+    );
   }
 }
 

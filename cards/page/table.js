@@ -6,7 +6,7 @@ const SPARE_ROWS = 6;
 class ItemTable {
   constructor(data, facts, open) {
     Object.assign(this, { data, open, tau: facts.run.tau });
-    this.columns = this.chooseColumns(facts.certainty.similarities);
+    this.columns = this.chooseColumns(facts.certainty);
     this.order = new Int32Array(0);
     this.active = 0;
     this.rows = new Map();
@@ -17,19 +17,25 @@ class ItemTable {
   }
 
   // Each column: its head, how wide, what it sorts by, and what its cell holds.
-  chooseColumns({ threshold, range }) {
+  chooseColumns({ similarities, forecast }) {
     const { columns, sources, tags } = this.data;
     const tagCell = (name) => (at) => (columns[name][at] < 0 ? DASH : tagLabel(tags[columns[name][at]]));
-    const measured = (name, low, high, from, to, rule) => (at) =>
-      el("span", { class: "measured" }, el("span", null, rate(columns[name][at])), interval(columns[name][at], columns[low][at], columns[high][at], from, to, rule));
+    // A number with its interval, on a scale from `from` to `to` with a mark at `rule`.
+    const measured = (name, [from, to], rule, level = "95 %") => (at) => {
+      const [value, low, high] = ["", "_low", "_high"].map((end) => columns[`${name}${end}`][at]);
+      return el("span", { class: "measured" }, el("span", null, rate(value)), interval(value, low, high, from, to, rule, level));
+    };
+    const confidence = percent(forecast.confidence).replace(".0", "");
     const every = [
       { key: "row", head: "row", width: "64px", value: (at) => columns.row[at], cell: (at) => count(columns.row[at]) },
       { key: "tag", head: "tag", width: "132px", value: (at) => columns.tag[at], cell: tagCell("tag") },
       columns.confirmed && { key: "confirmed", head: "confirmed", width: "132px", value: (at) => (columns.confirmed[at] < 0 ? NaN : columns.confirmed[at]), cell: tagCell("confirmed") },
-      { key: "pass_rate", head: "pass rate", width: "148px", value: (at) => columns.pass_rate[at], cell: measured("pass_rate", "pass_rate_low", "pass_rate_high", 0, 1, this.tau) },
+      { key: "pass_rate", head: "pass rate", width: "148px", value: (at) => columns.pass_rate[at], cell: measured("pass_rate", [0, 1], this.tau) },
+      columns.forecast && { key: "forecast", head: "forecast", width: "148px", value: (at) => columns.forecast[at], cell: measured("forecast", [0, 1], this.tau, confidence) },
       columns.final_pass_rate && { key: "final_pass_rate", head: "after GRPO", width: "92px", value: (at) => columns.final_pass_rate[at], cell: (at) => rate(columns.final_pass_rate[at]) },
       { key: "correct", head: "correct", width: "92px", value: (at) => columns.correct[at], cell: (at) => `${count(columns.correct[at])} / ${count(columns.judged[at])}` },
-      { key: "similarity", head: "similarity", width: "148px", value: (at) => columns.similarity[at], cell: measured("similarity", "similarity_low", "similarity_high", ...range, threshold.value) },
+      columns.lift && { key: "lift", head: "lift", width: "148px", value: (at) => columns.lift[at], cell: measured("lift", forecast.lift.range, 0) },
+      { key: "similarity", head: "similarity", width: "148px", value: (at) => columns.similarity[at], cell: measured("similarity", similarities.range, 0) },
       { key: "p_unlearnable", head: "p_unlearnable", width: "116px", value: (at) => columns.p_unlearnable[at], cell: (at) => rate(columns.p_unlearnable[at]) },
       columns.reasoning_quality && { key: "reasoning_quality", head: "reasoning", width: "92px", value: (at) => columns.reasoning_quality[at], cell: (at) => rate(columns.reasoning_quality[at], 2) },
       ...sources.slice(0, 2).map((source, number) => ({
@@ -284,15 +290,15 @@ class ItemTable {
   }
 }
 
-// A small picture of a value and its interval, with a mark at τ or the threshold.
-function interval(value, low, high, from, to, rule) {
+// A small picture of a value and its interval, with a mark at τ or 0.
+function interval(value, low, high, from, to, rule, level) {
   const track = el("span", { class: "track", "aria-hidden": "true" });
   if (value === null) return track;
   const x = (number) => 100 * Math.max(0, Math.min(1, (number - from) / (to - from)));
-  if (rule !== null) track.append(placed("i", x(rule), 0));
+  track.append(placed("i", x(rule), 0));
   if (low !== null) track.append(placed("b", x(low), x(high) - x(low)));
   track.append(placed("u", x(value), 0));
-  return withTip(track, `${rate(value)} (95 % interval ${between(low, high)})`);
+  return withTip(track, `${rate(value)} (${level} interval ${between(low, high)})`);
 }
 
 function placed(name, left, width) {

@@ -54,8 +54,8 @@ const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : 
 
 const TAG_MEANINGS = {
   easy: (tau) => `solved already: pass rate at least ${tau}`,
-  learnable: () => "hard; the evidence says that GRPO learns it",
-  unlearnable: () => "hard; the evidence says that GRPO does not learn it, though it is sometimes right",
+  learnable: (tau) => `hard; expected to reach ${tau} by training`,
+  unlearnable: (tau) => `hard; expected to stay below ${tau}, though it is sometimes right`,
   no_positive: () => "hard; not one sampled answer was right",
   undetermined: () => "the evidence does not decide",
 };

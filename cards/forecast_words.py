@@ -1,0 +1,55 @@
+"""The forecast of a run in words: how it came about, where it holds, or that there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from curate.errors import RunError
+
+NO_FORECAST = "tagged by an earlier version of curate: no forecast"
+_CONSTANTS = ("drift", "gain", "spread")
+_SOURCES = {
+    "gradients": "the gradients of its rollouts",
+    "pilot": "a pilot of a few GRPO steps",
+    "checkpoint": "an early checkpoint of a training run",
+}
+
+
+def forecast_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with what it was made of: `words`, `source`, `horizon`, `constants` and more.
+
+    Of a run of an earlier version `words` alone. Raises RunError as `forecast_words` does.
+    """
+    return {"words": forecast_words(manifest), **(manifest.get("forecast") or {})}
+
+
+def forecast_words(manifest: Mapping[str, Any]) -> str:
+    """How the forecast of a run came about, in a sentence without a full stop.
+
+    Args:
+        manifest: of the run.
+
+    Raises:
+        RunError: what the manifest says of the forecast is damaged.
+    """
+    facts = manifest.get("forecast")
+    if facts is None:
+        return NO_FORECAST
+    try:
+        constants = ", ".join(f"{name} {facts['constants'][name]:g}" for name in _CONSTANTS)
+        source, horizon = str(facts["source"]), float(facts["horizon"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"manifest.json is damaged: its forecast says no {error}") from error
+    length = "the recipe's length" if horizon == 1 else f"{horizon:g} times the recipe's length"
+    return (
+        f"the pass rate after a training of {length}, from what was counted and the lift by "
+        f"{_SOURCES.get(source, source)} ({constants})"
+    )
+
+
+def probability_words(manifest: Mapping[str, Any]) -> str:
+    """What `p_unlearnable` of a run is where no predictor gave it."""
+    if manifest.get("forecast") is None:
+        return "by the gradient similarity, as an earlier version of curate gave it"
+    return "the probability that the pass rate after training lies below τ, by the forecast"
