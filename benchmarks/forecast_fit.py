@@ -61,7 +61,13 @@ LiftOf = Callable[[Probe], ItemLift]
 
 
 def evidence(world: World, lift_of: LiftOf, constants: Constants) -> list[Evidence]:
-    """The evidence of a world at each of the budgets."""
+    """The evidence of a world at each of the budgets.
+
+    Args:
+        world: a design world.
+        lift_of: the lift of a probe's items, by some source.
+        constants: of the forecast that ends the rounds.
+    """
     found = []
     for budget in FIT_BUDGETS:
         probe = probe_at(world, budget, constants)

@@ -98,7 +98,5 @@ def _scored(probe: Probe, folder: Path) -> tuple[pa.Table, pa.Table]:
         "reward": np.ones(len(first), dtype=np.int64),
         "weight": weights,
     }
-    before, after = (
-        pa.table({**columns, "log_probability": score[distinct]}) for score in scores
-    )
+    before, after = (pa.table({**columns, "log_probability": score[distinct]}) for score in scores)
     return before, after

@@ -122,9 +122,7 @@ def with_kin(pass_rate: Floats, skills: NDArray[np.str_], weight: float) -> Floa
     _, group = np.unique(skills, return_inverse=True)
     total, count = np.bincount(group, odds), np.bincount(group)
     # Without kin an item's own odds stand in.
-    mean = np.where(
-        count[group] > 1, (total[group] - odds) / np.maximum(count[group] - 1, 1), odds
-    )
+    mean = np.where(count[group] > 1, (total[group] - odds) / np.maximum(count[group] - 1, 1), odds)
     return np.asarray(odds + weight * mean)
 
 
