@@ -97,7 +97,7 @@ def _words(constants: Constants) -> str:
 def _kin_aurocs(world: World) -> list[tuple[float, float]]:
     """By weight: mean over the budgets of AUROC and AUROC within skills."""
     judged = world.is_judged
-    outcome, skills = world.is_learned.all(axis=0)[judged], world.skills[judged]
+    outcome, skills = world.learned_by_all[judged], world.skills[judged]
     rates = [probe_at(world, budget, CONSTANTS[GRADIENTS]).pass_rate for budget in BUDGETS]
     found = []
     for weight in KIN_WEIGHTS:

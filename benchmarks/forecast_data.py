@@ -8,6 +8,7 @@ Those gradients are taken once and kept in the world's folder, `benchmark.npz`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ class World:
     @property
     def rollouts(self) -> int:
         """Of every item."""
-        return self.reward.shape[1]
+        return int(self.reward.shape[1])
 
     @property
     def pass_rate(self) -> Floats:
@@ -100,6 +101,11 @@ class World:
         return np.asarray(self.final >= self.config.tau)
 
     @property
+    def learned_by_all(self) -> Flags:
+        """(items,): learned by every seed."""
+        return np.asarray(self.is_learned.all(axis=0))
+
+    @property
     def is_hard(self) -> Flags:
         """(items,): hard over all rollouts, but right now and then."""
         rate = self.pass_rate
@@ -108,8 +114,7 @@ class World:
     @property
     def is_judged(self) -> Flags:
         """(items,): hard, and all seeds say the same of it."""
-        learned = self.is_learned
-        return np.asarray(self.is_hard & (learned.all(axis=0) | ~learned.any(axis=0)))
+        return np.asarray(self.is_hard & (self.learned_by_all | ~self.is_learned.any(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -150,9 +155,9 @@ def read_world(folder: Path) -> World:
         table = pq.read_table(run / f"validation/world/{seed}/outcomes.parquet")
         places = pc.index_in(items["item_id"], value_set=table["item_id"].combine_chunks())
         final.append(table["final_pass_rate"].take(places).to_numpy())
-    cache = folder / _CACHE
-    if not cache.exists():
-        _write_cache(cache, run, config, items)
+    cache, made_from = folder / _CACHE, _fingerprint(run)
+    if not _is_of(cache, made_from):
+        _write_cache(cache, made_from, run, config, items)
     with np.load(cache, allow_pickle=False) as kept:
         reward, *columns = (kept[name] for name in _ARRAYS)
         features = kept["features"]
@@ -169,7 +174,24 @@ def read_world(folder: Path) -> World:
     )
 
 
-def _write_cache(cache: Path, run: Path, config: TagConfig, items: pa.Table) -> None:
+def _fingerprint(run: Path) -> str:
+    """Of the rollouts: a world that was made anew has others."""
+    digest = hashlib.sha256()
+    for file in rollout_shards(run):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _is_of(cache: Path, made_from: str) -> bool:
+    if not cache.exists():
+        return False
+    with np.load(cache, allow_pickle=False) as kept:
+        return "made_from" in kept and str(kept["made_from"]) == made_from
+
+
+def _write_cache(
+    cache: Path, made_from: str, run: Path, config: TagConfig, items: pa.Table
+) -> None:
     """Read the rollouts, and differentiate those that a probe of any size may need."""
     ids = items["item_id"].combine_chunks()
     found: list[tuple[Counts, Counts, NDArray[np.int8], pa.Array]] = []
@@ -212,6 +234,7 @@ def _write_cache(cache: Path, run: Path, config: TagConfig, items: pa.Table) -> 
     part = cache.with_name("part-" + cache.name)
     np.savez(
         part,
+        made_from=np.array(made_from),
         features=features,
         reward=reward,
         item=rows[order],

@@ -84,7 +84,7 @@ def measure_world(world: World, constants: Mapping[str, Constants]) -> WorldFigu
         constants: of the forecast, by source of the lift.
     """
     judged = world.is_judged
-    learned = world.is_learned.all(axis=0)
+    learned = world.learned_by_all
     found = WorldFigures(
         world.name,
         len(world.item_ids),
@@ -101,7 +101,7 @@ def measure_world(world: World, constants: Mapping[str, Constants]) -> WorldFigu
 def _measure(probe: Probe, scores: Scores) -> Figures:
     world = probe.world
     judged = world.is_judged
-    outcome = world.is_learned.all(axis=0)[judged]
+    outcome = world.learned_by_all[judged]
     has_positive = (probe.found.correct > 0)[judged]
     # The pass rate first: what the others are ahead of it by is then a difference to it.
     compared = compare_scores(outcome, {n: s[judged] for n, s in scores.ranking.items()})
