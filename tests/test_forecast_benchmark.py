@@ -251,9 +251,9 @@ def test_figures_and_page_of_a_world(tmp_path):
     found = measure_world(world, CONSTANTS)
     assert found.judged < found.hard
     at = found.by_budget["256"]
-    # The world is made so that skills decide, and the lift knows them.
-    assert at.ranking[BY_GRADIENTS]["auroc"] > 0.95
-    assert at.ranking[PASS_RATE]["auroc"] < 0.75
+    # The world is made so that skills decide, which the lift knows and the pass rate does not.
+    assert at.ranking["lift by gradients"]["auroc"] > 0.95
+    assert at.ranking[BY_GRADIENTS]["auroc"] > at.ranking[PASS_RATE]["auroc"] + 0.1
     ahead = at.ranking[BY_GRADIENTS]
     assert ahead["ahead"] == pytest.approx(ahead["auroc"] - at.ranking[PASS_RATE]["auroc"])
     assert ahead["ahead_low"] < ahead["ahead"] < ahead["ahead_high"]
