@@ -28,7 +28,7 @@ from benchmarks.forecast_scores import KIN_WEIGHT, KIN_WEIGHTS, with_kin
 from benchmarks.grown_worlds import WORLDS
 from probes.forecast import Constants
 from probes.forecast_stage import CONSTANTS
-from probes.lift_stage import GRADIENTS, PILOT, measured_lift
+from probes.lift_stage import GRADIENTS, PILOT
 from recipes.agreement import auroc
 
 
@@ -61,7 +61,7 @@ def fit(worlds: Sequence[World]) -> None:
     sources: dict[str, tuple[list[World], LiftOf]] = {
         GRADIENTS: (
             list(worlds),
-            lambda probe: measured_lift(probe.features, probe.found, probe.world.config)[0],
+            lambda probe: probe.lift,
         ),
         PILOT: (
             [world for world in worlds if pilot_folders(world)],

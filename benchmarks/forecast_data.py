@@ -2,23 +2,22 @@
 
 The worlds of `benchmarks/grown_worlds.py` have many rollouts of every item, numbered in the order
 in which they were drawn. So the first n of an item are what a probe of n would have drawn: its
-counts, and the gradients of its first correct and wrong rollouts (as many as `curate tag` takes).
-Those gradients are taken once and kept in the world's folder, `benchmark.npz`.
+counts, and the gradients of its first correct and wrong rollouts (`benchmarks/forecast_cache.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from benchmarks.forecast_cache import Draws, read_cache
 from benchmarks.grown_worlds import TAU, TRAINING_SEEDS
 from curate.config import TagConfig
 from curate.run_folder import read_parquet
@@ -26,12 +25,9 @@ from probes.counting import Outcomes
 from probes.forecast import Constants
 from probes.forecast_stage import is_decided, run_forecast
 from probes.gradient_stage import RolloutFeatures
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout
-from probes.lift_stage import measured_lift
-from probes.models import load_policy, resolve_model
-from probes.pass_probability import fit_pass_probability
+from probes.lift_stage import ItemLift, measured_lift
+from probes.pass_probability import GoldEvidence, PassProbability, fit_pass_probability
 from probes.plan import Plan, next_round
-from probes.sampling import rollout_shards
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -41,28 +37,6 @@ ROUNDS = "rounds"
 BUDGETS = (16, 32, 64, 128, 256, ROUNDS)
 LOWEST_RATE = 0.001
 """Items that are right more seldom than this over all rollouts are not judged."""
-KEPT = 64
-"""Correct rollouts of an item whose completion is known, as many as a pilot scores."""
-_CACHE = "benchmark.npz"
-_UNJUDGED = -1
-_ARRAYS = ("reward", "item", "sample", "correct", "tokens", "completion")
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Some rollouts of a world, in the order of item and sample: arrays (draws,)."""
-
-    item: Counts
-    sample: Counts
-    correct: Flags
-    tokens: Counts
-    """Length of the completion."""
-    completion: Counts
-    """Number of the distinct completion: equal numbers are equal completions of an item."""
-
-    def part(self, chosen: Flags) -> Draws:
-        """Some of them."""
-        return Draws(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -83,6 +57,8 @@ class World:
     """(completions, dim): gradients of those that a probe may need."""
     draws: Draws
     """The first rollouts of either outcome of each item."""
+    gold: GoldEvidence
+    """From the first rollouts of each item, no more than the smallest budget has."""
 
     @property
     def rollouts(self) -> int:
@@ -132,6 +108,16 @@ class Probe:
         """(items,): (c + 1/2) / (n + 1)."""
         return np.asarray((self.found.correct + 0.5) / (self.found.judged + 1))
 
+    @cached_property
+    def probability(self) -> PassProbability:
+        """Posterior of the pass rates from counts and gold, as the product has it."""
+        return fit_pass_probability(self.found.judged, self.found.correct, self.world.gold)
+
+    @cached_property
+    def lift(self) -> ItemLift:
+        """By gradients, as the product measures it."""
+        return measured_lift(self.features, self.found, self.world.config)[0]
+
 
 def read_world(folder: Path) -> World:
     """Read a finished world; takes the gradients the first time.
@@ -145,8 +131,8 @@ def read_world(folder: Path) -> World:
             f"{folder} is not finished: make it with `python -m benchmarks.grown_worlds`"
         )
     run = folder / "run"
-    config = TagConfig(model=str(folder / "model"), tau=TAU)
-    items = read_parquet(run / "items.parquet", ["item_id", "row", "prompt_token_ids"])
+    config = TagConfig(model=str(folder / "model"), verifier="exact", tau=TAU)
+    items = read_parquet(run / "items.parquet", ["item_id", "row"])
     item_ids = tuple(items["item_id"].to_pylist())
     lines = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
     skills = np.array([json.loads(lines[row - 1])["skill"] for row in items["row"].to_pylist()])
@@ -155,100 +141,19 @@ def read_world(folder: Path) -> World:
         table = pq.read_table(run / f"validation/world/{seed}/outcomes.parquet")
         places = pc.index_in(items["item_id"], value_set=table["item_id"].combine_chunks())
         final.append(table["final_pass_rate"].take(places).to_numpy())
-    cache, made_from = folder / _CACHE, _fingerprint(run)
-    if not _is_of(cache, made_from):
-        _write_cache(cache, made_from, run, config, items)
-    with np.load(cache, allow_pickle=False) as kept:
-        reward, *columns = (kept[name] for name in _ARRAYS)
-        features = kept["features"]
+    kept = read_cache(folder / "benchmark", run, config)
     return World(
         name=folder.name,
         run=run,
         config=config,
         item_ids=item_ids,
         skills=skills,
-        reward=reward,
+        reward=kept.reward,
         final=np.array(final, dtype=np.float64),
-        features=features,
-        draws=Draws(*columns),
+        features=kept.features,
+        draws=kept.draws,
+        gold=kept.gold,
     )
-
-
-def _fingerprint(run: Path) -> str:
-    """Of the rollouts: a world that was made anew has others."""
-    digest = hashlib.sha256()
-    for file in rollout_shards(run):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _is_of(cache: Path, made_from: str) -> bool:
-    if not cache.exists():
-        return False
-    with np.load(cache, allow_pickle=False) as kept:
-        return "made_from" in kept and str(kept["made_from"]) == made_from
-
-
-def _write_cache(
-    cache: Path, made_from: str, run: Path, config: TagConfig, items: pa.Table
-) -> None:
-    """Read the rollouts, and differentiate those that a probe of any size may need."""
-    ids = items["item_id"].combine_chunks()
-    found: list[tuple[Counts, Counts, NDArray[np.int8], pa.Array]] = []
-    for file in rollout_shards(run):
-        table = read_parquet(file, ["item_id", "sample", "reward", "completion_token_ids"])
-        rows = pc.index_in(table["item_id"], value_set=ids).to_numpy().astype(np.int64)
-        reward = pc.fill_null(table["reward"], _UNJUDGED).to_numpy().astype(np.int8)
-        tokens = table["completion_token_ids"].combine_chunks()
-        found.append((rows, table["sample"].to_numpy().astype(np.int64), reward, tokens))
-    rows, samples, rewards = (np.concatenate([part[i] for part in found]) for i in range(3))
-    reward = np.full((len(ids), samples.max() + 1), _UNJUDGED, dtype=np.int8)
-    reward[rows, samples] = rewards
-    correct_rank, wrong_rank = ((reward == value).cumsum(axis=1) - 1 for value in (1, 0))
-    rank = np.where(reward == 1, correct_rank, wrong_rank)[rows, samples]
-    most_wrong = config.gradient_wrong_rollouts
-    kept = ((rewards == 1) & (rank < KEPT)) | ((rewards == 0) & (rank < most_wrong))
-    is_used = (rewards == 0) | (rank < config.gradient_rollouts)
-    order = np.flatnonzero(kept)
-    order = order[np.lexsort((samples[order], rows[order]))]
-    starts = np.cumsum([0, *(len(part[0]) for part in found)])
-    texts: list[tuple[int, ...]] = []
-    for line in order.tolist():
-        shard = int(np.searchsorted(starts, line, side="right")) - 1
-        texts.append(tuple(found[shard][3][line - int(starts[shard])].as_py()))
-    # Completions with a gradient come first, so that their numbers are rows of the features.
-    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
-    for wanted in (True, False):
-        for line, text in zip(order.tolist(), texts, strict=True):
-            if is_used[line] == wanted:
-                numbers.setdefault((int(rows[line]), text), len(numbers))
-        if wanted:
-            keys = list(numbers)
-    prompts = items["prompt_token_ids"].to_pylist()
-    policy = load_policy(resolve_model(config.model))
-    probe = GradientProbe(policy, Adapter.from_config(config))
-    features = np.zeros((len(keys), config.gradient_dim), dtype=np.float32)
-    rollouts = [TokenizedRollout(prompts[row], list(text)) for row, text in keys]
-    for positions, batch in probe.gradients(rollouts):
-        features[positions] = batch
-    part = cache.with_name("part-" + cache.name)
-    np.savez(
-        part,
-        made_from=np.array(made_from),
-        features=features,
-        reward=reward,
-        item=rows[order],
-        sample=samples[order],
-        correct=rewards[order] == 1,
-        tokens=np.array([len(text) for text in texts]),
-        completion=np.array(
-            [
-                numbers[int(rows[line]), text]
-                for line, text in zip(order.tolist(), texts, strict=True)
-            ]
-        ),
-    )
-    part.replace(cache)
 
 
 def first_rollouts(world: World, drawn: int | Counts) -> Probe:
@@ -305,10 +210,13 @@ def probe_at(world: World, budget: int | str, constants: Constants) -> Probe:
     while True:
         probe = first_rollouts(world, drawn)
         found = probe.found
-        lift, _, _ = measured_lift(probe.features, found, config)
-        probability = fit_pass_probability(found.judged, found.correct)
         forecast = run_forecast(
-            found, lift, constants, probability, tau=config.tau, horizon=config.horizon
+            found,
+            probe.lift,
+            constants,
+            probe.probability,
+            tau=config.tau,
+            horizon=config.horizon,
         )
         decided = is_decided(forecast, constants)
         extra = next_round(plan, found.judged, found.correct, decided, drawn=drawn, ties=ties)

@@ -20,7 +20,6 @@ from scipy.optimize import minimize
 from benchmarks.forecast_data import ROUNDS, Probe, World, probe_at
 from probes.forecast import Constants, Lifts, fit_population, forecast_items
 from probes.lift_stage import ItemLift
-from probes.pass_probability import fit_pass_probability
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -74,8 +73,7 @@ def evidence(world: World, lift_of: LiftOf, constants: Constants) -> list[Eviden
         lift = lift_of(probe)
         lifts = Lifts(lift.lift, lift.standard_error)
         hard = np.flatnonzero(world.is_hard)
-        probability = fit_pass_probability(probe.found.judged, probe.found.correct)
-        rates, posterior = probability.posterior(hard)
+        rates, posterior = probe.probability.posterior(hard)
         found.append(
             Evidence(
                 rates,

@@ -8,10 +8,11 @@ rollouts in a thousand, those without one among the first few are the rarer righ
     with kin             log odds of it + KIN_WEIGHT * their mean over the other items of the skill
     mean cosine          of the item's mean gradient with those of the easy items, as the paper
                          (arXiv 2605.16787) has it
-    former rule          P(similarity >= s_easy (logit tau - logit p) / 3), of curate up to 0.9
+    former rule          P(similarity >= s_easy (logit tau - logit p) / 3), curate's before lift
+    with gold            posterior mean of p, from the counts and the gold answer's probability
     lift                 by gradients or by a pilot, as the product measures it
-    forecast             1 - p_unlearnable
-    forecast, p known    the same with the posterior of p given all rollouts: a ceiling
+    forecast             1 - p_unlearnable, with the posterior of p given counts and gold; beside it
+                         given the counts alone, and given those of all rollouts, a ceiling
     pilot's rewards      pass rate with the rollouts added that the pilot drew
 """
 
@@ -30,8 +31,8 @@ from probes.counting import Outcomes
 from probes.forecast import Constants
 from probes.forecast_stage import run_forecast
 from probes.gradient_stage import RolloutFeatures
-from probes.lift_stage import GRADIENTS, PILOT, ItemLift, measured_lift
-from probes.pass_probability import fit_pass_probability
+from probes.lift_stage import GRADIENTS, PILOT, ItemLift
+from probes.pass_probability import PassProbability, fit_pass_probability
 from probes.plan import Plan, sequential_interval
 from probes.similarity import mean_directions, measure_similarity
 
@@ -66,29 +67,34 @@ def all_scores(probe: Probe, constants: Mapping[str, Constants]) -> Scores:
         constants: of the forecast, by source of the lift.
     """
     world, found, config = probe.world, probe.found, probe.world.config
-    gradients, _, _ = measured_lift(probe.features, found, config)
+    gradients = probe.lift
     ranking: dict[str, Floats] = {
         PASS_RATE: probe.pass_rate,
         "pass rate with kin": with_kin(probe.pass_rate, world.skills, KIN_WEIGHT),
         "mean cosine (the paper's)": last(mean_cosine(probe.features, found.is_easy(config.tau))),
         "former rule": last(former_rule(probe.features, found, config.tau)),
+        "pass rate with gold": probe.probability.mean(),
         "lift by gradients": last(gradients.lift),
     }
-    probabilities = {BY_GRADIENTS: forecast(probe, gradients, constants[GRADIENTS])}
-    known = Outcomes(found.drawn, *_all_counts(world))
-    probabilities["the same, p known"] = forecast(probe, gradients, constants[GRADIENTS], known)
+    counts_alone = fit_pass_probability(found.judged, found.correct)
+    all_counts = fit_pass_probability(*_all_counts(world))
+    probabilities = {
+        BY_GRADIENTS: forecast(probe, gradients, constants[GRADIENTS], probe.probability),
+        "the same without gold": forecast(probe, gradients, constants[GRADIENTS], counts_alone),
+        "the same, p known": forecast(probe, gradients, constants[GRADIENTS], all_counts),
+    }
     folders = pilot_folders(world)
     if folders:
         pilot = pilot_lift(probe, folders)
         ranking["pilot's rewards"] = pilot_pass_rate(probe, folders)
         ranking["lift by pilot"] = last(pilot.lift)
-        probabilities[BY_PILOT] = forecast(probe, pilot, constants[PILOT])
+        probabilities[BY_PILOT] = forecast(probe, pilot, constants[PILOT], probe.probability)
     ranking |= {name: 1 - value for name, value in probabilities.items()}
     return Scores(ranking, probabilities)
 
 
 def forecast(
-    probe: Probe, lift: ItemLift, constants: Constants, counts: Outcomes | None = None
+    probe: Probe, lift: ItemLift, constants: Constants, probability: PassProbability
 ) -> Floats:
     """p_unlearnable of every item, (items,), as the product computes it.
 
@@ -96,10 +102,9 @@ def forecast(
         probe: of a world.
         lift: of its items.
         constants: of the lift's source.
-        counts: what the pass rates are known from; None: the probe's own.
+        probability: posterior of the pass rates.
     """
-    config, known = probe.world.config, counts or probe.found
-    probability = fit_pass_probability(known.judged, known.correct)
+    config = probe.world.config
     return run_forecast(
         probe.found, lift, constants, probability, tau=config.tau, horizon=config.horizon
     ).p_unlearnable

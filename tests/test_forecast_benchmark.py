@@ -11,9 +11,9 @@ import pytest
 from scipy.special import expit, logit, ndtr
 
 from benchmarks import forecast as command
+from benchmarks.forecast_cache import Draws
 from benchmarks.forecast_data import (
     ROUNDS,
-    Draws,
     World,
     first_rollouts,
     probe_at,
@@ -34,6 +34,7 @@ from curate.config import TagConfig
 from probes.forecast import Constants, Lifts
 from probes.forecast_stage import CONSTANTS
 from probes.lift_stage import GRADIENTS
+from probes.pass_probability import GoldEvidence
 
 DIM = 48
 
@@ -76,6 +77,7 @@ def made_world(run=Path("nowhere"), *, items=60, rollouts=256, seed=0):
         final=final,
         features=np.array(features, dtype=np.float32),
         draws=Draws(*arrays, np.array([numbers[row[-1]] for row in columns])),
+        gold=GoldEvidence.none(items),
     )
 
 
