@@ -1,0 +1,159 @@
+"""The page and the tables of `benchmarks/forecast.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.forecast_data import LOWEST_RATE, ROUNDS
+from benchmarks.forecast_figures import Figures, WorldFigures
+from benchmarks.forecast_scores import BY_GRADIENTS, KIN_WEIGHT, PASS_RATE
+from benchmarks.grown_worlds import TAU, TRAINING_SEEDS, WORLDS, BenchmarkWorld
+from probes.forecast import Constants
+
+_AT = ("64", ROUNDS)
+_ECE = "expected_calibration_error"
+
+
+def page(found: Sequence[WorldFigures], constants: Mapping[str, Constants]) -> str:
+    """The whole page, Markdown."""
+    about = {world.name: world for world in WORLDS}
+    design = [world.name for world in WORLDS if not world.judges]
+    fitted = "; ".join(
+        f"{source}: drift {each.drift:.2f}, gain {each.gain:.2f}, spread {each.spread:.2f}"
+        for source, each in constants.items()
+    )
+    seeds = len(TRAINING_SEEDS)
+    parts = [
+        "# The forecast in grown worlds",
+        "Written by `python -m benchmarks.forecast judge "
+        f"{' '.join(world.name for world in found)}`.",
+        "A grown world is a small language model with items out of its own failures "
+        "(`benchmarks/grown_worlds.py`). It is probed, and then trained by GRPO with "
+        f"{seeds} seeds. The first n rollouts of every item are a probe of n; in the column "
+        "`rounds` they are drawn as `curate tag` does, until the forecast decides.",
+        f"**Chosen on** {_and(design)}: the estimator, the form of the forecast, its constants "
+        f"({fitted}) and the weight of kin ({KIN_WEIGHT:g}). **Judged on** "
+        f"{_and([world.name for world in found])}, of which nothing but the share of learned "
+        "items had been looked at, and which were scored once.",
+        f"Judged are the items whose pass rate over all rollouts is from {LOWEST_RATE:g} to below "
+        f"{TAU:g} and of which all seeds say the same. Learned is an item that ends at {TAU:g} or "
+        "above. An item of which a score says nothing, having no correct rollout, comes last in "
+        "that score. Intervals are 95 %, by bootstrap over items.",
+        _summary(found),
+    ]
+    for world in found:
+        parts += [f"## {world.name}", _description(about[world.name]), world_tables(world)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(found: Sequence[WorldFigures]) -> str:
+    """The forecast by gradients against the pass rate, a line a world and budget."""
+    rows = [
+        "| world | rollouts | pass rate | forecast by gradients | ahead by | calibration error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for world in found:
+        for budget in _AT:
+            at = world.by_budget[budget]
+            ours, error = at.ranking[BY_GRADIENTS], at.calibration[BY_GRADIENTS]
+            rows.append(
+                f"| {world.name} | {_spent(budget, at)} | {_two(at.ranking[PASS_RATE]['auroc'])} "
+                f"| {_two(ours['auroc'])} | {_ahead(ours)} | {_two(error[_ECE])} "
+                f"({_two(error[_ECE + '_low'])} to {_two(error[_ECE + '_high'])}) |"
+            )
+    return "AUROC for being learned:\n\n" + "\n".join(rows)
+
+
+def _description(world: BenchmarkWorld) -> str:
+    settings, training = world.settings, world.training
+    working = len(settings.working_skills)
+    return (
+        f"{len(settings.skills)} skills, {working} of them with lines of working; "
+        f"{settings.layers} layers of width {settings.width}; GRPO of {training.steps} steps of "
+        f"{training.prompts} × 8 at a learning rate of {training.learning_rate:g}; "
+        f"{world.rollouts:,} rollouts of every item."
+    )
+
+
+def world_tables(world: WorldFigures) -> str:
+    """The tables of one world, Markdown."""
+    first = next(iter(world.by_budget.values()))
+    names, probabilities = list(first.ranking), list(first.calibration)
+
+    def table(title: str, rows: Sequence[str], cell: Callable[[Figures, str], str]) -> str:
+        columns = [_spent(budget, at) for budget, at in world.by_budget.items()]
+        lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for name in rows:
+            cells = [cell(at, name) for at in world.by_budget.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def positives(at: Figures, name: str) -> str:
+        return _two(at.ranking[name]["with_positive"])
+
+    def tags(at: Figures, name: str) -> str:
+        one = at.decided[name]
+        return f"{_percent(one.share)}: {_percent(one.right)} ({_percent(one.right_by_seed)})"
+
+    with_positive = [str(at.with_positive) for at in world.by_budget.values()]
+    return "\n\n".join(
+        [
+            f"{world.name}: {world.items} items, {world.hard} of them hard; {world.judged} hard "
+            f"ones on which the seeds agree, {world.learned} of these learned.",
+            table(
+                "AUROC (within skills)",
+                names,
+                lambda at, name: (
+                    f"{_two(at.ranking[name]['auroc'])} ({_two(at.ranking[name]['within'])})"
+                ),
+            ),
+            table(
+                "AUROC ahead of the pass rate",
+                [name for name in names if name != PASS_RATE],
+                lambda at, name: _ahead(at.ranking[name]),
+            ),
+            table("AUROC, items with a correct rollout", names, positives)
+            + f"\n| items | {' | '.join(with_positive)} |",
+            table(
+                "average precision",
+                names,
+                lambda at, name: _two(at.ranking[name]["average_precision"]),
+            ),
+            table(
+                "calibration error (if calibrated)",
+                probabilities,
+                lambda at, name: (
+                    f"{_two(at.calibration[name][_ECE])} "
+                    f"({_two(at.calibration[name][_ECE + '_if_calibrated'])})"
+                ),
+            ),
+            table("hard items tagged: right (by seed)", probabilities, tags),
+            "Tagged are `learnable` and `unlearnable`; right is where the seeds agree, and in "
+            "brackets the share over all tagged items and seeds.",
+        ]
+    )
+
+
+def _spent(budget: str, at: Figures) -> str:
+    return f"{ROUNDS}, {at.rollouts:.0f}" if budget == ROUNDS else budget
+
+
+def _ahead(figures: Mapping[str, float | None]) -> str:
+    low, high = figures["ahead_low"], figures["ahead_high"]
+    return f"{_signed(figures['ahead'])} ({_signed(low)} to {_signed(high)})"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
