@@ -34,7 +34,6 @@ SHARDS = "shards"
 # Folders in a run's whose folders have locks of their own.
 _LOCKED_THEMSELVES = (SHARDS, "validation", "pilot")
 # Settings of earlier versions, which their run folders still name.
-_RETIRED = ("similarity_threshold",)
 _PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
 
 
