@@ -55,6 +55,7 @@ from probes.judging import VerifierPool
 from probes.lift import LiftInputs
 from probes.lift_stage import (
     GRADIENTS,
+    TEACHING_FILE,
     lift_inputs,
     measured_lift,
     write_lift,
@@ -766,6 +767,9 @@ class _Tagging:
     def _write(self) -> dict[str, Any]:
         columns: dict[str, pa.ChunkedArray] = {}
         for name in ("pass_rates", "similarity", "lift", "teaching", "tags"):
+            # A run of an earlier version that `curate forecast` tags anew has no teaching.
+            if name == "teaching" and not (self.run / TEACHING_FILE).exists():
+                continue
             table = self._evidence(name)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
         confirmed = self.run / "validation" / "confirmed.parquet"
