@@ -44,7 +44,7 @@ VERSION = 2
 FITTED_SETTINGS = (
     "tau", "temperature", "max_tokens", "verifier",
     "gradient_rollouts", "gradient_wrong_rollouts", "gradient_dim", "gradient_rank",
-    "gradient_alpha", "gradient_targets", "group_size", "policy_loss", "horizon",
+    "gradient_alpha", "gradient_targets", "gold_prefixes", "group_size", "policy_loss", "horizon",
 )  # fmt: skip
 """Settings of a run that the features or the outcome depend on: they should be as when fitted."""
 

@@ -29,7 +29,8 @@ _PRIOR_SPREAD = np.array([1.0, 1.0, 0.5])
 """Of drift, gain and log spread."""
 # A certainty that was wrong would outweigh everything else.
 _MOST_CERTAIN = 1e-4
-_TOLERANCE = 1e-3
+# Far below what the outcomes say of any constant.
+_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)

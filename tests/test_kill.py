@@ -60,6 +60,11 @@ MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
         ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 3, "gradients/index.parquet": 1},
     ),
+    "lift": (
+        ("probes.tagging", "write_lift", 1),
+        ["items", "sample", "verify", "plan", "pass_rates", "gradients", "similarity"],
+        {"teaching.parquet": 1, "lift.parquet": 0},
+    ),
 }
 
 
@@ -94,11 +99,14 @@ def test_a_killed_run_is_finished_by_the_same_command(
         assert {path: path.read_bytes() for path in written} == written
     # What was finished before the kill is not done again.
     now, whole = _stages(run), _stages(uninterrupted / "run")
-    for stage, moments in (("sample", ["sampling"]), ("gradients", list(MOMENTS)[2:])):
+    for stage, moments in (("sample", ["sampling"]), ("gradients", list(MOMENTS)[2:4])):
         is_less = now[stage]["tokens_this_time"] < whole[stage]["tokens_this_time"]
         assert is_less == (moment in moments), stage
     assert_same_rollouts(rollouts, read_rollouts(uninterrupted / "run"))
-    for name in ("pass_rates", "similarity", "tags", "gradients/index", "gradients/rollouts"):
+    for name in (
+        *("pass_rates", "similarity", "lift", "teaching", "tags"),
+        *("gradients/index", "gradients/rollouts"),
+    ):
         table = pq.read_table(run / f"{name}.parquet")
         assert table.equals(pq.read_table(uninterrupted / f"run/{name}.parquet")), name
     for name in ("gradients/features.npy", "gradients/rollouts.npy"):
@@ -127,7 +135,7 @@ def test_a_file_half_written_at_the_kill_is_not_taken_for_whole(
 # --- In a later round ------------------------------------------------------------------------
 
 # A shard is two items of the first two rounds, one of the third, half of one in the fourth. Hard
-# items stop once they have two positives; the others go on.
+# items stop once their forecast is decided; the others go on.
 MOST = 64
 IN_ROUNDS = (
     *("--min-rollouts", 8, "--max-rollouts", MOST, "--tau", 0.6, "--gradient-rollouts", 2),
@@ -143,8 +151,8 @@ LATER_MOMENTS: dict[str, tuple[tuple[str, str, int], dict[str, int]]] = {
         ("probes.gradient_stage", "_write_array", 5),
         {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 4},
     ),
-    "similarity": (
-        ("probes.similarity_stage", "measure_similarity", 2),
+    "lift": (
+        ("probes.lift_stage", "measure_lift", 2),
         {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 6, "gradients/.*.tmp": 1},
     ),
     "planned": (

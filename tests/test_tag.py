@@ -245,6 +245,7 @@ _COLUMNS = {
     "lift.parquet": [
         *("item_id", "lift", "lift_low", "lift_high", "standard_error", "from_others"),
     ],
+    "gold.parquet": ["item_id", "gold_probability", "standard_error"],
     "teaching.parquet": [
         *("item_id", "teaching", "teachers", "teachers_by", "helps", "helps_by", "hurts"),
         "hurts_by",
@@ -284,7 +285,7 @@ def test_the_manifest_says_what_ran(tagged: Tagged, tiny_model: Path) -> None:
     assert set(forecast["constants"]) == {"drift", "gain", "spread"}
     stages = [
         *("items", "sample", "verify", "plan", "pass_rates"),
-        *("gradients", "similarity", "lift", "tags", "write"),
+        *("gradients", "similarity", "lift", "gold", "tags", "write"),
     ]
     assert list(manifest["stages"]) == stages
     assert all(manifest["stages"][stage]["state"] == "done" for stage in stages)
@@ -432,7 +433,7 @@ def test_a_finished_run_is_not_sampled_again(
         return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 
     before = states()
-    assert len(before) == 13
+    assert len(before) == 14
     ran = tag(copied.dataset, "--model", tiny_model, "--run-dir", copied.run, "--out", copied.out)
     assert ran.status == 0, ran.stderr
     assert states() == before
