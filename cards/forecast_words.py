@@ -39,11 +39,15 @@ def forecast_words(manifest: Mapping[str, Any]) -> str:
     try:
         constants = ", ".join(f"{name} {facts['constants'][name]:g}" for name in _CONSTANTS)
         source, horizon = str(facts["source"]), float(facts["horizon"])
-    except (KeyError, TypeError, ValueError) as error:
+        has_gold = facts.get("pass_probability", {}).get("gold_used", False)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"manifest.json is damaged: its forecast says no {error}") from error
     length = "the recipe's length" if horizon == 1 else f"{horizon:g} times the recipe's length"
+    counted = "what was counted, the probability of the gold answers" if has_gold else (
+        "what was counted"
+    )  # fmt: skip
     return (
-        f"the pass rate after a training of {length}, from what was counted and the lift by "
+        f"the pass rate after a training of {length}, from {counted} and the lift by "
         f"{_SOURCES.get(source, source)} ({constants})"
     )
 

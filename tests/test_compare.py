@@ -200,11 +200,63 @@ def test_a_comparison_of_an_earlier_version_is_replaced(
 ) -> None:
     out = tmp_path / "old.parquet"
     table, _ = curate.compare(*planted, out=out)
-    names = [name for name in table.column_names if not name.startswith("reasoning")]
-    pq.write_table(table.select(names), out)
-    assert curate.compare(*planted, out=out)[0].equals(pq.read_table(out))
+    names = table.column_names
+    for first_later in ("reasoning_quality_before", "forecast_pass_rate_before"):
+        pq.write_table(table.select(names[: names.index(first_later)]), out)
+        assert curate.compare(*planted, out=out)[0].equals(pq.read_table(out))
     pq.write_table(table.select(["item_id"]), out)
     assert "is no comparison" in run_curate("compare", *planted, "-o", out).last_line
+
+
+def _forecast(run: Path, lift: Sequence[float], forecast: Sequence[float], source: str) -> None:
+    """Give a run a forecast and a lift, with intervals."""
+    tags = pq.read_table(run / "tags.parquet").select(["item_id", "trainability"])
+    for name, values in (("pass_rate", forecast), ("low", forecast), ("high", forecast)):
+        tags = tags.append_column(f"forecast_{name}", pa.array(values, pa.float64()))
+    pq.write_table(tags, run / "tags.parquet")
+    ends = {f"lift{end}": pa.array(lift, pa.float64()) for end in ("", "_low", "_high")}
+    pq.write_table(pa.table({"item_id": tags["item_id"], **ends}), run / "lift.parquet")
+    _set_forecast(run, {"source": source})
+
+
+def _set_forecast(run: Path, facts: dict[str, Any] | None) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest.pop("forecast", None)
+    known = {} if facts is None else {"forecast": facts}
+    (run / "manifest.json").write_text(json.dumps(manifest | known))
+
+
+def test_how_forecast_and_lift_moved(planted: tuple[Path, Path]) -> None:
+    a, b = planted
+    _forecast(a, [0.5] * 60, [0.7] * 20 + [0.1] * 40, "gradients")
+    _forecast(b, [0.5] * 20 + [1.5] * 40, [0.7] * 20 + [0.4] * 40, "gradients")
+    table, summary = curate.compare(a, b)
+    hard = {group["group"]: group for group in summary["groups"]}["hard"]
+    assert hard["lift"]["change"] == pytest.approx(1)
+    assert hard["forecast_pass_rate"]["before"] == pytest.approx(0.1)
+    assert hard["forecast_pass_rate"]["change"] == pytest.approx(0.3)
+    last = table.to_pylist()[-1]
+    assert last["lift_change"] == pytest.approx(1) and last["lift_low_after"] == 1.5
+    assert last["forecast_pass_rate_change"] == pytest.approx(0.3)
+    printed = run_curate("compare", a, b).stdout
+    assert "forecast              " in printed and "lift                  " in printed
+    assert "the lift came from" not in printed
+    _set_forecast(b, {"source": "pilot"})
+    assert "the lift came from gradients before and from pilot after" in _warnings(a, b)
+
+
+def test_runs_of_an_earlier_version_have_neither(planted: tuple[Path, Path]) -> None:
+    a, b = planted
+    _set_forecast(a, None)
+    (a / "lift.parquet").unlink(missing_ok=True)
+    _forecast(b, [0.5] * 60, [0.4] * 60, "gradients")
+    table, summary = curate.compare(a, b)
+    for name in ("lift", "forecast_pass_rate"):
+        found = summary["groups"][-1][name]
+        assert found["change"] is None and (found["items"], found["items_after"]) == (0, 60)
+        assert table[f"{name}_change"].null_count == table[f"{name}_before"].null_count == 60
+    ran = run_curate("compare", a, b)
+    assert ran.status == 0 and "\nforecast   " not in ran.stdout
 
 
 def _warnings(*arguments: object) -> str:
