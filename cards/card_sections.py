@@ -50,7 +50,8 @@ _COLUMNS = [
     ),
     (
         "`teaching`",
-        "what training on the item does for the log odds of the items that are not solved",
+        "what training on the item does for the log odds of the items that are not solved, or of a "
+        "target's where one was named",
     ),
     (
         "`gradient_similarity`, `_low`, `_high`",

@@ -59,6 +59,7 @@ def forecast_facts(run: FinishedRun, items: ReportItems, most_points: int) -> di
         **counts,
         "without_forecast": int((hard & (expected < 0)).sum()),
         "lift": _lift_facts(run, items),
+        "teaching_for": "the target" if run.config.target else "the items that are not solved",
         "outcomes": _outcomes(items, hard, expected, run.config.tau),
         "points": {
             "of": int(known.sum()),

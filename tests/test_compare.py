@@ -403,9 +403,13 @@ def test_an_earlier_comparison_is_replaced(planted: tuple[Path, Path], tmp_path:
 
 def test_damaged_files_are_one_line(planted: tuple[Path, Path]) -> None:
     a, b = planted
+    tags = pq.read_table(b / "tags.parquet").to_pydict()
+    all_but_one = {name: values[1:] for name, values in tags.items()}
     damages: list[tuple[str, Any, str]] = [
-        ("tags.parquet", {"item_id": IDS, "trainability": ["wizard"] * 60}, "'wizard' is no tag"),
-        ("tags.parquet", {"item_id": IDS[1:], "trainability": TAGS[1:]}, f"item {IDS[0]} is not"),
+        ("tags.parquet", tags | {"trainability": ["wizard"] * 60}, "'wizard' is no tag"),
+        ("tags.parquet", all_but_one, f"item {IDS[0]} is not"),
+        ("tags.parquet", {"item_id": IDS, "trainability": TAGS}, "forecast_pass_rate"),
+        ("lift.parquet", None, "damaged"),
         ("pass_rates.parquet", {"item_id": IDS}, "damaged"),
         ("items.parquet", {"item_id": IDS[:1] * 60, "prompt": IDS}, "not unique"),
         ("similarity.parquet", None, "damaged"),

@@ -97,7 +97,7 @@ class ItemView {
       ["lift", value("lift") === null ? "not measured: it is taken to be moved as the other hard items are" :
         `${rate(value("lift"), 2)} (${between(value("lift_low"), value("lift_high"), 2)})` +
           (others === null ? "" : `, of which others teach ${rate(others, 2)}`)],
-      ["teaching", value("teaching") === null ? "not measured" : `${rate(value("teaching"), 2)}: what a hundred groups of it add to the lift of an item that is not solved`],
+      ["teaching", value("teaching") === null ? "not measured" : `${rate(value("teaching"), 2)}: what a hundred groups of it add to the log odds of ${this.forecast.teaching_for}, in units of lift`],
     ];
   }
 

@@ -75,7 +75,7 @@ function scatterChart({ points }, tau, words, open) {
 function cosines(facts, open) {
   if (facts === null || !facts.blocks.groups.length) return [];
   const circular = facts.groups_from === "trainability"
-    ? " The groups are predicted tags, and learnable and unlearnable were told apart by these same gradients: those rows do not test the prediction."
+    ? " The groups are predicted tags, and where the lift came from the gradients, they told learnable and unlearnable apart: those rows do not test the prediction."
     : " The groups are confirmed tags.";
   return [blocks(facts, circular), itemCosines(facts, open)];
 }
