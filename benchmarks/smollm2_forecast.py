@@ -187,9 +187,10 @@ def page(studies: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# SmolLM2: forecasts at 64 rollouts against outcomes",
         "",
-        "`python -m benchmarks.smollm2_forecast FIRST SECOND --out FILE`: both studies' items probed",
-        f"anew (`curate tag` {PROBE}),",
-        "on a CPU, and judged by the committed outcomes of three seeds ([first](smollm2-first.md), [second](smollm2.md)).",
+        "`python -m benchmarks.smollm2_forecast FIRST SECOND --out FILE`: the items of both",
+        f"studies probed anew with `curate tag {PROBE}`",
+        "on a CPU, and judged by the committed outcomes of three seeds",
+        "([first](smollm2-first.md), [second](smollm2.md)).",
         "",
         "The first study chose: its outcomes were known when the rule was made, and the constants",
         "were fitted on it among others. The second judged: no forecast had been compared with its",
@@ -220,8 +221,9 @@ def page(studies: dict[str, dict[str, Any]]) -> str:
         )
         lines += [
             "",
-            f"{study['items']['strict']} items in the first table, {study['items']['learned']} "
-            f"of them learned. By tag, of the items in the second: {said}. Calibration error of "
+            f"{study['items']['strict']} items in the first table, "
+            f"{study['items']['learned']} of them learned. By tag, of the items in the second: "
+            f"{said}. Calibration error of "
             f"`p_unlearnable` over all hard items and seeds: {study['calibration']:.3f}.",
         ]
     return "\n".join(lines) + "\n"

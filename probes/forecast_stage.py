@@ -25,11 +25,13 @@ from probes.prediction import DOUBT
 
 Flags = NDArray[np.bool_]
 
-# Fitted by `python -m benchmarks.forecast fit` on the worlds d1 to d3 and the first SmolLM2 study.
+# Rounded from the fit of `python -m benchmarks.forecast fit` on the trainings of the grown worlds d1
+# and d2 (docs/evidence/forecast.md), before any judging world was looked at. Of a pilot's or a
+# checkpoint's lift, in log odds of its own few steps, only d1 was there to fit the gain on.
 CONSTANTS: Mapping[str, Constants] = {
-    GRADIENTS: Constants(drift=0.3, gain=1.5, spread=1.0),
-    PILOT: Constants(drift=0.0, gain=1.5, spread=1.0),
-    CHECKPOINT: Constants(drift=0.0, gain=1.5, spread=1.0),
+    GRADIENTS: Constants(drift=-0.2, gain=2.4, spread=1.5),
+    PILOT: Constants(drift=0.2, gain=2.8, spread=1.5),
+    CHECKPOINT: Constants(drift=0.2, gain=2.8, spread=1.5),
 }
 # Evidence narrower than this share of what training does by chance changes no forecast much.
 _NARROW = 0.5
