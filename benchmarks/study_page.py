@@ -12,14 +12,17 @@ from curate.tags import Trainability
 
 _ITEM_SETS = {
     "first": [
-        "The first of two studies: its outcomes were known when the present rule for "
-        "`p_unlearnable` was made, so only the second, [smollm2.md](smollm2.md), tests that rule.",
+        "The first of two studies of the former rule for `p_unlearnable`, which went by the "
+        "gradient similarity: its outcomes were known when that rule was made, so only the second, "
+        "[smollm2.md](smollm2.md), tests it.",
         "",
     ],
     "second": [
         "The second of two studies. Its items share no question with those of the first "
-        "([smollm2-first.md](smollm2-first.md)) and were drawn when the rule for `p_unlearnable`, "
-        "which the first had led to, was fixed: this is the test of that rule.",
+        "([smollm2-first.md](smollm2-first.md)) and were drawn when the former rule for "
+        "`p_unlearnable`, which the first had led to, was fixed: this is the test of that rule. "
+        "The forecast, which came after it, is held against the same outcomes in "
+        "[smollm2-forecast.md](smollm2-forecast.md).",
         "",
     ],
 }
@@ -288,7 +291,7 @@ def _required(required: dict[str, Any] | None) -> list[str]:
     if required is None:
         return []
     return [
-        "The run was tagged by a rule that did not look at the pass rate. The present one reaches "
+        "The run was tagged by a rule that did not look at the pass rate. The one after it reaches "
         f"{_interval(required, 'auroc')} over all {required['items']} items on which the seeds "
         "agree. It, and the lift that it goes by, were made after these outcomes were seen (its "
         "one constant is from the planted world), so this is no test of it.",
