@@ -158,11 +158,11 @@ class Outcome:
 
 
 def run_plan(
-    plan: Plan, correct: Counts, ties: Floats, similarity_at: Counts | None = None
+    plan: Plan, correct: Counts, ties: Floats, decided_at: Counts | None = None
 ) -> tuple[Outcome, int]:
     """Outcome of the plan on prefixes of `correct` (items, looks), and its number of rounds.
 
-    similarity_at: correct rollouts from which each item's similarity is decided.
+    decided_at: correct rollouts from which each item's forecast is decided.
     """
     looks, rows = np.array(plan.looks), np.arange(len(correct))
     n = np.zeros(len(correct), dtype=np.int64)
@@ -170,8 +170,8 @@ def run_plan(
     while True:
         reached = np.searchsorted(looks, n, side="right") - 1
         c = np.where(reached >= 0, correct[rows, reached], 0)
-        similar = None if similarity_at is None else c >= similarity_at
-        extra = next_round(plan, n, c, similar, ties=ties)
+        decided = None if decided_at is None else c >= decided_at
+        extra = next_round(plan, n, c, decided, ties=ties)
         if not extra.any():
             break
         n, rounds = n + extra, rounds + 1
@@ -305,15 +305,15 @@ def compare_rules(name: str, world: World, repeats: int, seed: int) -> tuple[lis
         correct, ties = draw_rollouts(rates, looks, rng), rng.random(ITEMS)
         outcome, rounds = run_plan(plan, correct, ties)
         risk.append(label_risk(plan, outcome.n, outcome.c).mean())
-        # How soon similarity is decided differs between items and is not known to the plan.
-        similarity_at = rng.geometric(0.1, ITEMS)
+        # How soon a forecast is decided differs between items and is not known to the plan.
+        decided_at = rng.geometric(0.1, ITEMS)
         again = rng.binomial(1024, rates)
         full = np.full(ITEMS, 1024)
         for rule, result in {
             "plan": outcome,
             "fixed n": run_fixed(int(outcome.n.mean()), plan, correct, rng),
             "Wilson": run_wilson(plan, budget, correct, rng),
-            "plan with similarity": run_plan(plan, correct, ties, similarity_at)[0],
+            "plan with forecast": run_plan(plan, correct, ties, decided_at)[0],
             "plan, no budget": run_plan(unlimited, correct, ties)[0],
             "repeat of the 1,024": Outcome(
                 full, again, again / 1024, *pass_rate_interval(again, full)
@@ -333,7 +333,7 @@ def compare_rules(name: str, world: World, repeats: int, seed: int) -> tuple[lis
         found = row(rule, pooled(outcomes), rates, labels)
         if rule.startswith("plan"):
             broken += [f"{name}, {rule}: {text}" for text in found]
-        if rule in ("plan", "plan with similarity"):
+        if rule in ("plan", "plan with forecast"):
             broken += [f"{name}, {rule}: budget passed" for o in outcomes if o.n.sum() > budget]
     bound = best_possible(plan, rates, SHARE * 1024)
     mine = pooled(results["plan"])

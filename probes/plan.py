@@ -2,7 +2,7 @@
 
 A round takes items to the next of the sizes min, 2·min, 4·min, … max rollouts ("looks"). An item
 stops once its interval is wholly at or above τ (easy), or wholly below τ with a positive rollout
-and, where the caller knows of similarities, with its similarity decided. Everything else would go
+and, where the caller has forecasts, with its forecast decided. Everything else would go
 on to `max_rollouts`; a global budget cuts that short where rollouts buy least.
 
 **Interval.** With K looks and CP(n, c, γ) the Clopper–Pearson interval at confidence γ,
@@ -22,7 +22,7 @@ who looks and stops. With one look it is the Clopper–Pearson interval. Why thi
 
 Inverting the exact law of (n, c) is a quarter shorter, but its level is only as good as that law
 is known: a stopping boundary fixed beforehand, which neither a budget shared with other items nor
-their similarity is. So that quarter is given up for a level that nothing voids.
+their forecast is. So that quarter is given up for a level that nothing voids.
 
 **Pass rate.** c/n where sampling stopped is biased: up to +0.025 (at p = 0.21), because an item
 that looks easy by luck stops with its luck. Reported is the Rao–Blackwell estimate, the mean of
@@ -34,7 +34,7 @@ the first round's unbiased c₁/n₁ over all orders of the rollouts that lead t
 
 with Hyp the probability of b correct among the first n_{k−1} of n_k rollouts when c of the n_k are
 correct, and s_k(b) the share of the items at (n_k, b) that went on. For a rule that looks at counts
-alone s is 0 or 1 and the estimate is exactly unbiased. Budget and similarity let some of a cell's
+alone s is 0 or 1 and the estimate is exactly unbiased. Budget and forecast let some of a cell's
 items go on. Their share is counted in the run, so the estimate is then unbiased up to the error of
 that share: below 0.005 in runs of 10,000 items, but near 0.01 for p just above τ in runs of 30
 items that may spend a tenth of 30 × `max_rollouts`. It is the number for `pass_rate`; labels go by
@@ -164,19 +164,19 @@ def sequential_interval(plan: Plan, n: ArrayLike, c: ArrayLike) -> tuple[Floats,
 
 
 def still_open(
-    plan: Plan, n: ArrayLike, c: ArrayLike, similarity_decided: ArrayLike | None = None
+    plan: Plan, n: ArrayLike, c: ArrayLike, forecast_decided: ArrayLike | None = None
 ) -> Flags:
     """(items,): whether an item has something left to learn from more rollouts, cost aside.
 
     Open are items of which neither easy nor hard is decided, items without a positive rollout, and
-    hard items whose similarity is known to be undecided. Items of which nothing could be judged are
+    hard items whose forecast is known to be undecided. Items of which nothing could be judged are
     not: the verifier would hardly judge the next rollouts. Arguments as for `next_round`.
     """
     c = np.atleast_1d(np.asarray(c, np.int64))
     low, high = sequential_interval(plan, n, c)
     easy, hard = low >= plan.tau, (high < plan.tau) & (c > 0)
-    if similarity_decided is not None:
-        hard &= np.asarray(similarity_decided, bool)
+    if forecast_decided is not None:
+        hard &= np.asarray(forecast_decided, bool)
     return np.asarray((np.asarray(n) > 0) & ~(easy | hard))
 
 
@@ -184,7 +184,7 @@ def next_round(
     plan: Plan,
     n: ArrayLike,
     c: ArrayLike,
-    similarity_decided: ArrayLike | None = None,
+    forecast_decided: ArrayLike | None = None,
     *,
     drawn: ArrayLike | None = None,
     ties: ArrayLike | None = None,
@@ -198,8 +198,8 @@ def next_round(
         plan: the plan.
         n: judged rollouts so far, shape (items,).
         c: correct ones, shape (items,).
-        similarity_decided: bool, shape (items,): whether more correct rollouts can no longer change
-            the verdict on the item's gradient similarity. None: similarity stops nothing.
+        forecast_decided: bool, shape (items,): whether more rollouts would hardly change what the
+            forecast says of the item. None: forecasts stop nothing.
         drawn: rollouts so far with those that could not be judged; the budget counts these.
             Default: n.
         ties: shape (items,): among items with equal claims those with smaller numbers are served
@@ -231,7 +231,7 @@ def next_round(
     looks = np.array(plan.looks)
     at = np.searchsorted(looks, drawn, side="right") - 1
     cost = np.maximum(looks[np.minimum(at + 1, len(looks) - 1)] - drawn, 0)
-    is_open = still_open(plan, n, c, similarity_decided) & (cost > 0)
+    is_open = still_open(plan, n, c, forecast_decided) & (cost > 0)
     if left is None:
         return np.where(is_open, cost, 0)
     extra: Counts = np.zeros_like(cost)
@@ -239,12 +239,12 @@ def next_round(
     if not len(items):
         return extra
     prior = fit_prior(n, c)
-    by_similarity = np.zeros(len(n))
-    if similarity_decided is not None:
-        undecided = ~np.asarray(similarity_decided, bool)
-        by_similarity = _similarity_per_rollout(plan, prior, n, c, cost, undecided)
+    by_forecast = np.zeros(len(n))
+    if forecast_decided is not None:
+        undecided = ~np.asarray(forecast_decided, bool)
+        by_forecast = _forecasts_per_rollout(plan, prior, n, c, cost, undecided)
     dear, cheap = _worth_it(
-        _lattice(plan, prior), at[items], c[items], cost[items], by_similarity[items], left
+        _lattice(plan, prior), at[items], c[items], cost[items], by_forecast[items], left
     )
     # What is worth a little more than the price goes first; ties decide among the rest.
     tie = items if ties is None else np.asarray(ties)[items]
@@ -460,7 +460,7 @@ def _lattice(plan: Plan, prior: PassRatePrior) -> _Lattice:
 
 
 def _worth_it(
-    lattice: _Lattice, at: Counts, c: Counts, cost: Counts, by_similarity: Floats, left: int
+    lattice: _Lattice, at: Counts, c: Counts, cost: Counts, by_forecast: Floats, left: int
 ) -> tuple[Flags, Flags]:
     """(items,) twice: the items worth just more, and just less, than the price that spends `left`.
 
@@ -473,9 +473,9 @@ def _worth_it(
 
     def at_price(price: float) -> tuple[Flags, float]:
         goes, spend = lattice.policy(price)
-        for_label, for_similarity = np.concatenate(goes)[cell], by_similarity > price
-        expected = np.where(for_label, np.concatenate(spend)[cell], cost * for_similarity)
-        return for_label | for_similarity, float(expected.sum())
+        for_label, for_forecast = np.concatenate(goes)[cell], by_forecast > price
+        expected = np.where(for_label, np.concatenate(spend)[cell], cost * for_forecast)
+        return for_label | for_forecast, float(expected.sum())
 
     worth, spent = at_price(0.0)
     if spent <= left:
@@ -487,10 +487,10 @@ def _worth_it(
     return at_price(high)[0], at_price(low)[0]
 
 
-def _similarity_per_rollout(
+def _forecasts_per_rollout(
     plan: Plan, prior: PassRatePrior, n: Counts, c: Counts, cost: Counts, undecided: Flags
 ) -> Floats:
-    """(items,): similarities that a rollout of the next round is expected to decide.
+    """(items,): forecasts that a rollout of the next round is expected to decide.
 
     Twice the correct rollouts halve the variance of an item's gradient. How often that decides is
     what the run's other hard items say (Laplace's rule of succession).

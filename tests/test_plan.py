@@ -103,7 +103,7 @@ def test_the_interval_grows_with_c_and_contains_its_ends():
     assert np.isnan(sequential_interval(PLAN, [0], [0])).all()
 
 
-def simulate(plan, rates, *, similarity_at=None, unjudged=0.0, seed=0, ties=None):
+def simulate(plan, rates, *, decided_at=None, unjudged=0.0, seed=0, ties=None):
     """Run a plan to its end; counts of every round, and the number of rounds."""
     rng = np.random.default_rng(seed)
     judged = rng.random((len(rates), plan.max_rollouts)) >= unjudged
@@ -114,8 +114,8 @@ def simulate(plan, rates, *, similarity_at=None, unjudged=0.0, seed=0, ties=None
     rounds = 0
     while True:
         n, c = (total[rows, drawn] for total in totals)
-        similar = None if similarity_at is None else c >= similarity_at
-        extra = next_round(plan, n, c, similar, drawn=drawn, ties=ties)
+        decided = None if decided_at is None else c >= decided_at
+        extra = next_round(plan, n, c, decided, drawn=drawn, ties=ties)
         assert np.all(extra >= 0)
         if not extra.any():
             break
@@ -136,15 +136,13 @@ def mixture(items, seed=1):
 
 @pytest.mark.parametrize("share", [0.04, 0.1, 0.3, None])
 @pytest.mark.parametrize("unjudged", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("with_similarity", [False, True])
-def test_sampling_finishes_within_the_budget(share, unjudged, with_similarity):
+@pytest.mark.parametrize("with_forecast", [False, True])
+def test_sampling_finishes_within_the_budget(share, unjudged, with_forecast):
     rates = mixture(60)
     budget = None if share is None else int(share * 256 * 60 + 8 * 60)
     plan = Plan(8, 256, rollout_budget=budget)
-    similarity_at = np.random.default_rng(2).geometric(0.1, 60) if with_similarity else None
-    drawn, n, c, (judged, correct) = simulate(
-        plan, rates, similarity_at=similarity_at, unjudged=unjudged
-    )
+    decided_at = np.random.default_rng(2).geometric(0.1, 60) if with_forecast else None
+    drawn, n, c, (judged, correct) = simulate(plan, rates, decided_at=decided_at, unjudged=unjudged)
     assert np.all(drawn >= 8)
     rate = sequential_pass_rate(plan, judged, correct)
     low, high = sequential_interval(plan, n, c)
@@ -179,7 +177,7 @@ def test_without_a_budget_only_what_is_decided_stops():
     early = drawn < PLAN.max_rollouts
     assert np.all((low >= PLAN.tau) | ((high < PLAN.tau) & (c > 0)) | ~early)
     assert early.mean() > 0.5
-    # The rest go on, and an undecided similarity keeps a hard item going.
+    # The rest go on, and an undecided forecast keeps a hard item going.
     assert next_round(PLAN, [128], [2]).tolist() == [0]
     assert next_round(PLAN, [128], [2], [True]).tolist() == [0]
     assert next_round(PLAN, [128], [2], [False]).tolist() == [128]
