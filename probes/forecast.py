@@ -2,7 +2,7 @@
 
 In log odds, with p the pass rate under the initial policy and ℓ the lift of the item,
 
-    logit p' = logit p + H (drift + gain · sign(ℓ) log(1 + |ℓ|)) + spread · ε,   ε ~ N(0, 1)
+    logit p' = logit p + H (drift + gain · sign(ℓ) log(1 + |ℓ|)) + spread √H · ε,   ε ~ N(0, 1)
 
 H is the length of the training in units of the recipe's (`--horizon`). The logarithm is because a
 lift to first order does not last: what is lifted soon is solved soon, and then teaches no more.
