@@ -25,8 +25,8 @@ from probes.prediction import DOUBT
 
 Flags = NDArray[np.bool_]
 
-# Rounded from the fit of `python -m benchmarks.forecast fit` on the trainings of the grown worlds d1
-# and d2 (docs/evidence/forecast.md), before any judging world was looked at. Of a pilot's or a
+# Rounded from the fit of `python -m benchmarks.forecast fit` on the trainings of the grown worlds
+# d1 and d2 (docs/evidence/forecast.md), before any judging world was looked at. Of a pilot's or a
 # checkpoint's lift, in log odds of its own few steps, only d1 was there to fit the gain on.
 CONSTANTS: Mapping[str, Constants] = {
     GRADIENTS: Constants(drift=-0.2, gain=2.4, spread=1.5),

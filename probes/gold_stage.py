@@ -195,7 +195,9 @@ def _blocks(run: RunFiles, row_of: Mapping[str, int], most: int) -> Iterator[lis
             if taken[rows[line]] < most:
                 taken[rows[line]] += 1
                 lines.append(line)
-        for row, values in zip(rows[lines], table.take(lines).to_pylist(), strict=True):
+        # Of a later round there is often nothing to look at, and an empty list has no type.
+        chosen = table.take(pa.array(lines, pa.int64()))
+        for row, values in zip(rows[lines], chosen.to_pylist(), strict=True):
             waiting.setdefault(int(row), []).append(
                 _Rollout(
                     tuple(values["completion_token_ids"]),

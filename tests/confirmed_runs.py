@@ -77,8 +77,8 @@ def make_world(
         np.where(np.isnan(similarity), np.nan, 0.08 / np.sqrt(correct)),
         correct,
         np.round(np.exp(3.5 + 0.3 * (noise[1] + length_effect * sign))).astype(np.int64),
-        # 0.35 takes 5 of 100 to about τ, by the built-in constants.
-        0.35 + (similarity - THRESHOLD) / 0.05,
+        # 0.5 takes 5 of 100 to about τ, by the built-in constants.
+        0.5 + (similarity - THRESHOLD) / 0.05,
         np.where(np.isnan(similarity), np.nan, 0.3),
         prefix,
     )
