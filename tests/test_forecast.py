@@ -114,7 +114,8 @@ def test_the_lift_is_that_of_the_trained_policy(run, tagged):
     assert said["lift"] == json.loads((run / "lift.json").read_text())
     assert said["lift"]["source"] == "pilot" and said["lift"]["seeds"] == [1]
     assert out.stat().st_mtime_ns > before
-    assert json.loads((run / "manifest.json").read_text())["forecast"] == {"horizon": 2}
+    forecast = json.loads((run / "manifest.json").read_text())["forecast"]
+    assert (forecast["source"], forecast["horizon"]) == ("pilot", 2)
 
     initial = AutoModelForCausalLM.from_pretrained(tagged / "model")
     base = AutoModelForCausalLM.from_pretrained(tagged / "model")
@@ -307,10 +308,11 @@ def test_a_checkpoint_is_a_model_folder_or_an_adapter(run, tagged):
 def test_what_is_wrong_is_one_line(run, arguments, reason):
     recipe_file("other", model="somewhere")
     recipe_file("more", extra_items="items.jsonl")
+    before = (run / "lift.parquet").read_bytes()
     ran = run_curate("forecast", run, *arguments)
     assert ran.status == 2
     assert reason in ran.last_line and len(ran.stderr.splitlines()) == 1
-    assert not (run / "pilot").exists() and not (run / "lift.parquet").exists()
+    assert not (run / "pilot").exists() and (run / "lift.parquet").read_bytes() == before
 
 
 def test_weights_that_are_gone_are_not_kept(run):
@@ -415,3 +417,16 @@ def test_seeds_that_do_not_know_an_item_say_nothing_of_it():
     alone = mean_lift(lifts[:1], errors[:1])
     np.testing.assert_array_equal(alone.lift, [1, nan, nan])
     np.testing.assert_array_equal(alone.standard_error, [0.5, nan, nan])
+
+
+def test_gradients_take_the_place_of_another_lift(run):
+    """And the horizon that was asked for before stays."""
+    by_gradients = lifts(run)
+    assert pilot(run, "--horizon", 2).status == 0
+    assert lifts(run) != by_gradients
+    ran = run_curate("forecast", run, "--lift", "gradients", "--json")
+    assert ran.status == 0, ran.stderr
+    assert json.loads(ran.stdout)["lift"]["source"] == "gradients"
+    assert lifts(run) == by_gradients
+    forecast = json.loads((run / "manifest.json").read_text())["forecast"]
+    assert (forecast["source"], forecast["horizon"]) == ("gradients", 2)
