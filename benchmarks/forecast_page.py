@@ -87,9 +87,8 @@ def _verdict(found: Sequence[WorldFigures]) -> str:
         )
         met = [name for name, value, goal, sign in figures if value and sign * (value - goal) >= 0]
         missed = [name for name, *_ in figures if name not in met]
-        lines.append(
-            f"- {world.name}: met: {', '.join(met) or 'none'}; missed: {', '.join(missed) or 'none'}."
-        )
+        said = (", ".join(names) or "none" for names in (met, missed))
+        lines.append(f"- {world.name}: met: {next(said)}; missed: {next(said)}.")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
 
 

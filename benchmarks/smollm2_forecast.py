@@ -192,9 +192,10 @@ def page(studies: dict[str, dict[str, Any]]) -> str:
         "on a CPU, and judged by the committed outcomes of three seeds",
         "([first](smollm2-first.md), [second](smollm2.md)).",
         "",
-        "The outcomes of the first study were known when the rule was made; those of the second had",
-        "not been held against any forecast when rule and constants were fixed. That the gold probability enters as a factor was chosen",
-        "when the counts of the second study's probe, not its outcomes, had been looked at.",
+        "The outcomes of the first study were known when the rule was made; those of the second",
+        "had not been held against any forecast when rule and constants were fixed. That the gold",
+        "probability enters as a factor was chosen when the counts of the second study's probe,",
+        "not its outcomes, had been looked at.",
     ]
     for name, study in studies.items():
         for which, title in (
@@ -222,8 +223,8 @@ def page(studies: dict[str, dict[str, Any]]) -> str:
             "",
             f"{study['items']['strict']} items in the first table, "
             f"{study['items']['learned']} of them learned. By tag, of the items in the second: "
-            f"{said}. Calibration "
-            f"error of `p_unlearnable` over all hard items and seeds: {study['calibration']:.3f}.",
+            f"{said}. Calibration error of "
+            f" `p_unlearnable` over all hard items and seeds: {study['calibration']:.3f}.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -199,8 +199,8 @@ class TagConfig:
     tau: float = _setting(0.1, "tagging", "an item is hard below this pass rate", "RATE")
     gold_prefixes: int = _setting(
         16, "tagging",
-        "rollouts of an item after whose words before the answer the gold is scored: says much of "
-        "items that are rarely right (0: the counts alone speak)", "N",
+        "rollouts of an item in which the gold is put in the place of the answer and scored: says "
+        "much of items that are rarely right (0: none; not on the workers of --executor ray)", "N",
     )  # fmt: skip
     gradient_rollouts: int = _setting(
         16, "tagging", "correct rollouts of an item that are differentiated, at most", "N"

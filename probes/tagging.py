@@ -607,6 +607,8 @@ class _Tagging:
         On the workers of a Ray cluster this is not done: there the counts alone speak.
         """
         config = self.config
+        if self.ray and config.gold_prefixes:
+            _say("the gold is not scored on Ray workers: the forecast goes by the counts alone")
         if self.ray or not config.gold_prefixes:
             return {"items_with_gold": 0}
         return score_golds(
