@@ -16,8 +16,8 @@ CHOSEN_ON = ("d1", "d2")
 """Worlds whose outcomes were there when the rule and its constants were fixed; of d2 two trainings,
 of which its settings have neither."""
 _GOALS = (
-    "The goals: 0.08 ahead of the pass rate at 64 rollouts and 0.05 at the end, a calibration error "
-    "of at most 0.06, and 60 % of the hard items tagged at the end, 95 % of those rightly."
+    "The goals: 0.08 ahead of the pass rate at 64 rollouts and 0.05 at the end, a calibration "
+    "error of at most 0.06, and 60 % of the hard items tagged at the end, 95 % of those rightly."
 )
 
 

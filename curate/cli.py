@@ -37,7 +37,7 @@ _TITLES = {
     "server": "sampling with servers that speak OpenAI's protocol (--engine server)",
     "machines": "more than one machine",
     "verifying": "verifying and pass rates",
-    "tagging": "gradients and tags",
+    "tagging": "gradients, forecast and tags",
 }
 
 
@@ -132,8 +132,8 @@ def _add_tag(commands: Any) -> None:
     parser = commands.add_parser(
         "tag",
         help="probe every item and write the tagged dataset",
-        description="Sample rollouts of every item, verify them, measure the gradients of the "
-        "correct ones, and write the dataset with a trainability tag and its evidence in every "
+        description="Sample rollouts of every item, verify them, measure from gradients how training "
+        "moves each item, forecast its pass rate, and write the dataset with a tag and its evidence in every "
         "row. Everything measured is kept in the run folder: after Ctrl-C or a kill the same "
         "command continues where it stopped.",
         epilog="example: curate tag gsm8k.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --limit 50. "
