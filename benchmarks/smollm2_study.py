@@ -4,9 +4,9 @@
 
 writes the items, tags them, trains with each seed (`baseline-small`), confirms the tags, and writes
 docs/evidence/smollm2.json, smollm2.md and its plots; `--items first` writes smollm2-first.json and
-so on, of the items that the present rule was made on. It takes hours on two CPU cores. What is done
-already is not done again: a finished folder gives the page anew in a minute or two, and one that
-was cut off goes on. `--page-only` writes the page from the JSON file, without the folder.
+so on, of the items that the rule by similarity was made on. It takes hours on two CPU cores. What
+is done already is not done again: a finished folder gives the page anew in a minute or two, and one
+that was cut off goes on. `--page-only` writes the page from the JSON file, without the folder.
 """
 
 from __future__ import annotations

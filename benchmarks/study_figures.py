@@ -64,6 +64,7 @@ def study_figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "rollouts": _rollouts(manifest, found),
         "training": settings,
         "probe": _probe_settings(run),
+        "forecast": manifest["forecast"],
         "weight_hash": manifest["model"]["weight_hash"],
         "dataset_fingerprint": manifest["dataset"]["fingerprint"],
         "versions": manifest["versions"]

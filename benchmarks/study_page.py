@@ -12,16 +12,22 @@ from curate.tags import Trainability
 
 _ITEM_SETS = {
     "first": [
-        "The first of two studies: its outcomes were known when the present rule for "
-        "`p_unlearnable` was made, so only the second, [smollm2.md](smollm2.md), tests that rule.",
+        "The first of two studies: its outcomes were known when the rule for `p_unlearnable` by "
+        "similarity and pass rate was made (curate's before it forecast), so only the second, "
+        "[smollm2.md](smollm2.md), tests that rule.",
         "",
     ],
     "second": [
         "The second of two studies. Its items share no question with those of the first "
-        "([smollm2-first.md](smollm2-first.md)) and were drawn when the rule for `p_unlearnable`, "
-        "which the first had led to, was fixed: this is the test of that rule.",
+        "([smollm2-first.md](smollm2-first.md)) and were drawn when the rule for `p_unlearnable` "
+        "by similarity and pass rate (curate's before it forecast), which the first had led to, "
+        "was fixed: this is the test of that rule.",
         "",
     ],
+}
+# As documents that were written before the forecast name scores, and as the page does.
+_FORMER_NAMES = {
+    "`p_unlearnable` by the present rule": "`p_unlearnable` by similarity and pass rate",
 }
 _KINDS = ("unlearnable", "learnable", "no_positive", "seeds_disagree", "not_judged")
 
@@ -71,7 +77,7 @@ def _head(study: dict[str, Any], stem: str) -> list[str]:
         f"Written by `.venv/bin/python benchmarks/smollm2_study.py --items {chosen}` from "
         f"`{stem}.json`.",
         "",
-        *_ITEM_SETS[chosen],
+        *([] if study.get("forecast") else _ITEM_SETS[chosen]),
         f"{study['model']} was probed on {study['items']} items of {len(study['tasks'])} "
         f"`reasoning-gym` tasks ({rollouts['probe']:,} rollouts, {rollouts['probe_correct']:,} "
         f"correct; {probe['min_rollouts']} to {probe['max_rollouts']} an item) and then trained "
@@ -98,8 +104,13 @@ def _result(study: dict[str, Any]) -> list[str]:
         f"{study['table1']['unlearnable']['items']} as unlearnable and on "
         f"{study['table1']['learnable']['items']} as learnable. {agreement['unlearnable']} and "
         f"{agreement['learnable']} of these have a `p_unlearnable`. "
-        f"{_without_similarity(study)} of them had a single correct rollout in the probe, so that "
-        "theirs is the mean of the others'.",
+        + (
+            f"{_without_similarity(study)} of them had no two different correct rollouts in the "
+            "probe; the forecast says something of those too."
+            if study.get("forecast")
+            else f"{_without_similarity(study)} of them had a single correct rollout in the "
+            "probe, so that theirs is the mean of the others'."
+        ),
         "",
     ]
     if study["auroc"] is None:
@@ -239,7 +250,7 @@ def _tried(study: dict[str, Any]) -> list[str]:
     tried = study["tried"]
     rows = [
         (
-            f"`{name}`" if name == "p_unlearnable" else name,
+            f"`{name}`" if name == "p_unlearnable" else _FORMER_NAMES.get(name, name),
             _interval(figures, "auroc"),
             _number(figures["within_tasks"]),
         )
@@ -288,10 +299,10 @@ def _required(required: dict[str, Any] | None) -> list[str]:
     if required is None:
         return []
     return [
-        "The run was tagged by a rule that did not look at the pass rate. The present one reaches "
-        f"{_interval(required, 'auroc')} over all {required['items']} items on which the seeds "
-        "agree. It, and the lift that it goes by, were made after these outcomes were seen (its "
-        "one constant is from the planted world), so this is no test of it.",
+        "The run was tagged by a rule that did not look at the pass rate. That by similarity and "
+        f"pass rate reaches {_interval(required, 'auroc')} over all {required['items']} items on "
+        "which the seeds agree. It, and the lift that it goes by, were made after these outcomes "
+        "were seen (its one constant is from the planted world), so this is no test of it.",
         "",
     ]
 
@@ -352,6 +363,7 @@ def _facts(study: dict[str, Any]) -> list[str]:
         f"- device: {study['device']}; {study['machine'].get('cores')} cores; "
         f"{_duration(study['seconds'])} in all, the seeds' summed: {steps}",
         f"- probe: `{json.dumps(study['probe'])}`",
+        *([f"- forecast: `{json.dumps(study['forecast'])}`"] if study.get("forecast") else []),
         f"- training: `{json.dumps(study['training'])}`",
         f"- versions: {versions}",
         f"- weights `{study['weight_hash'][:16]}…`, dataset `{study['dataset_fingerprint'][:16]}…`",
