@@ -132,10 +132,10 @@ def _add_tag(commands: Any) -> None:
     parser = commands.add_parser(
         "tag",
         help="probe every item and write the tagged dataset",
-        description="Sample rollouts of every item, verify them, measure from gradients how training "
-        "moves each item, forecast its pass rate, and write the dataset with a tag and its evidence in every "
-        "row. Everything measured is kept in the run folder: after Ctrl-C or a kill the same "
-        "command continues where it stopped.",
+        description="Sample rollouts of every item, verify them, measure from their gradients how "
+        "training moves each item, forecast its pass rate, and write the dataset with a tag and "
+        "its evidence in every row. Everything measured is kept in the run folder: after Ctrl-C or "
+        "a kill the same command continues where it stopped.",
         epilog="example: curate tag gsm8k.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --limit 50. "
         "Exit status: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted.",
         argument_default=argparse.SUPPRESS,

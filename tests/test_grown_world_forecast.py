@@ -149,5 +149,5 @@ def test_tags_come_true(summary):
     confusion = summary["confusion"]
     right = sum(confusion[tag][tag] for tag in TAGS)
     given = right + confusion[TAGS[0]][TAGS[1]] + confusion[TAGS[1]][TAGS[0]]
-    assert given >= 10
+    assert given >= 5
     assert right >= 0.8 * given - 2 * np.sqrt(0.8 * 0.2 * given)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from probes.prediction import DOUBT
 from tests.planted_world import CHANCE, EASY, LEARNABLE, MAX_TOKENS, NEVER, build_world
 from tests.tag_runs import read_jsonl, run_curate
 
@@ -119,7 +120,15 @@ def test_similarity_tells_the_hard_kinds_apart(hard):
 def test_every_tag_of_a_hard_item_gives_its_evidence(hard):
     for row in hard[LEARNABLE] + hard[CHANCE]:
         assert row["gradient_similarity_low"] <= row["gradient_similarity"]
-        assert f"{row['gradient_similarity']:.3g}" in row["tag_reason"]
+        assert row["lift_low"] <= row["lift"] <= row["lift_high"]
+        assert f"lift {row['lift']:.3g}" in row["tag_reason"]
+        assert f"expected to reach {row['forecast_pass_rate']:.2f}" in row["tag_reason"]
+
+
+def test_lift_tells_the_hard_kinds_apart(hard):
+    """0.96 with an error of 0.01, on one machine."""
+    lifts = {kind: [row["lift"] for row in found] for kind, found in hard.items()}
+    assert auroc(lifts[LEARNABLE], lifts[CHANCE]) >= 0.85
 
 
 # --- After GRPO ---------------------------------------------------------------------------------
@@ -173,14 +182,21 @@ def test_pass_rates_do_not_tell_what_becomes_of_items(summary):
     assert summary["too_few"] is None
 
 
-# --- The rule that makes p_unlearnable and the tags ---------------------------------------------
-# All bounds that depend on it. Those of tags are by the sign test: of t tags given at random t/2
-# would be right, with a standard error of √t / 2.
+# --- The forecast -------------------------------------------------------------------------------
+# All bounds that depend on it. It is right of an item where what it holds for more probable than
+# not comes true. By the sign test, of t items t/2 would come true at random, with a standard error
+# of √t / 2. These hard items lie just below τ, so that training decides of most of them by little:
+# few are so sure that they get a tag.
 
 
-def sure_to_be_right(tags):
-    """How many of so many tags are right, if they are better than chance by four errors."""
-    return tags / 2 + 4 * np.sqrt(tags) / 2
+def sure_to_be_right(items):
+    """How many of so many items are right, if they are better than chance by four errors."""
+    return items / 2 + 4 * np.sqrt(items) / 2
+
+
+def most_wrong(tags):
+    """How many of so many tags may be wrong, four errors above what the rule allows."""
+    return DOUBT * tags + 4 * np.sqrt(DOUBT * (1 - DOUBT) * tags)
 
 
 def test_p_unlearnable_tells_the_hard_kinds_apart(hard):
@@ -189,20 +205,31 @@ def test_p_unlearnable_tells_the_hard_kinds_apart(hard):
     assert auroc(chances[CHANCE], chances[LEARNABLE]) >= 0.5 + 5 * error
 
 
-def test_tags_tell_the_hard_kinds_apart(hard):
-    learnable, chance = (Counter(r["trainability"] for r in hard[k]) for k in (LEARNABLE, CHANCE))
-    right = learnable["learnable"] + chance["unlearnable"]
-    wrong = learnable["unlearnable"] + chance["learnable"]
-    assert right >= sure_to_be_right(right + wrong)
-    # Both tags are given, so that neither is right because it is the only one.
-    assert min(learnable["learnable"], chance["unlearnable"]) >= 8
+def test_more_probable_than_not_tells_the_hard_kinds_apart(hard):
+    right = [row["p_unlearnable"] < 0.5 for row in hard[LEARNABLE]]
+    right += [row["p_unlearnable"] > 0.5 for row in hard[CHANCE]]
+    assert sum(right) >= sure_to_be_right(len(right))
 
 
-def test_predictions_come_true(summary):
+def test_predictions_come_true(folder, summary):
+    error = auroc_error(summary["agreement"]["unlearnable"], summary["agreement"]["learnable"])
+    assert summary["auroc"] >= 0.5 + 5 * error
+    # By more than the interval of the paired difference.
+    assert summary["agreement"]["scores"]["pass_rate"]["auroc_difference_low"] > 0
+    judged = [
+        row
+        for row in pq.read_table(folder / "run/validation/confirmed.parquet").to_pylist()
+        if row["confirmed_trainability"] in ("learnable", "unlearnable")
+    ]
+    right = sum(
+        (row["p_unlearnable"] > 0.5) == (row["confirmed_trainability"] == "unlearnable")
+        for row in judged
+    )
+    assert right >= sure_to_be_right(len(judged))
+
+
+def test_tags_are_not_wrong_more_often_than_the_rule_allows(summary):
     confusion = summary["confusion"]
     right = confusion["learnable"]["learnable"] + confusion["unlearnable"]["unlearnable"]
     wrong = confusion["learnable"]["unlearnable"] + confusion["unlearnable"]["learnable"]
-    assert right >= sure_to_be_right(right + wrong)
-    error = auroc_error(summary["agreement"]["unlearnable"], summary["agreement"]["learnable"])
-    assert summary["auroc"] >= 0.5 + 5 * error
-    assert summary["auroc"] > summary["auroc_pass_rate"] and summary["auroc_low"] > 0.5
+    assert wrong <= most_wrong(right + wrong)
