@@ -199,8 +199,8 @@ def page(studies: dict[str, dict[str, Any]]) -> str:
         "",
         "Where measured lifts differ no more than their errors say, the forecast takes the lift of",
         "all items for the same: so it was in both studies, most of whose hard items have one to",
-        "three correct rollouts here. What it is ahead by comes from the gold probability. Kin, which",
-        "it does not use, does better than either.",
+        "three correct rollouts here. What it is ahead by comes from the gold probability. Kin,",
+        "which it does not use, does better than either.",
     ]
     for name, study in studies.items():
         for which, title in (
