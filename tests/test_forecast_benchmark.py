@@ -264,7 +264,7 @@ def test_figures_and_page_of_a_world(tmp_path):
     for name in at.ranking:
         assert tables.count(f"| {name} |") >= 3
     whole = page([dataclasses.replace(found, name="j1")], CONSTANTS)
-    assert "Chosen on** d1, d2 and d3" in whole
+    assert "Chosen on** d1 and d2" in whole
     assert "Judged on** j1" in whole
 
 
