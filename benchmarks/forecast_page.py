@@ -39,8 +39,10 @@ def page(found: Sequence[WorldFigures], constants: Mapping[str, Constants]) -> s
         "`rounds` they are drawn as `curate tag` does, until the forecast decides.",
         f"**Chosen on** {_and(CHOSEN_ON)}: the estimator, the form of the forecast, its constants "
         f"({fitted}) and the weight of kin ({KIN_WEIGHT:g}). **Judged on** "
-        f"{_and([world.name for world in found])}, of which nothing but the share of learned "
-        "items had been looked at, and which were scored once.",
+        f"{_and([world.name for world in found])}, of which no score had been looked at, only "
+        "the shares learned, overall and by thirds of the pass rate, and how far the seeds agree: "
+        "by these, length and learning rate of the trainings were set (j1 was trained a second "
+        "time because its seeds disagreed). They were scored once.",
         f"Judged are the items whose pass rate over all rollouts is from {LOWEST_RATE:g} to below "
         f"{TAU:g} and of which all seeds say the same. Learned is an item that ends at {TAU:g} or "
         "above. An item of which a score says nothing, having no correct rollout, comes last in "
