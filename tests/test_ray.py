@@ -23,7 +23,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from probes import models, tagging
-from tests.ray_workers import use_float32
+from tests.ray_workers import GATE, use_float32
 from tests.tag_runs import (
     ROOT,
     additions,
@@ -72,7 +72,8 @@ sys.exit(main(sys.argv[2:]))
 class _TwoNodes:
     """A cluster whose workers can be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Path) -> None:
+        self.gate = gate
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -85,7 +86,11 @@ class _TwoNodes:
         return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
 
     def kill_a_worker(self) -> None:
-        """Kill a worker that is drawing, and its node, so that it finds no place again."""
+        """Kill a worker with a shard in hand, and its node, so that it finds no place again."""
+        deadline = time.monotonic() + 240
+        while len(list(self.gate.glob("waiting-*"))) < 2:
+            assert time.monotonic() < deadline, "the workers do not come to the gate"
+            time.sleep(0.05)
         worker = next(
             actor
             for actor in ray._private.state.actors().values()
@@ -95,17 +100,20 @@ class _TwoNodes:
         home = worker["Address"]["NodeID"]
         node = next(node for node in self.nodes if node.node_id == home)
         self.cluster.remove_node(node, allow_graceful=False)
+        (self.gate / "hold").unlink()
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[_TwoNodes]:
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_TwoNodes]:
+    gate = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(GATE, str(gate))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Workers find our packages and the tests where this process does.
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setattr(models, "choose_dtype", models.choose_dtype)
         use_float32()
-        found = _TwoNodes()
+        found = _TwoNodes(gate)
         ray.init(
             address=found.cluster.address,
             log_to_driver=False,
@@ -201,6 +209,7 @@ def test_a_killed_driver_goes_on_and_a_killed_node_costs_nothing_but_time(
 
     # The same command, and on its way a node is lost, with what its worker has in hand.
     monkeypatch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
+    (two_nodes.gate / "hold").touch()
     lost = threading.Event()
     wave = ray_executor().RayExecutor._wave
 
