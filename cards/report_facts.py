@@ -16,9 +16,9 @@ from cards.forecast_words import forecast_words, probability_words
 from cards.gradient_facts import gradient_facts
 from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.training_facts import confirmation_facts, plain, reward_facts
-from curate import __version__
 from curate.errors import RunError
 from curate.run_folder import read_parquet
+from curate.version import __version__
 from probes.reasoning_quality import read_judging
 from recipes.finished_run import FinishedRun
 

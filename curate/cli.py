@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from curate import __version__
 from curate.cli_asking import add_asking
 from curate.cli_doctor import add_doctor
 from curate.cli_forecast import add_forecast, seed_numbers
@@ -26,6 +25,7 @@ from curate.cli_selection import add_selection
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import CurateError, RunError, UsageError, one_line
 from curate.profiling import process_start
+from curate.version import __version__
 
 _INTERRUPTED = 130
 # What an argument namespace holds beside settings.

@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import __version__
 from curate.config import (
     RETIRED_SETTINGS,
     TagConfig,
@@ -28,6 +27,7 @@ from curate.config import (
 )
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, write_atomically
+from curate.version import __version__
 
 SHARDS = "shards"
 """The folder in a run's where `--shard` keeps the parts of it."""

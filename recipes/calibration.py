@@ -37,10 +37,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from curate import __version__
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.tags import Trainability
+from curate.version import __version__
 from probes.forecast import Constants
 from probes.forecast_stage import CONSTANTS
 from probes.lift_stage import GRADIENTS
