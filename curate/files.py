@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+CODE_ROOT = Path(__file__).resolve().parent.parent
+"""The folder in which the packages of this distribution lie."""
+
 
 @contextmanager
 def atomic_writer(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:

@@ -16,11 +16,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from curate.files import CODE_ROOT
+
 DISTRIBUTION = "rl-curate"
 PACKAGES = ("curate", "probes", "recipes", "cards")
 """What this distribution puts at the top level, where others may too."""
 
-_HERE = Path(__file__).resolve().parent
 # Extras that only developers and the demo need.
 _OTHERS = ("dev", "demo")
 # vLLM for machines without a GPU is another distribution with the same module.
@@ -69,7 +70,7 @@ class Clash:
 def tested_versions() -> dict[str, str]:
     """The versions that are tested together, by canonical name: those of `constraints.txt`."""
     # In a checkout a link to the one at its top.
-    file = _HERE / "constraints.txt"
+    file = CODE_ROOT / "curate" / "constraints.txt"
     lines = (line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines())
     pairs = (line.partition("==") for line in lines if "==" in line)
     return {canonicalize_name(name): version for name, _, version in pairs}
@@ -92,7 +93,7 @@ def dependencies() -> list[Dependency]:
 
 def _requirements() -> Iterator[tuple[str, Requirement]]:
     """Each requirement with its extra; from `pyproject.toml` where this is a checkout."""
-    file = _HERE.parent / "pyproject.toml"
+    file = CODE_ROOT / "pyproject.toml"
     if file.exists():
         project = tomllib.loads(file.read_text("utf-8"))["project"]
         groups = {"": project["dependencies"], **project["optional-dependencies"]}
@@ -121,7 +122,7 @@ def clashes() -> list[Clash]:
     named = {clash.package for clash in found if clash.wins}
     for package in PACKAGES:
         folder = _folder_of(package)
-        if folder != _HERE.parent / package and package not in named:
+        if folder != CODE_ROOT / package and package not in named:
             found.append(Clash(package, str(folder), wins=True))
     return found
 
@@ -141,7 +142,7 @@ def _installed_clashes() -> Iterator[Clash]:
             }
             folder = _folder_of(package)
             replaced = not ours.isdisjoint(files)
-            shadowed = folder != _HERE.parent / package and any(
+            shadowed = folder != CODE_ROOT / package and any(
                 Path(file).resolve().is_relative_to(folder) for file in files
             )
             yield Clash(package, other, wins=replaced or shadowed)
@@ -152,7 +153,7 @@ def _own_files() -> set[str]:
     return {
         str(file)
         for package in PACKAGES
-        for file in (_HERE.parent / package).rglob("*")
+        for file in (CODE_ROOT / package).rglob("*")
         if file.is_file()
     }
 

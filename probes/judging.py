@@ -19,11 +19,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from curate.errors import RunError, UsageError
+from curate.files import CODE_ROOT
 from probes.verifiers import Verdict
 
 __all__ = ["VerifierPool"]
@@ -185,8 +185,7 @@ class VerifierPool:
 
     def _start(self) -> _Worker:
         # Where this package is imported from; -P keeps a user's folder from shadowing it.
-        root = str(Path(__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "probes.verifier_worker"),

@@ -15,8 +15,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from curate.files import CODE_ROOT
 
 Facts = dict[str, Any]
 
@@ -26,8 +27,7 @@ _MOST_CHARACTERS = 300
 
 def look_at(names: Iterable[str]) -> dict[str, Facts]:
     """Look at several of `LOOKS` at once: facts by name; `failed` says why there are none."""
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-P", "-m", "probes.machine", name],
