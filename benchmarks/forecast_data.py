@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from benchmarks.forecast_cache import Draws, read_cache
 from benchmarks.grown_worlds import TAU, TRAINING_SEEDS
 from curate.config import TagConfig
+from curate.features import RolloutFeatures
+from curate.rollouts import Outcomes
 from curate.run_folder import read_parquet
-from probes.counting import Outcomes
 from probes.forecast import Constants
 from probes.forecast_stage import is_decided, run_forecast
-from probes.gradient_stage import RolloutFeatures
 from probes.lift_stage import ItemLift, measured_lift
 from probes.pass_probability import GoldEvidence, PassProbability, fit_pass_probability
 from probes.plan import Plan, next_round

@@ -27,10 +27,10 @@ from scipy.special import betaincinv, logit, stdtr
 
 from benchmarks.forecast_data import Probe, World
 from benchmarks.forecast_pilot import pilot_folders, pilot_lift, pilot_pass_rate
-from probes.counting import Outcomes
+from curate.features import RolloutFeatures
+from curate.rollouts import Outcomes
 from probes.forecast import Constants
 from probes.forecast_stage import run_forecast
-from probes.gradient_stage import RolloutFeatures
 from probes.lift_stage import GRADIENTS, PILOT, ItemLift
 from probes.pass_probability import PassProbability, fit_pass_probability
 from probes.plan import Plan, sequential_interval

@@ -39,8 +39,7 @@ from numpy.typing import NDArray
 
 from curate.config import config_from_mapping, read_config_file
 from curate.datasets import open_source
-from curate.layouts import instruct, read_question
-from curate.reading import choose_layout
+from curate.layouts import choose_layout, instruct, read_question
 from probes.engine import SampleRequest
 from probes.models import Policy, load_policy, resolve_model
 from probes.rendering import render

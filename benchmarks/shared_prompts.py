@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from curate.rollouts import rollout_shards
 from curate.run_folder import read_parquet, read_run_config
 from probes.models import resolve_model
-from probes.sampling import rollout_shards
 from recipes.groups import Group
 from recipes.prompts import PromptStream
 from recipes.recipe import read_recipe

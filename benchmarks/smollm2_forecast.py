@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from scipy.stats import rankdata
 
+from curate.rollouts import outcomes_of
 from curate.run_folder import read_parquet, read_run_config
-from probes.counting import outcomes_of
 from probes.forecast_stage import CONSTANTS, run_forecast, run_probability
 from probes.lift_stage import GRADIENTS, ItemLift
 

@@ -29,7 +29,7 @@ from benchmarks.similarity_estimators import (
     unit,
 )
 from curate.errors import UsageError
-from probes.gradient_stage import joined
+from curate.features import joined
 from probes.similarity_stage import FEWEST_EASY_ITEMS
 from recipes.agreement import RESAMPLES, compare_scores
 from recipes.calibration import cross_validate

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cards.report_items import TAGS, Ints, ReportItems, sample_by_tag
 from curate.errors import RunError
-from probes.gradient_stage import RolloutFeatures
+from curate.features import RolloutFeatures
 from probes.group_alignment import align, quantile_interval, resample_items, sum_groups
 from probes.similarity import mean_directions
 from recipes.finished_run import FinishedRun

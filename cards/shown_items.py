@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cards.report_items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from curate.errors import RunError
-from probes.sampling import rollout_shards
+from curate.rollouts import rollout_shards
 from recipes.finished_run import FinishedRun
 
 # Characters of all prompts, all answers and all rollouts in the page.

@@ -24,8 +24,7 @@ import pyarrow as pa
 
 from curate.datasets import Source, json_text
 from curate.errors import UsageError
-from curate.layouts import Layout, Message, RowRejected, instruct, read_question
-from curate.reading import choose_layout
+from curate.layouts import Layout, Message, RowRejected, choose_layout, instruct, read_question
 from curate.tagged import SUFFIXES
 from curate.tagged_rows import TaggedDataset, columns_of, tag_columns
 

@@ -20,9 +20,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from curate.config import AUTO
+from curate.datasets import Source
 from curate.errors import UsageError
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
@@ -37,6 +39,8 @@ _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 # A box opens, an escaped character (a brace among them) is passed over, a brace opens or closes.
 _BOX_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _MISSING = object()
+# Rows that are looked at to recognise a layout.
+_SAMPLE_ROWS = 1000
 
 
 class RowRejected(Exception):
@@ -114,6 +118,16 @@ def recognise_layout(
     else:
         name = f"{prompt}/{answer}"
     return Layout(name, prompt, answer)
+
+
+def choose_layout(source: Source, prompt_field: str, answer_field: str) -> Layout:
+    """Recognise the layout from the first rows, or take it from the options.
+
+    Raises:
+        UsageError: no known layout, or an option that names a column that is not there.
+    """
+    rows = islice((row.value for row in source.rows() if row.value is not None), _SAMPLE_ROWS)
+    return recognise_layout(list(rows), prompt_field or None, answer_field or None)
 
 
 def read_question(value: Mapping[str, Any], layout: Layout) -> Question:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import pyarrow as pa
 
 from curate.datasets import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
-from curate.layouts import Layout, Question, RowRejected, read_question, recognise_layout
+from curate.layouts import Layout, Question, RowRejected, read_question
 from curate.run_folder import RunFiles, read_parquet, write_parquet
-
-# Rows that are looked at to recognise a layout.
-_SAMPLE_ROWS = 1000
 
 CheckGolds = Callable[[Sequence[str]], list[str | None]]
 CheckColumns = Callable[[Iterable[str]], None]
@@ -38,16 +34,6 @@ class Reject:
     row: int
     reason: str
     raw: str
-
-
-def choose_layout(source: Source, prompt_field: str, answer_field: str) -> Layout:
-    """Recognise the layout from the first rows, or take it from the options.
-
-    Raises:
-        UsageError: no known layout, or an option that names a column that is not there.
-    """
-    rows = islice((row.value for row in source.rows() if row.value is not None), _SAMPLE_ROWS)
-    return recognise_layout(list(rows), prompt_field or None, answer_field or None)
 
 
 def read_items(

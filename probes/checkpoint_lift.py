@@ -39,7 +39,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from probes.sampling import item_rows
+from curate.rollouts import item_rows
 
 # An item's new probability of its rarer outcome is not read higher.
 _MOST = 0.99

@@ -3,62 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from curate.rollouts import Outcomes, drawn_judged_correct, item_rows, nullable, rollout_shards
 from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.pass_rates import pass_at_k_of_items
 from probes.plan import Plan, sequential_interval, sequential_pass_rate
-from probes.sampling import item_rows, rollout_shards
-
-Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What became of the rollouts of each item so far: arrays of shape (items,)."""
-
-    drawn: Integers
-    judged: Integers
-    """Those with a reward, n."""
-    correct: Integers
-    """Those with reward 1, c."""
-
-    def is_easy(self, tau: float) -> NDArray[np.bool_]:
-        """Whether c/n is at least `tau`; not where nothing was judged."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray((self.judged > 0) & (self.correct / self.judged >= tau))
-
-
-def count_outcomes(run: RunFiles, row_of: Mapping[str, int]) -> Outcomes:
-    """Count the rollouts on disk.
-
-    Args:
-        run: all rollouts have a verdict.
-        row_of: position of each item by item_id.
-    """
-    counts = np.zeros((3, len(row_of)), dtype=np.int64)
-    for file in rollout_shards(run):
-        table = read_parquet(file, ["item_id", "reward"])
-        rows = item_rows(table, row_of)
-        for count, values in zip(counts, _outcomes(table), strict=True):
-            np.add.at(count, rows, values)
-    return Outcomes(*counts)
-
-
-def _outcomes(table: pa.Table) -> tuple[Integers, Integers, Integers]:
-    """Whether each rollout was drawn, judged and correct, as 0 or 1."""
-    reward = table["reward"]
-    return (
-        np.ones(len(reward), dtype=np.int64),
-        pc.is_valid(reward).to_numpy().astype(np.int64),
-        pc.fill_null(reward, 0).to_numpy().astype(np.int64),
-    )
 
 
 def count_rollouts(
@@ -84,7 +37,9 @@ def count_rollouts(
         table = read_parquet(file, columns)
         rows = item_rows(table, row_of)
         look = np.searchsorted(looks, table["sample"].to_numpy(), side="right")
-        for count, values in zip((drawn, judged, correct), _outcomes(table), strict=True):
+        for count, values in zip(
+            (drawn, judged, correct), drawn_judged_correct(table), strict=True
+        ):
             np.add.at(count, (rows, look), values)
         is_cut = pc.equal(table["finish_reason"], "length").to_numpy()
         np.add.at(truncated, rows, is_cut.astype(np.int64))
@@ -122,22 +77,3 @@ def count_rollouts(
         "completion_tokens": int(tokens.sum()),
     }
     return found, totals
-
-
-def nullable(values: Any) -> pa.Array:
-    """Turn numbers into a column of floats in which nan is null."""
-    return pa.array(np.asarray(values, dtype=np.float64), from_pandas=True)
-
-
-COUNTS = ("total_rollouts", "total_correct_rollouts", "unjudged_rollouts")
-
-
-def outcomes_of(rates: pa.Table) -> Outcomes:
-    """The counts in `pass_rates.parquet`, which are what decides between easy and hard."""
-    judged, correct, unjudged = (rates[name].to_numpy() for name in COUNTS)
-    return Outcomes(judged + unjudged, judged, correct)
-
-
-def floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Turn a column of numbers into an array in which null is nan."""
-    return np.asarray(column.to_numpy(), dtype=np.float64)

@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
+from curate.rollouts import COUNTS, Outcomes, floats, nullable, outcomes_of
 from curate.run_folder import RunFiles, read_manifest, read_parquet
-from probes.counting import COUNTS, Outcomes, floats, nullable, outcomes_of
 from probes.forecast import Constants, Forecast, Lifts, fit_population, forecast_items
 from probes.gold_stage import GOLD_FILE, read_gold
 from probes.lift_stage import CHECKPOINT, GRADIENTS, PILOT, ItemLift, read_lift

@@ -17,7 +17,7 @@ from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.run_folder import read_manifest, read_run_config, write_parquet
 from probes.lift_stage import ItemLift, read_lift, write_lift
-from probes.models import ModelFiles, resolve_model
+from probes.probed_model import probed_model
 from probes.rollout_scores import FOLDER, RolloutScores
 from probes.tagging import tag_anew
 
@@ -91,21 +91,6 @@ def check_run(run: Path, horizon: float | None) -> TagConfig:
     config = read_run_config(run)
     open_source(config.dataset, split=config.split, subset=config.subset or None)
     return config
-
-
-def probed_model(run: Path, config: TagConfig, moved_to: str = "") -> ModelFiles:
-    """The files of the policy that a run probed.
-
-    Raises:
-        UsageError: the model is not there, or is another one.
-    """
-    files = resolve_model(moved_to or config.model)
-    if files.weight_hash != read_manifest(run)["model"]["weight_hash"]:
-        raise UsageError(
-            f"model {moved_to or config.model} is not the one that {run} probed; "
-            "give that one with --model"
-        )
-    return files
 
 
 def finish(

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.progress import Progress
+from curate.rollouts import item_rows, rollout_shards
 from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.answers import given_answer
 from probes.gold import (
@@ -34,7 +35,6 @@ from probes.judging import VerifierPool
 from probes.models import Policy
 from probes.pass_probability import GoldEvidence
 from probes.rescoring import log_probabilities
-from probes.sampling import item_rows, rollout_shards
 
 GOLD_FILE = "gold.parquet"
 

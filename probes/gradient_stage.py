@@ -23,70 +23,20 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from curate.errors import RunError
+from curate.features import GRADIENTS_FOLDER, RolloutFeatures, features_of, joined
 from curate.files import atomic_writer
 from curate.progress import Progress
+from curate.rollouts import item_rows, rollout_shards
 from curate.run_folder import RunFolder, read_parquet, write_parquet
 from probes.gradients import GradientProbe, TokenizedRollout
-from probes.sampling import Advance, item_rows, rollout_shards
+from probes.sampling import Advance
 
-_FOLDER = "gradients"
 _JOINED_COLUMNS = ("item_id", "sample", "weight", "tokens", "completion_tokens", "reward")
 # One that an earlier shard differentiated already.
 _REPEATED = -1
-
-
-@dataclass(frozen=True)
-class RolloutFeatures:
-    """Features of distinct completions of a run: the correct ones first, then the wrong ones."""
-
-    features: NDArray[np.float32]
-    """(draws, dim), a memmap."""
-    item: NDArray[np.int64]
-    """(draws,): position of the item, ascending among the correct ones and among the wrong ones."""
-    weights: NDArray[np.int64]
-    """(draws,): how often the completion was drawn."""
-    reward: NDArray[np.int64]
-    """(draws,): 1 or 0."""
-    completion_tokens: NDArray[np.int64] | None
-    """(draws,): length of the completion; None in a run of a version that did not keep it."""
-
-    @property
-    def correct(self) -> RolloutFeatures:
-        """The correct completions; a view."""
-        return self._part(slice(0, int(self.reward.sum())))
-
-    @property
-    def wrong(self) -> RolloutFeatures:
-        """The wrong completions; a view."""
-        return self._part(slice(int(self.reward.sum()), len(self.reward)))
-
-    def lengths(self) -> NDArray[np.int64]:
-        """`completion_tokens`.
-
-        Raises:
-            RunError: they are unknown.
-        """
-        if self.completion_tokens is None:
-            raise RunError(
-                "gradients/rollouts.parquet, of an earlier version of curate, has no "
-                "completion_tokens and no wrong rollouts: give another --run-dir to tag anew"
-            )
-        return self.completion_tokens
-
-    def _part(self, lines: slice) -> RolloutFeatures:
-        lengths = self.completion_tokens
-        return RolloutFeatures(
-            self.features[lines],
-            self.item[lines],
-            self.weights[lines],
-            self.reward[lines],
-            None if lengths is None else lengths[lines],
-        )
 
 
 @dataclass
@@ -187,7 +137,7 @@ def differentiate(
 
         for number, features in differentiate_shards(wanted(), advance):
             name = f"shard-{number:05d}"
-            _write_array(run / _FOLDER / f"{name}.npy", features)
+            _write_array(run / GRADIENTS_FOLDER / f"{name}.npy", features)
             # The table is written last: where it is, the features are.
             write_parquet(_table_path(run, name), asked.pop(number))
     return {
@@ -232,7 +182,7 @@ def _name(file: Path) -> str:
 
 
 def _table_path(run: RunFolder, name: str) -> Path:
-    return run / _FOLDER / f"{name}.parquet"
+    return run / GRADIENTS_FOLDER / f"{name}.parquet"
 
 
 def _is_written(run: RunFolder, file: Path) -> bool:
@@ -240,7 +190,7 @@ def _is_written(run: RunFolder, file: Path) -> bool:
 
 
 def _is_joined(run: RunFolder) -> bool:
-    return (run / _FOLDER / "index.parquet").exists()
+    return (run / GRADIENTS_FOLDER / "index.parquet").exists()
 
 
 def _chosen(
@@ -338,48 +288,13 @@ def _write_array(path: Path, array: NDArray[np.float32]) -> None:
 def gathered(run: RunFolder, row_of: Mapping[str, int], dim: int) -> Iterator[RolloutFeatures]:
     """Show the features of all shards so far as one array, in a file that goes at the end."""
     # The name is that of a file written aside, so that what a kill leaves is removed.
-    path = run / _FOLDER / ".gathered.npy.tmp"
+    path = run / GRADIENTS_FOLDER / ".gathered.npy.tmp"
     try:
         with path.open("wb") as file:
             table = _gather(run, row_of, dim, file)
-        yield _features(path, table, row_of)
+        yield features_of(path, table, row_of)
     finally:
         path.unlink(missing_ok=True)
-
-
-def joined(run: Path, row_of: Mapping[str, int]) -> RolloutFeatures:
-    """Open the features of a run folder whose shards are joined.
-
-    Raises:
-        RunError: a file is missing or damaged.
-    """
-    path = run / _FOLDER / "rollouts.parquet"
-    table = read_parquet(path, ["item_id", "weight"])
-    # Earlier versions differentiated correct rollouts alone and did not say so.
-    if "reward" in pq.read_schema(path).names:
-        for column in ("reward", "completion_tokens"):
-            table = table.append_column(column, read_parquet(path, [column])[column])
-    return _features(run / _FOLDER / "rollouts.npy", table, row_of)
-
-
-def _features(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> RolloutFeatures:
-    try:
-        features: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is missing or damaged: {error}") from error
-    items, weights = item_rows(table, row_of), table["weight"].to_numpy().astype(np.int64)
-    if features.ndim != 2 or len(features) != table.num_rows:
-        raise RunError(
-            f"{path} is damaged: shape {features.shape} for {table.num_rows} rows of its index"
-        )
-    if "reward" not in table.column_names:
-        return RolloutFeatures(features, items, weights, np.ones_like(weights), None)
-    reward, lengths = (
-        table[name].to_numpy().astype(np.int64) for name in ("reward", "completion_tokens")
-    )
-    if (np.diff(reward) > 0).any():
-        raise RunError(f"{path.with_suffix('.parquet')} is damaged: correct rollouts after wrong")
-    return RolloutFeatures(features, items, weights, reward, lengths)
 
 
 def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]) -> pa.Table:
@@ -408,7 +323,7 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
         places = order[first:end]
         if not len(places):
             continue
-        features = np.load(run / _FOLDER / f"{name}.npy", allow_pickle=False)
+        features = np.load(run / GRADIENTS_FOLDER / f"{name}.npy", allow_pickle=False)
         for place, row in zip(places.tolist(), feature_row[lines[places]].tolist(), strict=True):
             file.seek(start + place * row_bytes)
             file.write(features[row].tobytes())
@@ -432,7 +347,7 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
     - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
       feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
     """
-    folder = run / _FOLDER
+    folder = run / GRADIENTS_FOLDER
     if not _is_joined(run):
         with atomic_writer(folder / "rollouts.npy") as file:
             table = _gather(run, row_of, dim, file)
@@ -483,5 +398,5 @@ def _write_means(folder: Path, every: RolloutFeatures, row_of: Mapping[str, int]
 
 
 def _remove_shards(run: RunFolder) -> None:
-    for file in (run / _FOLDER).glob("shard-*"):
+    for file in (run / GRADIENTS_FOLDER).glob("shard-*"):
         file.unlink(missing_ok=True)

@@ -36,8 +36,7 @@ from transformers.pytorch_utils import Conv1D
 
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
-from probes.models import Policy
-from probes.transformers_engine import is_out_of_memory
+from probes.models import Policy, is_out_of_memory
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.gradient_stage import RolloutFeatures
+from curate.features import RolloutFeatures
 from probes.similarity import mean_directions
 
 Floats = NDArray[np.float64]

@@ -25,10 +25,10 @@ from scipy.stats import t as student_t
 
 from curate.config import TagConfig
 from curate.errors import RunError
+from curate.features import RolloutFeatures
 from curate.files import write_atomically
+from curate.rollouts import Outcomes, nullable
 from curate.run_folder import read_parquet, write_parquet
-from probes.counting import Outcomes, nullable
-from probes.gradient_stage import RolloutFeatures
 from probes.lift import GradientLift, LiftInputs, group_weights, measure_lift
 
 Floats = NDArray[np.float64]

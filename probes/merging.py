@@ -22,6 +22,7 @@ from curate.config import TagConfig, changed_settings, read_config_file
 from curate.datasets import open_source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
+from curate.rollouts import drawn_rollouts, rollout_shards
 from curate.run_folder import (
     SHARDS,
     RunFolder,
@@ -34,7 +35,6 @@ from curate.run_folder import (
 from probes.gold_stage import GOLD_FILE, join_golds
 from probes.models import ModelFiles, describe_machine
 from probes.parts import Part
-from probes.sampling import drawn_rollouts, rollout_shards
 from probes.tagging import PolicyFiles, open_tagging
 
 # Another version of these can give another rollout, verdict or gradient.

@@ -192,6 +192,13 @@ def describe_machine() -> dict[str, str]:
     return {"device": device.type, "name": device_name(device), "dtype": dtype}
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def load_policy(
     files: ModelFiles,
     *,

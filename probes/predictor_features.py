@@ -32,13 +32,12 @@ from scipy.special import logit
 
 from curate.config import TagConfig
 from curate.errors import RunError
+from curate.rollouts import floats, item_rows, rollout_shards
 from curate.run_folder import read_parquet
-from probes.counting import floats
 from probes.forecast import saturated
 from probes.forecast_stage import read_forecast
 from probes.lift_stage import read_lift
 from probes.reasoning_quality import read_reasoning_quality
-from probes.sampling import item_rows, rollout_shards
 
 Floats = NDArray[np.float64]
 

@@ -31,8 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from curate.errors import RunError
 from probes.gradients import TokenizedRollout
-from probes.models import Policy
-from probes.transformers_engine import is_out_of_memory
+from probes.models import Policy, is_out_of_memory
 
 # Rows of logits that are brought to float32 at a time.
 _LOGIT_ROWS = 1024

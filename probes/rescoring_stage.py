@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from curate.errors import UsageError
 from curate.progress import Progress
+from curate.rollouts import item_rows, rollout_shards
 from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.gradients import TokenizedRollout
 from probes.models import Policy
 from probes.rescoring import log_probabilities
-from probes.sampling import item_rows, rollout_shards
 
 _SCORED = pa.schema(
     [

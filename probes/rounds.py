@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import UsageError
+from curate.rollouts import Outcomes, count_outcomes
 from curate.run_folder import RunFolder, read_parquet, write_parquet
-from probes.counting import Outcomes, count_outcomes
 from probes.plan import Plan, next_round
 from probes.similarity_stage import item_ties
 

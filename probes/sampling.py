@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.progress import Progress
+from curate.rollouts import ROLLOUT_SCHEMA, rollout_shards
 from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.engine import Engine, Rollout, SampleRequest
-
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("sample", pa.int32()),
-        ("completion", pa.string()),
-        ("completion_token_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-        ("reward", pa.int8()),
-        ("verdict", pa.string()),
-        ("answer_found", pa.string()),
-        ("log_probability", pa.float32()),
-    ]
-)
 
 # Files that were drawn before one of a lower number, until that one is there.
 _EARLY = "early"
@@ -52,28 +39,6 @@ class SampleShard:
 
 DrawShards = Callable[[Iterable[SampleShard], Advance], Iterator[tuple[int, pa.Table]]]
 """Draws shards, in any order: yields the number and the table of each as it is finished."""
-
-
-def rollout_shards(run: RunFiles) -> list[Path]:
-    """List the files of rollouts, in the order in which they were drawn."""
-    return sorted((run / "rollouts").glob("*.parquet"), key=lambda file: int(file.stem))
-
-
-def item_rows(table: pa.Table, row_of: Mapping[str, int]) -> NDArray[np.int64]:
-    """Position in `items.parquet` of the item of each line of a table, shape (lines,)."""
-    ids = pa.concat_arrays(table["item_id"].chunks) if table.num_rows else pa.array([], pa.string())
-    # A file has the same few items on many lines.
-    ids = ids.dictionary_encode()
-    rows = np.array([row_of[item_id] for item_id in ids.dictionary.to_pylist()], dtype=np.int64)
-    return np.asarray(rows[ids.indices.to_numpy()])
-
-
-def drawn_rollouts(run: RunFiles, row_of: Mapping[str, int]) -> NDArray[np.int64]:
-    """Rollouts that each item has, shape (items,)."""
-    drawn = np.zeros(len(row_of), dtype=np.int64)
-    for file in rollout_shards(run):
-        np.add.at(drawn, item_rows(read_parquet(file, ["item_id"]), row_of), 1)
-    return drawn
 
 
 def missing_rollouts(

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curate.features import RolloutFeatures, joined
+from curate.rollouts import Outcomes, nullable
 from curate.run_folder import RunFolder, read_parquet
-from probes.counting import Outcomes, nullable
-from probes.gradient_stage import RolloutFeatures, joined
 from probes.plan import Plan, sequential_interval
 from probes.similarity import Similarity, measure_similarity
 from probes.target import measure_target_similarity

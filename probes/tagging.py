@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 from curate.config import TagConfig
 from curate.datasets import Source, open_source
 from curate.errors import UsageError
+from curate.features import joined
+from curate.layouts import choose_layout
 from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
-from curate.reading import Item, choose_layout, read_items, reject_items
+from curate.reading import Item, read_items, reject_items
+from curate.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
 from curate.run_folder import (
     RunFolder,
     open_run,
@@ -36,7 +39,7 @@ from curate.run_folder import (
 )
 from curate.tagged import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability, tag_schema
-from probes.counting import Outcomes, count_rollouts, outcomes_of
+from probes.counting import count_rollouts
 from probes.engine import Engine
 from probes.engines import SERVER, LoadedModel
 from probes.forecast import Constants
@@ -49,7 +52,7 @@ from probes.forecast_stage import (
     run_probability,
 )
 from probes.gold_stage import score_golds
-from probes.gradient_stage import differentiate, differentiate_here, gathered, join, joined
+from probes.gradient_stage import differentiate, differentiate_here, gathered, join
 from probes.gradients import Adapter, target_modules
 from probes.judging import VerifierPool
 from probes.lift import LiftInputs
@@ -74,7 +77,7 @@ from probes.predictor import Predictor, apply_predictor, is_judged_anew, read_pr
 from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
 from probes.rendering import render_items
 from probes.rounds import Rounds
-from probes.sampling import draw_here, drawn_rollouts, rollout_shards, sample_items
+from probes.sampling import draw_here, sample_items
 from probes.similarity_stage import measure_items, measure_to_target, similarity_table
 from probes.verifying import verify_rollouts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.gradient_stage import RolloutFeatures
+from curate.features import RolloutFeatures
 from probes.similarity import Similarity, measure_similarity
 
 _ROWS_AT_ONCE = 4096

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from curate.errors import RunError
 from probes.engine import Rollout, SampleRequest, uniform_draws
-from probes.models import Policy
+from probes.models import Policy, is_out_of_memory
 
 # Room that the cache grows by, in columns: a copy of the whole cache every 64 steps, not every one.
 _GROWTH = 64
@@ -477,13 +477,6 @@ def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     """
     normalizers = torch.logsumexp(logits.float(), dim=-1, keepdim=True)
     return logits.gather(1, tokens).float() - normalizers
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _default_batch_tokens(policy: Policy) -> int:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.progress import Progress
+from curate.rollouts import ROLLOUT_SCHEMA, item_rows, rollout_shards
 from curate.run_folder import RunFiles, read_parquet, write_parquet
 from probes.judging import VerifierPool
-from probes.sampling import ROLLOUT_SCHEMA, item_rows, rollout_shards
 from probes.verifiers import Verdict
 
 # A completion that was cut has not given its answer, whatever it wrote on the way.

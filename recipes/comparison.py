@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.errors import RunError, UsageError
+from curate.features import RolloutFeatures
 from curate.tags import Trainability
-from probes.gradient_stage import RolloutFeatures
 from probes.group_alignment import (
     FEWEST_ITEMS,
     GroupSums,

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import UsageError
+from curate.rollouts import floats
 from curate.run_folder import read_manifest, read_parquet, read_run_config
 from curate.tags import Trainability
-from probes.counting import floats
 from probes.forecast import Constants, Lifts, fit_population, forecast_items
 from probes.forecast_stage import read_forecast, run_horizon
 from probes.lift_stage import read_lift

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from curate.rollouts import rollout_shards
 from curate.run_folder import read_parquet
-from probes.sampling import rollout_shards
 
 _COLUMNS = ["item_id", "sample", "completion", "completion_token_ids", "reward"]
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.rollouts import count_outcomes, drawn_rollouts, nullable
 from curate.run_folder import write_parquet
-from probes.counting import count_outcomes, nullable
 from probes.judging import VerifierPool
 from probes.models import Policy
-from probes.sampling import draw_here, drawn_rollouts, sample_items
+from probes.sampling import draw_here, sample_items
 from probes.transformers_engine import TransformersEngine
 from probes.verifying import verify_rollouts
 from recipes.outcomes import OUTCOME_SCHEMA

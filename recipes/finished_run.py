@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
+from curate.features import RolloutFeatures, joined
 from curate.run_folder import read_manifest, read_parquet, read_run_config
 from curate.tags import REASONING_QUALITY, Trainability
-from probes.gradient_stage import RolloutFeatures, joined
 from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
 
 RATE_COLUMNS = {

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.run_folder import read_parquet
-from probes.forecasting import check_run, finish, probed_model
+from probes.forecasting import check_run, finish
 from probes.lift_stage import ItemLift
+from probes.probed_model import probed_model
 from probes.rollout_scores import RolloutScores
 from recipes.job_folder import read_facts
 from recipes.pilot import SCORED_FILE, run_pilot

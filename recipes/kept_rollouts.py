@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.rollouts import rollout_shards
 from curate.run_folder import read_parquet
 from probes.engine import Rollout
-from probes.sampling import rollout_shards
 
 _COLUMNS = ["item_id", "sample", "completion_token_ids", "finish_reason"]
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.errors import UsageError
+from curate.features import RolloutFeatures
 from curate.tagged_rows import open_tagged
-from probes.gradient_stage import RolloutFeatures
 from probes.group_alignment import FEWEST_ITEMS
 from recipes.changes import mean_interval
 from recipes.finished_run import FinishedRun

@@ -7,8 +7,7 @@ from pathlib import Path
 from curate.config import TagConfig
 from curate.datasets import Source, open_source
 from curate.errors import UsageError
-from curate.layouts import Question, RowRejected, read_question
-from curate.reading import choose_layout
+from curate.layouts import Question, RowRejected, choose_layout, read_question
 from recipes.finished_run import FinishedRun
 
 

@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from curate.datasets import open_source
 from curate.errors import UsageError
-from curate.reading import choose_layout, read_items
+from curate.layouts import choose_layout
+from curate.reading import read_items
 from curate.run_folder import read_parquet
-from probes.forecasting import probed_model
 from probes.judging import VerifierPool
 from probes.models import ModelFiles, load_tokenizer, resolve_model
+from probes.probed_model import probed_model
 from probes.rendering import render_items
 from recipes.finished_run import open_finished_run
 from recipes.prompts import TrainingItem

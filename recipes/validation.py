@@ -27,6 +27,7 @@ import torch
 from curate.datasets import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
+from curate.rollouts import rollout_shards
 from curate.run_folder import (
     find_run,
     lock_folder,
@@ -34,7 +35,6 @@ from curate.run_folder import (
     write_parquet,
 )
 from probes.models import load_policy, resolve_model
-from probes.sampling import rollout_shards
 from recipes.checkpoints import checkpoints
 from recipes.evaluation import evaluate, write_outcomes
 from recipes.job_folder import check_recipe, is_done, machine_facts, note, say

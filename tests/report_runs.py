@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import TagConfig, config_to_toml
+from curate.rollouts import ROLLOUT_SCHEMA
 from curate.tags import Trainability
-from probes.sampling import ROLLOUT_SCHEMA
 
 TAGS = [str(tag) for tag in Trainability]
 ROLLOUTS = 32

@@ -489,7 +489,8 @@ def test_a_million_rows_are_read_in_small_memory(tmp_path: Path) -> None:
         from pathlib import Path
         from curate.config import TagConfig
         from curate.datasets import open_source
-        from curate.reading import choose_layout, read_items
+        from curate.layouts import choose_layout
+        from curate.reading import read_items
         from curate.run_folder import open_run
         source = open_source(sys.argv[1])
         with open_run(Path(sys.argv[2]), TagConfig(), {}) as run:

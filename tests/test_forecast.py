@@ -17,8 +17,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import curate
+from curate.rollouts import ROLLOUT_SCHEMA
 from curate.run_folder import lock_folder
-from probes.sampling import ROLLOUT_SCHEMA
 from recipes.forecasting import mean_lift
 from recipes.kept_rollouts import KeptRollouts
 from tests.tag_runs import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from probes.counting import Outcomes
+from curate.rollouts import Outcomes
 from probes.forecast import (
     Constants,
     Forecast,

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from curate.rollouts import ROLLOUT_SCHEMA
 from curate.run_folder import read_parquet, write_parquet
 from probes.gold import (
     AnswerPlace,
@@ -21,7 +22,6 @@ from probes.gold_stage import read_gold, score_golds
 from probes.gradients import TokenizedRollout
 from probes.judging import VerifierPool
 from probes.rescoring import log_probabilities
-from probes.sampling import ROLLOUT_SCHEMA
 from probes.verifiers import load_verifier
 
 

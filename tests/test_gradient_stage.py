@@ -15,12 +15,13 @@ import pytest
 
 from curate.config import TagConfig
 from curate.errors import RunError
+from curate.features import joined
+from curate.rollouts import item_rows
 from curate.run_folder import open_run
 from probes.engines import LoadedModel
-from probes.gradient_stage import GradientShard, differentiate, gathered, join, joined
+from probes.gradient_stage import GradientShard, differentiate, gathered, join
 from probes.gradients import Adapter, TokenizedRollout
 from probes.models import resolve_model
-from probes.sampling import item_rows
 from recipes.finished_run import open_finished_run
 from tests.tag_runs import additions, read_rollouts, run_curate, tag, write_jsonl
 

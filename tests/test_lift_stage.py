@@ -13,8 +13,8 @@ from scipy.stats import t as student_t
 
 from curate.config import TagConfig
 from curate.errors import RunError
-from probes.counting import Outcomes
-from probes.gradient_stage import RolloutFeatures
+from curate.features import RolloutFeatures
+from curate.rollouts import Outcomes
 from probes.lift import group_weights
 from probes.lift_stage import (
     ItemLift,

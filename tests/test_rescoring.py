@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from curate.errors import RunError, UsageError
+from curate.rollouts import ROLLOUT_SCHEMA
 from curate.run_folder import write_parquet
 from probes import rescoring, rescoring_stage
 from probes.engine import SampleRequest
@@ -21,7 +22,7 @@ from probes.gradients import TokenizedRollout
 from probes.models import Policy
 from probes.rescoring import log_probabilities
 from probes.rescoring_stage import kept_log_probabilities, rescore_run
-from probes.sampling import ROLLOUT_SCHEMA, draw_shard
+from probes.sampling import draw_shard
 from probes.transformers_engine import TransformersEngine
 from probes.verifiers import Verdict
 from probes.verifying import verify_rollouts

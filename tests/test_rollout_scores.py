@@ -9,10 +9,10 @@ import pytest
 from scipy.special import logit
 
 from curate.errors import RunError, UsageError
+from curate.rollouts import ROLLOUT_SCHEMA
 from probes.gradients import TokenizedRollout
 from probes.models import load_policy, resolve_model
 from probes.rollout_scores import RolloutScores
-from probes.sampling import ROLLOUT_SCHEMA
 from tests.test_rescoring import by_hand
 from tests.tiny import save_tiny_model
 
