@@ -6,7 +6,7 @@
 
 reads worlds that `benchmarks/grown_worlds.py` has made in `--folder`. `fit` prints the constants of
 greatest likelihood of each world and of all (`benchmarks/forecast_fit.py`), which stand in
-`probes/forecast_stage.py`. `judge` takes what stands there as it is and writes the page.
+`probes/stages/forecast.py`. `judge` takes what stands there as it is and writes the page.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from benchmarks.forecast_page import page, world_tables
 from benchmarks.forecast_pilot import pilot_folders, pilot_lift
 from benchmarks.forecast_scores import KIN_WEIGHT, KIN_WEIGHTS, with_kin
 from benchmarks.grown_worlds import WORLDS
-from probes.forecast import Constants
-from probes.forecast_stage import CONSTANTS
-from probes.lift_stage import GRADIENTS, PILOT
-from recipes.agreement import auroc
+from probes.forecast.model import Constants
+from probes.stages.forecast import CONSTANTS
+from probes.stages.lift import GRADIENTS, PILOT
+from recipes.statistics.agreement import auroc
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.rollouts import rollout_shards
-from curate.run_folder import read_parquet
-from probes.gold_stage import GOLD_FILE, read_gold, score_golds
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout
-from probes.judging import VerifierPool
-from probes.models import Policy, load_policy, load_tokenizer, resolve_model
-from probes.pass_probability import GoldEvidence
+from curate.run.folder import read_parquet
+from curate.run.rollouts import rollout_shards
+from probes.forecast.pass_probability import GoldEvidence
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.models.load import Policy, load_policy, load_tokenizer, resolve_model
+from probes.stages.gold import GOLD_FILE, read_gold, score_golds
+from probes.verifiers.pool import VerifierPool
 
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]

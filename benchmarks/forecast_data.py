@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from benchmarks.forecast_cache import Draws, read_cache
 from benchmarks.grown_worlds import TAU, TRAINING_SEEDS
 from curate.config import TagConfig
-from curate.features import RolloutFeatures
-from curate.rollouts import Outcomes
-from curate.run_folder import read_parquet
-from probes.forecast import Constants
-from probes.forecast_stage import is_decided, run_forecast
-from probes.lift_stage import ItemLift, measured_lift
-from probes.pass_probability import GoldEvidence, PassProbability, fit_pass_probability
-from probes.plan import Plan, next_round
+from curate.run.features import RolloutFeatures
+from curate.run.folder import read_parquet
+from curate.run.rollouts import Outcomes
+from probes.forecast.model import Constants
+from probes.forecast.pass_probability import GoldEvidence, PassProbability, fit_pass_probability
+from probes.stages.forecast import is_decided, run_forecast
+from probes.stages.lift import ItemLift, measured_lift
+from probes.statistics.plan import Plan, next_round
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.forecast_data import BUDGETS, Probe, World, probe_at
 from benchmarks.forecast_scores import PASS_RATE, Scores, all_scores
-from probes.forecast import Constants
-from probes.lift_stage import GRADIENTS
-from probes.prediction import DOUBT
-from recipes.agreement import auroc, calibration, compare_scores
+from probes.forecast.model import Constants
+from probes.forecast.tag_rules import DOUBT
+from probes.stages.lift import GRADIENTS
+from recipes.statistics.agreement import auroc, calibration, compare_scores
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -55,7 +55,7 @@ class Figures:
     """`auroc`, `within`, `with_positive` (AUROC of those items), `average_precision`, and
     `ahead`, `ahead_low`, `ahead_high`: AUROC less that of the pass rate, with its 95 % interval."""
     calibration: Mapping[str, Mapping[str, Any]]
-    """As `recipes.agreement.calibration` gives it."""
+    """As `recipes.statistics.agreement.calibration` gives it."""
     decided: Mapping[str, Decided]
 
 
@@ -154,7 +154,7 @@ def auroc_within(outcome: Flags, score: Floats, group: NDArray[np.str_]) -> floa
 
 
 def decided(probe: Probe, p_unlearnable: Floats) -> Decided:
-    """What the tags by a probability are worth, as `probes.prediction` gives them."""
+    """What the tags by a probability are worth, as `probes.forecast.tag_rules` gives them."""
     world, found = probe.world, probe.found
     could = (found.correct > 0) & ~found.is_easy(world.config.tau)
     unlearnable = could & (p_unlearnable >= 1 - DOUBT)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from benchmarks.forecast_data import ROUNDS, Probe, World, probe_at
-from probes.forecast import Constants, Lifts, fit_population, forecast_items
-from probes.lift_stage import ItemLift
+from probes.forecast.model import Constants, Lifts, fit_population, forecast_items
+from probes.stages.lift import ItemLift
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

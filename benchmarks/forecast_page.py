@@ -8,7 +8,7 @@ from benchmarks.forecast_data import LOWEST_RATE, ROUNDS
 from benchmarks.forecast_figures import Figures, WorldFigures
 from benchmarks.forecast_scores import BY_GRADIENTS, KIN_WEIGHT, PASS_RATE
 from benchmarks.grown_worlds import TAU, TRAINING_SEEDS, WORLDS, BenchmarkWorld
-from probes.forecast import Constants
+from probes.forecast.model import Constants
 
 _AT = ("64", ROUNDS)
 _ECE = "expected_calibration_error"

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.forecast_data import Probe, World
-from probes.checkpoint_lift import log_ratio_lift
-from probes.lift_stage import ItemLift
-from recipes.forecasting import mean_lift
-from recipes.pilot import PILOTS, SCORED_FILE
+from probes.lift.checkpoint import log_ratio_lift
+from probes.stages.lift import ItemLift
+from recipes.forecast.by_pilot import mean_lift
+from recipes.forecast.pilot import PILOTS, SCORED_FILE
 
 Floats = NDArray[np.float64]
 _HIGHEST_RATE = 0.99

@@ -27,14 +27,14 @@ from scipy.special import betaincinv, logit, stdtr
 
 from benchmarks.forecast_data import Probe, World
 from benchmarks.forecast_pilot import pilot_folders, pilot_lift, pilot_pass_rate
-from curate.features import RolloutFeatures
-from curate.rollouts import Outcomes
-from probes.forecast import Constants
-from probes.forecast_stage import run_forecast
-from probes.lift_stage import GRADIENTS, PILOT, ItemLift
-from probes.pass_probability import PassProbability, fit_pass_probability
-from probes.plan import Plan, sequential_interval
-from probes.similarity import mean_directions, measure_similarity
+from curate.run.features import RolloutFeatures
+from curate.run.rollouts import Outcomes
+from probes.forecast.model import Constants
+from probes.forecast.pass_probability import PassProbability, fit_pass_probability
+from probes.gradients.similarity import mean_directions, measure_similarity
+from probes.stages.forecast import run_forecast
+from probes.stages.lift import GRADIENTS, PILOT, ItemLift
+from probes.statistics.plan import Plan, sequential_interval
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

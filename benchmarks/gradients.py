@@ -39,9 +39,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.run_folder import read_parquet, read_run_config
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout, target_modules
-from probes.models import ModelFiles, Policy, load_policy, resolve_model
+from curate.run.folder import read_parquet, read_run_config
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
+from probes.models.load import ModelFiles, Policy, load_policy, resolve_model
 
 # Runs `bergson build` and prints the seconds of its collection alone.
 _TIMED_BUILD = """

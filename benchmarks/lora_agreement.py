@@ -3,7 +3,7 @@
 Takes `--items` items of a run folder with two or more distinct correct completions, spread over the
 run, and the mean gradient of two completions of each. The full gradient is that of
 -(1/|y|) sum_t log pi(y_t | x, y_<t) with respect to the weights of the blocks' linear layers, in
-float32; the features are those of `probes.gradients.GradientProbe` in the policy's own dtype.
+float32; the features are those of `probes.gradients.lora.GradientProbe` in the policy's own dtype.
 Compared are the cosines of all pairs of items.
 
     python benchmarks/lora_agreement.py --run RUN            RUN: of `curate tag`
@@ -35,9 +35,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
-from curate.run_folder import read_parquet, read_run_config
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout, target_modules
-from probes.models import ModelFiles, Policy, load_policy, resolve_model
+from curate.run.folder import read_parquet, read_run_config
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
+from probes.models.load import ModelFiles, Policy, load_policy, resolve_model
 
 Floats = NDArray[np.float64]
 Modules = dict[str, Any]  # linear layers by name

@@ -12,7 +12,7 @@ many rollouts as on a GPU; then the commands `filter`, `order`, `report`, `card`
 Half of the items are easy; the gradients of most hard ones share a direction with the easy items of
 their skill, those of some share none, and an eighth of the items is never right.
 
-Engine and probe take the place of the two attributes in which `probes.tagging` keeps its own; the
+Engine and probe take the place of the two attributes in which `probes.tag` keeps its own; the
 product has no switch for it. `tag` and each command run in processes of their own. Seconds are by
 the clock; `CPU` is processor time of the process and its workers, which a busy machine changes
 less. Peaks are resident sets as the kernel saw them, of each stage by itself; to those of `tag` the
@@ -49,12 +49,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from curate.config import TagConfig
-from curate.run_folder import RunFolder, read_manifest
+from curate.run.folder import RunFolder, read_manifest
 from curate.tags import Trainability
-from probes import judging, tagging
-from probes.engine import Rollout, SampleRequest, uniform_draws
-from probes.engines import LoadedModel
-from probes.gradients import TokenizedRollout
+from probes import tag as tagging
+from probes.engines.base import Rollout, SampleRequest, uniform_draws
+from probes.engines.choose import LoadedModel
+from probes.gradients.lora import TokenizedRollout
+from probes.verifiers import pool as judging
 
 MOST_BYTES, MOST_GROWTH, LEAST_SECONDS = 6e9, 1.5, 5.0
 LEAST_AS_MADE = 0.9

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.smollm2_items import item_rows
 from benchmarks.smollm2_study import run_curate, smollm2
-from cards.interventions import payoff_text
-from recipes.payoff import payoff_table
+from recipes.confirm.interventions_text import payoff_text
+from recipes.confirm.payoff import payoff_table
 from recipes.recipe import read_recipe
 from tests.planted_world import MAX_TOKENS, MODULUS, Question, build_world
 

@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks.smollm2_study import run_curate
-from cards.interventions import interventions_text
 from curate import confirm
+from recipes.confirm.interventions_text import interventions_text
 from tests.planted_world import MAX_TOKENS, build_world
 
 ROLLOUTS = "512"

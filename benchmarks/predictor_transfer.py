@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from probes.predictor import read_predictor
-from probes.predictor_features import FEATURES
-from recipes.agreement import calibration, compare_scores
-from recipes.calibration import calibrate_run, fit_logistic
-from recipes.confirmed_items import Floats, read_confirmed
+from probes.predictor.features import FEATURES
+from probes.predictor.predictor import read_predictor
+from recipes.calibrate.calibrate import calibrate_run, fit_logistic
+from recipes.calibrate.confirmed_items import Floats, read_confirmed
+from recipes.statistics.agreement import calibration, compare_scores
 
 
 def main() -> None:

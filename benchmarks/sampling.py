@@ -4,7 +4,7 @@ The prompts are those of `curate tag examples/arithmetic.jsonl --config examples
 `--items` of them spread over the file, with `--rollouts` completions each at temperature 1 from
 the whole vocabulary. One process, one loaded policy, in the order of the table:
 
-    curate              probes.transformers_engine with its defaults: up to 128 rows on a CPU
+    curate              probes.engines.transformers with its defaults: up to 128 rows on a CPU
     generate, a prompt  generate(num_return_sequences=rollouts), called once a prompt
     generate, batches   the same with several prompts a call, padded on the left, of `--rows` rows
 
@@ -38,12 +38,12 @@ import torch
 from numpy.typing import NDArray
 
 from curate.config import config_from_mapping, read_config_file
-from curate.datasets import open_source
-from curate.layouts import choose_layout, instruct, read_question
-from probes.engine import SampleRequest
-from probes.models import Policy, load_policy, resolve_model
-from probes.rendering import render
-from probes.transformers_engine import TransformersEngine
+from curate.datasets.layouts import choose_layout, instruct, read_question
+from curate.datasets.source import open_source
+from probes.engines.base import SampleRequest
+from probes.engines.transformers import TransformersEngine
+from probes.models.load import Policy, load_policy, resolve_model
+from probes.stages.render import render
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STANDARD_ERRORS = 4.0

@@ -20,10 +20,10 @@ Table 1 gives shares of the hard items only. Assumed here, and varied by --sensi
     the rest          the shares add up to less than 1 because the runs disagree on the others: half
                       each like the unlearnable and the learnable
 
-The rules: `plan` is `probes.plan` under the budget; `fixed n` gives every item the same number of
-rollouts, as many as the plan used in all; `Wilson` goes through the same rounds and stops on the
-95 % Wilson interval at each look, reports c/n with it, and like the plan keeps items without a
-positive going as long as the same budget lasts, in random order. `no budget` is the plan with the
+The rules: `plan` is `probes.statistics.plan` under the budget; `fixed n` gives every item the same
+number of rollouts, as many as the plan used in all; `Wilson` goes through the same rounds and stops
+on the 95 % Wilson interval at each look, reports c/n with it, and like the plan keeps items without
+a positive going as long as the same budget lasts, in random order. `no budget` is the plan with the
 budget lifted. `repeat` is 1,024 other rollouts of the same items: how far the labels repeat at all.
 `bound` is what no rule on the same rounds can pass within the budget, even one that knows the
 mixture: the minimum over a price λ of a rollout of (optimal label agreement − λ · rollouts) + λ ·
@@ -62,8 +62,8 @@ from numpy.typing import NDArray
 from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta, binom
 
-from probes.pass_rates import pass_rate_interval
-from probes.plan import (
+from probes.statistics.pass_rates import pass_rate_interval
+from probes.statistics.plan import (
     Plan,
     label_risk,
     next_round,

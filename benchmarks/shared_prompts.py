@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 
-from curate.rollouts import rollout_shards
-from curate.run_folder import read_parquet, read_run_config
-from probes.models import resolve_model
-from recipes.groups import Group
-from recipes.prompts import PromptStream
+from curate.run.folder import read_parquet, read_run_config
+from curate.run.rollouts import rollout_shards
+from probes.models.load import resolve_model
 from recipes.recipe import read_recipe
-from recipes.tagged_run import training_items
-from recipes.trainer import RecipeTrainer
-from recipes.trainer_settings import trainer_settings
-from recipes.training import Training, lora_config, trainable_policy
+from recipes.train.groups import Group
+from recipes.train.grpo import RecipeTrainer
+from recipes.train.prompts import PromptStream
+from recipes.train.settings import trainer_settings
+from recipes.train.tagged_run import training_items
+from recipes.train.train import Training, lora_config, trainable_policy
 
 GROUPS, ROLLOUTS, TURNS = 8, 16, 3
 

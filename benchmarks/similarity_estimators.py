@@ -32,7 +32,7 @@ beyond doubt, less the item itself), m̂_j = m_j / ‖m_j‖ and s_rj = u_r · m
     low rank 16          u_r aligned with the others' mean projected on the references' first 16
                          principal directions
     soft p               Σ_j max(t_rj, 0)^p m̂_j, t_rj the others' score: a soft choice
-    soft 2, halves       `probes.similarity`: soft 2, chosen in one half of the coordinates and
+    soft 2, halves       `measure_similarity`: soft 2, chosen in one half of the coordinates and
                          measured in the other, and the other way round
     whitened             soft 2, halves, on gradients times (C + λ I)^-1/2, C the second moment of
                          all rollouts' gradients, λ its mean eigenvalue (as in TrackStar)
@@ -57,12 +57,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from probes.engine import SampleRequest
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout
-from probes.models import load_policy, resolve_model
-from probes.pass_rates import pass_rate_interval
-from probes.similarity import halves, measure_similarity
-from probes.transformers_engine import TransformersEngine
+from probes.engines.base import SampleRequest
+from probes.engines.transformers import TransformersEngine
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.similarity import halves, measure_similarity
+from probes.models.load import load_policy, resolve_model
+from probes.statistics.pass_rates import pass_rate_interval
 from tests.planted_probe import load_world_policy, probe_world, prompt_token_ids
 from tests.planted_world import (
     CHANCE,
@@ -155,7 +155,7 @@ def soft(draws: Floats, references: Floats, *, power: int) -> Floats:
 
 
 def soft_halves(draws: Floats, references: Floats) -> Floats:
-    """`probes.similarity`, in double precision."""
+    """`probes.gradients.similarity`, in double precision."""
     parts = [(unit(draws[:, h]), unit(references[:, h])) for h in halves(draws.shape[1])]
     scores = [rows @ directions.T for rows, directions in parts]
     shares = [np.maximum(s.sum(axis=0) - s, 0) ** 2 for s in scores]
@@ -439,7 +439,7 @@ def _correlation(splits: Floats) -> float:
 
 
 def coverage(setting: Setting, count: int) -> float:
-    """Share of the intervals of `probes.similarity` that hold the mean over bootstrap samples."""
+    """Share of the intervals of `measure_similarity` that hold the mean over bootstrap samples."""
     rng = np.random.default_rng(0)
     items = [i for i, rows in enumerate(setting.gradients) if len(rows) >= 2 * count]
     references = [setting.gradients[j] for j in setting.references]

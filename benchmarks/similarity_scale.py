@@ -1,4 +1,4 @@
-"""Time and memory of `probes.similarity.measure_similarity` on 100,000 items × 4,096 dimensions.
+"""Time and memory of `measure_similarity` on 100,000 items × 4,096 dimensions.
 
     python benchmarks/similarity_scale.py                      25,000, 50,000 and 100,000 items
     python benchmarks/similarity_scale.py --items 2000 4000    other sizes
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from probes.similarity import measure_similarity
+from probes.gradients.similarity import measure_similarity
 
 ROLLOUTS, GROUPS = 2, 100
 MOST_SECONDS, MOST_BYTES = 60, 4e9

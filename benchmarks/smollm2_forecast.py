@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from scipy.stats import rankdata
 
-from curate.rollouts import outcomes_of
-from curate.run_folder import read_parquet, read_run_config
-from probes.forecast_stage import CONSTANTS, run_forecast, run_probability
-from probes.lift_stage import GRADIENTS, ItemLift
+from curate.run.folder import read_parquet, read_run_config
+from curate.run.rollouts import outcomes_of
+from probes.stages.forecast import CONSTANTS, run_forecast, run_probability
+from probes.stages.lift import GRADIENTS, ItemLift
 
 Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).resolve().parent.parent / "docs" / "evidence"

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.study_scores import StudyItems, tried_scores
+from curate.run.training_tables import REWARD_SCHEMA
+from curate.run.validated import FinishedSeeds, finished_seeds, read_run_table
 from curate.tags import Trainability
-from recipes.embedding import semantic_similarity
-from recipes.outcomes import REWARD_SCHEMA
+from recipes.confirm.embedding import semantic_similarity
 from recipes.recipe import Recipe
-from recipes.validated import FinishedSeeds, finished_seeds, read_run_table
 
 WINDOW = 5
 """Steps that a point of a reward curve is averaged over: a step has few groups of each kind."""

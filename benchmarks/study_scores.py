@@ -29,11 +29,11 @@ from benchmarks.similarity_estimators import (
     unit,
 )
 from curate.errors import UsageError
-from curate.features import joined
-from probes.similarity_stage import FEWEST_EASY_ITEMS
-from recipes.agreement import RESAMPLES, compare_scores
-from recipes.calibration import cross_validate
-from recipes.confirmed_items import read_confirmed
+from curate.run.features import joined
+from probes.stages.similarity import FEWEST_EASY_ITEMS
+from recipes.calibrate.calibrate import cross_validate
+from recipes.calibrate.confirmed_items import read_confirmed
+from recipes.statistics.agreement import RESAMPLES, compare_scores
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]

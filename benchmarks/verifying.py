@@ -13,7 +13,7 @@ on examples/arithmetic.jsonl at temperature 1, are judged by
 It prints rollouts a second by the clock, and a second of processor time of all processes together,
 which a busy machine changes less; each with how many times the rival's it is. And how many verdicts
 differ from those in the file, which are what the `math` verifier says where it asks math-verify
-every time. The rival judges by other rules (`probes/math_verifier.py` has ours), so its
+every time. The rival judges by other rules (`probes/verifiers/math.py` has ours), so its
 differences are only counted. Both are loaded before the clock starts; the workers' processor
 time holds their start.
 Exit status 1 when a verdict of a pool differs.
@@ -29,8 +29,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from math_verify import parse, verify
 
-from probes.judging import VerifierPool
-from probes.verifiers import Verdict
+from probes.verifiers.load import Verdict
+from probes.verifiers.pool import VerifierPool
 
 COMPLETIONS = Path(__file__).resolve().parent.parent / "tests" / "data" / "completions.parquet"
 

@@ -22,9 +22,9 @@ from collections.abc import Callable
 
 from benchmarks.sampling import EXAMPLES, default_model, rendered_prompts
 from curate.config import config_from_mapping, read_config_file
-from probes.engine import SampleRequest
-from probes.models import load_policy, resolve_model
-from probes.vllm_engine import VllmEngine, _derived_seed, _set_random_state
+from probes.engines.base import SampleRequest
+from probes.engines.vllm import VllmEngine, _derived_seed, _set_random_state
+from probes.models.load import load_policy, resolve_model
 
 Completions = list[list[int]]
 

@@ -32,10 +32,10 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
         UsageError: bad input or settings.
         RunError: a stage failed; the same call continues.
     """
-    from curate.datasets import open_source
-    from curate.tagged import read_table, with_types
+    from curate.datasets.source import open_source
+    from curate.tagged.write import read_table, with_types
     from curate.tags import tag_schema
-    from probes.tagging import tag_dataset
+    from probes.tag import tag_dataset
 
     values = {"dataset": dataset, "model": model, **settings}
     config, out = tag_dataset(config_from_mapping(values, "tag()"))
@@ -64,7 +64,7 @@ def merge(
         UsageError: the shards do not belong together, or one is missing or not finished.
         RunError: a file is damaged or the disk is full; the same call continues.
     """
-    from probes.merging import merge_run
+    from probes.merge import merge_run
 
     others = [Path(each) for each in shards]
     return merge_run(Path(run), others, dataset=str(dataset), out=str(out))
@@ -107,14 +107,14 @@ def filter(
             min_similarity, min_reliability: bounds, themselves included; a row without the value
             is dropped.
         max_p_unlearnable: the same, but rows without one (easy) stay.
-        expr: a condition on any columns: `curate.expressions` says what it may hold.
+        expr: a condition on any columns: `curate.tagged.expressions` says what it may hold.
         balance: equally many rows of every tag; `balance_by`: of every value of a column.
         sample: rows to draw from those left.
         seed: of both draws.
         dropped: a file for the rows dropped, each with its `dropped_reason`.
         format: trl, verl, open-instruct, prime-rl, jsonl or parquet.
         prompt_field, answer_field, instruction, data_source: for a trainer's format, what the run
-            folder does not tell: `curate.formats.FormatOptions`.
+            folder does not tell: `curate.tagged.trainers.FormatOptions`.
 
     Returns:
         counts of rows kept and dropped, by rule and by tag.
@@ -123,9 +123,9 @@ def filter(
         UsageError: bad input, or no row is left; nothing was written.
         RunError: the disk failed, or the dataset changed meanwhile.
     """
-    from curate.formats import FormatOptions
-    from curate.selection import CONFIRMED, PREDICTED, Bound, Rules
-    from curate.training_files import filter_file
+    from curate.tagged.select import CONFIRMED, PREDICTED, Bound, Rules
+    from curate.tagged.trainers import FormatOptions
+    from curate.tagged.training_files import filter_file
 
     columns = {"predicted": PREDICTED, "confirmed": CONFIRMED}
     if by not in columns:
@@ -175,11 +175,11 @@ def order(
     Args:
         tagged: a tagged file, or the run folder that wrote one.
         out: the file to write; its suffix, or `format`, decides what it is.
-        by: a strategy: a name of `curate.orders.ORDERS`.
+        by: a strategy: a name of `curate.tagged.orders.ORDERS`.
         seed: of a strategy that draws.
         format: trl, verl, open-instruct, prime-rl, jsonl or parquet.
         prompt_field, answer_field, instruction, data_source: for a trainer's format, what the run
-            folder does not tell: `curate.formats.FormatOptions`.
+            folder does not tell: `curate.tagged.trainers.FormatOptions`.
 
     Returns:
         the number of rows, and where each tag's rows stand.
@@ -188,8 +188,8 @@ def order(
         UsageError: bad input; nothing was written.
         RunError: the disk failed, or the dataset changed meanwhile.
     """
-    from curate.formats import FormatOptions
-    from curate.training_files import order_file
+    from curate.tagged.trainers import FormatOptions
+    from curate.tagged.training_files import order_file
 
     options = FormatOptions(prompt_field, answer_field, instruction, data_source)
     return order_file(tagged, Path(out), by, seed=seed, trainer=format, options=options)
@@ -226,7 +226,7 @@ def forecast(
         UsageError: bad input; nothing was spent.
         RunError: a step failed; the same call continues.
     """
-    from curate.run_folder import find_run
+    from curate.run.folder import find_run
 
     run = find_run(Path(path))
     if str(lift) == "pilot":
@@ -235,10 +235,10 @@ def forecast(
         chosen = with_options(read_recipe(str(recipe)))
         _check_training()
         # TRL takes seconds to import, so what can be wrong with a recipe shows before.
-        from recipes.forecasting import forecast_by_pilot
+        from recipes.forecast.by_pilot import forecast_by_pilot
 
         return forecast_by_pilot(run, chosen, seeds, horizon=horizon, model=str(model), keep=keep)
-    from probes.forecasting import forecast_by_checkpoint, forecast_by_gradients
+    from recipes.forecast.forecast import forecast_by_checkpoint, forecast_by_gradients
 
     if str(lift) == "gradients":
         return forecast_by_gradients(run, horizon=horizon)
@@ -281,7 +281,7 @@ def validate(
     ]
     _check_training()
     # TRL takes seconds to import, so what can be wrong with a recipe shows before.
-    from recipes.validation import Wanted, validate_run
+    from recipes.validate.validate import Wanted, validate_run
 
     wanted = Wanted(model=str(model), held_out=str(held_out), keep=keep)
     return [
@@ -312,7 +312,7 @@ def confirm(run: str | Path, recipe: str = "") -> dict[str, Any]:
         UsageError: not a run folder, nothing validated, or outcomes of other items.
         RunError: a file is damaged, or the disk is full.
     """
-    from recipes.confirmation import confirm_run
+    from recipes.confirm.confirm import confirm_run
 
     return confirm_run(Path(run), recipe)
 
@@ -339,7 +339,7 @@ def calibrate(
         UsageError: a run is not confirmed, the runs do not go together, or there are too few items.
         RunError: a file of a run is missing or damaged.
     """
-    from recipes.calibration import calibrate_run
+    from recipes.calibrate.calibrate import calibrate_run
 
     return calibrate_run(
         [Path(each) for each in (run, *more_runs)],
@@ -365,14 +365,15 @@ def compare(
             `RUN_B/comparison/<name of RUN_A>.parquet`.
 
     Returns:
-        the items that both runs have (`recipes.comparison.COMPARISON_SCHEMA`), and the summary.
+        the items that both runs have (`COMPARISON_SCHEMA` of `recipes.compare.compare`), and the
+        summary.
 
     Raises:
         UsageError: bad input, or no item is in both.
         RunError: a file of a run is missing or damaged.
     """
-    from cards.comparison import comparison_file, write_comparison
-    from recipes.comparison import compare_runs
+    from recipes.compare.compare import compare_runs
+    from recipes.compare.text import comparison_file, write_comparison
 
     a, b = Path(run_a), Path(run_b)
     file = comparison_file(a, b, None if out is None else Path(out))
@@ -420,8 +421,8 @@ def judge(
         UsageError: bad input, or a server that refuses the key or has no such model.
         RunError: no server is left, or the disk failed; the same call continues.
     """
-    from probes.asking import LanguageModel
-    from recipes.reasoning_quality import JudgeSettings, judge_run
+    from probes.servers.asking import LanguageModel
+    from recipes.judge.judge import JudgeSettings, judge_run
 
     model = LanguageModel(
         judge_model,
@@ -485,8 +486,8 @@ def augment(
         UsageError: bad input, or a server that refuses the key or has no such model.
         RunError: no server is left, or the disk failed; the same call continues.
     """
-    from probes.asking import LanguageModel
-    from recipes.augmentation import AugmentSettings, augment_run
+    from probes.servers.asking import LanguageModel
+    from recipes.augment.augment import AugmentSettings, augment_run
 
     urls = (base_url,) if isinstance(base_url, str) else tuple(base_url)
     given = (check_base_url,) if isinstance(check_base_url, str) else tuple(check_base_url)
@@ -542,7 +543,7 @@ def card(
         UsageError: not a finished run, or a card that cannot be merged with; nothing was written.
         RunError: a file of the run is missing or damaged.
     """
-    from cards.dataset_card import write_card
+    from cards.card.card import write_card
 
     return write_card(
         Path(run),
@@ -588,7 +589,7 @@ def push(
         UsageError: bad input, a refused token or name, or files that would be replaced unseen.
         RunError: the connection was lost, or the repository changed; the same call continues.
     """
-    from cards.publishing import PushSettings, push_run
+    from cards.push.push import PushSettings, push_run
 
     settings = PushSettings(
         repo,
@@ -617,7 +618,7 @@ def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
         UsageError: no run folder, one that is not finished, or a bad name for the file.
         RunError: a file of the run is missing or damaged, or the disk is full.
     """
-    from cards.report import report_run
+    from cards.report.report import report_run
 
     file, facts = report_run(Path(run), None if out is None else Path(out))
     return {"file": str(file), **facts}
@@ -637,6 +638,6 @@ def doctor(config: TagConfig | None = None, *, items: int | None = None) -> dict
     Raises:
         UsageError: a dataset or model that is not there, or no items.
     """
-    from probes.doctor import doctor_facts, examine
+    from probes.doctor.findings import doctor_facts, examine
 
     return doctor_facts(examine(config or TagConfig(), items))

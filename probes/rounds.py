@@ -1,9 +1,9 @@
 """Sampling in rounds: who goes on, how far, and when nobody does.
 
 A round takes every item to its target number of rollouts, which `rounds/*.parquet` holds since
-before the round began; then `probes.plan` decides from the outcomes, and from what the gradients
-say so far, which items go on. What a round does, it does for what is missing only: so a run that
-was killed in a round ends it, and goes on as it would have.
+before the round began; then `probes.statistics.plan` decides from the outcomes, and from what the
+gradients say so far, which items go on. What a round does, it does for what is missing only: so a
+run that was killed in a round ends it, and goes on as it would have.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import UsageError
-from curate.rollouts import Outcomes, count_outcomes
-from curate.run_folder import RunFolder, read_parquet, write_parquet
-from probes.plan import Plan, next_round
-from probes.similarity_stage import item_ties
+from curate.run.folder import RunFolder, read_parquet, write_parquet
+from curate.run.rollouts import Outcomes, count_outcomes
+from probes.stages.similarity import item_ties
+from probes.statistics.plan import Plan, next_round
 
 Counts = dict[str, Any]
 

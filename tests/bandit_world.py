@@ -1,7 +1,8 @@
 """Policies that can be enumerated: each item is a softmax over a few completions, linear in θ.
 
-With log π(y | i) = φ_iy·θ − log Z_i all that `probes.lift` estimates from draws has a sum in closed
-form, at no cost: pass probability, ∇ log p, the mean update of a GRPO group, and the lift.
+With log π(y | i) = φ_iy·θ − log Z_i all that `probes.lift.gradients` estimates from draws has a sum
+in closed form, at no cost: pass probability, ∇ log p, the mean update of a GRPO group, and the
+lift.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from probes.lift import LiftInputs, group_coefficients
+from probes.lift.gradients import LiftInputs, group_coefficients
 
 GROUP = 8
 

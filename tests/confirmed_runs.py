@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.config import TagConfig, config_to_toml
-from curate.rollouts import ROLLOUT_SCHEMA
+from curate.run.rollouts import ROLLOUT_SCHEMA
 
 ROLLOUTS = 100
 EASY, EASY_SIMILARITY = 20, 0.3

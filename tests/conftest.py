@@ -6,7 +6,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-from probes.models import Policy, load_policy, resolve_model
+from probes.models.load import Policy, load_policy, resolve_model
 from tests.smollm2 import export
 from tests.tiny import save_tiny_model
 from tests.vllm_servers import RealServer, real_servers

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probes.engine import SampleRequest
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout
-from probes.models import Policy, load_policy, resolve_model
-from probes.rendering import render
-from probes.transformers_engine import TransformersEngine
-from probes.verifiers import load_verifier
+from probes.engines.base import SampleRequest
+from probes.engines.transformers import TransformersEngine
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.models.load import Policy, load_policy, resolve_model
+from probes.stages.render import render
+from probes.verifiers.load import load_verifier
 from tests.planted_world import MAX_TOKENS, PlantedWorld
 
 

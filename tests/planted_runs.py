@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.config import TagConfig, config_to_toml
-from probes.pass_rates import pass_rate_interval
+from probes.statistics.pass_rates import pass_rate_interval
 
 
 def planted_gradients(

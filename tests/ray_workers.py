@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from probes import models
+from probes.models import load as models
 
 
 def use_float32() -> None:
@@ -25,7 +25,7 @@ _MOST_SECONDS = 300
 
 def prepare_worker() -> None:
     """Draw slowly, and wait at the gate: a worker that is killed there has a shard in hand."""
-    from probes import ray_worker
+    from probes.machines import ray_worker
 
     use_float32()
     draw = ray_worker.draw_shard

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import TagConfig, config_to_toml
-from curate.rollouts import ROLLOUT_SCHEMA
+from curate.run.rollouts import ROLLOUT_SCHEMA
 from curate.tags import Trainability
 
 TAGS = [str(tag) for tag in Trainability]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from probes.exported_model import exported_folder
-from probes.models import resolve_model
+from probes.models.export import exported_folder
+from probes.models.load import resolve_model
 
 
 def gguf_file() -> Path:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import TagConfig, config_to_toml
-from curate.layouts import Question
+from curate.datasets.layouts import Question
 from tests.tag_runs import write_jsonl
 
 TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")

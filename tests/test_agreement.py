@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from recipes.agreement import (
+from recipes.statistics.agreement import (
     _ranking_measures,
     _resampled_weights,
     auroc,
@@ -67,7 +67,7 @@ def test_resamples_in_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPa
     random = np.random.default_rng(0)
     outcome, scores = random.random(40) < 0.5, {"a": random.random(40), "b": random.random(40)}
     whole = compare_scores(outcome, scores, resamples=50)
-    monkeypatch.setattr("recipes.agreement._BLOCK", 7 * 40)
+    monkeypatch.setattr("recipes.statistics.agreement._BLOCK", 7 * 40)
     assert compare_scores(outcome, scores, resamples=50) == whole
 
 

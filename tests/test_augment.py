@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from curate import augment
-from curate.layouts import Question
+from curate.datasets.layouts import Question
 from tests.language_model import MODEL, language_model
 from tests.report_runs import write_report_run
 from tests.server_stand_in import StandIn, status
@@ -305,7 +305,7 @@ def _tiny_writer() -> Iterator[StandIn]:
 
 
 def test_new_items_are_tagged_and_trained_on(tiny_model: Path, tmp_path: Path) -> None:
-    from recipes.tagged_run import TaggedRun
+    from recipes.train.tagged_run import TaggedRun
 
     dataset = write_jsonl(
         tmp_path / "sums.jsonl",
@@ -341,7 +341,7 @@ def test_new_items_are_tagged_and_trained_on(tiny_model: Path, tmp_path: Path) -
 
 
 def test_items_of_a_conversation_keep_their_form(tmp_path: Path) -> None:
-    from recipes.augmentation import Candidate, _row
+    from recipes.augment.augment import Candidate, _row
 
     messages = (("system", "Answer with a number."), ("user", "What is 1 + 1?"))
     row = _row(Candidate("p", "What is 2 + 2?", "4"), Question(messages, "2"), "similar")

@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cards.calibration import calibration_text
 from curate import calibrate
 from curate.config import TagConfig
-from probes.forecast import Constants, Lifts
-from probes.forecast_stage import CONSTANTS, read_forecast
-from probes.predictor_features import FEATURES, PROBED_FEATURES, read_features
-from recipes.calibration import calibrate_run, cross_validate
-from recipes.confirmed_items import (
+from probes.forecast.model import Constants, Lifts
+from probes.predictor.features import FEATURES, PROBED_FEATURES, read_features
+from probes.stages.forecast import CONSTANTS, read_forecast
+from recipes.calibrate.calibrate import calibrate_run, cross_validate
+from recipes.calibrate.confirmed_items import (
     ConfirmedItems,
     RunOutcomes,
     read_confirmed,
     read_run_outcomes,
 )
-from recipes.forecast_constants import fit_constants, log_likelihood
+from recipes.calibrate.forecast_constants import fit_constants, log_likelihood
+from recipes.calibrate.text import calibration_text
 from tests.confirmed_runs import ROLLOUTS, THRESHOLD, make_world, write_run
 from tests.judged_runs import write_quality
 from tests.tag_runs import run_curate

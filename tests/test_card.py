@@ -9,11 +9,11 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 from markdown_it import MarkdownIt
 
-from cards.card_merging import END, merge_card
-from cards.card_metadata import size_category
-from cards.dataset_card import dataset_card
-from cards.markdown import code_span, plain_text
-from cards.run_facts import read_run_facts
+from cards.card.card import dataset_card
+from cards.card.facts import read_run_facts
+from cards.card.markdown import code_span, plain_text
+from cards.card.merging import END, merge_card
+from cards.card.metadata import size_category
 from curate.errors import UsageError
 from tests.publishable_runs import FORECAST, write_run
 from tests.tag_runs import run_curate

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from curate.features import RolloutFeatures
-from probes.group_alignment import align, quantile_interval, resample_items, sum_groups
-from recipes.changes import mean_interval, rate_change, similarity_change, wilson_limits
+from curate.run.features import RolloutFeatures
+from probes.gradients.alignment import align, quantile_interval, resample_items, sum_groups
+from recipes.statistics.changes import mean_interval, rate_change, similarity_change, wilson_limits
 from tests.planted_runs import planted_gradients
 
 # --- Intervals -------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from probes.checkpoint_lift import CheckpointLift, log_ratio_lift
-from probes.gradients import TokenizedRollout
-from probes.models import Policy
-from probes.rescoring import log_probabilities
+from probes.gradients.lora import TokenizedRollout
+from probes.lift.checkpoint import CheckpointLift, log_ratio_lift
+from probes.models.load import Policy
+from probes.rescoring.teacher_forcing import log_probabilities
 
 Line = tuple[int, int, int, float]
 """Item, reward, weight, log ratio."""

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from curate.errors import UsageError
-from probes.checkpoints import open_checkpoint, resolve_checkpoint
-from probes.models import ModelFiles, Policy, resolve_model
-from probes.rescoring import log_probabilities
+from probes.models.checkpoints import open_checkpoint, resolve_checkpoint
+from probes.models.load import ModelFiles, Policy, resolve_model
+from probes.rescoring.teacher_forcing import log_probabilities
 from tests.test_rescoring import rollouts_of_prompts
 from tests.tiny import save_tiny_model
 

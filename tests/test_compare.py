@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curate
-from recipes.changes import wilson_limits
+from recipes.statistics.changes import wilson_limits
 from tests.judged_runs import write_quality
 from tests.planted_runs import PlantedRun, planted_gradients
 from tests.tag_runs import Ran, additions, read_jsonl, run_curate, tag, write_jsonl

@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from probes import math_verifier
-from probes.answers import Verdict
-from probes.judging import VerifierPool
-from probes.math_verifier import judge_math
+from probes.verifiers import math as math_verifier
+from probes.verifiers.answers import Verdict
+from probes.verifiers.math import judge_math
+from probes.verifiers.pool import VerifierPool
 
 COMPLETIONS = Path(__file__).parent / "data" / "completions.parquet"
 

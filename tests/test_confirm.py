@@ -16,10 +16,10 @@ import torch
 
 from curate import confirm as confirm_function
 from curate.errors import UsageError
-from curate.filling import fill_column
-from probes.models import Policy
-from recipes.embedding import embed_prompts, semantic_similarity
-from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA, REWARD_SCHEMA
+from curate.run.training_tables import HELD_OUT_SCHEMA, OUTCOME_SCHEMA, REWARD_SCHEMA
+from curate.tagged.fill import fill_column
+from probes.models.load import Policy
+from recipes.confirm.embedding import embed_prompts, semantic_similarity
 from tests.tag_runs import Ran, additions, run_curate, tag, write_jsonl
 
 TAU = 0.05

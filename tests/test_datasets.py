@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.datasets import MAX_NESTING, RAW_LIMIT, SourceRow, json_text, open_source
+from curate.datasets.layouts import read_question, recognise_layout
+from curate.datasets.source import MAX_NESTING, RAW_LIMIT, SourceRow, json_text, open_source
 from curate.errors import RunError, UsageError
-from curate.layouts import read_question, recognise_layout
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -420,7 +420,7 @@ def test_local_files_import_no_datasets_library(tmp_path: Path) -> None:
     path = write_format(tmp_path, "jsonl")
     code = f"""
         import sys
-        from curate.datasets import open_source
+        from curate.datasets.source import open_source
         list(open_source({str(path)!r}).rows())
         assert not {{"datasets", "torch", "probes"}} & set(sys.modules)
     """
@@ -488,10 +488,10 @@ def test_a_million_rows_are_read_in_small_memory(tmp_path: Path) -> None:
         import resource, sys
         from pathlib import Path
         from curate.config import TagConfig
-        from curate.datasets import open_source
-        from curate.layouts import choose_layout
-        from curate.reading import read_items
-        from curate.run_folder import open_run
+        from curate.datasets.source import open_source
+        from curate.datasets.layouts import choose_layout
+        from probes.stages.items import read_items
+        from curate.run.folder import open_run
         source = open_source(sys.argv[1])
         with open_run(Path(sys.argv[2]), TagConfig(), {}) as run:
             items, counts = read_items(

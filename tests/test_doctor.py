@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import curate
-from curate import installation
 from curate.config import TagConfig
 from curate.errors import UsageError
-from curate.installation import DISTRIBUTION, PACKAGES, Dependency, dependencies
-from probes import doctor
-from probes.expected_size import expected_size
+from probes.doctor import findings as doctor
+from probes.doctor import installation
+from probes.doctor.expected_size import expected_size
+from probes.doctor.installation import DISTRIBUTION, PACKAGES, Dependency, dependencies
 from tests.tag_runs import ROOT, additions, curate_command, run_curate, write_jsonl
 
 _CLASHES = (
     "import dataclasses, json\n"
-    "from curate.installation import clashes\n"
+    "from probes.doctor.installation import clashes\n"
     "print(json.dumps([dataclasses.astuple(clash) for clash in clashes()]))\n"
 )
 
@@ -99,7 +99,7 @@ def test_the_wheel_knows_the_tested_versions_and_files_that_another_replaced(
     install(build_wheel(ROOT, tmp_path / "dist"), site)
     script = (
         "import dataclasses, json\n"
-        "from curate.installation import dependencies, tested_versions\n"
+        "from probes.doctor.installation import dependencies, tested_versions\n"
         "found = [dataclasses.astuple(each) for each in dependencies()]\n"
         "print(json.dumps([tested_versions(), found]))\n"
     )
@@ -215,7 +215,7 @@ def test_it_works_where_nothing_else_can_be_imported(tmp_path: Path) -> None:
         "for name in ('torch', 'numpy', 'pyarrow', 'transformers', 'huggingface_hub'):\n"
         "    sys.modules[name] = None\n"
         "from curate.cli import main\n"
-        "from probes import doctor\n"
+        "from probes.doctor import findings as doctor\n"
         "doctor.look_at = lambda names: {'torch': {'failed': 'ImportError: no torch'}}\n"
         f"sys.exit(main(['doctor', '--json', '--run-dir', {str(tmp_path)!r}]))\n"
     )

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from recipes.duplicates import NEAR, DuplicateIndex, _grams, _numbers, _overlap, _tokens
+from recipes.augment.duplicates import NEAR, DuplicateIndex, _grams, _numbers, _overlap, _tokens
 
 BASE = (
     "A farmer has 12 cows and 7 sheep in two fields by the river. Each cow gives 5 litres of milk "

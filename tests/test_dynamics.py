@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cards.dynamics import dynamics_text
 from curate.errors import RunError
-from recipes.dynamics import training_dynamics
-from recipes.outcomes import REWARD_SCHEMA
+from curate.run.training_tables import REWARD_SCHEMA
+from recipes.confirm.dynamics import training_dynamics
+from recipes.confirm.dynamics_text import dynamics_text
 from tests.validated_runs import write_run
 
 TAGS = {"a": "easy", "b": "learnable", "c": "unlearnable", "d": None}

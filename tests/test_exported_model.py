@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from curate.errors import RunError
-from probes.exported_model import exported_folder
-from probes.models import load_policy, resolve_model
+from probes.models.export import exported_folder
+from probes.models.load import load_policy, resolve_model
 from tests.smollm2 import export, gguf_file
 
 IDS = torch.tensor([[1, 520, 198, 3, 5, 28, 7, 42]])

@@ -17,10 +17,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import curate
-from curate.rollouts import ROLLOUT_SCHEMA
-from curate.run_folder import lock_folder
-from recipes.forecasting import mean_lift
-from recipes.kept_rollouts import KeptRollouts
+from curate.run.folder import lock_folder
+from curate.run.rollouts import ROLLOUT_SCHEMA
+from recipes.forecast.by_pilot import mean_lift
+from recipes.train.kept_rollouts import KeptRollouts
 from tests.tag_runs import (
     ROOT,
     additions,

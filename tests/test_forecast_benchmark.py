@@ -31,10 +31,10 @@ from benchmarks.forecast_scores import (
     with_kin,
 )
 from curate.config import TagConfig
-from probes.forecast import Constants, Lifts
-from probes.forecast_stage import CONSTANTS
-from probes.lift_stage import GRADIENTS
-from probes.pass_probability import GoldEvidence
+from probes.forecast.model import Constants, Lifts
+from probes.forecast.pass_probability import GoldEvidence
+from probes.stages.forecast import CONSTANTS
+from probes.stages.lift import GRADIENTS
 
 DIM = 48
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from curate.rollouts import Outcomes
-from probes.forecast import (
+from curate.run.rollouts import Outcomes
+from probes.forecast.model import (
     Constants,
     Forecast,
     Lifts,
@@ -15,9 +15,9 @@ from probes.forecast import (
     forecast_items,
     saturated,
 )
-from probes.forecast_stage import CONSTANTS, is_decided, run_constants, run_forecast
-from probes.lift_stage import ItemLift
-from probes.pass_probability import fit_pass_probability
+from probes.forecast.pass_probability import fit_pass_probability
+from probes.stages.forecast import CONSTANTS, is_decided, run_constants, run_forecast
+from probes.stages.lift import ItemLift
 
 TAU = 0.1
 BUILT_IN = CONSTANTS["gradients"]

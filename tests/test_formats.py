@@ -13,10 +13,10 @@ import pytest
 from datasets import Dataset, load_dataset
 
 import curate
+from curate.datasets.layouts import INSTRUCTION, Question
 from curate.errors import UsageError
-from curate.formats import FORMATS
-from curate.layouts import INSTRUCTION, Question
-from curate.orders import ORDERS, order_rows
+from curate.tagged.orders import ORDERS, order_rows
+from curate.tagged.trainers import FORMATS
 from tests.tag_runs import ROOT, read_jsonl, run_curate
 from tests.tagged_files import some_rows, tagged_row, write_run_of, write_tagged_file
 from tests.tiny import save_tiny_model

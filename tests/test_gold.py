@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from curate.rollouts import ROLLOUT_SCHEMA
-from curate.run_folder import read_parquet, write_parquet
-from probes.gold import (
+from curate.run.folder import read_parquet, write_parquet
+from curate.run.rollouts import ROLLOUT_SCHEMA
+from probes.forecast.gold import (
     AnswerPlace,
     GoldCompletion,
     answer_place,
@@ -18,11 +18,11 @@ from probes.gold import (
     gold_probability,
     placed_form,
 )
-from probes.gold_stage import read_gold, score_golds
-from probes.gradients import TokenizedRollout
-from probes.judging import VerifierPool
-from probes.rescoring import log_probabilities
-from probes.verifiers import load_verifier
+from probes.gradients.lora import TokenizedRollout
+from probes.rescoring.teacher_forcing import log_probabilities
+from probes.stages.gold import read_gold, score_golds
+from probes.verifiers.load import load_verifier
+from probes.verifiers.pool import VerifierPool
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ import pytest
 
 from curate.config import TagConfig
 from curate.errors import RunError
-from curate.features import joined
-from curate.rollouts import item_rows
-from curate.run_folder import open_run
-from probes.engines import LoadedModel
-from probes.gradient_stage import GradientShard, differentiate, gathered, join
-from probes.gradients import Adapter, TokenizedRollout
-from probes.models import resolve_model
-from recipes.finished_run import open_finished_run
+from curate.run.features import joined
+from curate.run.finished import open_finished_run
+from curate.run.folder import open_run
+from curate.run.rollouts import item_rows
+from probes.engines.choose import LoadedModel
+from probes.gradients.lora import Adapter, TokenizedRollout
+from probes.models.load import resolve_model
+from probes.stages.gradients import GradientShard, differentiate, gathered, join
 from tests.tag_runs import additions, read_rollouts, run_curate, tag, write_jsonl
 
 # The defaults, and all wrong rollouts but for those of items that are seldom right.

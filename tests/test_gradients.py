@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from curate.errors import RunError, UsageError
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout, target_modules
-from probes.models import Policy, load_policy, resolve_model
-from probes.similarity import halves
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
+from probes.gradients.similarity import halves
+from probes.models.load import Policy, load_policy, resolve_model
 
 EXACT = Adapter(dim=None)
 
@@ -331,7 +331,7 @@ def test_one_rollout_that_does_not_fit(
 
 
 def test_both_halves_of_the_coordinates_see_the_gradients_alike(tiny_policy):
-    """`probes.similarity` chooses neighbours in the one half and measures in the other."""
+    """`measure_similarity` chooses neighbours in the one half and measures in the other."""
     rng = np.random.default_rng(0)
     rollouts = [
         TokenizedRollout(rng.integers(3, 18, 6).tolist(), rng.integers(3, 13, 3).tolist())

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from recipes.groups import Group, ReplayBuffer, advantages, with_replay
-from recipes.prompts import PromptStream, TrainingItem
+from recipes.train.groups import Group, ReplayBuffer, advantages, with_replay
+from recipes.train.prompts import PromptStream, TrainingItem
 
 NAN = math.nan
 

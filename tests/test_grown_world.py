@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from probes.verifiers import load_verifier
+from probes.verifiers.load import load_verifier
 from tests.grown_skills import MARK, SKILLS, SYMBOLS, draw_question
 from tests.grown_world import WorldSettings, grow_world, pass_probability, sampled_pass_rate
 

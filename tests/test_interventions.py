@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cards.interventions import interventions_text
 from curate.errors import RunError, UsageError
 from curate.tags import Trainability
-from recipes.interventions import RecipeRuns, compare, intervention_table
+from recipes.confirm.interventions import RecipeRuns, compare, intervention_table
+from recipes.confirm.interventions_text import interventions_text
 from tests.validated_runs import make_run_folder, write_run
 
 TAU = 0.1

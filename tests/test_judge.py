@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import judge
-from recipes.judge_prompt import judge_messages, read_rubric
-from recipes.score_agreement import score_agreement
+from recipes.judge.prompt import judge_messages, read_rubric
+from recipes.statistics.kappa import score_agreement
 from tests.language_model import MODEL, language_model, outside, parts, score
 from tests.report_runs import item_id, write_report_run
 from tests.server_stand_in import DROPPED, StandIn, status

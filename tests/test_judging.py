@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from curate.errors import RunError, UsageError
-from probes import judging
-from probes.judging import VerifierPool
+from probes.verifiers import pool as judging
+from probes.verifiers.pool import VerifierPool
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -254,7 +254,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 @pytest.mark.parametrize("task", ["hang", "sleep"])
 def test_no_worker_outlives_its_parent(rewards: str, death: signal.Signals, task: str) -> None:
     script = f"""
-        from probes import judging
+        from probes.verifiers import pool as judging
         with judging.VerifierPool({rewards!r}, workers=1, seconds=100) as pool:
             print(pool._pool[0].process.pid, flush=True)
             pool.judge([({task!r}, "72")])

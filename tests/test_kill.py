@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from probes import tagging
+from probes import tag as tagging
 from tests.killed_runs import run_until_killed
 from tests.tag_runs import additions, assert_same_rollouts, read_rollouts, tag, write_jsonl
 
@@ -41,27 +41,27 @@ def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 # The moment, and what must be there when it comes: stages that are done, and files.
 MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
     "sampling": (
-        ("probes.sampling", "write_parquet", 3),
+        ("probes.stages.sample", "write_parquet", 3),
         ["items"],
         {"rollouts/*.parquet": 2},
     ),
     "verifying": (
-        ("probes.verifying", "write_parquet", 2),
+        ("probes.stages.verify", "write_parquet", 2),
         ["items", "sample"],
         {"rollouts/*.parquet": 3},
     ),
     "gradients": (
-        ("probes.gradient_stage", "_write_array", 3),
+        ("probes.stages.gradients", "_write_array", 3),
         ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 2},
     ),
     "joining gradients": (
-        ("probes.gradient_stage", "_remove_shards", 1),
+        ("probes.stages.gradients", "_remove_shards", 1),
         ["items", "sample", "verify", "plan", "pass_rates"],
         {"gradients/shard-*.parquet": 3, "gradients/index.parquet": 1},
     ),
     "lift": (
-        ("probes.tagging", "write_lift", 1),
+        ("probes.tag", "write_lift", 1),
         ["items", "sample", "verify", "plan", "pass_rates", "gradients", "similarity"],
         {"teaching.parquet": 1, "lift.parquet": 0},
     ),
@@ -144,15 +144,15 @@ SMALLER_SHARD_TOKENS = {"cpu": 2 * 8 * 12}
 # The moment, and how many files must be there when it comes.
 LATER_MOMENTS: dict[str, tuple[tuple[str, str, int], dict[str, int]]] = {
     "sampling": (
-        ("probes.sampling", "write_parquet", 5),
+        ("probes.stages.sample", "write_parquet", 5),
         {"rounds/*.parquet": 2, "rollouts/*.parquet": 4},
     ),
     "gradients": (
-        ("probes.gradient_stage", "_write_array", 5),
+        ("probes.stages.gradients", "_write_array", 5),
         {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 4},
     ),
     "lift": (
-        ("probes.lift_stage", "measure_lift", 2),
+        ("probes.stages.lift", "measure_lift", 2),
         {"rounds/*.parquet": 2, "gradients/shard-*.parquet": 6, "gradients/.*.tmp": 1},
     ),
     "planned": (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from curate.kinds import MOST_KINDS, KindCounts
+from curate.datasets.kinds import MOST_KINDS, KindCounts
 from tests.tag_runs import run_curate
 from tests.tagged_files import tagged_row, write_tagged_file
 

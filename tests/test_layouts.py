@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from curate.errors import UsageError
-from curate.layouts import (
+from curate.datasets.layouts import (
     Layout,
     Question,
     RowRejected,
@@ -16,6 +15,7 @@ from curate.layouts import (
     read_question,
     recognise_layout,
 )
+from curate.errors import UsageError
 
 USER = [{"role": "user", "content": "2 + 2?"}]
 CHAT = [{"role": "system", "content": "Be brief."}, *USER]

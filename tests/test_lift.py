@@ -1,4 +1,4 @@
-"""`probes.lift` against worlds whose truth is a sum over all completions."""
+"""`probes.lift.gradients` against worlds whose truth is a sum over all completions."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,13 @@ import pytest
 from scipy.stats import binom
 from scipy.stats import t as student_t
 
-from probes.lift import GradientLift, LiftInputs, group_coefficients, group_weights, measure_lift
+from probes.lift.gradients import (
+    GradientLift,
+    LiftInputs,
+    group_coefficients,
+    group_weights,
+    measure_lift,
+)
 from tests.bandit_world import GROUP, BanditWorld
 
 

@@ -19,15 +19,15 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import binom
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.gradients import Adapter, GradientProbe, TokenizedRollout
-from probes.judging import VerifierPool
-from probes.models import Policy, load_policy, resolve_model
-from recipes.groups import Group, advantages
-from recipes.prompts import PromptStream, TrainingItem
+from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.models.load import Policy, load_policy, resolve_model
+from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.trainer import RecipeTrainer
-from recipes.trainer_settings import trainer_settings
-from recipes.training import lora_config
+from recipes.train.groups import Group, advantages
+from recipes.train.grpo import RecipeTrainer
+from recipes.train.prompts import PromptStream, TrainingItem
+from recipes.train.settings import trainer_settings
+from recipes.train.train import lora_config
 
 EXACT = Adapter(dim=None)
 VOCABULARY, END, LONGEST = 4, 1, 3

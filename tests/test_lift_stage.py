@@ -13,10 +13,11 @@ from scipy.stats import t as student_t
 
 from curate.config import TagConfig
 from curate.errors import RunError
-from curate.features import RolloutFeatures
-from curate.rollouts import Outcomes
-from probes.lift import group_weights
-from probes.lift_stage import (
+from curate.run.features import RolloutFeatures
+from curate.run.rollouts import Outcomes
+from probes.lift.gradients import group_weights
+from probes.lift.preconditioner import draw_rows
+from probes.stages.lift import (
     ItemLift,
     lift_inputs,
     measured_lift,
@@ -24,7 +25,6 @@ from probes.lift_stage import (
     write_lift,
     write_teaching,
 )
-from probes.preconditioner import draw_rows
 
 ITEMS, DIM, ROLLOUTS = 14, 24, 40
 CONFIG = TagConfig().replace(tau=0.2)

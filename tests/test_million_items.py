@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import million_items
-from curate.run_folder import read_manifest
+from curate.run.folder import read_manifest
 from tests.tag_runs import read_jsonl, run_curate
 
 ITEMS = 2000

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from curate.errors import UsageError
-from probes.models import Policy, choose_dtype, load_policy, resolve_model
+from probes.models.load import Policy, choose_dtype, load_policy, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = """
 import json, sys
 from curate.errors import UsageError
-from probes.models import load_policy, resolve_model
+from probes.models.load import load_policy, resolve_model
 try:
     files = resolve_model(sys.argv[1])
     policy = load_policy(files)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import curate
 from curate.errors import UsageError
-from curate.orders import ORDERS, order_rows
-from recipes.prompts import TrainingItem
+from curate.tagged.orders import ORDERS, order_rows
 from recipes.recipe import Recipe
-from recipes.selection import TaggedItem, select_items
+from recipes.train.items import TaggedItem, select_items
+from recipes.train.prompts import TrainingItem
 from tests.tag_runs import read_jsonl, run_curate
 from tests.tagged_files import TAGS, some_rows, write_tagged_file
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recipes.partition import SWEEP_TAUS, SeedOutcomes, partition, table1, tau_sweep
+from recipes.confirm.partition import SWEEP_TAUS, SeedOutcomes, partition, table1, tau_sweep
 
 NAN = float("nan")
 # One item a line: initial rate, final rates of three seeds, ever positive and positive in training

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, logit, logsumexp
 from scipy.stats import binom
 
-from probes.pass_probability import GoldEvidence, fit_pass_probability
+from probes.forecast.pass_probability import GoldEvidence, fit_pass_probability
 
 ITEMS = 250
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from probes.pass_rates import pass_at_k, pass_at_k_of_items, pass_rate_interval
+from probes.statistics.pass_rates import pass_at_k, pass_at_k_of_items, pass_rate_interval
 
 
 def exact_pass_at_k(n, c, k):

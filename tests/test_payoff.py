@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cards.interventions import payoff_text
 from curate.errors import RunError
-from recipes import payoff
-from recipes.payoff import HeldOut, compare_arms, payoff_table
+from recipes.confirm import payoff
+from recipes.confirm.interventions_text import payoff_text
+from recipes.confirm.payoff import HeldOut, compare_arms, payoff_table
 from tests.validated_runs import make_run_folder, write_run
 
 SPENT = (0, 1000, 2000, 3000, 4000)

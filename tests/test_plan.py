@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from probes.pass_rates import pass_rate_interval
-from probes.plan import (
+from probes.statistics.pass_rates import pass_rate_interval
+from probes.statistics.plan import (
     Plan,
     fit_prior,
     label_risk,

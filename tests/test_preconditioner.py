@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from probes.preconditioner import (
-    MOST_ROWS,
-    Preconditioner,
-    draw_rows,
-    fit_preconditioner,
-)
+from probes.lift.preconditioner import MOST_ROWS, Preconditioner, draw_rows, fit_preconditioner
 
 DAMPING = 0.01
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from curate.tags import Trainability
-from probes import prediction
-from probes.pass_rates import pass_rate_interval
-from probes.prediction import (
+from probes.forecast import tag_rules as prediction
+from probes.forecast.tag_rules import (
     DOUBT,
     BuiltInProbability,
     Evidence,
@@ -16,6 +15,7 @@ from probes.prediction import (
     Prediction,
     tag_of,
 )
+from probes.statistics.pass_rates import pass_rate_interval
 
 
 def predict(evidence, p=None, **more) -> Prediction:

@@ -18,12 +18,12 @@ import pytest
 
 from curate.config import TagConfig
 from curate.errors import UsageError
-from probes import tagging
-from probes.forecast_stage import read_forecast
-from probes.predictor import outside_reasons, read_predictor
-from probes.predictor_features import FEATURES, read_features
-from recipes.calibration import calibrate_run, fit_logistic
-from recipes.confirmed_items import read_confirmed
+from probes import tag as tagging
+from probes.predictor.features import FEATURES, read_features
+from probes.predictor.predictor import outside_reasons, read_predictor
+from probes.stages.forecast import read_forecast
+from recipes.calibrate.calibrate import calibrate_run, fit_logistic
+from recipes.calibrate.confirmed_items import read_confirmed
 from tests.confirmed_runs import World, make_world, write_run
 from tests.judged_runs import write_quality
 from tests.tag_runs import ROOT, additions, read_jsonl, tag, write_jsonl
@@ -84,7 +84,7 @@ def test_extreme_evidence_still_gives_a_probability(file: Path) -> None:
 
 
 def test_applying_needs_no_scikit_learn() -> None:
-    script = "import sys, probes.predictor; sys.exit('sklearn' in sys.modules)"
+    script = "import sys, probes.predictor.predictor; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

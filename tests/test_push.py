@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cards.splits import write_splits
+from cards.push.splits import write_splits
 from curate.errors import UsageError
 from curate.tags import tag_schema
 from tests.hub_stand_in import READ_TOKEN, SIGNATURE, TOKEN, HubStandIn
@@ -30,7 +30,7 @@ DATA = {
 # between tries is huggingface_hub's doing; here nothing waits.
 _PUSHER = """
 import json, os, sys, time, traceback
-import cards.publishing
+import cards.push.push
 from curate.cli import main
 time.sleep = lambda seconds: None
 for line in sys.stdin:
@@ -539,8 +539,8 @@ def test_a_file_of_another_length_is_refused(run: Path, tmp_path: Path, change: 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
 def test_every_format_gives_the_same_tag_columns(tmp_path: Path, suffix: str) -> None:
-    from curate.datasets import open_source
-    from curate.tagged import write_tagged
+    from curate.datasets.source import open_source
+    from curate.tagged.write import write_tagged
 
     write_run(tmp_path)
     schema = tag_schema([1])

@@ -22,7 +22,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from probes import models, tagging
+from probes import tag as tagging
+from probes.models import load as models
 from tests.ray_workers import GATE, use_float32
 from tests.tag_runs import (
     ROOT,
@@ -51,7 +52,8 @@ use_float32()
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL",
          runtime_env={"worker_process_setup_hook": "tests.ray_workers.prepare_worker"})
-from probes import sampling, tagging
+from probes.stages import sample as sampling
+from probes import tag as tagging
 from curate.cli import main
 tagging._SHARD_TOKENS = %r
 real, calls = sampling.write_parquet, 0
@@ -232,7 +234,7 @@ def test_a_killed_driver_goes_on_and_a_killed_node_costs_nothing_but_time(
 
 
 def ray_executor() -> Any:
-    from probes import ray_executor as module
+    from probes.machines import ray as module
 
     return module
 

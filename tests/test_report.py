@@ -11,15 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cards import gradient_facts, report_facts
-from cards import shown_items as shown
-from cards.report import embedded_json, render_report, report_run
-from cards.report_items import TAGS, read_report_items, sample_by_tag
+from cards.report import facts as report_facts
+from cards.report import gradients as gradient_facts
+from cards.report import page_items as shown
+from cards.report.items import TAGS, read_report_items, sample_by_tag
+from cards.report.report import embedded_json, render_report, report_run
 from curate import compare, report
-from probes.lift import LiftInputs, measure_lift
-from probes.lift_stage import write_teaching
-from recipes.finished_run import open_finished_run
-from recipes.outcomes import REWARD_SCHEMA
+from curate.run.finished import open_finished_run
+from curate.run.training_tables import REWARD_SCHEMA
+from probes.lift.gradients import LiftInputs, measure_lift
+from probes.stages.lift import write_teaching
 from tests.judged_runs import write_quality
 from tests.report_runs import (
     DIM,

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cards import report_facts, shown_items
-from cards.report import report_run
-from recipes.outcomes import REWARD_SCHEMA
+from cards.report import facts as report_facts
+from cards.report import page_items as shown_items
+from cards.report.report import report_run
+from curate.run.training_tables import REWARD_SCHEMA
 from tests.browser import chromium, console, open_page, requests
 from tests.judged_runs import write_quality
 from tests.report_runs import as_of_an_earlier_version, item_id, write_report_run

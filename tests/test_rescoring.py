@@ -14,18 +14,19 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from curate.errors import RunError, UsageError
-from curate.rollouts import ROLLOUT_SCHEMA
-from curate.run_folder import write_parquet
-from probes import rescoring, rescoring_stage
-from probes.engine import SampleRequest
-from probes.gradients import TokenizedRollout
-from probes.models import Policy
-from probes.rescoring import log_probabilities
-from probes.rescoring_stage import kept_log_probabilities, rescore_run
-from probes.sampling import draw_shard
-from probes.transformers_engine import TransformersEngine
-from probes.verifiers import Verdict
-from probes.verifying import verify_rollouts
+from curate.run.folder import write_parquet
+from curate.run.rollouts import ROLLOUT_SCHEMA
+from probes.engines.base import SampleRequest
+from probes.engines.transformers import TransformersEngine
+from probes.gradients.lora import TokenizedRollout
+from probes.models.load import Policy
+from probes.rescoring import rescore as rescoring_stage
+from probes.rescoring import teacher_forcing as rescoring
+from probes.rescoring.rescore import kept_log_probabilities, rescore_run
+from probes.rescoring.teacher_forcing import log_probabilities
+from probes.stages.sample import draw_shard
+from probes.stages.verify import verify_rollouts
+from probes.verifiers.load import Verdict
 
 
 def rollouts_of_prompts(seed: int = 0) -> list[TokenizedRollout]:

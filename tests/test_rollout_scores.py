@@ -9,10 +9,10 @@ import pytest
 from scipy.special import logit
 
 from curate.errors import RunError, UsageError
-from curate.rollouts import ROLLOUT_SCHEMA
-from probes.gradients import TokenizedRollout
-from probes.models import load_policy, resolve_model
-from probes.rollout_scores import RolloutScores
+from curate.run.rollouts import ROLLOUT_SCHEMA
+from probes.gradients.lora import TokenizedRollout
+from probes.models.load import load_policy, resolve_model
+from probes.rescoring.rollout_scores import RolloutScores
 from tests.test_rescoring import by_hand
 from tests.tiny import save_tiny_model
 

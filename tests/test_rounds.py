@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from probes import tagging
-from probes.forecast import Constants, Forecast
-from probes.forecast_stage import CONSTANTS
-from probes.gradients import GradientProbe
-from probes.plan import Plan, label_risk, sequential_interval, sequential_pass_rate
+from probes import tag as tagging
+from probes.forecast.model import Constants, Forecast
+from probes.gradients.lora import GradientProbe
+from probes.stages.forecast import CONSTANTS
+from probes.statistics.plan import Plan, label_risk, sequential_interval, sequential_pass_rate
 from tests.tag_runs import Ran, additions, read_jsonl, read_rollouts, run_curate, tag, write_jsonl
 
 FEW, MOST, TAU = 8, 32, 0.05

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from probes import models
+from probes.models import load as models
 from tests.killed_runs import run_until_killed
 from tests.tag_runs import (
     Ran,
@@ -25,7 +25,7 @@ from tests.tag_runs import (
 N, ITEMS = 3, 14
 # In a process of its own: small files, and float32 as here.
 SETTINGS = (
-    "import torch; from probes import models; tagging._SHARD_TOKENS = {'cpu': 200}; "
+    "import torch; from probes.models import load as models; tagging._SHARD_TOKENS = {'cpu': 200}; "
     "models.choose_dtype = lambda _: torch.float32"
 )
 ONE_ROUND = ("--min-rollouts", 16)
@@ -226,7 +226,7 @@ def test_a_killed_shard_goes_on(
         *(inputs[0], "--model", tiny_model, *IN_ROUNDS, "--run-dir", run, "--shard", "2/3"),
         *("--out", drawn.parent / "out.jsonl"),
     )
-    moment = ("probes.sampling", "write_parquet", 2)
+    moment = ("probes.stages.sample", "write_parquet", 2)
     run_until_killed(tmp_path, moment, *command, before=SETTINGS)
     written = {path.name: path.read_bytes() for path in (shard / "rollouts").glob("*.parquet")}
     assert len(written) == 1

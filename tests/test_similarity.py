@@ -6,8 +6,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from probes.similarity import Similarity, measure_similarity, moderate_variances
-from probes.similarity import halves as similarity_halves
+from probes.gradients.similarity import Similarity, measure_similarity, moderate_variances
+from probes.gradients.similarity import halves as similarity_halves
 
 DIM = 64
 NOISE = (0.1, 0.2, 0.35)

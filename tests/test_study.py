@@ -17,7 +17,7 @@ from benchmarks.study_page import write_page
 from benchmarks.study_plots import PLOTS, judged_items
 from benchmarks.study_scores import PAPERS
 from curate import confirm
-from recipes.outcomes import OUTCOME_SCHEMA, REWARD_SCHEMA
+from curate.run.training_tables import OUTCOME_SCHEMA, REWARD_SCHEMA
 from tests.tag_runs import additions, tag, write_jsonl
 
 SEEDS = (1, 37, 42)

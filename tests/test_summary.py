@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cards.summary import summarize, summary_text
 from curate.errors import RunError
+from probes.summary import summarize, summary_text
 from tests.publishable_runs import FORECAST, write_run
 
 

@@ -25,7 +25,7 @@ from scipy.stats import beta
 from transformers import AutoTokenizer
 
 from curate import tag as tag_function
-from curate.layouts import INSTRUCTION
+from curate.datasets.layouts import INSTRUCTION
 from tests.tag_runs import (
     ROOT,
     Ran,

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.datasets import open_source
+from curate.datasets.layouts import read_question, recognise_layout
+from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, write_atomically
-from curate.layouts import read_question, recognise_layout
-from curate.tagged import check_columns, check_out, write_tagged
+from curate.tagged.write import check_columns, check_out, write_tagged
 
 SCHEMA = pa.schema(
     [("item_id", pa.string()), ("pass_rate", pa.float64()), ("total_rollouts", pa.int64())]

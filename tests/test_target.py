@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from probes.similarity import measure_similarity
+from probes.gradients.similarity import measure_similarity
 from tests.tag_runs import additions, read_jsonl, tag, write_jsonl
 
 

@@ -8,20 +8,14 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from curate.errors import UsageError
-from probes.judging import VerifierPool
-from probes.models import resolve_model
-from recipes.packing import attention_mask, can_pack, pack
-from recipes.prompts import PromptStream, TrainingItem
+from probes.models.load import resolve_model
+from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.trainer import RecipeTrainer
-from recipes.trainer_settings import trainer_settings
-from recipes.training import (
-    Training,
-    initial_policy,
-    lora_config,
-    train_grpo,
-    trainable_policy,
-)
+from recipes.train.grpo import RecipeTrainer
+from recipes.train.packing import attention_mask, can_pack, pack
+from recipes.train.prompts import PromptStream, TrainingItem
+from recipes.train.settings import trainer_settings
+from recipes.train.train import Training, initial_policy, lora_config, train_grpo, trainable_policy
 from tests.tiny import WORDS, save_tiny_model
 
 RECIPE = Recipe(

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from curate.errors import RunError
-from probes.engine import Rollout, SampleRequest, uniform_draws
-from probes.gradients import TokenizedRollout
-from probes.models import Policy
-from probes.rescoring import log_probabilities
-from probes.transformers_engine import TransformersEngine, draw
+from probes.engines.base import Rollout, SampleRequest, uniform_draws
+from probes.engines.transformers import TransformersEngine, draw
+from probes.gradients.lora import TokenizedRollout
+from probes.models.load import Policy
+from probes.rescoring.teacher_forcing import log_probabilities
 
 PROMPTS = {"a": [15, 4], "b": [3, 13, 4, 14, 5, 6, 7], "c": [7], "d": [8, 9, 10, 11, 12]}
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from curate.run_folder import lock_folder
+from curate.run.folder import lock_folder
 from tests.tag_runs import (
     ROOT,
     additions,

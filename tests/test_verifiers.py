@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from curate.errors import UsageError
-from probes.verifiers import Verdict, load_verifier
+from probes.verifiers.load import Verdict, load_verifier
 
 
 def boxed(answer: str) -> str:

@@ -17,12 +17,14 @@ from scipy.stats import chisquare
 
 from curate.config import config_from_mapping
 from curate.errors import RunError, UsageError
-from probes import engines, tagging, vllm_engine
-from probes.engine import Rollout, SampleRequest
-from probes.gradients import TokenizedRollout
-from probes.models import Policy, eos_token_ids, load_policy, resolve_model
-from probes.rescoring import log_probabilities
-from probes.vllm_engine import VllmEngine
+from probes import tag as tagging
+from probes.engines import choose as engines
+from probes.engines import vllm as vllm_engine
+from probes.engines.base import Rollout, SampleRequest
+from probes.engines.vllm import VllmEngine
+from probes.gradients.lora import TokenizedRollout
+from probes.models.load import Policy, eos_token_ids, load_policy, resolve_model
+from probes.rescoring.teacher_forcing import log_probabilities
 from tests.killed_runs import is_running, run_until_killed
 from tests.tag_runs import ROOT, read_rollouts, run_curate
 
@@ -288,7 +290,7 @@ def test_a_run_is_killed_and_continued(
         *("--verifier", "math", "--out", tmp_path / "tagged.jsonl"),
     )
     # The second of two shards is drawn and not written.
-    started = run_until_killed(tmp_path, ("probes.sampling", "write_parquet", 2), *arguments)
+    started = run_until_killed(tmp_path, ("probes.stages.sample", "write_parquet", 2), *arguments)
     drawn = ["item_id", "sample", "completion_token_ids"]
     (shard,) = (run / "rollouts").iterdir()
     kept = pq.read_table(shard, columns=drawn)

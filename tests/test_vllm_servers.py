@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from curate.errors import UsageError
-from probes.engine import SampleRequest
-from probes.models import outline_policy, resolve_model
-from probes.server_engine import ServerEngine
+from probes.engines.base import SampleRequest
+from probes.engines.server import ServerEngine
+from probes.models.load import outline_policy, resolve_model
 from tests.tag_runs import ROOT, read_rollouts, tag
 from tests.vllm_servers import MODEL, RealServer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from recipes import validation
 from recipes.recipe import read_recipe
-from recipes.training import process_state
+from recipes.train.train import process_state
+from recipes.validate import validate as validation
 
 
 def main(run: str, recipe: str) -> None:

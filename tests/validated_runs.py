@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.outcomes import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
+from curate.run.training_tables import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
 
 
 def make_run_folder(folder: Path, *, tau: float = 0.1) -> Path:

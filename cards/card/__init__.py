@@ -1,0 +1,1 @@
+"""`curate card`: the dataset card of a run."""

@@ -1,0 +1,1 @@
+"""`curate push`: a run as a dataset on the Hub."""

@@ -1,0 +1,249 @@
+"""The items of a finished run as a report shows them: what was measured of each, as columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cards.report.source_columns import SourceColumn, read_source_columns
+from curate.run.finished import FORECAST_COLUMNS, LIFT_COLUMNS, FinishedRun
+from curate.run.quality import read_reasoning_quality
+from curate.tags import Trainability
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TAGS = tuple(str(tag) for tag in Trainability)
+_RATES = {
+    "total_rollouts": pa.int64(),
+    "total_correct_rollouts": pa.int64(),
+    "pass_rate": pa.float64(),
+    "pass_rate_low": pa.float64(),
+    "pass_rate_high": pa.float64(),
+    "unjudged_rollouts": pa.int64(),
+    "truncated_rollouts": pa.int64(),
+}
+_SIMILARITIES = {
+    "gradient_similarity": pa.float64(),
+    "gradient_similarity_low": pa.float64(),
+    "gradient_similarity_high": pa.float64(),
+    "gradient_reliability": pa.float64(),
+    "rollouts_used": pa.int64(),
+    "nearest": pa.list_(pa.string()),
+}
+_TAGS = {
+    "trainability": pa.string(),
+    "p_unlearnable": pa.float64(),
+    "tag_reason": pa.string(),
+}
+_LIFT = {**LIFT_COLUMNS, "from_others": pa.float64()}
+_PAIRS = ("teachers", "helps", "hurts")
+_TEACHING = {
+    "teaching": pa.float64(),
+    **{name: pa.list_(pa.string()) for name in _PAIRS},
+    **{f"{name}_by": pa.list_(pa.float64()) for name in _PAIRS},
+}
+
+_ENDS = ("", "_low", "_high")
+
+
+@dataclass(frozen=True)
+class ReportItems:
+    """Every item of a run, in its order: arrays of shape (items,), nan where unknown."""
+
+    ids: NDArray[np.str_]
+    row: Ints
+    """In the dataset."""
+    prompt: pa.Array
+    """As rendered."""
+    answer: pa.Array
+    tag: Ints
+    """Position in `TAGS`, predicted."""
+    confirmed: Ints | None
+    """The same, confirmed; −1 where there is none. None without `curate confirm`."""
+    final_pass_rate: Floats | None
+    """After GRPO, mean over the seeds; None without `curate confirm`."""
+    reason: pa.Array
+    p_unlearnable: Floats
+    judged: Ints
+    correct: Ints
+    unjudged: Ints
+    truncated: Ints
+    pass_rate: Floats
+    pass_rate_low: Floats
+    pass_rate_high: Floats
+    similarity: Floats
+    similarity_low: Floats
+    similarity_high: Floats
+    reliability: Floats
+    gradients: Ints
+    """Correct rollouts behind the gradient."""
+    nearest: pa.Array
+    """Lists of item ids."""
+    forecast: Floats
+    """Pass rate expected after training; nan throughout in a run of an earlier version, as are
+    the lift and teaching."""
+    forecast_low: Floats
+    forecast_high: Floats
+    lift: Floats
+    lift_low: Floats
+    lift_high: Floats
+    from_others: Floats
+    """The part of the lift that other items teach."""
+    teaching: Floats
+    teachers: pa.Array
+    """Lists of item ids, strongest first; so are the next two."""
+    helps: pa.Array
+    hurts: pa.Array
+    teachers_by: pa.Array
+    """Lists of numbers: by how much."""
+    helps_by: pa.Array
+    hurts_by: pa.Array
+    reasoning_quality: Floats | None
+    """As `curate judge` scored it; None where nothing was."""
+    sources: list[SourceColumn]
+    """Columns of the dataset that sort the items into few kinds."""
+    sources_note: str | None
+    """Why there are none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, places: Ints) -> ReportItems:
+        """The items at these positions alone."""
+        taken: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                taken[field.name] = value[places]
+            elif isinstance(value, pa.Array):
+                taken[field.name] = value.take(pa.array(places))
+        sources = [dataclasses.replace(each, codes=each.codes[places]) for each in self.sources]
+        return dataclasses.replace(self, **taken, sources=sources)
+
+    @property
+    def measured(self) -> dict[str, Floats]:
+        """Pass rate and similarity with their intervals, and reliability, by name."""
+        return self._named("pass_rate", "similarity") | {"reliability": self.reliability}
+
+    @property
+    def expected(self) -> dict[str, Floats]:
+        """Forecast and lift with their intervals, by name."""
+        return self._named("forecast", "lift")
+
+    def _named(self, *names: str) -> dict[str, Floats]:
+        return {f"{name}{end}": getattr(self, f"{name}{end}") for name in names for end in _ENDS}
+
+    @property
+    def group(self) -> Ints:
+        """Position in `TAGS`: what was confirmed, or else predicted; −1 for neither."""
+        return self.tag if self.confirmed is None else self.confirmed
+
+
+def read_report_items(run: FinishedRun) -> ReportItems:
+    """Read what was measured of every item of a run.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    ids = run.ids
+    texts = {"row": pa.int64(), "prompt": pa.string(), "answer": pa.string()}
+    items = run.columns(ids, "items.parquet", texts)
+    rates = run.columns(ids, "pass_rates.parquet", _RATES)
+    similar = run.columns(ids, "similarity.parquet", _SIMILARITIES)
+    tags = run.columns(ids, "tags.parquet", _TAGS)
+    forecast = run.later_columns(ids, "tags.parquet", FORECAST_COLUMNS)
+    lift = run.later_columns(ids, "lift.parquet", _LIFT)
+    teaching = run.later_columns(ids, "teaching.parquet", _TEACHING)
+    confirmed, final = _confirmed(run, ids)
+    row = _whole(items["row"])
+    sources, note = read_source_columns(run, ids, row)
+    return ReportItems(
+        ids=np.array(ids.to_pylist(), dtype=np.str_),
+        row=row,
+        prompt=_texts(items["prompt"]),
+        answer=_texts(items["answer"]),
+        tag=_positions(run.tags(ids)),
+        confirmed=confirmed,
+        final_pass_rate=final,
+        reason=_texts(tags["tag_reason"]),
+        p_unlearnable=_numbers(tags["p_unlearnable"]),
+        judged=_whole(rates["total_rollouts"]),
+        correct=_whole(rates["total_correct_rollouts"]),
+        unjudged=_whole(rates["unjudged_rollouts"]),
+        truncated=_whole(rates["truncated_rollouts"]),
+        pass_rate=_numbers(rates["pass_rate"]),
+        pass_rate_low=_numbers(rates["pass_rate_low"]),
+        pass_rate_high=_numbers(rates["pass_rate_high"]),
+        similarity=_numbers(similar["gradient_similarity"]),
+        similarity_low=_numbers(similar["gradient_similarity_low"]),
+        similarity_high=_numbers(similar["gradient_similarity_high"]),
+        reliability=_numbers(similar["gradient_reliability"]),
+        gradients=_whole(similar["rollouts_used"]),
+        nearest=similar["nearest"].combine_chunks(),
+        forecast=_numbers(forecast["forecast_pass_rate"]),
+        forecast_low=_numbers(forecast["forecast_low"]),
+        forecast_high=_numbers(forecast["forecast_high"]),
+        **{name: _numbers(lift[name]) for name in _LIFT},
+        teaching=_numbers(teaching["teaching"]),
+        **{name: teaching[name].combine_chunks() for name in _TEACHING if name != "teaching"},
+        reasoning_quality=_reasoning_quality(run, ids),
+        sources=sources,
+        sources_note=note,
+    )
+
+
+def _confirmed(run: FinishedRun, ids: pa.Array) -> tuple[Ints | None, Floats | None]:
+    file = "validation/confirmed.parquet"
+    if not (run.path / file).exists():
+        return None, None
+    words, _ = run.groups(ids)
+    final = run.columns(ids, file, {"final_pass_rate": pa.float64()})["final_pass_rate"]
+    return _positions(words), _numbers(final)
+
+
+def _reasoning_quality(run: FinishedRun, ids: pa.Array) -> Floats | None:
+    table = read_reasoning_quality(run.path, ids)
+    return None if table is None else _numbers(table["reasoning_quality"])
+
+
+def _positions(words: list[Any]) -> Ints:
+    return np.array([-1 if word is None else TAGS.index(word) for word in words], dtype=np.int64)
+
+
+def _numbers(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    return pc.fill_null(column, "").combine_chunks()
+
+
+def _whole(column: pa.ChunkedArray) -> Ints:
+    return np.asarray(pc.fill_null(column, 0).to_numpy(), dtype=np.int64)
+
+
+def sample_by_tag(items: ReportItems, among: NDArray[np.bool_], most: int) -> Ints:
+    """Choose at most `most` items, as many of each tag as there are; positions, ascending.
+
+    Chosen by their id, which is a hash: at random, and the same ones each time.
+
+    Args:
+        items: of the run.
+        among: (items,): which may be chosen.
+        most: how many.
+    """
+    order = np.argsort(items.ids, kind="stable")
+    order = order[among[order]]
+    group = items.group[order]
+    rank = np.zeros(len(order), dtype=np.int64)
+    for each in np.unique(group):
+        members = group == each
+        rank[members] = np.arange(members.sum())
+    return np.sort(order[np.lexsort((group, rank))[:most]])

@@ -1,0 +1,1 @@
+"""Datasets as they come: opening them, and reading prompts and gold answers from their rows."""

@@ -1,0 +1,49 @@
+"""Correct rollouts of a run's items, as text: the first of each, drawn as the others were."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from curate.run.folder import read_parquet
+from curate.run.rollouts import rollout_shards
+
+_COLUMNS = ["item_id", "sample", "completion", "completion_token_ids", "reward"]
+
+
+@dataclass(frozen=True)
+class CorrectRollout:
+    """A completion that the verifier accepted."""
+
+    item_id: str
+    sample: int
+    completion: str
+    tokens: int
+
+
+def correct_rollouts(
+    run: Path, item_ids: Collection[str], per_item: int
+) -> dict[str, list[CorrectRollout]]:
+    """Read the first correct rollouts of some items.
+
+    Returns:
+        by item_id, in the order of `item_ids`; items without a correct rollout are left out.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    found: dict[str, list[CorrectRollout]] = {item_id: [] for item_id in item_ids}
+    for file in rollout_shards(run):
+        table = read_parquet(file, _COLUMNS)
+        table = table.filter(pc.equal(table["reward"], 1))
+        columns = [
+            *(table[name].to_pylist() for name in ("item_id", "sample", "completion")),
+            pc.list_value_length(table["completion_token_ids"]).to_pylist(),
+        ]
+        for item_id, sample, completion, tokens in zip(*columns, strict=True):
+            if len(found.get(item_id, [None] * per_item)) < per_item:
+                found[item_id].append(CorrectRollout(item_id, sample, completion, tokens or 0))
+    return {item_id: rollouts for item_id, rollouts in found.items() if rollouts}

@@ -1,0 +1,241 @@
+"""The columns that trainers read, made from a tagged row; the curate columns travel along.
+
+| format | columns | read from |
+|---|---|---|
+| trl | prompt (messages), answer | TRL 1.16: GRPOTrainer; reward functions get every column |
+| verl | prompt, data_source, ability, reward_model, extra_info | verl 0.9.1: RLHFDataset |
+| open-instruct | messages, ground_truth, dataset | open_instruct/dataset_transformation.py |
+| prime-rl | prompt, answer, info | verifiers 0.4: TaskData; its v0 environments' datasets |
+
+A column that is set anew but held something else is kept as `original_NAME`. Columns that only
+describe a row (data_source, ability, extra_info, dataset, info) stay where the dataset has them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curate.datasets.layouts import (
+    Layout,
+    Message,
+    RowRejected,
+    choose_layout,
+    instruct,
+    read_question,
+)
+from curate.datasets.source import Source, json_text
+from curate.errors import UsageError
+from curate.tagged.rows import TaggedDataset, columns_of, tag_columns
+from curate.tagged.write import SUFFIXES
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_STYLED = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
+_PLACED = pa.struct([("index", pa.int64()), ("split", pa.string())])
+_TEXT = pa.string()
+_SCHEMAS = {
+    "trl": {"prompt": _MESSAGES, "answer": _TEXT},
+    "verl": {
+        "data_source": _TEXT,
+        "prompt": _MESSAGES,
+        "ability": _TEXT,
+        "reward_model": _STYLED,
+        "extra_info": _PLACED,
+    },
+    "open-instruct": {"messages": _MESSAGES, "ground_truth": _TEXT, "dataset": _TEXT},
+    "prime-rl": {"prompt": _MESSAGES, "answer": _TEXT, "info": _TEXT},
+}
+_SUFFIXES = dict.fromkeys(_SCHEMAS, (".jsonl", ".parquet")) | {
+    "verl": (".parquet",),  # All of its versions read that.
+    "jsonl": (".jsonl",),
+    "parquet": (".parquet",),
+}
+FORMATS = tuple(_SUFFIXES)
+"""What `--format` takes: the trainers, then plain files."""
+_DESCRIPTIVE = ("data_source", "ability", "extra_info", "dataset", "info")
+_ORIGINAL = "original_"
+_NAME_THEM = "name the columns that were, with --prompt-field and --answer-field"
+# The run's verifiers that judge mathematics.
+_MATHEMATICAL = ("math", "numeric")
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """What the user says of the rows; what is None is taken from the run, where that is known."""
+
+    prompt_field: str | None = None
+    answer_field: str | None = None
+    instruction: str | None = None
+    data_source: str | None = None
+
+
+@dataclass(frozen=True)
+class Formatter:
+    """Writes rows for one trainer.
+
+    Attributes:
+        schema: the columns that it sets.
+        notes: what the user should know about the file.
+    """
+
+    trainer: str
+    layout: Layout
+    instruction: str
+    data_source: str
+    ability: str
+    schema: pa.Schema
+    notes: tuple[str, ...] = ()
+
+    def annotations(self, source: Source) -> Iterator[dict[str, Any]]:
+        """The columns of every row of a source, in order.
+
+        Raises:
+            UsageError: a row has no prompt and answer that were tagged; names it.
+        """
+        for index, row in enumerate(source.rows()):
+            yield self._columns(row.row, row.value or {}, index)
+
+    def _columns(self, number: int, value: Mapping[str, Any], index: int) -> dict[str, Any]:
+        if not value.get("item_id"):
+            raise UsageError(
+                f"row {number} has no item to train on: {value.get('tag_reason') or 'not tagged'}; "
+                "drop such rows with `curate filter` first"
+            )
+        try:
+            question = read_question(value, self.layout)
+        except RowRejected as error:
+            raise UsageError(f"row {number}: {error}; {_NAME_THEM}") from error
+        if question.item_id != value["item_id"]:
+            raise UsageError(
+                f"row {number}: what {self.layout.prompt_field!r} and "
+                f"{self.layout.answer_field or 'the last message'!r} hold is not what was tagged; "
+                f"{_NAME_THEM}. A file can be written for a trainer once, by the last command"
+            )
+        messages: list[Message] = instruct(question, self.instruction)
+        made: dict[str, Any] = {
+            "prompt": messages,
+            "messages": messages,
+            "answer": question.answer,
+            "ground_truth": question.answer,
+            "reward_model": {"style": "rule", "ground_truth": question.answer},
+            "data_source": self.data_source,
+            "dataset": self.data_source,
+            "ability": self.ability,
+            "extra_info": {"index": index, "split": "train"},
+            "info": json_text({name: value[name] for name in tag_columns(list(value))}),
+        }
+        originals = (name for name in self.schema.names if name.startswith(_ORIGINAL))
+        for name in originals:
+            made[name] = value.get(name.removeprefix(_ORIGINAL))
+            if made[name] is not None and self.schema.field(name).type == _TEXT:
+                made[name] = _text(made[name])
+        return made
+
+
+def check_format(name: str, out: Path) -> str:
+    """The suffix whose kind of file is written to `out`.
+
+    Raises:
+        UsageError: no such format, or a file of that name would be another kind.
+    """
+    given = out.suffix.lower()
+    if not name:
+        if given not in SUFFIXES:
+            raise UsageError(f"{out}: the suffix must be one of {', '.join(SUFFIXES)}")
+        return given
+    if name not in _SUFFIXES:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}"
+        raise UsageError(f"no format is named {name!r}; {hint}")
+    if given in SUFFIXES and given not in _SUFFIXES[name]:
+        raise UsageError(
+            f"{out}: {name} files end in {' or '.join(_SUFFIXES[name])}, not in {given}"
+        )
+    return given if given in SUFFIXES else _SUFFIXES[name][0]
+
+
+def make_formatter(
+    trainer: str, tagged: TaggedDataset, chosen: Source, options: FormatOptions
+) -> Formatter | None:
+    """Prepare writing rows for a trainer; None for a format that is no trainer's.
+
+    Args:
+        tagged: where the rows come from.
+        chosen: the rows that are written.
+
+    Raises:
+        UsageError: a row that is to be written has no prompt and answer that were tagged.
+    """
+    if trainer not in _SCHEMAS:
+        return None
+    config = tagged.config
+    prompt_field = options.prompt_field or (config.prompt_field if config else "")
+    answer_field = options.answer_field or (config.answer_field if config else "")
+    layout = choose_layout(tagged.source, prompt_field, answer_field)
+    columns = columns_of(tagged.source)
+    wanted = {
+        name: kind for name, kind in _SCHEMAS[trainer].items() if not _stays(name, columns, layout)
+    }
+    instruction = options.instruction
+    notes: tuple[str, ...] = ()
+    if instruction is None:
+        instruction = config.instruction if config else ""
+        if config is None:
+            notes = (
+                "no run in ./runs wrote this file, so prompts are as in the dataset; if the run "
+                "added an instruction, give the run folder, or --instruction auto or its text",
+            )
+    formatter = Formatter(
+        trainer,
+        layout,
+        instruction,
+        options.data_source or _data_source(trainer, tagged),
+        "math" if config is None or config.verifier in _MATHEMATICAL else "other",
+        pa.schema(list(wanted.items())),
+        notes,
+    )
+    schema = list(formatter.schema)
+    for name in _changed(formatter, chosen, [name for name in wanted if name in columns]):
+        kind = tagged.source.schema.field(name).type if tagged.source.schema else _TEXT
+        schema.append(pa.field(f"{_ORIGINAL}{name}", kind))
+    return dataclasses.replace(formatter, schema=pa.schema(schema))
+
+
+def _stays(name: str, columns: Collection[str], layout: Layout) -> bool:
+    """Whether a column that the dataset has is what the trainer wants."""
+    if name == "reward_model":
+        return layout.answer_field == "reward_model.ground_truth"
+    return name in columns and name in _DESCRIPTIVE
+
+
+def _changed(formatter: Formatter, chosen: Source, names: list[str]) -> list[str]:
+    """Those of the columns whose value is another in some row; this also checks every row."""
+    changed: dict[str, None] = {}
+    for row, made in zip(chosen.rows(), formatter.annotations(chosen), strict=True):
+        for name in names:
+            before = (row.value or {}).get(name)
+            if before is not None and before != made[name]:
+                changed[name] = None
+    return [name for name in names if name in changed]
+
+
+def _data_source(trainer: str, tagged: TaggedDataset) -> str:
+    """The name by which verl and open-instruct choose what judges an answer."""
+    if trainer == "open-instruct":
+        return "math"
+    if tagged.config is None:
+        return tagged.source.name.removesuffix(".tagged")
+    dataset = tagged.config.dataset
+    path = Path(dataset)
+    is_file = path.suffix.lower() in (*SUFFIXES, ".ndjson", ".gz")
+    return path.name.partition(".")[0] if is_file or path.is_absolute() else dataset
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json_text(value)

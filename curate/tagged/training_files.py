@@ -1,0 +1,232 @@
+"""Writing what one trains on: some rows of a tagged dataset, or all of them in an order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curate.datasets.kinds import KindCounts
+from curate.datasets.source import Source
+from curate.errors import UsageError
+from curate.tagged.expressions import parse_expression, unknown_column
+from curate.tagged.orders import order_rows
+from curate.tagged.rows import (
+    TaggedDataset,
+    columns_of,
+    open_tagged,
+    tag_columns,
+    take_rows,
+    values_of,
+)
+from curate.tagged.select import CONFIRMED, PREDICTED, Row, Rules, filter_rows
+from curate.tagged.trainers import FormatOptions, check_format, make_formatter
+from curate.tagged.write import check_out, write_tagged
+from curate.tags import Trainability
+
+_REASON = pa.schema([("dropped_reason", pa.string())])
+_NO_TAG = "(none)"
+_ORDERED_BY = ("trainability", "pass_rate", "gradient_similarity")
+
+
+def filter_file(
+    path: str | Path,
+    out: Path,
+    rules: Rules,
+    *,
+    expression: str = "",
+    dropped: Path | None = None,
+    trainer: str = "",
+    options: FormatOptions,
+) -> dict[str, Any]:
+    """Write the rows of a tagged dataset that rules keep, and those that they drop.
+
+    Args:
+        path: a tagged file, or the run folder that wrote one.
+        rules: all but the expression, which is parsed here, where the columns are known.
+        dropped: where dropped rows go, each with its `dropped_reason`; None: nowhere.
+        trainer: a name of `curate.tagged.trainers.FORMATS`, or "" for the rows as they are.
+
+    Returns:
+        counts: of rows, of those kept, of those dropped by each rule, and of either by tag.
+
+    Raises:
+        UsageError: bad input, or no row is left; nothing was written.
+        RunError: the disk failed, or the dataset changed meanwhile.
+    """
+    suffix = check_format(trainer, out)
+    tagged = open_tagged(path)
+    source = tagged.source
+    check_out(source, out, suffix)
+    if dropped is not None:
+        check_out(source, dropped)
+        if dropped.resolve() == out.resolve():
+            raise UsageError(f"{out} cannot hold both the rows that stay and those dropped")
+    rules = _checked(rules, expression, source)
+    tags: list[str] = []
+    kinds = KindCounts(_no_kinds(tagged, expression))
+    rows = kinds.noting(values_of(source))
+    decisions = filter_rows(_noting_tags(rows, rules.tag_column, tags), rules)
+    drops = {place: drop for place, drop in enumerate(decisions) if drop is not None}
+    kept = [place for place in range(len(decisions)) if place not in drops]
+    reasons = dict(Counter(drop.rule for drop in drops.values()).most_common())
+    if not kept:
+        why = "; ".join(f"{count:,}: {rule}" for rule, count in reasons.items())
+        raise UsageError(f"no row of {len(decisions):,} is left: {why}")
+    notes = _write(tagged, kept, out, suffix, trainer, options)
+    if dropped is not None:
+        why_dropped = ({"dropped_reason": drop.reason} for drop in drops.values())
+        write_tagged(
+            take_rows(source, list(drops)), dropped, why_dropped, _REASON, replace_columns=True
+        )
+    return {
+        "tagged_file": str(source.path or source.name),
+        "out": str(out),
+        "dropped_file": None if dropped is None else str(dropped),
+        "rows": len(decisions),
+        "kept": len(kept),
+        "dropped": len(drops),
+        "reasons": reasons,
+        "tag_column": rules.tag_column,
+        "tags": _by_tag(tags, kept),
+        "notes": [*notes, *kinds.lost(kept)],
+    }
+
+
+def order_file(
+    path: str | Path,
+    out: Path,
+    by: str,
+    *,
+    seed: int = 0,
+    trainer: str = "",
+    options: FormatOptions,
+) -> dict[str, Any]:
+    """Write the rows of a tagged dataset in the order of a strategy; every row stays.
+
+    Args:
+        path: a tagged file, or the run folder that wrote one.
+        by: a name of `curate.tagged.orders.ORDERS`.
+        seed: of a strategy that draws.
+        trainer: a name of `curate.tagged.trainers.FORMATS`, or "" for the rows as they are.
+
+    Returns:
+        the number of rows, and of each tag the places of its first and last row, from 1.
+
+    Raises:
+        UsageError: bad input, or a row that the trainer could not use; nothing was written.
+        RunError: the disk failed, or the dataset changed meanwhile.
+    """
+    order_rows([], by)  # What is wrong with the name shows before anything is read.
+    suffix = check_format(trainer, out)
+    tagged = open_tagged(path)
+    check_out(tagged.source, out, suffix)
+    rows = [{name: value.get(name) for name in _ORDERED_BY} for value in values_of(tagged.source)]
+    places = order_rows(rows, by, seed)
+    notes = _write(tagged, places, out, suffix, trainer, options)
+    where: dict[str, list[int]] = {}
+    for number, place in enumerate(places, 1):
+        where.setdefault(str(rows[place]["trainability"] or _NO_TAG), []).append(number)
+    return {
+        "tagged_file": str(tagged.source.path or tagged.source.name),
+        "out": str(out),
+        "by": by,
+        "seed": seed,
+        "rows": len(rows),
+        "tags": {
+            tag: {"rows": len(where[tag]), "first": where[tag][0], "last": where[tag][-1]}
+            for tag in _in_usual_order(where)
+        },
+        "notes": notes,
+    }
+
+
+def _write(
+    tagged: TaggedDataset,
+    places: Sequence[int],
+    out: Path,
+    suffix: str,
+    trainer: str,
+    options: FormatOptions,
+) -> list[str]:
+    """Write the rows at these places; what the user should know about the file."""
+    chosen = take_rows(tagged.source, places)
+    formatter = make_formatter(trainer, tagged, chosen, options)
+    if formatter is None:
+        write_tagged(chosen, out, repeat({}, len(places)), pa.schema([]), suffix=suffix)
+        return []
+    write_tagged(
+        chosen,
+        out,
+        formatter.annotations(chosen),
+        formatter.schema,
+        replace_columns=True,
+        suffix=suffix,
+    )
+    return list(formatter.notes)
+
+
+def _checked(rules: Rules, expression: str, source: Source) -> Rules:
+    """The rules with their expression, once all that they name is known to be there."""
+    known = [str(tag) for tag in Trainability]
+    for tag in rules.keep:
+        if tag not in known:
+            raise UsageError(f"no tag is named {tag!r}; the tags are {', '.join(known)}")
+    if rules.sample is not None and rules.sample < 1:
+        raise UsageError(f"--sample is {rules.sample}; it must be at least 1")
+    if rules.seed < 0:
+        raise UsageError(f"--seed is {rules.seed}; it must be at least 0")
+    columns = columns_of(source)
+    if rules.tag_column not in columns:
+        raise UsageError(f"{source.name} has no column {rules.tag_column}")
+    if rules.tag_column == CONFIRMED and not any(
+        value.get(CONFIRMED) is not None for value in values_of(source)
+    ):
+        raise UsageError(
+            f"{source.name}: no row has a {CONFIRMED}; `curate validate` and `curate confirm` "
+            f"make them, and without --by confirmed the predicted tags in {PREDICTED} count"
+        )
+    for bound in rules.bounds:
+        if any(limit is not None and math.isnan(limit) for limit in (bound.minimum, bound.maximum)):
+            raise UsageError(f"a bound on {bound.column} is no number")
+        if bound.column not in columns:
+            raise UsageError(f"{source.name}: {unknown_column(bound.column, columns)}")
+    if rules.balance_by and rules.balance_by not in columns:
+        raise UsageError(f"--balance-by: {unknown_column(rules.balance_by, columns)}")
+    if not expression:
+        return rules
+    return dataclasses.replace(rules, expression=parse_expression(expression, columns))
+
+
+def _noting_tags(rows: Iterator[dict[str, Any]], column: str, tags: list[str]) -> Iterator[Row]:
+    for row in rows:
+        tags.append(str(row.get(column) or _NO_TAG))
+        yield row
+
+
+def _no_kinds(tagged: TaggedDataset, expression: str) -> list[str]:
+    """Columns that sort no rows, or that the user chooses by."""
+    columns = tagged.source.columns
+    config = tagged.config
+    fields = (config.prompt_field, config.answer_field) if config else ()
+    return [
+        *tag_columns(columns),
+        *(field.partition(".")[0] for field in fields),
+        *(name for name in columns if name in expression),
+    ]
+
+
+def _by_tag(tags: Sequence[str], kept: Sequence[int]) -> dict[str, dict[str, int]]:
+    rows, left = Counter(tags), Counter(tags[place] for place in kept)
+    return {tag: {"rows": rows[tag], "kept": left[tag]} for tag in _in_usual_order(rows)}
+
+
+def _in_usual_order(tags: Any) -> list[str]:
+    usual = [str(tag) for tag in Trainability]
+    return [*(tag for tag in usual if tag in tags), *(tag for tag in tags if tag not in usual)]

@@ -1,0 +1,1 @@
+"""`curate doctor`: what is installed, what the machine can do, and what is in the way."""

@@ -1,0 +1,1 @@
+"""Sampling engines: token ids in, token ids out."""

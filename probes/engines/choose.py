@@ -1,0 +1,172 @@
+"""The engine of a run: which one draws its rollouts and why, and what is loaded when."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+
+import torch
+
+from curate.config import AUTO, TagConfig
+from probes.engines.base import Engine
+from probes.engines.transformers import TransformersEngine
+from probes.gradients.lora import Adapter, GradientProbe
+from probes.models.load import (
+    ModelFiles,
+    Policy,
+    PolicyOutline,
+    choose_device,
+    choose_dtype,
+    device_name,
+    load_policy,
+    outline_policy,
+)
+
+TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
+
+
+def choose_engine(config: TagConfig) -> tuple[str, str]:
+    """Name the engine of a run, and say why it is this one.
+
+    `auto` is vLLM where both it and a CUDA GPU are there, else transformers.
+    """
+    if config.engine != AUTO:
+        return config.engine, "asked for"
+    if not torch.cuda.is_available():
+        return TRANSFORMERS, "there is no GPU for vLLM"
+    if importlib.util.find_spec("vllm") is None:
+        return TRANSFORMERS, "vLLM, which is faster on this GPU, is not installed"
+    return VLLM, "it is installed, and there is a GPU for it"
+
+
+class LoadedModel:
+    """What this process has loaded of a model: an engine to sample, a policy to differentiate.
+
+    Each is loaded when it is first asked for. Where the engine has weights of its own, engine and
+    policy take turns on a GPU, since each leaves no room for the other. A turn costs loading anew:
+    twice a round of sampling, of which a run has six at most with its usual settings. (vLLM's sleep
+    mode would make a turn faster; it keeps another copy of the weights in main memory and asks for
+    an allocator that not every GPU has.)
+
+    Args:
+        config: the settings of the run.
+        files: its model.
+    """
+
+    def __init__(self, config: TagConfig, files: ModelFiles) -> None:
+        self.config = config
+        self.files = files
+        self.choice, self.why = choose_engine(config)
+        self._take_turns = choose_device().type == "cuda"
+        self._engine: Engine | None = None
+        self._outline: PolicyOutline | None = None
+        self._policy: Policy | None = None
+        self._probe: GradientProbe | None = None
+
+    def engine(self) -> Engine:
+        """Give the engine, ready to sample.
+
+        Raises:
+            UsageError: it cannot run the model, or an option of its own is wrong.
+        """
+        if self._engine is None:
+            self._engine = self._new_engine()
+            _say(f"engine {self.choice}: {self.why}; {self._where()}")
+        if self._take_turns and self._engine.has_own_weights and self._policy:
+            self._policy = self._probe = None
+            gc.collect()
+            torch.cuda.empty_cache()
+        return self._engine
+
+    def outline(self) -> Policy | PolicyOutline:
+        """Tell what the policy is: its modules, tokenizer, end tokens and context length.
+
+        Where the weights are not loaded anyway, they stay so.
+
+        Raises:
+            UsageError: the model cannot be loaded.
+        """
+        if self._policy:
+            return self._policy
+        if self._outline is None:
+            self._outline = outline_policy(
+                self.files, trust_remote_code=self.config.trust_remote_code
+            )
+        return self._outline
+
+    def policy(self) -> Policy:
+        """Give the policy.
+
+        Raises:
+            UsageError: the model cannot be loaded.
+        """
+        if self._take_turns and self._engine and self._engine.has_own_weights:
+            self._engine.close()
+        if self._policy is None:
+            _say(f"loading {self.files.name}")
+            self._policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
+        return self._policy
+
+    def probe(self, adapter: Adapter) -> GradientProbe:
+        """Give the policy's gradients with respect to an adapter."""
+        policy = self.policy()
+        if self._probe is None or self._probe.adapter != adapter:
+            self._probe = GradientProbe(policy, adapter)
+        return self._probe
+
+    def close(self) -> None:
+        """Free everything; what is asked for again is loaded again."""
+        if self._engine:
+            self._engine.close()
+        self._engine = self._policy = self._probe = None
+
+    def _where(self) -> str:
+        if self.choice == SERVER:
+            return f"at {', '.join(self.config.base_url)}"
+        device = choose_device()
+        dtype = str(choose_dtype(device)).removeprefix("torch.")
+        return f"on {device_name(device)}, in {dtype}"
+
+    def _new_engine(self) -> Engine:
+        config = self.config
+        if self.choice == VLLM:
+            from probes.engines.vllm import VllmEngine
+
+            return VllmEngine(
+                self.files,
+                seed=config.seed,
+                temperature=config.temperature,
+                max_tokens=config.max_tokens,
+                options=config.vllm,
+                trust_remote_code=config.trust_remote_code,
+            )
+        if self.choice == SERVER:
+            from probes.engines.server import ServerEngine
+            from probes.servers.pool import read_api_key
+
+            return ServerEngine(
+                self.files,
+                self.outline(),
+                config.base_url,
+                api_key=read_api_key(config.api_key_env),
+                seed=config.seed,
+                temperature=config.temperature,
+                max_tokens=config.max_tokens,
+                served_model=config.served_model,
+                samples_per_request=config.samples_per_request,
+                request_seeds=config.request_seeds == AUTO,
+                in_flight=config.requests_in_flight,
+                timeout_seconds=config.request_seconds,
+            )
+        return TransformersEngine(
+            self.policy(),
+            seed=config.seed,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            batch_tokens=config.batch_tokens or None,
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

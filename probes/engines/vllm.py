@@ -1,0 +1,346 @@
+"""Sample rollouts with vLLM, in this process.
+
+One request a prompt, with all its samples: vLLM computes the prompt once and shares it. Token ids
+go in and come out; vLLM neither renders nor tokenizes nor decodes. Sampling is from the policy's
+own distribution at the temperature asked for: nothing is cut from it, nothing penalised, and the
+defaults in a model's generation config, which vLLM would otherwise apply, are left out.
+
+The engine core runs in this process: so its errors are ours to tell, and a kill leaves no process
+behind. (With tensor parallelism vLLM's workers are processes, which end when this one does.)
+
+vLLM draws from random states that all requests in a batch share; a seed for each request fails on
+a CPU. So the state is set anew, from the seed and the requests, whenever requests come: shards do
+not share random numbers, before a kill and after, but which rollout gets which number depends on
+how vLLM batches them, so another machine or memory size draws other rollouts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from curate.errors import RunError, UsageError
+from probes.engines.base import Rollout, SampleRequest
+from probes.models.export import exported_folder
+from probes.models.load import ModelFiles, choose_device, choose_dtype, eos_token_ids
+
+_LOG_LEVEL = "VLLM_LOGGING_LEVEL"
+_IS_VERBOSE = _LOG_LEVEL in os.environ
+# Samples of one vLLM request, of which it allows 16,384.
+_MOST_SAMPLES = 4096
+# vLLM would raise a lower temperature to this one.
+_LOWEST_TEMPERATURE = 0.01
+_RAW = "raw_logprobs"
+# What vLLM and what it builds on raise where a model or option does not work, or memory runs out.
+_FAILURES = (
+    *(ValueError, TypeError, RuntimeError, NotImplementedError, AssertionError, OSError),
+    *(ImportError, LookupError, AttributeError, MemoryError),
+)
+
+
+class VllmEngine:
+    """Draws rollouts with vLLM on this machine; weights are loaded with the first requests.
+
+    Args:
+        files: the policy's.
+        seed, temperature, max_tokens: of the sampling.
+        options: vLLM's engine arguments that the user chose.
+        trust_remote_code: run Python code that comes with the model.
+        dtype: precision of the weights; the one that the policy is loaded in where None.
+
+    Raises:
+        UsageError: vLLM is not installed, an option is wrong, or it cannot run the model.
+    """
+
+    name = "vllm"
+    has_own_weights = True
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        seed: int,
+        temperature: float,
+        max_tokens: int,
+        options: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.files = files
+        self.seed = seed
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self._llm: Any = None
+        if temperature < _LOWEST_TEMPERATURE:
+            raise UsageError(
+                f"--temperature is {temperature}; vLLM samples at {_LOWEST_TEMPERATURE} or more"
+            )
+        vllm = _import_vllm()
+        self.version = vllm.__version__
+        folder = exported_folder(files)
+        self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
+        self.options = {**_defaults(vllm), **(options or {})}
+        # vLLM's own default: of the model, before temperature. Another mode sums something else.
+        self._is_scoring = self.options.get("logprobs_mode", _RAW) == _RAW
+        _check_names(vllm, self.options)
+        dtype = dtype or choose_dtype(choose_device())
+        self._arguments: dict[str, Any] = {
+            **self.options,
+            "model": str(folder),
+            "skip_tokenizer_init": True,
+            "trust_remote_code": trust_remote_code,
+            "dtype": str(dtype).removeprefix("torch."),
+            "load_format": "safetensors",
+            "seed": seed,
+            # vLLM's own defaults, not those of the model's generation config.
+            "generation_config": "vllm",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        try:
+            with _quiet(), _own_process_kept():
+                vllm.EngineArgs(**self._arguments).create_engine_config()
+        except _FAILURES as error:
+            chosen = ", ".join(f"{name} = {value!r}" for name, value in (options or {}).items())
+            raise UsageError(
+                f"vLLM cannot run {files.name} with [vllm] {chosen or 'empty'}: "
+                f"{_reason(error)}{_hint()}"
+            ) from error
+
+    def facts(self) -> dict[str, Any]:
+        """Say what draws the rollouts, for the manifest."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "seed": self.seed,
+            "options": self.options,
+            "token_ids": True,
+            "deterministic": False,
+        }
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        """Yield every rollout asked for, prompt by prompt as they finish.
+
+        Raises:
+            RunError: there is no memory for the model or for one of the prompts, or vLLM failed.
+        """
+        llm = self._loaded()
+        self._check_lengths(llm, requests)
+        waiting: dict[str, SampleRequest] = {}
+        try:
+            llm.collective_rpc(_set_random_state, args=(_derived_seed(self.seed, requests),))
+            for number, request in enumerate(_of_allowed_size(requests)):
+                waiting[str(number)] = request
+                self._add(llm, str(number), request)
+            while waiting:
+                for output in llm.llm_engine.step():
+                    if output.finished:
+                        yield from _rollouts(waiting.pop(output.request_id), output)
+        except _FAILURES as error:
+            raise RunError(
+                f"vLLM failed while sampling: {_reason(error)}{_hint()}; the same command continues"
+            ) from error
+        finally:
+            if waiting:
+                llm.llm_engine.abort_request(list(waiting))
+
+    def close(self) -> None:
+        """Shut vLLM down and free its weights and cache."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        with _quiet():
+            cleanup_dist_env_and_memory()  # Collects garbage and empties the GPU's cache.
+
+    def _loaded(self) -> Any:
+        if self._llm is None:
+            print(f"loading {self.files.name} into vLLM", file=sys.stderr, flush=True)
+            vllm = _import_vllm()
+            try:
+                with _quiet(), _own_process_kept():
+                    self._llm = vllm.LLM(**self._arguments)
+            except _FAILURES as error:
+                raise RunError(
+                    f"vLLM cannot load {self.files.name}: {_reason(error)}{_hint()}; how much "
+                    "memory it takes is set by gpu_memory_utilization and kv_cache_memory_bytes "
+                    "under [vllm]; the same command continues"
+                ) from error
+        return self._llm
+
+    def _check_lengths(self, llm: Any, requests: Sequence[SampleRequest]) -> None:
+        """Refuse what vLLM would cut before --max-tokens, without saying so."""
+        most = llm.llm_engine.model_config.max_model_len
+        longest = max(len(request.prompt_token_ids) for request in requests)
+        if longest + self.max_tokens > most:
+            raise RunError(
+                f"a prompt of {longest:,} tokens and --max-tokens {self.max_tokens:,} do not fit "
+                f"into the {most:,} tokens that vLLM has room for; raise max_model_len or give it "
+                "more memory (gpu_memory_utilization, kv_cache_memory_bytes) under [vllm]"
+            )
+
+    def _add(self, llm: Any, number: str, request: SampleRequest) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        wanted = SamplingParams(
+            n=request.samples,
+            temperature=self.temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            max_tokens=self.max_tokens,
+            # The policy's own end tokens and no others.
+            ignore_eos=True,
+            stop_token_ids=self._stop_token_ids,
+            logprobs=0 if self._is_scoring else None,  # The drawn token's and no others.
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = tokens_input([int(token) for token in request.prompt_token_ids])
+        llm.llm_engine.add_request(number, prompt, wanted)
+
+
+def _import_vllm() -> Any:
+    # In this process, so that a kill leaves nothing behind; and no usage is reported to anyone.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    try:
+        with _quiet():
+            import vllm
+
+            # Its parts are imported when they are first named.
+            _ = vllm.EngineArgs, vllm.LLM
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UsageError(
+            f"--engine vllm needs vLLM, which cannot be imported ({_reason(error)}): "
+            "pip install 'rl-curate[vllm]', or use --engine transformers"
+        ) from error
+    return vllm
+
+
+def _defaults(vllm: Any) -> dict[str, Any]:
+    """Engine arguments that are ours where the user names no other."""
+    options: dict[str, Any] = {"enable_prefix_caching": True}
+    if vllm.platforms.current_platform.is_cpu():
+        options |= {
+            # Compiling takes a C++ compiler and minutes.
+            "enforce_eager": True,
+            # Whole blocks of a prompt are shared among its samples; vLLM's 128 exceed most prompts.
+            "block_size": 32,
+        }
+        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            # vLLM would take nearly all memory, which gradients and verifiers need too.
+            options["kv_cache_memory_bytes"] = 4 * 1024**3
+    return options
+
+
+def _check_names(vllm: Any, options: Mapping[str, Any]) -> None:
+    known = [each.name for each in dataclasses.fields(vllm.EngineArgs)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"[vllm] {name}: vLLM {vllm.__version__} has no such option{hint}")
+
+
+def _of_allowed_size(requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
+    for request in requests:
+        end = request.first_sample + request.samples
+        for first in range(request.first_sample, end, _MOST_SAMPLES):
+            yield replace(request, first_sample=first, samples=min(_MOST_SAMPLES, end - first))
+
+
+def _rollouts(request: SampleRequest, output: Any) -> Iterator[Rollout]:
+    for completion in output.outputs:
+        yield Rollout(
+            item_id=request.item_id,
+            sample=request.first_sample + completion.index,
+            completion_token_ids=list(completion.token_ids),
+            finish_reason=completion.finish_reason,
+            log_probability=completion.cumulative_logprob,
+        )
+
+
+def _derived_seed(seed: int, requests: Sequence[SampleRequest]) -> int:
+    """A seed for these requests alone, 63 bits."""
+    content = hashlib.sha256(f"{seed}".encode())
+    for request in requests:
+        content.update(f"\0{request.item_id}\0{request.first_sample}".encode())
+    return int.from_bytes(content.digest()[:8], "little") >> 1
+
+
+def _set_random_state(worker: Any, seed: int) -> None:
+    """Seed what vLLM's samplers draw from, in one of its workers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # Every GPU's too.
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "validation error" in lines[0]:
+        # pydantic's first line counts the errors; then come a field and what is wrong with it.
+        lines = [" ".join(lines[1:3]) or lines[0]]
+    return (lines or [type(error).__name__])[0]
+
+
+def _hint() -> str:
+    return "" if _IS_VERBOSE else f" ({_LOG_LEVEL}=INFO shows its log)"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what vLLM and its libraries print off the screen, unless its log level was set."""
+    if _IS_VERBOSE:
+        yield
+        return
+    streams = (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    # Some of it is printed by C++ code, past sys.stderr.
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    with Path(os.devnull).open("w") as nowhere:
+        for descriptor in (1, 2):
+            os.dup2(nowhere.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+@contextmanager
+def _own_process_kept() -> Iterator[None]:
+    """Undo what vLLM changes in its process on a CPU: it takes that for its worker's alone."""
+    preloaded, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        if preloaded is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preloaded

@@ -1,0 +1,470 @@
+"""Per-rollout policy gradients through a LoRA adapter at its initialisation.
+
+For a completion y of prompt x the gradient is that of L = -(1/|y|) sum_t log pi(y_t | x, y_<t) with
+respect to a LoRA adapter whose A is random from a fixed seed and whose B is zero (Hu et al. 2021).
+At B = 0 the gradient of A vanishes and the adapter leaves the policy unchanged, so no adapter has
+to be installed. For a layer with input h_t, output o_t and delta_t = dL/do_t,
+
+    dL/dB = (alpha / rank) * sum_t delta_t (A h_t)^T,
+
+which the frozen layers give for every rollout of a batch from one backward pass. The gradients of
+all layers are then projected to `dim` coordinates by a signed, balanced count sketch (Charikar et
+al. 2002; Weinberger et al. 2009): inner products are kept in expectation, with a standard deviation
+of about |a||b| / sqrt(dim).
+
+What a causal model computes at a token depends on the tokens up to it only. Rollouts of one item
+share their prompt, and often the start of the completion, so during a pass the linear layers are
+run once for every distinct prefix of the batch and the result is copied to the rollouts that have
+it. The backward pass differs from rollout to rollout and is run for every token, without padding.
+The output head and its loss are needed once for every distinct prefix and next token.
+
+The paper's code renders the prompt a second time for its gradients and differentiates one rollout
+a pass; here the token ids are those that were sampled, and passes are batched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from curate.config import TagConfig
+from curate.errors import RunError, UsageError
+from probes.models.load import Policy, is_out_of_memory
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What defines the projection of a gradient.
+
+    Attributes:
+        rank, alpha: of the LoRA adapter.
+        targets: names of the modules it sits on, or `("auto",)` for every linear layer of the
+            transformer's blocks.
+        dim: coordinates after projection; None keeps every coordinate of B.
+        seed: of A and of the projection.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("auto",)
+    dim: int | None = 4096
+    seed: int = 42
+
+    @classmethod
+    def from_config(cls, config: TagConfig) -> Adapter:
+        """The adapter of a run."""
+        return cls(
+            rank=config.gradient_rank,
+            alpha=config.gradient_alpha,
+            targets=config.gradient_targets,
+            dim=config.gradient_dim,
+        )
+
+
+@dataclass(frozen=True)
+class TokenizedRollout:
+    """The token ids of one rollout, as they were sampled."""
+
+    prompt_token_ids: Sequence[int]
+    completion_token_ids: Sequence[int]
+
+    @property
+    def tokens(self) -> int:
+        """Length of prompt and completion together."""
+        return len(self.prompt_token_ids) + len(self.completion_token_ids)
+
+
+def target_modules(model: Any, targets: tuple[str, ...]) -> dict[str, torch.nn.Module]:
+    """Find the modules that the adapter sits on, by full name, in the model's order.
+
+    Raises:
+        UsageError: a name that no module has (lists those that could be meant).
+    """
+    candidates = _linear_layers(model)
+    if targets == ("auto",):
+        head = model.get_output_embeddings()
+        # The blocks stand in a list, so a layer inside one has a number in its name.
+        inside = {
+            name: module
+            for name, module in candidates.items()
+            if module is not head and any(part.isdigit() for part in name.split("."))
+        }
+        if not inside:
+            raise UsageError(
+                "this architecture has no linear layers in numbered blocks; name the modules to "
+                f"differentiate with --gradient-targets, out of: {_listed(candidates)}"
+            )
+        return inside
+    leaves = {name.rpartition(".")[2] for name in candidates}
+    missing = [name for name in targets if name not in leaves]
+    if missing:
+        raise UsageError(
+            f"--gradient-targets: the model has no module {missing[0]!r}; "
+            f"it has: {_listed(candidates)}"
+        )
+    return {n: m for n, m in candidates.items() if n.rpartition(".")[2] in targets}
+
+
+def _linear_layers(model: Any) -> dict[str, torch.nn.Module]:
+    kinds = (torch.nn.Linear, Conv1D)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+
+
+def _generator(*key: object) -> np.random.Generator:
+    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+class _Batch:
+    """Rollouts side by side, a row each, and which of their tokens are the same computation.
+
+    Rows are padded on the right, where a causal model's tokens do not see the padding. A rollout's
+    last token is never an input. Positions count through the rows: row * columns + column.
+
+    Attributes:
+        ids: (rows, columns) token ids.
+        tokens: (tokens,) positions that hold a token and not padding.
+        prefixes: (prefixes,) a position for every distinct prefix.
+        prefix_of: (rows * columns,) the row of `prefixes` with the same prefix; 0 at padding.
+        predictions: (completion tokens,) positions whose next token is of a completion.
+        shares: (completion tokens,) weight of each in the loss of its rollout.
+        edges, edge_tokens: (edges,) a position and next token for every distinct prediction.
+        edge_of: (completion tokens,) the row of `edges` with the same prediction.
+    """
+
+    def __init__(self, rollouts: Sequence[TokenizedRollout], device: torch.device) -> None:
+        self.rows = len(rollouts)
+        self.columns = max(rollout.tokens for rollout in rollouts) - 1
+        ids = np.zeros((self.rows, self.columns), dtype=np.int64)
+        numbers: dict[tuple[int, int], int] = {}
+        inputs, input_prefixes = [], []
+        predictions, predicted_prefixes, predicted, shares = [], [], [], []
+        for row, rollout in enumerate(rollouts):
+            tokens = [*map(int, rollout.prompt_token_ids), *map(int, rollout.completion_token_ids)]
+            prefixes = []
+            prefix = -1
+            for token in tokens:
+                prefix = numbers.setdefault((prefix, token), len(numbers))
+                prefixes.append(prefix)
+            last, first = len(tokens) - 1, len(rollout.prompt_token_ids)
+            start = row * self.columns
+            ids[row, :last] = tokens[:-1]
+            inputs.append(np.arange(start, start + last))
+            input_prefixes.append(prefixes[:-1])
+            predictions.append(np.arange(start + first - 1, start + last))
+            predicted_prefixes.append(prefixes[first:])
+            predicted.append(tokens[first:])
+            shares.append(np.full(last + 1 - first, 1 / (last + 1 - first), dtype=np.float32))
+
+        def move(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        tokens_at = np.concatenate(inputs)
+        _, first_with, prefix_of = np.unique(
+            np.concatenate(input_prefixes), return_index=True, return_inverse=True
+        )
+        everywhere = np.zeros(self.rows * self.columns, dtype=np.int64)
+        everywhere[tokens_at] = prefix_of
+        self.ids = move(ids)
+        self.tokens = move(tokens_at)
+        self.prefixes = move(tokens_at[first_with])
+        self.prefix_of = move(everywhere)
+        predictions_at = np.concatenate(predictions)
+        _, first_with, edge_of = np.unique(
+            np.concatenate(predicted_prefixes), return_index=True, return_inverse=True
+        )
+        self.predictions = move(predictions_at)
+        self.shares = move(np.concatenate(shares))
+        self.edges = move(predictions_at[first_with])
+        self.edge_tokens = move(np.concatenate(predicted)[first_with])
+        self.edge_of = move(edge_of)
+
+
+class _Tap:
+    """One module that the adapter sits on: its A, and its share in the projection."""
+
+    def __init__(self, name: str, adapter: Adapter) -> None:
+        self.name = name
+        self.adapter = adapter
+        self._a: torch.Tensor | None = None
+        self._signs: torch.Tensor | None = None
+        self._offsets: list[int] = []
+
+    def lora_a(self, fan_in: int) -> torch.Tensor:
+        """Return A, (rank, fan_in) float32: uniform as in PEFT (Kaiming with a = sqrt 5)."""
+        draws = _generator(self.adapter.seed, "lora_A", self.name)
+        bound = fan_in**-0.5
+        a = draws.uniform(-bound, bound, size=(self.adapter.rank, fan_in))
+        return torch.from_numpy(a.astype(np.float32))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return A h of every distinct prefix, (prefixes, rank), in the layer's own precision."""
+        if self._a is None:
+            self._a = self.lora_a(hidden.shape[-1]).to(hidden)
+        return torch.nn.functional.linear(hidden, self._a)
+
+    def backward(self, delta: torch.Tensor, down: torch.Tensor, batch: _Batch, sums: _Sums) -> None:
+        """Add dL/dB of every row to the sums.
+
+        Args:
+            delta: dL/do, (rows, columns, fan_out), zero at padding.
+            down: what `forward` returned.
+        """
+        down = down.index_select(0, batch.prefix_of).view(batch.rows, batch.columns, -1)
+        gradient = (delta.transpose(1, 2) @ down).flatten(1).float()
+        scale = self.adapter.alpha / self.adapter.rank
+        if self.adapter.dim is None:
+            sums.add_whole(self.name, scale * gradient)
+            return
+        if self._signs is None:
+            draws = _generator(self.adapter.seed, "sketch", self.name)
+            size, dim = gradient.shape[1], self.adapter.dim
+            signs = draws.integers(0, 2, size=size).astype(np.float32) * 2 - 1
+            self._signs = torch.from_numpy(signs * scale).to(gradient.device)
+            self._offsets = draws.integers(0, dim, size=-(-size // dim)).tolist()
+        sums.add(gradient, self._signs, self._offsets)
+
+
+class _Sums:
+    """The gradients of one batch: sketched sums over the modules, or every module's own.
+
+    The sketch cuts a module's gradient into stretches of `dim` coordinates, turns each round by an
+    offset of its own, and adds them up with random signs. Two coordinates meet with probability
+    1/dim at most, so that the variance is a count sketch's; reading stretches in order costs a
+    fraction of reading coordinates at random.
+    """
+
+    def __init__(self, rows: int, dim: int | None, device: torch.device) -> None:
+        self.modules: set[str] = set()  # that took part in the forward pass
+        self._dim = dim
+        # A stretch that starts at an offset ends beyond dim; the two halves are joined at the end.
+        self._sums = torch.zeros(rows, 2 * (dim or 0), device=device)
+        self._whole: dict[str, torch.Tensor] = {}
+
+    def add(self, gradient: torch.Tensor, signs: torch.Tensor, offsets: list[int]) -> None:
+        """Add the sketch of one module's gradient, (rows, coordinates)."""
+        assert self._dim is not None
+        for stretch, offset in enumerate(offsets):
+            part = slice(stretch * self._dim, (stretch + 1) * self._dim)
+            sign = signs[part]
+            self._sums[:, offset : offset + len(sign)].addcmul_(gradient[:, part], sign)
+
+    def add_whole(self, name: str, gradient: torch.Tensor) -> None:
+        """Add to one module's gradient; a module that runs twice has the sum of both."""
+        self._whole[name] = self._whole[name] + gradient if name in self._whole else gradient
+
+    def features(self, names: Iterable[str]) -> np.ndarray:
+        """Return (rows, dim) float32, or every coordinate of the named modules in turn."""
+        if self._dim is None:
+            features = torch.cat([self._whole[name] for name in names], dim=1)
+        else:
+            features = self._sums[:, : self._dim] + self._sums[:, self._dim :]
+        array: np.ndarray = features.cpu().numpy()
+        return array
+
+
+class _Linear(torch.autograd.Function):
+    """A frozen linear layer, forward for distinct prefixes, backward for every row's tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        anchor: torch.Tensor | None,
+        matrix: torch.Tensor,
+        bias: torch.Tensor | None,
+        batch: _Batch,
+        tap: _Tap | None,
+        sums: _Sums,
+    ) -> torch.Tensor:
+        ctx.matrix, ctx.batch, ctx.tap, ctx.sums = matrix, batch, tap, sums
+        distinct = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.prefixes)
+        ctx.down = tap.forward(distinct) if tap else None
+        output = torch.nn.functional.linear(distinct, matrix, bias)
+        return output.index_select(0, batch.prefix_of).view(*hidden.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (delta,) = deltas
+        batch = ctx.batch
+        flat = delta.reshape(-1, delta.shape[-1])
+        if ctx.tap is not None:
+            rows = flat.view(batch.rows, batch.columns, -1)
+            ctx.tap.backward(rows, ctx.down, batch, ctx.sums)
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 7
+        back = flat.new_zeros(len(flat), ctx.matrix.shape[1])
+        back.index_copy_(0, batch.tokens, flat.index_select(0, batch.tokens) @ ctx.matrix)
+        return back.view(*delta.shape[:-1], -1), *(None,) * 6
+
+
+class GradientProbe:
+    """Gradients of rollouts under a policy, batched.
+
+    Args:
+        policy: the loaded policy; its parameters stay frozen.
+        adapter: what the gradients are taken with respect to.
+        batch_tokens: padded tokens in one pass; halved when memory runs out.
+    """
+
+    def __init__(
+        self, policy: Policy, adapter: Adapter | None = None, *, batch_tokens: int = 2048
+    ) -> None:
+        self.policy = policy
+        self.adapter = adapter or Adapter()
+        self.batch_tokens = batch_tokens
+        modules = target_modules(policy.model, self.adapter.targets)
+        self._taps = {name: _Tap(name, self.adapter) for name in modules}
+        head = policy.model.get_output_embeddings()
+        self._layers = {n: m for n, m in _linear_layers(policy.model).items() if m is not head}
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature."""
+        if self.adapter.dim is None:
+            raise ValueError("an adapter without projection has no fixed dimension")
+        return self.adapter.dim
+
+    def gradients(
+        self, rollouts: Sequence[TokenizedRollout]
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield gradients batch by batch.
+
+        Yields:
+            the positions in `rollouts` of a batch, and their gradients, (batch, dim) float32.
+
+        Raises:
+            RunError: one single rollout does not fit into memory.
+        """
+        # Rollouts of one prompt stand together, because they share its computation.
+        waiting = sorted(range(len(rollouts)), key=lambda i: _order(rollouts[i]))
+        while waiting:
+            batch = self._next_batch(waiting, rollouts)
+            try:
+                features = self._pass([rollouts[i] for i in batch])
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                widest = max(rollouts[i].tokens for i in batch)
+                if len(batch) == 1:
+                    raise RunError(
+                        f"out of memory on the gradient of one rollout of "
+                        f"{widest} tokens; use a machine with more memory"
+                    ) from error
+                self.batch_tokens = widest * len(batch) // 2
+                continue
+            del waiting[: len(batch)]
+            yield batch, features
+
+    def _next_batch(self, waiting: list[int], rollouts: Sequence[TokenizedRollout]) -> list[int]:
+        """Take rollouts from the front while the padded batch fits."""
+        count, widest = 1, rollouts[waiting[0]].tokens
+        while count < len(waiting):
+            widest = max(widest, rollouts[waiting[count]].tokens)
+            if widest * (count + 1) > self.batch_tokens:
+                break
+            count += 1
+        return waiting[:count]
+
+    def _pass(self, rollouts: Sequence[TokenizedRollout]) -> np.ndarray:
+        device = self.policy.device
+        batch = _Batch(rollouts, device)
+        sums = _Sums(batch.rows, self.adapter.dim, device)
+        with torch.enable_grad(), self._layers_replaced(batch, sums):
+            hidden, delta = self._loss(batch)
+            idle = [name for name in self._taps if name not in sums.modules]
+            if idle:
+                raise RunError(
+                    f"{idle[0]}, named in --gradient-targets, took no part in the forward pass"
+                )
+            torch.autograd.backward(hidden, delta)
+        return sums.features(self._taps)
+
+    def _loss(self, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the model forward; return the output head's input and the gradient of the loss to it.
+
+        Rows do not mix, so the gradient of the summed loss is each row's own gradient.
+        """
+        head_inputs = []
+
+        def keep_predictions(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
+            hidden = inputs[0]
+            edges = hidden.detach().flatten(0, 1).index_select(0, batch.edges).requires_grad_()
+            head_inputs.extend([hidden, edges])
+            return edges[None], *inputs[1:]
+
+        head = self.policy.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(keep_predictions)
+        try:
+            logits = self.policy.model(input_ids=batch.ids, use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        hidden, edges = head_inputs
+        with torch.no_grad():
+            # Of -log softmax(logits)[token] to the logits.
+            errors = torch.softmax(logits.float(), dim=-1)
+            errors[torch.arange(len(errors), device=errors.device), batch.edge_tokens] -= 1
+        torch.autograd.backward(logits, errors.to(logits.dtype))
+        assert edges.grad is not None
+        delta = torch.zeros_like(hidden).flatten(0, 1)
+        shared = edges.grad.index_select(0, batch.edge_of).float() * batch.shares[:, None]
+        delta.index_copy_(0, batch.predictions, shared.to(delta.dtype))
+        return hidden, delta.view_as(hidden)
+
+    @contextmanager
+    def _layers_replaced(self, batch: _Batch, sums: _Sums) -> Iterator[None]:
+        """Have the model's linear layers compute a shared prefix once and take the gradients."""
+        # Another library may have put a forward of its own on a module.
+        own = {name: vars(module).get("forward") for name, module in self._layers.items()}
+        try:
+            for name, module in self._layers.items():
+                vars(module)["forward"] = self._replacement(name, module, batch, sums)
+            yield
+        finally:
+            for name, module in self._layers.items():
+                if own[name] is None:
+                    vars(module).pop("forward", None)
+                else:
+                    vars(module)["forward"] = own[name]
+
+    def _replacement(
+        self, name: str, module: torch.nn.Module, batch: _Batch, sums: _Sums
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        weight: Any = module.weight
+        bias: Any = module.bias
+        tap = self._taps.get(name)
+        matrix = weight.T if isinstance(module, Conv1D) else weight
+        # An input that needs no gradient itself: for the first layer of the adapter it makes the
+        # graph, and nothing is computed below that layer.
+        anchor = torch.zeros((), requires_grad=True) if tap else None
+        own: Callable[[torch.Tensor], torch.Tensor] = module.forward
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            if hidden.numel() != batch.ids.numel() * hidden.shape[-1]:
+                if tap:
+                    raise RunError(f"{name} does not see every token of a rollout once")
+                return own(hidden)
+            if tap:
+                sums.modules.add(name)
+            output: torch.Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+                hidden, anchor, matrix, bias, batch, tap, sums
+            )
+            return output
+
+        return forward
+
+
+def _order(rollout: TokenizedRollout) -> tuple[int, list[int], int]:
+    prompt = [int(token) for token in rollout.prompt_token_ids]
+    return len(prompt), prompt, rollout.tokens

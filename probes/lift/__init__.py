@@ -1,0 +1,1 @@
+"""Lift: how far training moves the log odds of each item."""

@@ -1,0 +1,1 @@
+"""Several machines: Ray workers, and the shards of a run."""

@@ -1,0 +1,1 @@
+"""Models: loading a policy, opening a checkpoint, exporting for other engines."""

@@ -1,0 +1,25 @@
+"""The model that a run probed, found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curate.config import TagConfig
+from curate.errors import UsageError
+from curate.run.folder import read_manifest
+from probes.models.load import ModelFiles, resolve_model
+
+
+def probed_model(run: Path, config: TagConfig, moved_to: str = "") -> ModelFiles:
+    """The files of the policy that a run probed.
+
+    Raises:
+        UsageError: the model is not there, or is another one.
+    """
+    files = resolve_model(moved_to or config.model)
+    if files.weight_hash != read_manifest(run)["model"]["weight_hash"]:
+        raise UsageError(
+            f"model {moved_to or config.model} is not the one that {run} probed; "
+            "give that one with --model"
+        )
+    return files

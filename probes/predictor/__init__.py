@@ -1,0 +1,1 @@
+"""The predictor file of `curate calibrate`, and what it goes by."""

@@ -1,0 +1,355 @@
+"""The predictor file of `curate calibrate`: reading, applying and knowing where it does not apply.
+
+With the features x of an item (`probes.predictor.features`), those unknown replaced by their mean
+where the predictor was fitted,
+
+    p_unlearnable = 1 / (1 + exp(−b − Σ_j w_j (x_j − mean_j) / scale_j))
+
+a logistic regression on standardised features. With it come constants of the forecast
+(`probes.forecast.model`), fitted on the same outcomes. The file is JSON: numbers to compute with,
+and a record of what they were fitted on. It may come from anyone, so nothing in it is trusted:
+every number is checked, and none can be made to run anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from curate.config import TagConfig
+from curate.errors import UsageError
+from curate.run.folder import RunFolder
+from curate.run.quality import QUALITY_FILE
+from probes.forecast.tag_rules import LearnedProbability
+from probes.predictor.features import (
+    FEATURES,
+    FORECAST,
+    REASONING_QUALITY,
+    ItemFeatures,
+    read_features,
+)
+from probes.stages.forecast import CONSTANTS, run_horizon
+
+FORMAT = "curate predictor"
+VERSION = 2
+FITTED_SETTINGS = (
+    "tau", "temperature", "max_tokens", "verifier",
+    "gradient_rollouts", "gradient_wrong_rollouts", "gradient_dim", "gradient_rank",
+    "gradient_alpha", "gradient_targets", "gold_prefixes", "group_size", "policy_loss", "horizon",
+)  # fmt: skip
+"""Settings of a run that the features or the outcome depend on: they should be as when fitted."""
+
+_MOST_BYTES = 1024 * 1024
+# Keeps every product of numbers from a file finite.
+_LARGEST = 1e15
+# In log odds, of which nothing has more than some dozens.
+_LARGEST_CONSTANT = 1000.0
+# Items beyond the fitted range are worth a warning from this share on, if chance does not explain
+# them: a range that holds 98 % of some items holds less of others when it was fitted on few.
+_MANY_OUTSIDE = 0.1
+_CHANCE_LEVEL = 0.01
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature, as it was where the predictor was fitted."""
+
+    name: str
+    mean: float
+    """Of the known values; also stands for an unknown one."""
+    scale: float
+    """Standard deviation after that, above 0."""
+    coefficient: float
+    """Of the standardised feature, in log-odds of being unlearnable."""
+    low: float
+    """1 % quantile of the known values."""
+    high: float
+    """99 % quantile."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A predictor as read from its file."""
+
+    features: tuple[Feature, ...]
+    intercept: float
+    items: int
+    """That it was fitted on."""
+    models: Mapping[str, str]
+    """Of the runs that it was fitted on: their names, by weight hash."""
+    settings: Mapping[str, Any]
+    """The `FITTED_SETTINGS` of those runs."""
+    forecast: Mapping[str, Any]
+    """Refitted constants of the forecast and the `source` of the lift that they are for."""
+    name: str = ""
+    """File name and the start of its hash."""
+    sha256: str = ""
+
+    @property
+    def reads_quality(self) -> bool:
+        """Whether it goes by the reasoning quality, which a run has only once it was judged."""
+        return any(feature.name == REASONING_QUALITY for feature in self.features)
+
+    def reads(self, name: str) -> bool:
+        """Whether a feature changes what it says."""
+        return any(each.name == name and each.coefficient for each in self.features)
+
+    def p_unlearnable(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability of being unlearnable, shape (items,).
+
+        Args:
+            values: shape (items, features) in the order of `FEATURES`; nan is unknown.
+        """
+        columns = values[:, [FEATURES.index(feature.name) for feature in self.features]]
+        mean, scale, coefficients = (
+            np.array([getattr(feature, name) for feature in self.features])
+            for name in ("mean", "scale", "coefficient")
+        )
+        standardised = (np.where(np.isnan(columns), mean, columns) - mean) / scale
+        # log(1 + e^−x) does not overflow, unlike e^−x.
+        return np.asarray(np.exp(-np.logaddexp(0, -(standardised @ coefficients + self.intercept))))
+
+
+def apply_predictor(
+    predictor: Predictor | None, run: RunFolder, config: TagConfig
+) -> dict[str, LearnedProbability]:
+    """What a predictor says of every hard item with a correct rollout, by item_id.
+
+    Where the run lies outside of what the predictor was fitted on, this is printed as warnings and
+    put into the manifest.
+
+    Args:
+        predictor: None says nothing.
+        run: its pass rates, similarities and lift are written; its manifest has the `predictor`.
+        config: its resolved settings.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    if predictor is None:
+        return {}
+    config = config.replace(horizon=run_horizon(run.path, config))
+    features = read_features(run.path, config)
+    outside = outside_reasons(predictor, run.manifest, config, features)
+    for reason in outside:
+        print(
+            f"warning: {predictor.name} lies outside of what it was fitted on: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+    facts = {"name": predictor.name, "outside": outside, "quality": _quality_hash(predictor, run)}
+    run.update(predictor={**run.manifest["predictor"], **facts})
+    found = predictor.p_unlearnable(features.values).tolist()
+    return {
+        item_id: LearnedProbability(p, predictor.name)
+        for item_id, p in zip(features.item_ids, found, strict=True)
+    }
+
+
+def is_judged_anew(predictor: Predictor | None, run: RunFolder) -> bool:
+    """Whether the reasoning quality that a predictor goes by is not what the run was tagged on."""
+    if predictor is None:
+        return False
+    return bool(run.manifest["predictor"].get("quality") != _quality_hash(predictor, run))
+
+
+def _quality_hash(predictor: Predictor, run: RunFolder) -> str | None:
+    """SHA-256 of the judged quality that the predictor reads; None if it reads none."""
+    file = run.path / QUALITY_FILE
+    if not (predictor.reads_quality and file.exists()):
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# --- The outside check -----------------------------------------------------------------------
+
+
+def outside_reasons(
+    predictor: Predictor, manifest: Mapping[str, Any], config: TagConfig, features: ItemFeatures
+) -> list[str]:
+    """Why a run lies outside of what a predictor was fitted on, a sentence each; often empty.
+
+    Another model, another source of the lift or another of the `FITTED_SETTINGS` is a reason, and
+    items without the reasoning quality that the predictor goes by; and, of a feature, that more
+    than 10 % of the items lie outside of its fitted 1 % to 99 % range, unless so many may be chance
+    (binomial test at 1 % over all features, which allows for a range fitted on few items). The
+    forecast has no part in that: what it is made of has. For
+    `no_similarity`, which is 0 or 1, that means many items without a similarity where hardly any
+    was before.
+
+    Args:
+        predictor: to be applied.
+        manifest: of the run, with `model`.
+        config: its resolved settings.
+        features: of its hard items with a correct rollout.
+    """
+    reasons = []
+    model = manifest["model"]
+    if model["weight_hash"] not in predictor.models:
+        # As Python writes text: a predictor file may hold what a terminal would obey.
+        fitted = " and ".join(sorted({repr(name) for name in predictor.models.values()}))
+        reasons.append(f"the model is {model['name']!r}, and it was fitted on {fitted}")
+    settings = run_settings(config)
+    reasons += [
+        f"{name} is {settings[name]!r}, and it was fitted at {predictor.settings[name]!r}"
+        for name in FITTED_SETTINGS
+        if settings[name] != predictor.settings[name]
+    ]
+    source = predictor.forecast["source"]
+    if features.lift_source != source:
+        reasons.append(
+            f"the lift is by {features.lift_source}, and it was fitted on the lift by {source}: "
+            "`curate forecast --lift` measures that"
+        )
+    # Where no item had a similarity when it was fitted, it goes by none.
+    if features.scale.easy is None and predictor.reads("gradient_similarity"):
+        reasons.append(f"similarities have no scale, since {features.scale.source}")
+    if predictor.reads_quality:
+        unknown = int(np.isnan(features.values[:, FEATURES.index(REASONING_QUALITY)]).sum())
+        if unknown:
+            reasons.append(
+                f"{unknown} of {len(features.values)} items have no {REASONING_QUALITY}, and stand "
+                "at the mean of the others: `curate judge` the run folder, then give the same "
+                "`curate tag` again"
+            )
+    # Between the extremes of n values lies, on average, all but 2/(n + 1) of the others.
+    expected = min(0.02 + 2 / (predictor.items + 1), 1)
+    for feature in predictor.features:
+        # The forecast of an item goes by all items of its run, so that they leave a range together.
+        if feature.name == FORECAST:
+            continue
+        values = features.values[:, FEATURES.index(feature.name)]
+        count = int(((values < feature.low) | (values > feature.high)).sum())
+        chance = binom.sf(count - 1, len(values), expected) * len(predictor.features)
+        if count > _MANY_OUTSIDE * len(values) and chance < _CHANCE_LEVEL:
+            reasons.append(
+                f"{feature.name} of {count} of {len(values)} items lies outside of "
+                f"{feature.low:.3g} to {feature.high:.3g}, where it was fitted"
+            )
+    return reasons
+
+
+def run_settings(config: TagConfig) -> dict[str, Any]:
+    """The `FITTED_SETTINGS` of a run, as JSON has them."""
+    values = {name: getattr(config, name) for name in FITTED_SETTINGS}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+
+
+# --- The file --------------------------------------------------------------------------------
+
+
+def predictor_fields(predictor: Predictor) -> dict[str, Any]:
+    """What of a predictor file `parse_predictor` reads; a file may tell more beside it."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "intercept": predictor.intercept,
+        "features": [asdict(feature) for feature in predictor.features],
+        "items": predictor.items,
+        "models": dict(predictor.models),
+        "settings": dict(predictor.settings),
+        "forecast": dict(predictor.forecast),
+    }
+
+
+def read_predictor(path: str | Path) -> Predictor:
+    """Read and check a predictor file.
+
+    Raises:
+        UsageError: there is no such file, or it is not a predictor, damaged, or of a newer version.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise UsageError(f"predictor {path}: no such file; `curate calibrate` writes one")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"predictor {path} cannot be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"predictor {path} is larger than any predictor (1 MiB)")
+    try:
+        document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return parse_predictor(document, f"predictor {path.name} ({sha256[:8]})", sha256)
+    # A RecursionError comes from brackets within brackets, many times over.
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"predictor {path} is damaged or no predictor: {error}; `curate calibrate` writes one"
+        ) from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def parse_predictor(document: object, name: str = "", sha256: str = "") -> Predictor:
+    """Check what a predictor file holds. Raises ValueError that says what is wrong."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"its 'format' is not {FORMAT!r}")
+    version = document.get("version")
+    if version != VERSION:
+        raise ValueError(f"its version is {version!r}, and this curate reads {VERSION}")
+    features = document.get("features")
+    if not isinstance(features, list) or not features:
+        raise ValueError("'features' is not a list of features")
+    parsed = tuple(_parse_feature(entry, f"feature {n}") for n, entry in enumerate(features, 1))
+    if len({feature.name for feature in parsed}) != len(parsed):
+        raise ValueError("a feature stands there twice")
+    models = document.get("models")
+    if not isinstance(models, dict) or not all(isinstance(v, str) for v in models.values()):
+        raise ValueError("'models' is not an object of names by weight hash")
+    settings = document.get("settings")
+    if not isinstance(settings, dict) or not set(FITTED_SETTINGS) <= set(settings):
+        raise ValueError(f"'settings' is not an object with {', '.join(FITTED_SETTINGS)}")
+    items, intercept = (_number(document, key, "the file") for key in ("items", "intercept"))
+    if items < 1 or items != round(items):
+        raise ValueError("the file: 'items' is not a count")
+    forecast = _parse_forecast(document.get("forecast"))
+    return Predictor(parsed, intercept, round(items), models, settings, forecast, name, sha256)
+
+
+def _parse_forecast(entry: object) -> dict[str, Any]:
+    """Source and constants, which are all that is used of the entry."""
+    if not isinstance(entry, dict):
+        raise ValueError("'forecast' is not an object")
+    if entry.get("source") not in tuple(CONSTANTS):
+        raise ValueError(f"'forecast': 'source' is not one of {', '.join(CONSTANTS)}")
+    found = {name: _number(entry, name, "'forecast'") for name in ("drift", "gain", "spread")}
+    if max(map(abs, found.values())) > _LARGEST_CONSTANT or found["spread"] < 1 / _LARGEST_CONSTANT:
+        raise ValueError("'forecast': a constant is of no sensible size")
+    return {"source": entry["source"], **found}
+
+
+def _parse_feature(entry: object, where: str) -> Feature:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is not an object")
+    name = entry.get("name")
+    if name not in FEATURES:
+        raise ValueError(f"{where} is {name!r}, which this curate does not measure")
+    numbers = {
+        key: _number(entry, key, where) for key in ("mean", "scale", "coefficient", "low", "high")
+    }
+    if numbers["scale"] < 1 / _LARGEST:
+        raise ValueError(f"{where}: 'scale' is not above 0")
+    if numbers["low"] > numbers["high"]:
+        raise ValueError(f"{where}: 'low' is above 'high'")
+    return Feature(name, **numbers)
+
+
+def _number(entry: Mapping[str, Any], key: str, where: str) -> float:
+    value = entry.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{where}: {key!r} is not a number")
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{where}: {key!r} is not a finite number of a sensible size")
+    return float(value)

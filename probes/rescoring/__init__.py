@@ -1,0 +1,1 @@
+"""Rollouts that a run kept, scored under another policy."""

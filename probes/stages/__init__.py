@@ -1,0 +1,1 @@
+"""The stages of `curate tag`: each reads files of the run folder and writes its own."""

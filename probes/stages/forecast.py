@@ -1,0 +1,158 @@
+"""The forecast of a run: its counts, its lift and the constants of the lift's source, put together.
+
+It is made after every round of sampling, to tell which items are decided, and at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.config import TagConfig
+from curate.run.folder import RunFiles, read_manifest, read_parquet
+from curate.run.rollouts import COUNTS, Outcomes, floats, nullable, outcomes_of
+from probes.forecast.model import Constants, Forecast, Lifts, fit_population, forecast_items
+from probes.forecast.pass_probability import PassProbability, fit_pass_probability
+from probes.forecast.tag_rules import DOUBT
+from probes.stages.gold import GOLD_FILE, read_gold
+from probes.stages.lift import CHECKPOINT, GRADIENTS, PILOT, ItemLift, read_lift
+
+Flags = NDArray[np.bool_]
+
+# Rounded from the fit of `python -m benchmarks.forecast fit` on the trainings of the grown worlds
+# d1 and d2 (docs/evidence/forecast.md), before any judging world was looked at. Of a pilot's or a
+# checkpoint's lift, in log odds of its own few steps, only d1 was there to fit the gain on.
+CONSTANTS: Mapping[str, Constants] = {
+    GRADIENTS: Constants(drift=-0.2, gain=2.4, spread=1.5),
+    PILOT: Constants(drift=0.2, gain=2.8, spread=1.5),
+    CHECKPOINT: Constants(drift=0.2, gain=2.8, spread=1.5),
+}
+# Evidence narrower than this share of what training does by chance changes no forecast much.
+_NARROW = 0.5
+
+
+def run_forecast(
+    found: Outcomes,
+    lift: ItemLift,
+    constants: Constants,
+    probability: PassProbability,
+    *,
+    tau: float,
+    horizon: float,
+) -> Forecast:
+    """Forecast the items of a run, arrays of shape (items,).
+
+    Args:
+        found: counts of all rollouts.
+        lift: from one of the sources.
+        constants: of that source, or refitted.
+        probability: posterior of the pass rates.
+        tau: where an item is easy.
+        horizon: length of the training.
+    """
+    lifts = Lifts(lift.lift, lift.standard_error)
+    hard = ~found.is_easy(tau)
+    return forecast_items(
+        probability.posterior,
+        lifts,
+        fit_population(lifts, hard),
+        constants,
+        tau=tau,
+        horizon=horizon,
+    )
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    """A forecast with all that went into it."""
+
+    forecast: Forecast
+    found: Outcomes
+    source: str
+    constants: Constants
+    probability: PassProbability
+    horizon: float
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "source": self.source,
+            "horizon": self.horizon,
+            "constants": asdict(self.constants),
+            "pass_probability": self.probability.facts(),
+        }
+
+
+def read_forecast(
+    run: Path, config: TagConfig, fitted: Mapping[str, Any] | None = None
+) -> RunForecast:
+    """The forecast of a run whose pass rates and lift are written.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        fitted: constants that `curate calibrate` refitted; None: the built-in ones.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    rates = read_parquet(run / "pass_rates.parquet", list(COUNTS))
+    found = outcomes_of(rates)
+    lifted, facts = read_lift(run)
+    lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
+    constants = run_constants(facts["source"], fitted)
+    probability = run_probability(run, found)
+    horizon = run_horizon(run, config)
+    forecast = run_forecast(found, lift, constants, probability, tau=config.tau, horizon=horizon)
+    return RunForecast(forecast, found, facts["source"], constants, probability, horizon)
+
+
+def run_probability(run: RunFiles, found: Outcomes) -> PassProbability:
+    """Posterior of a run's pass rates, from its counts and, where it was scored, its gold."""
+    gold = read_gold(run) if (run / GOLD_FILE).exists() else None
+    return fit_pass_probability(found.judged, found.correct, gold)
+
+
+def run_horizon(run: Path, config: TagConfig) -> float:
+    """Length of the training that a run's tags are about: `curate forecast` may have changed it."""
+    return float(read_manifest(run).get("horizon", config.horizon))
+
+
+def is_decided(forecast: Forecast, constants: Constants) -> Flags:
+    """(items,): whether more rollouts would hardly change what the forecast says of an item.
+
+    Either the tag is decided, or what is still uncertain is mostly what training does by chance.
+    """
+    p = forecast.p_unlearnable
+    tagged = (p <= DOUBT) | (p >= 1 - DOUBT)
+    return np.asarray(tagged | (forecast.evidence_spread <= _NARROW * constants.spread))
+
+
+def run_constants(source: str, fitted: Mapping[str, Any] | None) -> Constants:
+    """The constants of a source, or those that `curate calibrate` refitted for it.
+
+    What was refitted on the lift of another source says nothing of this one, which keeps its own;
+    `probes.predictor.predictor.outside_reasons` warns of that.
+
+    Args:
+        source: gradients, pilot or checkpoint.
+        fitted: of a predictor file, checked when it was read.
+    """
+    if fitted and fitted["source"] == source:
+        return Constants.from_mapping(fitted)
+    return CONSTANTS[source]
+
+
+def forecast_columns(forecast: Forecast) -> dict[str, pa.Array]:
+    """Columns of `tags.parquet`."""
+    return {
+        "forecast_pass_rate": nullable(forecast.pass_rate),
+        "forecast_low": nullable(forecast.low),
+        "forecast_high": nullable(forecast.high),
+    }

@@ -1,0 +1,402 @@
+"""The gradient stage: features of rollouts, a file for each shard of rollouts, then one.
+
+While rounds of sampling go on, each shard of rollouts gets its features as soon as it is verified,
+in `gradients/shard-*`; `gathered` shows them as one array. After the last round `join` makes one
+array of them for good, and the shards go.
+
+Of an item are differentiated its first correct rollouts, and its first wrong ones from the file on
+that holds its first correct one: an item that is never right teaches nothing and is not taught by
+its gradients. What is chosen in a file thus depends on this file and those before it alone, so that
+a run that goes on, and the parts of a merged one, choose alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.lib.format import write_array_header_1_0
+from numpy.typing import NDArray
+
+from curate.files import atomic_writer
+from curate.progress import Progress
+from curate.run.features import GRADIENTS_FOLDER, RolloutFeatures, features_of, joined
+from curate.run.folder import RunFolder, read_parquet, write_parquet
+from curate.run.rollouts import item_rows, rollout_shards
+from probes.gradients.lora import GradientProbe, TokenizedRollout
+from probes.stages.sample import Advance
+
+_JOINED_COLUMNS = ("item_id", "sample", "weight", "tokens", "completion_tokens", "reward")
+# One that an earlier shard differentiated already.
+_REPEATED = -1
+
+
+@dataclass
+class _Draw:
+    """A completion of an item and how often its shard has it."""
+
+    item: int
+    sample: int
+    reward: int
+    rollout: TokenizedRollout
+    weight: int = 0
+    feature_row: int = _REPEATED
+
+
+@dataclass(frozen=True)
+class GradientShard:
+    """The completions to differentiate of one file of rollouts, and the file's number."""
+
+    number: int
+    rollouts: Sequence[TokenizedRollout]
+    weights: Sequence[int]
+    """How often each was drawn."""
+
+
+DifferentiateShards = Callable[
+    [Iterable[GradientShard], Advance], Iterator[tuple[int, NDArray[np.float32]]]
+]
+"""Differentiates shards, in any order: yields the number of each and (rollouts, dim) features."""
+
+
+def differentiate_here(probe: Callable[[], GradientProbe]) -> DifferentiateShards:
+    """Differentiate shards one after the other in this process; `probe` is called when needed."""
+
+    def run(
+        shards: Iterable[GradientShard], advance: Advance
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for shard in shards:
+            yield shard.number, differentiate_shard(shard, probe(), advance)
+
+    return run
+
+
+def differentiate_shard(
+    shard: GradientShard, probe: GradientProbe, advance: Advance
+) -> NDArray[np.float32]:
+    """Differentiate one shard: features of shape (rollouts, dim)."""
+    features = np.zeros((len(shard.rollouts), probe.dim), dtype=np.float32)
+    for positions, batch in probe.gradients(shard.rollouts):
+        features[positions] = batch
+        advance(
+            sum(shard.weights[position] for position in positions),
+            sum(shard.rollouts[position].tokens for position in positions),
+        )
+    return features
+
+
+def differentiate(
+    run: RunFolder,
+    items: pa.Table,
+    row_of: Mapping[str, int],
+    differentiate_shards: DifferentiateShards,
+    most: int,
+    most_wrong: int,
+) -> dict[str, Any]:
+    """Differentiate the first correct and wrong rollouts of every item; return the stage's counts.
+
+    Only shards of rollouts that have no features yet. A completion that was drawn several times,
+    in one shard or in several, is differentiated once and counts as often as it was drawn.
+
+    Args:
+        run: all rollouts have a verdict.
+        items: of `items.parquet`: item_id and prompt_token_ids.
+        row_of: position of each item by item_id.
+        differentiate_shards: does the work.
+        most: correct rollouts of an item.
+        most_wrong: wrong rollouts of an item that has a correct one in the same file or before.
+    """
+    chosen = [] if _is_joined(run) else list(_chosen(run, row_of, most, most_wrong))
+    total = sum(len(lines) for _, lines, _ in chosen)
+    done = sum(len(lines) for file, lines, _ in chosen if _is_written(run, file))
+    tokens = 0
+    # Of shards that are being differentiated; without the completions, which take much room.
+    asked: dict[int, pa.Table] = {}
+    with Progress("gradients", total, "rollouts", done=done) as progress:
+
+        def advance(rollouts: int, new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
+
+        def wanted() -> Iterator[GradientShard]:
+            for file, draws in _unwritten(run, items, row_of, chosen):
+                number = int(file.stem)
+                asked[number] = _table(draws, items["item_id"])
+                fresh = [draw for draw in draws.values() if draw.feature_row != _REPEATED]
+                progress.skip(sum(d.weight for d in draws.values() if d.feature_row == _REPEATED))
+                yield GradientShard(number, [d.rollout for d in fresh], [d.weight for d in fresh])
+
+        for number, features in differentiate_shards(wanted(), advance):
+            name = f"shard-{number:05d}"
+            _write_array(run / GRADIENTS_FOLDER / f"{name}.npy", features)
+            # The table is written last: where it is, the features are.
+            write_parquet(_table_path(run, name), asked.pop(number))
+    return {
+        "rollouts_this_time": total - done,
+        "tokens_this_time": tokens,
+        "seconds_this_time": progress.seconds,
+    }
+
+
+def _unwritten(
+    run: RunFolder,
+    items: pa.Table,
+    row_of: Mapping[str, int],
+    chosen: Sequence[tuple[Path, NDArray[np.int64], NDArray[np.int64]]],
+) -> Iterator[tuple[Path, dict[int, _Draw]]]:
+    """Yield each shard that has no features yet, and its draws, those to differentiate numbered."""
+    in_shards = np.zeros(len(row_of), dtype=np.int64)
+    for _, _, rows in chosen:
+        in_shards[np.unique(rows)] += 1
+    # Completions of the items that are in several shards: only theirs can come again.
+    known: dict[int, set[int]] = {}
+    pairs: Iterable[tuple[int, int]]
+    for file, lines, rows in chosen:
+        if _is_written(run, file):
+            keys = read_parquet(_table_path(run, _name(file)), ["item_id", "completion_key"])
+            pairs = zip(item_rows(keys, row_of), keys["completion_key"].to_pylist(), strict=True)
+        else:
+            draws = _draws(file, lines, rows, items)
+            fresh = [draw for key, draw in draws.items() if key not in known.get(draw.item, ())]
+            for feature_row, draw in enumerate(fresh):
+                draw.feature_row = feature_row
+            yield file, draws
+            pairs = ((draw.item, key) for key, draw in draws.items())
+        for row, key in pairs:
+            if in_shards[row] > 1:
+                known.setdefault(row, set()).add(key)
+
+
+def _name(file: Path) -> str:
+    """Name the features of a file of rollouts."""
+    return f"shard-{file.stem}"
+
+
+def _table_path(run: RunFolder, name: str) -> Path:
+    return run / GRADIENTS_FOLDER / f"{name}.parquet"
+
+
+def _is_written(run: RunFolder, file: Path) -> bool:
+    return _table_path(run, _name(file)).exists()
+
+
+def _is_joined(run: RunFolder) -> bool:
+    return (run / GRADIENTS_FOLDER / "index.parquet").exists()
+
+
+def _chosen(
+    run: RunFolder, row_of: Mapping[str, int], most: int, most_wrong: int
+) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
+    """Choose the rollouts of each shard: its lines, and the positions of their items."""
+    correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
+    for file in rollout_shards(run):
+        table = read_parquet(file, ["item_id", "reward"])
+        # One that could not be judged is neither.
+        reward = pc.fill_null(table["reward"], -1).to_numpy()
+        rows = item_rows(table, row_of)
+        chosen = _first_of_items(rows, reward == 1, correct, most)
+        is_wrong = (reward == 0) & (correct[rows] > 0)
+        chosen |= _first_of_items(rows, is_wrong, wrong, most_wrong)
+        yield file, np.flatnonzero(chosen), rows[chosen]
+
+
+def _first_of_items(
+    rows: NDArray[np.int64], among: NDArray[np.bool_], taken: NDArray[np.int64], most: int
+) -> NDArray[np.bool_]:
+    """Tell which lines are among the first `most` of their item.
+
+    Args:
+        rows: (lines,), position of the item.
+        among: (lines,), those that count.
+        taken: (items,), lines of earlier shards; those told are added.
+    """
+    lines = np.flatnonzero(among)
+    items = rows[lines]
+    order = np.argsort(items, kind="stable")
+    _, starts, counts = np.unique(items[order], return_index=True, return_counts=True)
+    earlier = np.empty(len(items), dtype=np.int64)
+    earlier[order] = np.arange(len(items)) - np.repeat(starts, counts)
+    lines = lines[taken[items] + earlier < most]
+    np.add.at(taken, rows[lines], 1)
+    told = np.zeros(len(rows), dtype=bool)
+    told[lines] = True
+    return told
+
+
+def _draws(
+    file: Path, lines: NDArray[np.int64], rows: NDArray[np.int64], items: pa.Table
+) -> dict[int, _Draw]:
+    """The distinct completions among some lines of a shard, by a key of item and completion."""
+    columns = ["sample", "reward", "completion_token_ids"]
+    table = read_parquet(file, columns).take(pa.array(lines))
+    samples, rewards = table["sample"].to_pylist(), table["reward"].to_pylist()
+    completions = table["completion_token_ids"]
+    ids, prompts = items["item_id"], items["prompt_token_ids"]
+    draws: dict[int, _Draw] = {}
+    for line, row in enumerate(rows.tolist()):
+        completion = completions[line].values.to_numpy()
+        key = _key(ids[row].as_py(), completion, rewards[line])
+        if key not in draws:
+            prompt = prompts[row].values.to_numpy()
+            rollout = TokenizedRollout(prompt.tolist(), completion.tolist())
+            draws[key] = _Draw(row, samples[line], rewards[line], rollout)
+        draws[key].weight += 1
+    return draws
+
+
+def _key(item_id: str, completion: NDArray[np.int32], reward: int) -> int:
+    """64 bits of a hash: among a million completions two are alike with probability 3e-8."""
+    # A user's own verifier may judge the same completion now so, now so.
+    hashed = hashlib.blake2b(item_id.encode(), digest_size=8, salt=bytes([1 - reward]))
+    hashed.update(np.ascontiguousarray(completion, dtype="<i4").tobytes())
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def _table(draws: Mapping[int, _Draw], item_ids: pa.ChunkedArray) -> pa.Table:
+    found = list(draws.values())
+    return pa.table(
+        {
+            "item_id": pa.array([item_ids[draw.item].as_py() for draw in found], pa.string()),
+            "sample": pa.array([draw.sample for draw in found], pa.int32()),
+            "weight": pa.array([draw.weight for draw in found], pa.int32()),
+            "tokens": pa.array([draw.rollout.tokens for draw in found], pa.int32()),
+            "completion_tokens": pa.array(
+                [len(draw.rollout.completion_token_ids) for draw in found], pa.int32()
+            ),
+            "reward": pa.array([draw.reward for draw in found], pa.int8()),
+            "completion_key": pa.array(list(draws), pa.uint64()),
+            "feature_row": pa.array([draw.feature_row for draw in found], pa.int32()),
+        }
+    )
+
+
+def _write_array(path: Path, array: NDArray[np.float32]) -> None:
+    with atomic_writer(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+@contextmanager
+def gathered(run: RunFolder, row_of: Mapping[str, int], dim: int) -> Iterator[RolloutFeatures]:
+    """Show the features of all shards so far as one array, in a file that goes at the end."""
+    # The name is that of a file written aside, so that what a kill leaves is removed.
+    path = run / GRADIENTS_FOLDER / ".gathered.npy.tmp"
+    try:
+        with path.open("wb") as file:
+            table = _gather(run, row_of, dim, file)
+        yield features_of(path, table, row_of)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]) -> pa.Table:
+    """Write the features of all shards as one array; return their table.
+
+    The correct completions come first, then the wrong ones, in both an item's together.
+
+    Draws of one completion in several shards become one with the sum of their weights.
+    """
+    names = [_name(shard) for shard in rollout_shards(run)]
+    columns = [*_JOINED_COLUMNS, "completion_key", "feature_row"]
+    tables = [read_parquet(_table_path(run, name), columns) for name in names]
+    shard = np.repeat(np.arange(len(names)), [table.num_rows for table in tables])
+    table = pa.concat_tables(tables)
+    _, inverse = np.unique(table["completion_key"].to_numpy(), return_inverse=True)
+    weights = np.bincount(inverse, table["weight"].to_numpy()).astype(np.int32)[inverse]
+    feature_row = table["feature_row"].to_numpy()
+    lines = np.flatnonzero(feature_row != _REPEATED)
+    is_wrong = table["reward"].to_numpy()[lines] == 0
+    lines = lines[np.lexsort((item_rows(table, row_of)[lines], is_wrong))]
+    _write_header(file, (len(lines), dim))
+    start, row_bytes = file.tell(), 4 * dim
+    order = np.argsort(shard[lines], kind="stable")
+    bounds = np.searchsorted(shard[lines][order], np.arange(len(names) + 1))
+    for name, (first, end) in zip(names, pairwise(bounds), strict=True):
+        places = order[first:end]
+        if not len(places):
+            continue
+        features = np.load(run / GRADIENTS_FOLDER / f"{name}.npy", allow_pickle=False)
+        for place, row in zip(places.tolist(), feature_row[lines[places]].tolist(), strict=True):
+            file.seek(start + place * row_bytes)
+            file.write(features[row].tobytes())
+    file.flush()
+    table = table.set_column(2, "weight", pa.array(weights))
+    return table.select(list(_JOINED_COLUMNS)).take(pa.array(lines))
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
+    write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
+    """Join the shards into one array of draws and one of item means; return the counts.
+
+    Writes
+
+    - `gradients/rollouts.npy` (draws, dim) float32 and `gradients/rollouts.parquet`
+      (item_id, sample, weight, tokens, completion_tokens, reward), a row a distinct completion:
+      the correct ones, an item's together, and after them the wrong ones, likewise;
+    - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
+      feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
+    """
+    folder = run / GRADIENTS_FOLDER
+    if not _is_joined(run):
+        with atomic_writer(folder / "rollouts.npy") as file:
+            table = _gather(run, row_of, dim, file)
+        write_parquet(folder / "rollouts.parquet", table)
+        # Written last: where it is, everything is joined and the shards may go.
+        write_parquet(
+            folder / "index.parquet", _write_means(folder, joined(run.path, row_of), row_of)
+        )
+    _remove_shards(run)
+    reward = joined(run.path, row_of).reward
+    return {
+        "rollouts_differentiated": len(reward),
+        "wrong_rollouts_differentiated": int((reward == 0).sum()),
+    }
+
+
+def _write_means(folder: Path, every: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
+    """Write the items' mean features of correct rollouts; return the index of them."""
+    draws = every.correct
+    items, starts = np.unique(draws.item, return_index=True)
+    dim = draws.features.shape[1]
+    used, squared_norms = np.zeros(len(items), dtype=np.int64), np.zeros(len(items))
+    with (
+        (folder / "rollouts.npy").open("rb") as rollouts,
+        atomic_writer(folder / "features.npy") as file,
+    ):
+        # The correct ones come first.
+        rollouts.seek(every.features.offset)  # type: ignore[attr-defined]
+        _write_header(file, (len(items), dim))
+        bounds = np.append(starts, len(draws.item)).tolist()
+        for row, (start, end) in enumerate(pairwise(bounds)):
+            # Read, not mapped: the pages of a mapped file would count as this process's memory.
+            block = np.fromfile(rollouts, dtype=np.float32, count=(end - start) * dim)
+            features = block.reshape(end - start, dim).astype(np.float64)
+            weights = draws.weights[start:end]
+            used[row] = weights.sum()
+            squared_norms[row] = weights @ np.einsum("rd,rd->r", features, features) / used[row]
+            file.write((weights @ features / used[row]).astype("<f4").tobytes())
+    ids = pa.array(list(row_of), pa.string())
+    return pa.table(
+        {
+            "item_id": ids.take(pa.array(items)),
+            "feature_row": pa.array(range(len(items)), pa.int64()),
+            "rollouts_used": used,
+            "mean_squared_norm": squared_norms,
+        }
+    )
+
+
+def _remove_shards(run: RunFolder) -> None:
+    for file in (run / GRADIENTS_FOLDER).glob("shard-*"):
+        file.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""The reading stage: every row of a dataset becomes an item or a reject with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from curate.datasets.layouts import Layout, Question, RowRejected, read_question
+from curate.datasets.source import Source
+from curate.errors import UsageError
+from curate.files import atomic_writer
+from curate.run.folder import RunFiles, read_parquet, write_parquet
+
+CheckGolds = Callable[[Sequence[str]], list[str | None]]
+CheckColumns = Callable[[Iterable[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One distinct question of the dataset, and the first row that asks it."""
+
+    item_id: str
+    row: int
+    question: Question
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that cannot be probed."""
+
+    row: int
+    reason: str
+    raw: str
+
+
+def read_items(
+    source: Source,
+    layout: Layout,
+    limit: int,
+    run: RunFiles,
+    *,
+    check_columns: CheckColumns,
+    check_golds: CheckGolds,
+) -> tuple[list[Item], dict[str, int]]:
+    """Read the dataset into `rows.parquet` and `rejects.jsonl`; return its items and counts.
+
+    `rows.parquet` has a line for every row of the dataset: row, item_id (null where it is not
+    probed) and reason (why not). Rows with the same prompt and answer share one item.
+
+    Args:
+        check_columns: raises UsageError for column names that cannot be tagged. A JSON row can have
+            columns that no row before it had, and the time to refuse them is before sampling.
+        check_golds: says of each gold answer why the verifier does not accept it against itself,
+            None where it does.
+
+    Raises:
+        UsageError: not one row can be used, or what `check_columns` raises.
+    """
+    items: dict[str, Item] = {}
+    rows: list[int] = []
+    item_ids: list[str | None] = []
+    reasons: list[str | None] = []
+    for row, found in _questions(source, layout, limit, check_columns):
+        rows.append(row)
+        item_ids.append(None)
+        reasons.append(None)
+        if isinstance(found, Question):
+            item_id = found.item_id
+            item_ids[-1] = items.setdefault(item_id, Item(item_id, row, found)).item_id
+        else:
+            reasons[-1] = found
+    golds = list(dict.fromkeys(item.question.answer for item in items.values()))
+    refused = {
+        gold: why for gold, why in zip(golds, check_golds(golds), strict=True) if why is not None
+    }
+    for index, found_id in enumerate(item_ids):
+        why = refused.get(items[found_id].question.answer) if found_id else None
+        if why is not None:
+            item_ids[index], reasons[index] = None, why
+    items = {i: item for i, item in items.items() if item.question.answer not in refused}
+    probed = len(rows) if not limit else min(limit, len(rows))
+    if not items:
+        first = next((reason for reason in reasons if reason), "no rows")
+        raise UsageError(f"{source.name}: none of its {probed} rows can be used; first: {first}")
+    write_parquet(
+        run / "rows.parquet",
+        pa.table(
+            {
+                "row": pa.array(rows, pa.int64()),
+                "item_id": pa.array(item_ids, pa.string()),
+                "reason": pa.array(reasons, pa.string()),
+            }
+        ),
+    )
+    rejected = {row: why for row, why in zip(rows[:probed], reasons, strict=False) if why}
+    write_rejects(run, source, rejected)
+    counts = {
+        "rows": len(rows),
+        "rows_probed": probed - len(rejected),
+        "rows_rejected": len(rejected),
+        "items": len(items),
+    }
+    return list(items.values()), counts
+
+
+def _questions(
+    source: Source, layout: Layout, limit: int, check_columns: CheckColumns
+) -> Iterator[tuple[int, Question | str]]:
+    """Yield every row's number, and its question or the reason why it has none."""
+    for position, row in enumerate(source.rows()):
+        found: Question | str
+        check_columns(row.value or ())
+        if limit and position >= limit:
+            found = f"not probed: beyond --limit {limit}"
+        elif row.value is None:
+            found = row.problem or "cannot be read"
+        else:
+            try:
+                found = read_question(row.value, layout)
+            except RowRejected as error:
+                found = str(error)
+        yield row.row, found
+
+
+def write_rejects(run: RunFiles, source: Source, rejected: dict[int, str]) -> None:
+    """Write `rejects.jsonl`: row, reason and raw text of each rejected row."""
+    with atomic_writer(run / "rejects.jsonl", "w") as file:
+        for row in source.rows() if rejected else ():
+            if row.row in rejected:
+                entry = {"row": row.row, "reason": rejected[row.row], "raw": row.raw}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def reject_items(run: RunFiles, source: Source, refused: dict[str, str]) -> int:
+    """Turn items that a later stage cannot use into rejects; return how many rows that were."""
+    table = read_parquet(run / "rows.parquet")
+    rows, item_ids = table["row"].to_pylist(), table["item_id"].to_pylist()
+    reasons = table["reason"].to_pylist()
+    changed = 0
+    for index, item_id in enumerate(item_ids):
+        if item_id in refused:
+            item_ids[index], reasons[index] = None, refused[item_id]
+            changed += 1
+    columns = {"row": rows, "item_id": item_ids, "reason": reasons}
+    write_parquet(run / "rows.parquet", pa.table(columns, schema=table.schema))
+    rejected = {
+        row: why
+        for row, why in zip(rows, reasons, strict=True)
+        if why and not why.startswith("not probed")
+    }
+    write_rejects(run, source, rejected)
+    return changed

@@ -1,0 +1,79 @@
+"""The pass-rate stage: count every item's rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.run.folder import RunFiles, read_parquet, write_parquet
+from curate.run.rollouts import Outcomes, drawn_judged_correct, item_rows, nullable, rollout_shards
+from probes.statistics.pass_rates import pass_at_k_of_items
+from probes.statistics.plan import Plan, sequential_interval, sequential_pass_rate
+
+
+def count_rollouts(
+    run: RunFiles, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
+) -> tuple[Outcomes, dict[str, int]]:
+    """Write `pass_rates.parquet`, a line an item; return its counts and the totals of the run.
+
+    Only judged rollouts count for a rate: a reward of null is left out.
+
+    Args:
+        run: sampling is finished, and all rollouts have a verdict.
+        row_of: position of each item by item_id, in the order of the positions.
+        ks: the k of pass@k.
+        plan: that sampling followed. It decides what rate and interval may be said of an item
+            that stopped early.
+    """
+    looks = np.array(plan.looks)
+    # By look: what an item's first looks[k] rollouts gave, first of those that the look added.
+    drawn, judged, correct = np.zeros((3, len(row_of), len(looks)), dtype=np.int64)
+    truncated, tokens = np.zeros((2, len(row_of)), dtype=np.int64)
+    columns = ["item_id", "sample", "reward", "finish_reason", "completion_token_ids"]
+    for file in rollout_shards(run):
+        table = read_parquet(file, columns)
+        rows = item_rows(table, row_of)
+        look = np.searchsorted(looks, table["sample"].to_numpy(), side="right")
+        for count, values in zip(
+            (drawn, judged, correct), drawn_judged_correct(table), strict=True
+        ):
+            np.add.at(count, (rows, look), values)
+        is_cut = pc.equal(table["finish_reason"], "length").to_numpy()
+        np.add.at(truncated, rows, is_cut.astype(np.int64))
+        lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
+        np.add.at(tokens, rows, lengths.astype(np.int64))
+    for count in (drawn, judged, correct):
+        np.cumsum(count, axis=1, out=count)
+    found = Outcomes(drawn[:, -1].copy(), judged[:, -1].copy(), correct[:, -1].copy())
+    not_reached = found.drawn[:, None] < looks
+    judged[not_reached] = correct[not_reached] = -1
+    n, c = found.judged, found.correct
+    low, high = sequential_interval(plan, n, c)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_tokens = tokens / found.drawn
+    table = pa.table(
+        {
+            "item_id": pa.array(list(row_of), pa.string()),
+            "total_rollouts": n,
+            "total_correct_rollouts": c,
+            "pass_rate": nullable(sequential_pass_rate(plan, judged, correct)),
+            "pass_rate_low": nullable(low),
+            "pass_rate_high": nullable(high),
+            **{f"pass_at_{k}": nullable(pass_at_k_of_items(n, c, k)) for k in ks},
+            "unjudged_rollouts": found.drawn - n,
+            "truncated_rollouts": truncated,
+            "mean_completion_tokens": nullable(mean_tokens),
+        }
+    )
+    write_parquet(run / "pass_rates.parquet", table)
+    totals = {
+        "rollouts_drawn": int(found.drawn.sum()),
+        "rollouts_judged": int(n.sum()),
+        "rollouts_correct": int(c.sum()),
+        "rollouts_truncated": int(truncated.sum()),
+        "completion_tokens": int(tokens.sum()),
+    }
+    return found, totals

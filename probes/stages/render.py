@@ -1,0 +1,106 @@
+"""Render every prompt once: text, then token ids, which everything after uses unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.datasets.layouts import instruct
+from curate.errors import UsageError
+from curate.files import atomic_writer
+from curate.progress import Progress
+from curate.run.folder import RunFiles
+from probes.stages.items import Item
+
+ITEM_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("row", pa.int64()),
+        ("prompt", pa.string()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("answer", pa.string()),
+    ]
+)
+_ROWS_AT_ONCE = 4096
+
+
+def render(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[int]]:
+    """Render a conversation for a policy.
+
+    With a chat template the text ends where the policy's turn begins, and the template brings its
+    own special tokens. Without one it is the turns' plain text, a line end, and whatever special
+    tokens the tokenizer puts before a text.
+
+    Returns:
+        the text, and its token ids.
+
+    Raises:
+        UsageError: the template refuses the conversation (a system turn that it does not know).
+    """
+    if getattr(tokenizer, "chat_template", None):
+        import jinja2
+
+        try:
+            text = tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=False
+            )
+        except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"the chat template refuses it: {error}") from error
+        return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = "\n\n".join(turn["content"] for turn in conversation) + "\n"
+    return text, list(tokenizer(text)["input_ids"])
+
+
+def render_items(
+    run: RunFiles,
+    items: Sequence[Item],
+    tokenizer: Any,
+    *,
+    instruction: str,
+    max_tokens: int,
+    context_length: int,
+) -> dict[str, str]:
+    """Write `items.parquet`: item_id, row, prompt, prompt_token_ids, answer.
+
+    Returns:
+        the items that are left out, by id, with the reason: the template refuses them, or prompt
+        and completion together do not fit the model's context.
+    """
+    refused: dict[str, str] = {}
+    with (
+        atomic_writer(run / "items.parquet") as file,
+        pq.ParquetWriter(file, ITEM_SCHEMA, compression="zstd") as writer,
+        Progress("rendering", len(items), "prompts") as progress,
+    ):
+        for start in range(0, len(items), _ROWS_AT_ONCE):
+            rows = []
+            for item in items[start : start + _ROWS_AT_ONCE]:
+                progress.advance()
+                try:
+                    text, token_ids = render(instruct(item.question, instruction), tokenizer)
+                except UsageError as error:
+                    refused[item.item_id] = str(error)
+                    continue
+                if not token_ids:
+                    refused[item.item_id] = "its prompt has no tokens"
+                    continue
+                if len(token_ids) + max_tokens > context_length:
+                    refused[item.item_id] = (
+                        f"its prompt of {len(token_ids):,} tokens and --max-tokens "
+                        f"{max_tokens:,} exceed the model's context of {context_length:,}"
+                    )
+                    continue
+                rows.append(
+                    {
+                        "item_id": item.item_id,
+                        "row": item.row,
+                        "prompt": text,
+                        "prompt_token_ids": token_ids,
+                        "answer": item.question.answer,
+                    }
+                )
+            writer.write_table(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA))
+    return refused

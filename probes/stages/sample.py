@@ -1,0 +1,241 @@
+"""The sampling stage: rollouts of every item, drawn in shards that each become one file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.progress import Progress
+from curate.run.folder import RunFiles, read_parquet, write_parquet
+from curate.run.rollouts import ROLLOUT_SCHEMA, rollout_shards
+from probes.engines.base import Engine, Rollout, SampleRequest
+
+# Files that were drawn before one of a lower number, until that one is there.
+_EARLY = "early"
+
+Advance = Callable[[int, int], None]
+"""Told of finished work: rollouts, and their tokens."""
+
+
+@dataclass(frozen=True)
+class SampleShard:
+    """What one file of rollouts is to hold, and the file's number."""
+
+    number: int
+    requests: Sequence[SampleRequest]
+
+    @property
+    def rollouts(self) -> int:
+        """How many are asked for."""
+        return sum(request.samples for request in self.requests)
+
+
+DrawShards = Callable[[Iterable[SampleShard], Advance], Iterator[tuple[int, pa.Table]]]
+"""Draws shards, in any order: yields the number and the table of each as it is finished."""
+
+
+def missing_rollouts(
+    items: pa.Table, drawn: NDArray[np.int64], target: NDArray[np.int64]
+) -> Iterator[SampleRequest]:
+    """Ask for what each item lacks of its target, in the items' order.
+
+    Args:
+        items: of `items.parquet`: item_id and prompt_token_ids.
+        drawn: shape (items,): rollouts that each item has.
+        target: shape (items,): rollouts that each item shall have.
+    """
+    ids, prompts = items["item_id"], items["prompt_token_ids"]
+    for row in np.flatnonzero(drawn < target).tolist():
+        have, wanted = int(drawn[row]), int(target[row])
+        yield SampleRequest(ids[row].as_py(), prompts[row].values.to_numpy(), have, wanted - have)
+
+
+def shards(requests: Iterable[SampleRequest], most_rollouts: int) -> Iterator[list[SampleRequest]]:
+    """Cut requests into shards of at most `most_rollouts`, of whole items where they fit.
+
+    What a shard holds depends on the requests from its first on, so that where the first shards
+    are drawn already the others are cut as they would have been.
+    """
+    shard: list[SampleRequest] = []
+    size = 0
+    for request in requests:
+        for part in _parts(request, most_rollouts):
+            if shard and size + part.samples > most_rollouts:
+                yield shard
+                shard, size = [], 0
+            shard.append(part)
+            size += part.samples
+    if shard:
+        yield shard
+
+
+def _parts(request: SampleRequest, most_rollouts: int) -> Iterator[SampleRequest]:
+    end = request.first_sample + request.samples
+    for first in range(request.first_sample, end, most_rollouts):
+        yield replace(request, first_sample=first, samples=min(most_rollouts, end - first))
+
+
+def sample_items(
+    run: RunFiles,
+    items: pa.Table,
+    drawn: NDArray[np.int64],
+    target: NDArray[np.int64],
+    draw: DrawShards,
+    shard_size: int,
+) -> dict[str, Any]:
+    """Draw what is missing until every item has its target; return the stage's counts.
+
+    A shard's rollouts depend on the seed and the shard alone, so that a run taken up again after a
+    kill goes on with the rollouts that it would have drawn. A shard that is finished before one of
+    a lower number waits in `rollouts/early`: so the files in `rollouts` are always the first ones,
+    and the others are cut as before.
+
+    Args:
+        run: gets new files in `rollouts/`.
+        items: of `items.parquet`: item_id and prompt_token_ids.
+        drawn: shape (items,): rollouts that each item has.
+        target: shape (items,): rollouts that each item shall have.
+        draw: draws shards.
+        shard_size: rollouts of a file, at most.
+    """
+    files = rollout_shards(run)
+    first = int(files[-1].stem) + 1 if files else 0
+    place = _Files(run / "rollouts", first)
+
+    def wanted() -> Iterator[SampleShard]:
+        cut = shards(missing_rollouts(items, drawn, target), shard_size)
+        for number, requests in enumerate(cut, first):
+            shard = SampleShard(number, requests)
+            if place.holds_early(shard):
+                progress.skip(shard.rollouts)
+            else:
+                yield shard
+
+    have = int(drawn.sum())
+    total = int(np.maximum(drawn, target).sum())
+    tokens = count = 0
+    with Progress("sampling", total, "rollouts", done=have) as progress:
+
+        def advance(rollouts: int, new_tokens: int) -> None:
+            nonlocal tokens, count
+            tokens, count = tokens + new_tokens, count + rollouts
+            progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
+
+        for number, table in draw(wanted(), advance):
+            place.write(number, table)
+        place.close()
+    return {
+        "rollouts": total,
+        "rollouts_this_time": count,
+        "tokens_this_time": tokens,
+        "seconds_this_time": progress.seconds,
+    }
+
+
+class _Files:
+    """Writes shards to a folder in which no number below that of a file may be missing."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._folder = folder
+        self._next = first
+        self._waiting: set[int] = set()
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.parquet"
+
+    def _early_file(self, number: int) -> Path:
+        return self._folder / _EARLY / f"{number:05d}.parquet"
+
+    def holds_early(self, shard: SampleShard) -> bool:
+        """Whether an earlier try drew this shard and was killed before it was its turn."""
+        file = self._early_file(shard.number)
+        if not file.exists():
+            return False
+        table = read_parquet(file, ["item_id", "sample"])
+        asked = [
+            (request.item_id, sample)
+            for request in shard.requests
+            for sample in range(request.first_sample, request.first_sample + request.samples)
+        ]
+        pairs = zip(table["item_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
+        if list(pairs) != asked:  # Cut on another device: it is drawn again.
+            return False
+        self._waiting.add(shard.number)
+        return True
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Write a shard: into the folder if its turn has come, else where it waits."""
+        self._follow()
+        if number == self._next:
+            write_parquet(self._file(number), table)
+            self._next += 1
+            self._follow()
+        else:
+            write_parquet(self._early_file(number), table)
+            self._waiting.add(number)
+
+    def _follow(self) -> None:
+        while self._next in self._waiting:
+            self._early_file(self._next).replace(self._file(self._next))
+            self._waiting.remove(self._next)
+            self._next += 1
+
+    def close(self) -> None:
+        """Let the last files follow; every shard is there now."""
+        self._follow()
+        shutil.rmtree(self._folder / _EARLY, ignore_errors=True)
+
+
+def draw_here(engine: Engine, tokenizer: Any) -> DrawShards:
+    """Draw shards one after the other with an engine of this process."""
+
+    def draw(shards: Iterable[SampleShard], advance: Advance) -> Iterator[tuple[int, pa.Table]]:
+        for shard in shards:
+            yield shard.number, draw_shard(shard.requests, engine, tokenizer, advance)
+
+    return draw
+
+
+def draw_shard(
+    requests: Sequence[SampleRequest], engine: Engine, tokenizer: Any, advance: Advance
+) -> pa.Table:
+    """Draw one shard; return the table of its file."""
+    finished: list[Rollout] = []
+    for rollout in engine.sample(requests):
+        finished.append(rollout)
+        advance(1, len(rollout.completion_token_ids))
+    return _table(requests, finished, tokenizer)
+
+
+def _table(shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenizer: Any) -> pa.Table:
+    order = {request.item_id: position for position, request in enumerate(shard)}
+    ordered = sorted(rollouts, key=lambda r: (order[r.item_id], r.sample))
+    empty = [None] * len(ordered)
+    return pa.table(
+        {
+            "item_id": [rollout.item_id for rollout in ordered],
+            "sample": [rollout.sample for rollout in ordered],
+            "completion": tokenizer.batch_decode(
+                [rollout.completion_token_ids for rollout in ordered],
+                skip_special_tokens=True,
+                # The clean-up removes spaces that the policy did write ("x , y").
+                clean_up_tokenization_spaces=False,
+            ),
+            "completion_token_ids": [
+                np.array(rollout.completion_token_ids, dtype=np.int32) for rollout in ordered
+            ],
+            "finish_reason": [rollout.finish_reason for rollout in ordered],
+            "reward": empty,
+            "verdict": empty,
+            "answer_found": empty,
+            "log_probability": [rollout.log_probability for rollout in ordered],
+        },
+        schema=ROLLOUT_SCHEMA,
+    )

@@ -1,0 +1,74 @@
+"""The verifying stage: a reward and a verdict for every rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.progress import Progress
+from curate.run.folder import RunFiles, read_parquet, write_parquet
+from curate.run.rollouts import ROLLOUT_SCHEMA, item_rows, rollout_shards
+from probes.verifiers.load import Verdict
+from probes.verifiers.pool import VerifierPool
+
+# A completion that was cut has not given its answer, whatever it wrote on the way.
+TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
+
+
+def verify_rollouts(
+    run: RunFiles, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
+) -> dict[str, Any]:
+    """Judge every rollout that has no verdict yet, shard by shard, in place.
+
+    Args:
+        run: its `rollouts/*.parquet` are rewritten with reward, verdict and answer_found.
+        pool: of the run's verifier, not entered: nothing starts where nothing is to be judged.
+        answers: gold answers, shape (items,).
+        row_of: position in `answers` by item_id.
+
+    Returns:
+        the stage's counts.
+    """
+    unjudged = {
+        file: pending
+        for file in rollout_shards(run)
+        if (pending := read_parquet(file, ["verdict"])["verdict"].null_count)
+    }
+    total = sum(unjudged.values())
+    if not total:
+        return {"rollouts_this_time": 0}
+    with pool, Progress("verifying", total, "rollouts") as progress:
+        for file in unjudged:
+            table = read_parquet(file)
+            cut = pc.equal(table["finish_reason"], "length").to_pylist()
+            golds = answers.take(pa.array(item_rows(table, row_of)))
+            pairs = [
+                (completion, gold)
+                for completion, gold, is_cut in zip(
+                    table["completion"].to_pylist(), golds.to_pylist(), cut, strict=True
+                )
+                if not is_cut
+            ]
+            before = progress.done
+
+            def judged_so_far(done: int, before: int = before) -> None:
+                progress.reach(before + done)
+
+            judged = iter(pool.judge(pairs, judged_so_far))
+            verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
+            progress.advance(sum(cut))
+            write_parquet(file, _with_verdicts(table, verdicts))
+    return {"rollouts_this_time": total}
+
+
+def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
+    columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+    columns["reward"] = [verdict.reward for verdict in verdicts]
+    columns["verdict"] = [verdict.verdict for verdict in verdicts]
+    columns["answer_found"] = [verdict.answer_found for verdict in verdicts]
+    # Rollouts drawn by earlier versions have none.
+    columns.setdefault("log_probability", pa.nulls(table.num_rows, pa.float32()))
+    return pa.table(columns, schema=ROLLOUT_SCHEMA)

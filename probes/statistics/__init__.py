@@ -1,0 +1,1 @@
+"""Pass rates with their intervals, and how many rollouts an item gets."""

@@ -1,0 +1,101 @@
+"""The final table of a run: what was found, what it cost, where the time went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from curate.progress import duration
+from curate.run.folder import read_manifest, read_run_config
+from curate.tags import Trainability
+from probes.forecast.words import forecast_summary
+
+_PREDICTED_MEANINGS = {
+    Trainability.LEARNABLE: "hard, and the predictor is sure that GRPO learns it",
+    Trainability.UNLEARNABLE: "hard, and the predictor is sure that GRPO does not learn it",
+}
+_MEANINGS = {
+    Trainability.EASY: "solved already: pass rate at least {tau:g}",
+    Trainability.LEARNABLE: "hard, and expected to reach {tau:g} by training",
+    Trainability.UNLEARNABLE: "hard, and expected to stay below {tau:g}",
+    Trainability.NO_POSITIVE: "hard, and not one sampled answer was right",
+    Trainability.UNDETERMINED: "the evidence does not decide",
+}
+
+
+def summarize(run_dir: Path) -> dict[str, Any]:
+    """Collect the summary of a finished run from its manifest.
+
+    Raises:
+        UsageError: the folder is no run folder.
+    """
+    manifest = read_manifest(run_dir)
+    config = read_run_config(run_dir)
+    counts, stages = manifest["counts"], manifest["stages"]
+    items = counts["items"]
+    tags = {
+        str(tag): {"items": counts["tags"][tag], "share": counts["tags"][tag] / items}
+        for tag in Trainability
+    }
+    return {
+        "dataset": config.dataset,
+        "model": config.model,
+        "tagged_file": config.out,
+        "run_dir": str(run_dir),
+        "tau": config.tau,
+        "rows": counts["rows"],
+        "rows_probed": counts["rows_probed"],
+        "rows_rejected": counts["rows_rejected"],
+        "items": items,
+        "tags": tags,
+        "rounds": counts["rounds"],
+        "expected_label_changes": counts["expected_label_changes"],
+        "rollouts": counts["rollouts_drawn"],
+        "rollouts_correct": counts["rollouts_correct"],
+        "rollouts_truncated": counts["rollouts_truncated"],
+        "rollouts_not_judged": counts["rollouts_drawn"] - counts["rollouts_judged"],
+        "completion_tokens": counts["completion_tokens"],
+        "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
+        "forecast": forecast_summary(manifest),
+        "predictor": manifest.get("predictor", {}),
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+    }
+
+
+def tag_meanings(tau: float, *, learned: bool) -> dict[Trainability, str]:
+    """What each tag means, in a line; `learned` says that a fitted predictor gave it."""
+    meanings = _MEANINGS | (_PREDICTED_MEANINGS if learned else {})
+    return {tag: text.format(tau=tau) for tag, text in meanings.items()}
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """Write a summary as a table for a terminal."""
+    predictor = summary["predictor"]
+    meanings = tag_meanings(summary["tau"], learned="name" in predictor)
+    lines = [f"{'tag':<14}{'items':>8}{'share':>8}   meaning"]
+    for tag, entry in summary["tags"].items():
+        meaning = meanings[Trainability(tag)]
+        lines.append(f"{tag:<14}{entry['items']:>8,}{entry['share']:>8.1%}   {meaning}")
+    lines.append(f"{'all':<14}{summary['items']:>8,}")
+    lines.append("")
+    rows = [f"{summary['rows_probed']:,} probed", f"{summary['rows_rejected']:,} rejected"]
+    beyond = summary["rows"] - summary["rows_probed"] - summary["rows_rejected"]
+    if beyond:
+        rows.append(f"{beyond:,} beyond --limit")
+    lines.append(f"rows: {summary['rows']:,} ({', '.join(rows)})")
+    lines.append(
+        f"rollouts: {summary['rollouts']:,} ({summary['rollouts_correct']:,} correct, "
+        f"{summary['rollouts_truncated']:,} cut at --max-tokens, "
+        f"{summary['rollouts_not_judged']:,} not judged), "
+        f"{summary['completion_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s"
+    )
+    lines.append(f"forecast: {summary['forecast']['words']}")
+    if "name" in predictor:
+        lines.append(f"p_unlearnable: by {predictor['name']}")
+        lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]
+    seconds = [f"{name} {duration(value)}" for name, value in summary["seconds"].items()]
+    lines.append(f"time: {', '.join(seconds)}; {duration(sum(summary['seconds'].values()))} in all")
+    lines.append("")
+    lines.append(f"tagged file: {summary['tagged_file']}")
+    lines.append(f"evidence:    {summary['run_dir']}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Verifiers: what a completion is worth against a gold answer, and the processes that judge."""

@@ -1,0 +1,1 @@
+"""`curate augment`: new problems written for items of a run."""

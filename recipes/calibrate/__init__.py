@@ -1,0 +1,1 @@
+"""`curate calibrate`: the forecast and a predictor fitted to what was confirmed."""

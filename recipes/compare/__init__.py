@@ -1,0 +1,1 @@
+"""`curate compare`: two probes of the same items, before and after training."""

@@ -1,0 +1,1 @@
+"""`curate confirm`: what training made of the items, against what was predicted."""

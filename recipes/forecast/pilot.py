@@ -1,0 +1,285 @@
+"""A pilot: a few steps of GRPO by a recipe, and the kept rollouts scored under what it gives.
+
+RUN/pilot/<recipe>/<seed>: train -> policy -> log_probabilities.parquet
+
+The first step trains on rollouts of the probe where they are what it would sample: drawn by the
+same policy, at the recipe's temperature, and not cut sooner. Those that reached the loss with a
+signal are in `trained.parquet` and are left out of the scoring: their own log-probabilities rise
+because they were trained on, and would tell of them and not of the item. (Whether a rollout is left
+out depends on the rewards of its group alone, not on what it says, so that means over the correct
+and over the wrong ones that are left stay means over draws.)
+
+Each step is skipped where its result is there already, so that a killed pilot goes on: training
+from its newest checkpoint, scoring from its last file. Weights are dropped in the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from curate.errors import UsageError
+from curate.files import write_atomically
+from curate.run.folder import lock_folder, read_parquet, write_parquet
+from curate.run.training_tables import REWARD_SCHEMA
+from probes.rescoring.rollout_scores import RolloutScores
+from recipes.recipe import Recipe
+from recipes.train.checkpoints import checkpoints
+from recipes.train.items import select_items
+from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
+from recipes.train.kept_rollouts import KeptRollouts
+from recipes.train.settings import trainer_settings
+from recipes.train.tagged_run import TaggedRun
+from recipes.train.train import Training, export_policy, process_state, train_grpo
+
+PILOTS = "pilot"
+"""The folder of a run that holds its pilots."""
+SCORED_FILE = "log_probabilities.parquet"
+TRAINED_SCHEMA = pa.schema({"item_id": pa.string(), "sample": pa.int32()})
+"""Rollouts of the probe that the first step learned from."""
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def run_pilot(
+    path: Path, recipe: Recipe, seeds: Sequence[int], *, model: str = "", keep: bool = False
+) -> list[Path]:
+    """Train a few steps by a recipe with every seed, and score the kept rollouts after them.
+
+    Under `accelerate launch` all processes train, and the main one scores.
+
+    Args:
+        path: the folder of a finished run.
+        recipe: by GRPO, from the run's own model and on its own items.
+        seeds: one pilot each; one that is there already is not run again.
+        model: where the probed model lies now, if it was moved.
+        keep: whether the pilots' weights stay, as the folder `policy`.
+
+    Returns:
+        the folders of the pilots, each with `log_probabilities.parquet` (as `rescore_run` returns
+        it) and `run.json`.
+
+    Raises:
+        UsageError: bad input; nothing was spent.
+        RunError: a step failed; the same call continues.
+    """
+    _check(recipe)
+    run = TaggedRun(path)
+    pilots = [_Pilot(run, recipe, seed, model, keep) for seed in dict.fromkeys(seeds)]
+    for pilot in pilots:
+        pilot.check()
+    for pilot in pilots:
+        pilot.work(last=process_state().num_processes == 1)
+    # Other processes have nothing to do with the scoring, and must not wait for it.
+    if process_state().is_main_process:
+        for pilot in pilots:
+            pilot.work(last=True)
+    return [pilot.folder for pilot in pilots]
+
+
+def _check(recipe: Recipe) -> None:
+    for is_wrong, what in (
+        (recipe.method != "grpo", f"its method is {recipe.method}, not grpo"),
+        (bool(recipe.model), f"it begins with another model, {recipe.model}"),
+        (bool(recipe.extra_items), f"it trains on extra_items, {recipe.extra_items}"),
+    ):
+        if is_wrong:
+            raise UsageError(
+                f"recipe {recipe.name} cannot be a pilot: {what}; a pilot trains the run's own "
+                "model on its own items by GRPO, as the recipe pilot does"
+            )
+
+
+@dataclass
+class _Pilot:
+    """One recipe with one seed."""
+
+    run: TaggedRun
+    recipe: Recipe
+    seed: int
+    model: str
+    keep: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.run.path / PILOTS / self.recipe.name / str(self.seed)
+
+    @property
+    def _policy_folder(self) -> Path:
+        return self.folder / "policy"
+
+    def check(self) -> None:
+        """Refuse what cannot be trained, before anything is spent."""
+        check_recipe(self.folder.parent, self.recipe)
+        if self.keep and is_done(self.folder) and not self._policy_folder.exists():
+            raise UsageError(
+                f"{self.folder} was run without --keep and its weights are gone; "
+                "remove it to run it again"
+            )
+        processes = process_state().num_processes
+        trainer_settings(self.recipe, self.seed, self._training.folder, processes=processes)
+
+    def work(self, *, last: bool) -> None:
+        """Do what is missing, up to the policy, or with `last` up to the log-probabilities."""
+        if is_done(self.folder):
+            return
+        lock = None
+        if process_state().is_main_process:
+            lock = lock_folder(self.folder, "choose another seed")
+            write_atomically(self.folder.parent / "recipe.toml", self.recipe.to_toml())
+            note(self.folder, recipe=self.recipe.name, seed=self.seed, state="started")
+        try:
+            if not self._policy_folder.exists():
+                self._train()
+                if process_state().is_main_process:
+                    self._export()
+            if last:
+                self._score()
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    @cached_property
+    def _training(self) -> Training:
+        recipe, config = self.recipe, self.run.config
+        items = [each.item for each in select_items(recipe, self.run.tagged, self.seed)]
+        max_tokens = recipe.max_completion_length or config.max_tokens
+        kept = None
+        if not self._why_sampled:
+            kept = KeptRollouts(
+                self.run.path,
+                len(items),
+                first=config.min_rollouts,
+                seed=self.seed,
+                max_tokens=max_tokens,
+            )
+        return Training(
+            recipe=recipe,
+            seed=self.seed,
+            files=self.run.files(recipe, self.model),
+            items=items,
+            held_out=(),
+            max_tokens=max_tokens,
+            pool=self.run.pool(),
+            folder=self.folder / "checkpoints",
+            trust_remote_code=config.trust_remote_code,
+            kept=kept,
+        )
+
+    @cached_property
+    def _why_sampled(self) -> str:
+        """Why the first step cannot train on the probe's rollouts; "" where it can."""
+        config, recipe = self.run.config, self.recipe
+        if config.temperature != recipe.temperature:
+            return f"drawn at temperature {config.temperature:g}, not {recipe.temperature:g}"
+        if config.max_tokens < recipe.max_completion_length:
+            return f"cut at {config.max_tokens:,} tokens, not at {recipe.max_completion_length:,}"
+        if not self.run.manifest.get("engine", {}).get("token_ids", False):
+            return "of an engine that gave text and not the tokens that it drew"
+        return ""
+
+    def _train(self) -> None:
+        training = self._training
+        say(
+            f"pilot {self.recipe.name}, seed {self.seed}: {len(training.items):,} items, "
+            f"{self.recipe.max_steps} steps"
+        )
+        if self._why_sampled:
+            say(f"its first step is sampled: the probe's rollouts are {self._why_sampled}")
+        trainer = train_grpo(training)
+        progress, seconds = trainer.progress, trainer.seconds
+        del trainer
+        # What is left of the run refers to itself, and would stay beside the next model.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not process_state().is_main_process:
+            return
+        rows = [{name: row[name] for name in REWARD_SCHEMA.names} for row in progress.rows]
+        trained = [
+            {"item_id": row["item_id"], "sample": sample}
+            for row in progress.rows
+            if row["trained"]
+            for sample in row["samples"]
+        ]
+        for name, found, schema in (
+            ("rewards", rows, REWARD_SCHEMA),
+            ("trained", trained, TRAINED_SCHEMA),
+        ):
+            write_parquet(
+                self.folder / f"{name}.parquet", pa.Table.from_pylist(found, schema=schema)
+            )
+        lines = "".join(json.dumps(line) + "\n" for line in progress.metrics)
+        write_atomically(self.folder / "metrics.jsonl", lines)
+        counts = progress.counts()
+        note(
+            self.folder,
+            counts={
+                **counts,
+                "sampled_rollouts": counts["rollouts"] - counts["kept_rollouts"],
+                "sampled_tokens": counts["tokens"] - counts["kept_tokens"],
+                "trained_on_kept": len(trained),
+            },
+            seconds={"training": round(seconds, 1)},
+            items=len(training.items),
+            first_step=f"sampled: {self._why_sampled}" if self._why_sampled else "kept rollouts",
+            **machine_facts(),
+        )
+
+    def _export(self) -> None:
+        """Make the policy a folder of its own: a model, or the adapter as it was trained.
+
+        An adapter is not merged: in bfloat16 the weights would swallow steps as small as these.
+        """
+        newest = checkpoints(self.folder / "checkpoints")[-1]
+        if self.recipe.lora_rank:
+            aside = self.folder / ".policy.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for name in _ADAPTER_FILES:
+                shutil.copyfile(newest / name, aside / name)
+            aside.rename(self._policy_folder)
+        else:
+            export_policy(self._training, newest, self._policy_folder)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    def _score(self) -> None:
+        start = time.monotonic()
+        trained = read_parquet(self.folder / "trained.parquet")
+        leave_out: dict[str, set[int]] = {}
+        for row in trained.to_pylist():
+            leave_out.setdefault(row["item_id"], set()).add(row["sample"])
+        scores = RolloutScores(
+            self.run.path,
+            self._training.files,
+            trust_remote_code=self.run.config.trust_remote_code,
+        )
+        scored = scores.under(
+            scores.open(str(self._policy_folder)),
+            self.folder / "scored",
+            leave_out=leave_out,
+            label=f"scoring, pilot {self.seed}",
+        )
+        write_parquet(self.folder / SCORED_FILE, scored)
+        shutil.rmtree(self.folder / "scored", ignore_errors=True)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self._policy_folder, ignore_errors=True)
+        note(
+            self.folder,
+            state="done",
+            counts={
+                "scored_rollouts": int(scored["weight"].to_numpy().sum()),
+                "scored_completions": scored.num_rows,
+            },
+            seconds={"scoring": round(time.monotonic() - start, 1)},
+        )

@@ -1,0 +1,1 @@
+"""`curate judge`: the reasoning of correct rollouts, graded by a language model."""

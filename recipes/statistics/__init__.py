@@ -1,0 +1,1 @@
+"""Agreement, changes and their intervals: statistics that several commands share."""

@@ -1,0 +1,575 @@
+"""GRPO as the paper runs it: TRL's trainer with dynamic sampling, replay, and a log of groups.
+
+TRL 1.16 has no dynamic sampling (trl#3708). Here a step samples groups, through
+`GRPOTrainer._generate_and_score_completions`, until enough of them have unequal rewards; what TRL
+returns is then replaced by the groups that were kept. Every process decides on the groups of all
+processes, gathered, and so decides the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head, pad
+
+from probes.engines.base import Rollout, SampleRequest
+from probes.engines.transformers import TransformersEngine
+from probes.models.load import Policy
+from probes.verifiers.pool import VerifierPool
+from recipes.recipe import Recipe
+from recipes.train.checkpoints import load_state, remove_older, save_state
+from recipes.train.groups import Group, ReplayBuffer, advantages, with_replay
+from recipes.train.kept_rollouts import KeptRollouts
+from recipes.train.packing import can_pack, pack, packed_log_probs
+from recipes.train.prompts import PromptStream, TrainingItem
+from recipes.train.settings import TrainingProgress
+
+
+class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPO with dynamic sampling, oversampling with replay, and a log of every generated group.
+
+    Args:
+        policy: to be trained.
+        adapter: what is trained of it; all parameters if None.
+        reference: the model of the KL term; None with an adapter, or without a KL term.
+        recipe: what to do.
+        stream: the prompts.
+        pool: judges completions; entered by the caller.
+        seed: of the sampling and of the adapter.
+        max_tokens: of a completion.
+        settings: from `trainer_settings`.
+        keep_checkpoints: all of them, not only the newest.
+        kept: rollouts of the probe, which the first step takes where there are enough; the others
+            are sampled.
+    """
+
+    # Of the base class, whose types are not read.
+    num_generations: int
+    _buffered_inputs: list[dict[str, Any]] | None
+
+    def __init__(
+        self,
+        policy: Policy,
+        recipe: Recipe,
+        stream: PromptStream,
+        pool: VerifierPool,
+        *,
+        seed: int,
+        max_tokens: int,
+        settings: GRPOConfig,
+        adapter: LoraConfig | None = None,
+        reference: Any = None,
+        keep_checkpoints: bool = False,
+        kept: KeptRollouts | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        self.policy = policy
+        self.recipe = recipe
+        self.stream = stream
+        self.pool = pool
+        self.sampling_seed = seed
+        self.max_tokens = max_tokens
+        self.keep_checkpoints = keep_checkpoints
+        self.kept = kept
+        self._started, self._seconds_before = time.monotonic(), 0.0
+        self.progress = TrainingProgress()
+        self.buffer = ReplayBuffer(recipe.replay_reuse)
+        self._drawn: list[tuple[int, TrainingItem]] = []
+        # By place, the numbers in the probe of the rollouts of a group made of its rollouts.
+        self._samples: dict[int, list[int]] = {}
+        self._truncated: list[bool] = []
+        self._local_rewards: list[float] = []
+        self._score_later = False
+        self._last_log_probs: torch.Tensor | None = None
+        # By group, tokens that were clipped in the loss, and all its tokens, on this process.
+        self._clipped: dict[int, list[float]] = {}
+        # TRL would load the reference by a name, which a GGUF file does not have.
+        settings.beta = recipe.beta if adapter else 0.0
+        super().__init__(
+            model=policy.model,
+            reward_funcs=[self._verified],
+            args=settings,
+            # TRL hands out rows of a dataset; ours come from the stream, so these stand for them.
+            train_dataset=Dataset.from_dict({"prompt": [""] * recipe.prompts_per_step}),
+            processing_class=policy.tokenizer,
+            peft_config=adapter,
+            callbacks=list(callbacks),
+        )
+
+        self.beta = recipe.beta
+        if reference is not None:
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    @property
+    def step_in_hand(self) -> int:
+        """Number of the step that is being worked on, from 1."""
+        return int(self.state.global_step) // self.recipe.updates_per_step + 1
+
+    # --- Sampling --------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Sample groups until the step's batch is full; return this process's share of it."""
+        self.settle_clipping()
+        wanted = self.recipe.prompts_per_step
+        most_rounds = self.recipe.max_sampling_rounds if self.recipe.dynamic_sampling else 1
+        kept: list[Group] = []
+        spare: list[Group] = []
+        for _ in range(most_rounds):
+            self.progress.sampling_rounds += 1
+            for group in self._sample_groups(wanted - len(kept)):
+                is_kept = (group.has_signal or not self.recipe.dynamic_sampling) and (
+                    len(kept) < wanted
+                )
+                (kept if is_kept else spare).append(group)
+            if len(kept) == wanted:
+                break
+        # Places that stay empty are filled with groups of equal rewards, whose advantages are zero.
+        filling = [group for group in reversed(spare) if not group.has_signal]
+        filling = filling[: wanted - len(kept)]
+        progress = self.progress
+        progress.unfilled += len(filling)
+        progress.kept += len(kept)
+        progress.surplus += sum(group.has_signal for group in spare)
+        progress.without_signal += sum(not group.has_signal for group in [*spare, *kept])
+        batch = kept + filling
+        trained = {group.number for group in kept if group.has_signal}
+        for row in progress.rows[len(progress.rows) - len(kept) - len(spare) :]:
+            row["trained"] = row["group"] in trained
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return self._to_tensors(batch[process::processes])
+
+    def _sample_groups(self, wanted: int) -> list[Group]:
+        """Sample at least as many groups as wanted, every process its share; return all of them."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share = math.ceil(wanted / processes)
+        first = self.progress.place + process * share
+        self._drawn = [(place, self.stream[place]) for place in range(first, first + share)]
+        size = self.recipe.rollouts_per_group
+        rows = [
+            {"prompt": "", "item_id": item.item_id, "answer": item.answer}
+            for _, item in self._drawn
+            for _ in range(size)
+        ]
+        with self._only_sampling(size):
+            sampled = super()._generate_and_score_completions(rows)
+        groups = gather_object(self._groups_of(sampled))
+        self.progress.place += processes * share
+        return [self._take_in(group) for group in groups]
+
+    @contextmanager
+    def _only_sampling(self, size: int) -> Iterator[None]:
+        """Have TRL sample and judge groups of `size`; the loss's inputs come later."""
+        num_generations, self.num_generations = self.num_generations, size
+        self._score_later = True
+        try:
+            yield
+        finally:
+            self.num_generations = num_generations
+            self._score_later = False
+
+    def _groups_of(self, sampled: dict[str, Any]) -> list[Group]:
+        """This process's groups, from the batch that TRL made."""
+        size = self.recipe.rollouts_per_group
+        completions = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(sampled["completion_ids"], sampled["completion_mask"], strict=True)
+        ]
+        groups = []
+        for i, (place, item) in enumerate(self._drawn):
+            part = slice(i * size, (i + 1) * size)
+            groups.append(
+                Group(
+                    number=place,
+                    item_id=item.item_id,
+                    prompt_token_ids=list(item.prompt_token_ids),
+                    completions=completions[part],
+                    rewards=self._local_rewards[part],
+                    truncated=self._truncated[part],
+                    samples=self._samples.get(place, ()),
+                )
+            )
+        return groups
+
+    def _take_in(self, group: Group) -> Group:
+        """Count and log a group as it was sampled; cut it down where it was oversampled."""
+        progress = self.progress
+        progress.groups += 1
+        progress.rollouts += len(group.completions)
+        tokens = sum(map(len, group.completions))
+        progress.tokens += tokens
+        if group.samples:
+            progress.kept_rollouts += len(group.completions)
+            progress.kept_tokens += tokens
+        progress.rows.append(
+            {
+                "group": group.number,
+                "step": self.step_in_hand,
+                "item_id": group.item_id,
+                "rollouts": len(group.completions),
+                "mean_reward": group.mean_reward,
+                "truncated_fraction": group.truncated_fraction,
+                "clipped_fraction": None,
+                "trained": False,
+                "samples": list(group.samples),
+            }
+        )
+        if not self.recipe.replay_positives:
+            return group
+        rng = np.random.default_rng([self.sampling_seed, group.number])
+        chosen = with_replay(
+            group, self.recipe.replay_positives, self.recipe.num_generations, self.buffer, rng
+        )
+        progress.replayed += chosen.has_signal and not group.has_signal
+        return chosen
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return the run's own token ids: nothing is rendered or tokenized again."""
+        size = self.recipe.rollouts_per_group
+        return (
+            [list(item.prompt_token_ids) for _, item in self._drawn for _ in range(size)],
+            None,
+            {},
+        )
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        """Draw with the probe's sampler; what drives it depends on seed and group alone."""
+        size = self.recipe.rollouts_per_group
+        groups = self._kept_groups(size)
+        self._samples = {place: [each.sample for each in groups[place]] for place in groups}
+        requests = {
+            place: SampleRequest(f"{item.item_id}/{place}", item.prompt_token_ids, 0, size)
+            for place, item in self._drawn
+            if place not in groups
+        }
+        place_of = {request.item_id: place for place, request in requests.items()}
+        for rollout in self._sample(list(requests.values()), self.recipe.temperature):
+            groups.setdefault(place_of[rollout.item_id], []).append(rollout)
+        for place in requests:
+            groups[place].sort(key=lambda rollout: rollout.sample)
+        rollouts = [rollout for place, _ in self._drawn for rollout in groups[place]]
+        self._truncated = [rollout.finish_reason == "length" for rollout in rollouts]
+        return [list(rollout.completion_token_ids) for rollout in rollouts], None
+
+    def _kept_groups(self, size: int) -> dict[int, list[Rollout]]:
+        """Groups of the probe's rollouts, by place: in the first step they are on-policy."""
+        if self.kept is None or self.step_in_hand > 1:
+            return {}
+        return self.kept.take({place: item.item_id for place, item in self._drawn}, size)
+
+    def _sample(self, requests: Sequence[SampleRequest], temperature: float) -> Iterator[Rollout]:
+        """Draw from the policy as it is now."""
+        model = self.accelerator.unwrap_model(self.model)
+        engine = TransformersEngine(
+            Policy(**{**vars(self.policy), "model": model}),
+            seed=self.sampling_seed,
+            temperature=temperature,
+            max_tokens=self.max_tokens,
+        )
+        was_training = model.training
+        model.eval()
+        try:
+            with self.accelerator.autocast():
+                yield from engine.sample(requests)
+        finally:
+            model.train(was_training)
+
+    def _verified(
+        self,
+        completions: list[str],
+        answer: list[str],
+        **_: Any,
+    ) -> list[float | None]:
+        """Judge completions in the verifier's processes; a cut one is wrong, as in the probe."""
+        cut = self._truncated
+        pairs = [
+            pair for pair, is_cut in zip(zip(completions, answer, strict=True), cut, strict=True)
+            if not is_cut
+        ]  # fmt: skip
+        verdicts = iter(self.pool.judge(pairs))
+        return [0.0 if is_cut else next(verdicts).reward for is_cut in cut]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Note this process's rewards; TRL returns those of all processes."""
+        gathered: torch.Tensor = super()._calculate_rewards(*args, **kwargs)
+        each = len(gathered) // self.accelerator.num_processes
+        first = self.accelerator.process_index * each
+        self._local_rewards = gathered[first : first + each, 0].tolist()
+        return gathered
+
+    # --- The batch that reaches the loss -------------------------------------------------------
+
+    def _to_tensors(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """The rows of some groups, with their advantages and log-probabilities, in TRL's form."""
+        device = self.accelerator.device
+        prompts = [list(g.prompt_token_ids) for g in groups for _ in g.completions]
+        completions = [list(completion) for g in groups for completion in g.completions]
+        padding = self._tokenizer.pad_token_id
+
+        def padded(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+            ids = [torch.tensor(row) for row in rows]
+            mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
+            return (
+                pad(ids, padding_value=padding, padding_side=side).to(device),
+                pad(mask, padding_value=0, padding_side=side).to(device),
+            )
+
+        prompt_ids, prompt_mask = padded(prompts, "left")
+        completion_ids, completion_mask = padded(completions, "right")
+        values = np.concatenate([advantages(group.rewards) for group in groups])
+        numbers = [group.number for group in groups for _ in group.completions]
+        batch = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids,
+            "completion_mask": completion_mask,
+            "advantages": torch.tensor(values, dtype=torch.float32, device=device),
+            "num_items_in_batch": self.accelerator.gather(completion_mask.sum()).sum(),
+            "group": torch.tensor(numbers, device=device),
+        }
+        if self.recipe.updates_per_step > 1:
+            batch["old_per_token_logps"] = self._log_probs_of(self.model, batch)
+        if self.beta:
+            batch["ref_per_token_logps"] = self._reference_log_probs(batch)
+        return batch
+
+    def _log_probs_of(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        size = self.args.per_device_train_batch_size
+        columns = batch["completion_ids"].shape[1]
+        with torch.no_grad():
+            found = [
+                self._get_per_token_logps_and_entropies(
+                    model, ids[first : first + size], mask[first : first + size], columns
+                )[0]
+                for first in range(0, len(ids), size)
+            ]
+        return torch.cat(found)
+
+    def _reference_log_probs(self, batch: dict[str, Any]) -> torch.Tensor:
+        if self.ref_model is not None:
+            return self._log_probs_of(self.ref_model, batch)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        assert isinstance(unwrapped, PeftModel)
+        with unwrapped.disable_adapter():
+            return self._log_probs_of(self.model, batch)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        compute_aux_loss: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Compute a prompt that several rows share once, where that saves work."""
+        if self._score_later:
+            return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
+        found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None = None
+        if not compute_aux_loss:
+            found = self._packed(model, input_ids, attention_mask, logits_to_keep)
+        if found is None:
+            # The batch is as wide as the longest rollout of the step; these rows may be shorter.
+            used = attention_mask.any(dim=0).nonzero().flatten()
+            start, stop = int(used[0]), int(used[-1]) + 1
+            unused = input_ids.shape[1] - stop
+            found = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids[:, start:stop],
+                attention_mask[:, start:stop],
+                logits_to_keep - unused,
+                *args,
+                compute_aux_loss=compute_aux_loss,
+                **kwargs,
+            )
+            log_probs, entropies, loss = found
+            if unused:
+                log_probs = _wider(log_probs, unused)
+                entropies = None if entropies is None else _wider(entropies, unused)
+            found = log_probs, entropies, loss
+        if torch.is_grad_enabled():
+            self._last_log_probs = found[0].detach()
+        return found
+
+    def _packed(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, columns: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None] | None:
+        if not can_pack(self.policy.model.config.get_text_config()):
+            return None
+        first = ids.shape[1] - columns
+        rows = list(zip(ids, mask.bool(), strict=True))
+        packing = pack(
+            [row[:first][keep[:first]].tolist() for row, keep in rows],
+            [row[first:][keep[first:]].tolist() for row, keep in rows],
+        )
+        if packing is None:
+            return None
+        with self.accelerator.autocast():
+            log_probs, entropies = packed_log_probs(
+                model, packing, mask[:, first:], self.policy.model.dtype
+            )
+        return log_probs, entropies, None
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Keep groups whole after TRL has shuffled rows, so that their prompts can be shared."""
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is not before and self._buffered_inputs is not None:
+            self._buffered_inputs = _whole_groups(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Note, by group, how many tokens the loss clips."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        log_probs, old = self._last_log_probs, inputs.get("old_per_token_logps")
+        if log_probs is not None and self.model.training:
+            ratio = torch.exp(log_probs - (log_probs if old is None else old))
+            gain = inputs["advantages"][:, None]
+            is_clipped = ((ratio < 1 - self.epsilon_low) & (gain < 0)) | (
+                (ratio > 1 + self.epsilon_high) & (gain > 0)
+            )
+            mask = inputs["completion_mask"]
+            clipped, tokens = (is_clipped * mask).sum(1).tolist(), mask.sum(1).tolist()
+            for group, some, all_ in zip(inputs["group"].tolist(), clipped, tokens, strict=True):
+                sums = self._clipped.setdefault(group, [0.0, 0.0])
+                sums[0] += some
+                sums[1] += all_
+        return loss
+
+    def settle_clipping(self) -> None:
+        """Put the share of clipped tokens into the log; every process must call it."""
+        everywhere = gather_object([self._clipped])
+        sums: dict[int, list[float]] = {}
+        for part in everywhere:
+            sums |= part
+        # What was clipped is of the groups logged last.
+        for row in reversed(self.progress.rows):
+            if not sums:
+                break
+            clipped, tokens = sums.pop(row["group"], (0.0, 0.0))
+            if tokens:
+                row["clipped_fraction"] = clipped / tokens
+        self._clipped = {}
+
+    # --- Checkpoints ----------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Add the stream's place, the log and the replay buffer; then drop older checkpoints."""
+        self.settle_clipping()
+        super()._save_checkpoint(model, trial)
+        # With every process's random state in it, the checkpoint can be declared whole.
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir)
+            newest = folder / f"checkpoint-{self.state.global_step}"
+            tables = {
+                "groups": self.progress.rows,
+                "held_out": self.progress.held_out,
+                "replay": self.buffer.to_rows(),
+            }
+            state = {
+                **self.progress.counts(),
+                "seconds": self.seconds,
+                "metrics": self.progress.metrics,
+            }
+            save_state(newest, state, {name: rows for name, rows in tables.items() if rows})
+            if not self.keep_checkpoints:
+                remove_older(folder, newest)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take up what `_save_checkpoint` added; weights and optimizer are TRL's to load."""
+        state, tables = load_state(checkpoint)
+        self._seconds_before = state.pop("seconds")
+        self.progress = TrainingProgress(
+            **state, rows=tables.get("groups", []), held_out=tables.get("held_out", [])
+        )
+        self.buffer = ReplayBuffer.from_rows(self.recipe.replay_reuse, tables.get("replay", []))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, over all tries."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    # --- Held-out items -------------------------------------------------------------------------
+
+    def pass_counts(
+        self, items: Sequence[TrainingItem], rollouts: int, temperature: float
+    ) -> list[tuple[str, int, int]]:
+        """Sample items with the policy as it is now; every process takes its share.
+
+        Returns:
+            item_id, judged and correct rollouts of each item, on every process.
+        """
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = items[process::processes]
+        answers = {item.item_id: item.answer for item in mine}
+        requests = [
+            SampleRequest(item.item_id, item.prompt_token_ids, 0, rollouts) for item in mine
+        ]
+        drawn = list(self._sample(requests, temperature))
+        texts = self.policy.tokenizer.batch_decode(
+            [rollout.completion_token_ids for rollout in drawn],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        ended = [rollout.finish_reason != "length" for rollout in drawn]
+        verdicts = iter(
+            self.pool.judge(
+                [
+                    (text, answers[rollout.item_id])
+                    for text, rollout, is_whole in zip(texts, drawn, ended, strict=True)
+                    if is_whole
+                ]
+            )
+        )
+        counts = {item.item_id: [0, 0] for item in mine}
+        for rollout, is_whole in zip(drawn, ended, strict=True):
+            reward = next(verdicts).reward if is_whole else 0
+            if reward is not None:
+                counts[rollout.item_id][0] += 1
+                counts[rollout.item_id][1] += reward
+        found = [(item_id, judged, correct) for item_id, (judged, correct) in counts.items()]
+        gathered: list[tuple[str, int, int]] = gather_object(found)
+        return gathered
+
+
+def _wider(values: torch.Tensor, columns: int) -> torch.Tensor:
+    """Append columns of zeros."""
+    return torch.nn.functional.pad(values, (0, columns))
+
+
+def _whole_groups(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort the rows of a step so that groups stand together, in the order of their first rows."""
+    merged = {
+        name: torch.cat([chunk[name] for chunk in chunks]) if value.ndim else value
+        for name, value in chunks[0].items()
+    }
+    numbers = merged["group"].tolist()
+    first = {number: i for i, number in reversed(list(enumerate(numbers)))}
+    order = torch.tensor(sorted(range(len(numbers)), key=lambda i: (first[numbers[i]], i)))
+    size = len(numbers) // len(chunks)
+    return [
+        {
+            name: value[order[i * size : (i + 1) * size]] if value.ndim else value
+            for name, value in merged.items()
+        }
+        for i in range(len(chunks))
+    ]

@@ -1,0 +1,127 @@
+"""What training takes from a tagged run: its items and their tags, its policy, its verifier."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from curate.datasets.layouts import choose_layout
+from curate.datasets.source import open_source
+from curate.errors import UsageError
+from curate.run.finished import open_finished_run
+from curate.run.folder import read_parquet
+from probes.models.load import ModelFiles, load_tokenizer, resolve_model
+from probes.models.probed import probed_model
+from probes.stages.items import read_items
+from probes.stages.render import render_items
+from probes.verifiers.pool import VerifierPool
+from recipes.recipe import Recipe
+from recipes.train.items import TaggedItem
+from recipes.train.prompts import TrainingItem
+from recipes.train.train import process_state
+
+
+class TaggedRun:
+    """A finished run of `curate tag`, as one trains on it.
+
+    Raises UsageError where the run is not finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        found = open_finished_run(path)
+        self.path, self.manifest, self.config = path, found.manifest, found.config
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """The run's `items.parquet`."""
+        return read_parquet(self.path / "items.parquet").combine_chunks()
+
+    @cached_property
+    def rates(self) -> pa.Table:
+        """The run's `pass_rates.parquet`."""
+        return read_parquet(self.path / "pass_rates.parquet")
+
+    @cached_property
+    def tagged(self) -> list[TaggedItem]:
+        """Every item with its tag and pass rate."""
+        tags = read_parquet(self.path / "tags.parquet", ["item_id", "trainability"])
+        rates = self.rates.select(["pass_rate"])
+        if not self.items["item_id"].equals(tags["item_id"]):
+            raise UsageError(f"{self.path}: items.parquet and tags.parquet are of different runs")
+        return [
+            TaggedItem(item, tag, float("nan") if rate is None else rate)
+            for item, tag, rate in zip(
+                training_items(self.items),
+                tags["trainability"].to_pylist(),
+                rates["pass_rate"].to_pylist(),
+                strict=True,
+            )
+        ]
+
+    def files(self, recipe: Recipe, moved_to: str) -> ModelFiles:
+        """The policy that a recipe begins with: the probed one, or another base model."""
+        if not recipe.model:
+            return probed_model(self.path, self.config, moved_to)
+        files = resolve_model(recipe.model)
+        # Prompts are used as the run tokenized them.
+        theirs, ours = load_tokenizer(files), load_tokenizer(resolve_model(self.config.model))
+        if theirs.get_vocab() != ours.get_vocab():
+            raise UsageError(
+                f"model {recipe.model} has another tokenizer than the run's {self.config.model}; "
+                "run `curate tag` with it and validate that run"
+            )
+        return files
+
+    def pool(self) -> VerifierPool:
+        """Workers of the run's verifier; the processes of one machine share its cores."""
+        processes = process_state().num_processes
+        workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
+        return VerifierPool(
+            self.config.verifier, workers=workers, seconds=self.config.verifier_seconds
+        )
+
+    def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
+        """Items of another file, rendered as the run's were; kept in `folder`."""
+        if not (folder / "items.parquet").exists():
+            config, source = self.config, open_source(file, split=self.config.split)
+            names = [n for n in (config.prompt_field, config.answer_field) if n in source.columns]
+            layout = choose_layout(
+                source,
+                config.prompt_field if config.prompt_field in names else "",
+                config.answer_field if config.answer_field in names else "",
+            )
+            with self.pool() as pool:
+                items, _ = read_items(
+                    source,
+                    layout,
+                    0,
+                    folder,
+                    check_columns=lambda names: None,
+                    check_golds=pool.check_golds,
+                )
+            refused = render_items(
+                folder,
+                items,
+                load_tokenizer(resolve_model(config.model)),
+                instruction=config.instruction,
+                max_tokens=config.max_tokens,
+                context_length=2**31,
+            )
+            if len(refused) == len(items):
+                raise UsageError(f"{file}: no item can be used; {next(iter(refused.values()))}")
+        found = training_items(read_parquet(folder / "items.parquet"))
+        if not found:
+            raise UsageError(f"{file}: no item can be used")
+        return found
+
+
+def training_items(items: pa.Table) -> list[TrainingItem]:
+    """The items of an `items.parquet`."""
+    columns = (items[name].to_pylist() for name in ("item_id", "prompt_token_ids", "answer"))
+    return [
+        TrainingItem(item_id, tuple(prompt), answer)
+        for item_id, prompt, answer in zip(*columns, strict=True)
+    ]

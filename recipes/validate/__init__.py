@@ -1,0 +1,1 @@
+"""`curate validate`: training by recipes, and what became of every item."""

@@ -1,0 +1,110 @@
+"""Final rollouts of every item of a run under a trained policy, and the outcomes they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curate.run.folder import write_parquet
+from curate.run.rollouts import count_outcomes, drawn_rollouts, nullable
+from curate.run.training_tables import OUTCOME_SCHEMA
+from probes.engines.transformers import TransformersEngine
+from probes.models.load import Policy
+from probes.stages.sample import draw_here, sample_items
+from probes.stages.verify import verify_rollouts
+from probes.verifiers.pool import VerifierPool
+
+# What a kill can lose.
+_SHARD_ROLLOUTS = 2048
+# Final rollouts share no random numbers with the probe or the training of the same seed.
+FINAL_SEED = 2**32
+
+
+def evaluate(
+    folder: Path,
+    policy: Policy,
+    items: pa.Table,
+    pool: VerifierPool,
+    *,
+    seed: int,
+    rollouts: int,
+    temperature: float,
+    max_tokens: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw and judge final rollouts of every item; what a killed process drew is not drawn again.
+
+    Args:
+        folder: gets `rollouts/*.parquet`, of the same form as those of the probe.
+        policy: the trained policy.
+        items: of `items.parquet`: item_id, prompt_token_ids, answer.
+        pool: of the run's verifier, not entered.
+        seed: of the training run.
+        rollouts: of every item.
+
+    Returns:
+        judged and correct rollouts, each of shape (items,).
+    """
+    items = items.combine_chunks()
+    row_of = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
+    engine = TransformersEngine(
+        policy, seed=FINAL_SEED + seed, temperature=temperature, max_tokens=max_tokens
+    )
+    target = np.full(len(row_of), rollouts)
+    drawn = drawn_rollouts(folder, row_of)
+    if (drawn < target).any():
+        draw = draw_here(engine, policy.tokenizer)
+        sample_items(folder, items, drawn, target, draw, _SHARD_ROLLOUTS)
+    verify_rollouts(folder, pool, items["answer"], row_of)
+    found = count_outcomes(folder, row_of)
+    return found.judged, found.correct
+
+
+def write_outcomes(
+    file: Path,
+    rates: pa.Table,
+    rewards: Sequence[Mapping[str, Any]],
+    judged: NDArray[np.int64],
+    correct: NDArray[np.int64],
+) -> None:
+    """Write `outcomes.parquet`: every item of the run before, during and after training.
+
+    Args:
+        rates: of the run's `pass_rates.parquet`.
+        rewards: the training's log of groups; empty for a method that samples none.
+        judged, correct: final rollouts, (items,), in the order of `rates`.
+    """
+    visits: dict[str, int] = {}
+    positive: set[str] = set()
+    for row in rewards:
+        item_id = row["item_id"]
+        visits[item_id] = visits.get(item_id, 0) + 1
+        if (row["mean_reward"] or 0) > 0:
+            positive.add(item_id)
+    ids = rates["item_id"].to_pylist()
+    in_training = pa.array([item_id in positive for item_id in ids])
+    n, c = (rates[name].to_numpy() for name in ("total_rollouts", "total_correct_rollouts"))
+    with np.errstate(invalid="ignore"):
+        # c/n, by which the probe tells easy from hard; `pass_rate` corrects it for early stopping.
+        initial, final = c / n, correct / judged
+    table = pa.table(
+        {
+            "item_id": rates["item_id"],
+            "initial_pass_rate": nullable(initial),
+            "initial_rollouts": n,
+            "initial_correct": c,
+            "final_pass_rate": nullable(final),
+            "final_rollouts": judged,
+            "final_correct": correct,
+            "positive_in_training": in_training,
+            "ever_positive": pc.or_(in_training, pa.array(c > 0)),
+            "visits": pa.array([visits.get(item_id, 0) for item_id in ids], pa.int32()),
+        },
+        schema=OUTCOME_SCHEMA,
+    )
+    write_parquet(file, table)

@@ -1,0 +1,268 @@
+"""`curate validate`: train by recipes, with several seeds, and write every item's outcome.
+
+RUN/validation/<recipe>/<seed>: train -> export -> final rollouts -> outcomes
+
+Each step is skipped where its result is there already, so that a killed run goes on: training from
+its newest checkpoint, final rollouts from their last shard. A folder is locked while it is worked
+on, so that seeds may run side by side on several machines.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from curate.datasets.source import open_source
+from curate.errors import UsageError
+from curate.files import write_atomically
+from curate.run.folder import find_run, lock_folder, read_parquet, write_parquet
+from curate.run.rollouts import rollout_shards
+from curate.run.training_tables import HELD_OUT_SCHEMA, REWARD_SCHEMA
+from probes.models.load import load_policy, resolve_model
+from recipes.recipe import Recipe
+from recipes.train.checkpoints import checkpoints
+from recipes.train.items import select_items
+from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
+from recipes.train.prompts import TrainingItem
+from recipes.train.settings import trainer_settings
+from recipes.train.sft import train_sft
+from recipes.train.tagged_run import TaggedRun
+from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.validate.evaluation import evaluate, write_outcomes
+
+KEEP = ("none", "policy", "all")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a `curate validate` command asks for beside run, recipes and seeds.
+
+    Attributes:
+        model: where the probed model lies now, if it was moved.
+        held_out: a dataset file of items that are evaluated on the way and not trained on.
+        keep: `none`: weights are dropped once outcomes are there; `policy`: the final policy is
+            kept as a Hugging Face folder; `all`: one for every checkpoint too.
+    """
+
+    model: str = ""
+    held_out: str = ""
+    keep: str = "none"
+
+
+def validate_run(
+    path: Path, recipes: Sequence[Recipe], seeds: Sequence[int], wanted: Wanted
+) -> list[Path]:
+    """Train and evaluate every recipe with every seed.
+
+    Returns:
+        the folders of the runs, each with `outcomes.parquet`.
+
+    Raises:
+        UsageError: bad input; nothing was spent.
+        RunError: a step failed; the same call continues.
+    """
+    if wanted.keep not in KEEP:
+        raise UsageError(f"keep is {wanted.keep!r}; it must be {', '.join(KEEP)}")
+    run = TaggedRun(find_run(path))
+    jobs = [_Job(run, recipe, seed, wanted) for recipe in recipes for seed in dict.fromkeys(seeds)]
+    for job in jobs:
+        job.check()
+    alone = process_state().num_processes == 1
+    for job in jobs:
+        job.work(outcomes=alone)
+    # Other processes have nothing to do with final rollouts, and must not wait for hours.
+    if not alone and process_state().is_main_process:
+        for job in jobs:
+            job.work(outcomes=True)
+    return [job.folder for job in jobs]
+
+
+@dataclass
+class _Job:
+    """One recipe with one seed."""
+
+    run: TaggedRun
+    recipe: Recipe
+    seed: int
+    wanted: Wanted
+
+    @property
+    def folder(self) -> Path:
+        return self.run.path / "validation" / self.recipe.name / str(self.seed)
+
+    def check(self) -> None:
+        """Refuse what cannot be trained, before anything is spent."""
+        check_recipe(self.folder.parent, self.recipe)
+        self.run.files(self.recipe, self.wanted.model)
+        training = self._training
+        if self.recipe.method == "sft":
+            self._demonstrations()
+            if training.held_out:
+                say(f"{self.recipe.name}: sft is not evaluated on held-out items")
+        else:
+            processes = process_state().num_processes
+            trainer_settings(self.recipe, self.seed, self.folder, processes=processes)
+
+    def work(self, *, outcomes: bool) -> None:
+        """Do what is missing, up to the exported policy or up to the outcomes."""
+        if is_done(self.folder):
+            return
+        state = process_state()
+        lock = None
+        if state.is_main_process:
+            lock = lock_folder(self.folder, "choose another seed")
+            write_atomically(self.folder.parent / "recipe.toml", self.recipe.to_toml())
+            self._note(state="started")
+        try:
+            if not (self.folder / "policy" / "config.json").exists():
+                self._train()
+                if state.is_main_process:
+                    self._export()
+            if outcomes:
+                self._evaluate()
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _note(self, **facts: Any) -> None:
+        note(self.folder, recipe=self.recipe.name, seed=self.seed, **facts)
+
+    @cached_property
+    def _training(self) -> Training:
+        recipe, config, validation = self.recipe, self.run.config, self.run.path / "validation"
+        selected = select_items(recipe, self.run.tagged, self.seed)
+        items = [each.item for each in selected]
+        if recipe.extra_items:
+            name = open_source(recipe.extra_items).fingerprint[:16]
+            items += self.run.read_prompts(recipe.extra_items, validation / ".items" / name)
+        held_out: list[TrainingItem] = []
+        if self.wanted.held_out:
+            name = open_source(self.wanted.held_out).fingerprint[:16]
+            held_out = self.run.read_prompts(self.wanted.held_out, validation / ".items" / name)
+            known = {item.item_id for item in items}
+            held_out = [item for item in held_out if item.item_id not in known]
+            if not held_out:
+                raise UsageError(f"every item of {self.wanted.held_out} is trained on")
+        return Training(
+            recipe=recipe,
+            seed=self.seed,
+            files=self.run.files(recipe, self.wanted.model),
+            items=items,
+            held_out=held_out,
+            max_tokens=recipe.max_completion_length or config.max_tokens,
+            pool=self.run.pool(),
+            folder=self.folder / "checkpoints",
+            keep_checkpoints=self.wanted.keep == "all",
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _train(self) -> None:
+        training = self._training
+        say(
+            f"{self.recipe.name}, seed {self.seed}: {len(training.items):,} items, "
+            f"{self.recipe.max_steps} steps"
+        )
+        if self.recipe.method == "sft":
+            counts = train_sft(training, self._demonstrations())
+            rows: list[dict[str, Any]] = []
+            held_out: list[dict[str, Any]] = []
+            metrics: list[dict[str, Any]] = []
+        else:
+            trainer = train_grpo(training)
+            counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
+            rows, held_out = trainer.progress.rows, trainer.progress.held_out
+            metrics = trainer.progress.metrics
+            del trainer
+        # What is left of the run refers to itself, and would stay beside the next model.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not process_state().is_main_process:
+            return
+        for name, found, schema in (
+            ("rewards", rows, REWARD_SCHEMA),
+            ("held_out", held_out, HELD_OUT_SCHEMA),
+        ):
+            if found or name == "rewards":
+                kept = [{key: row[key] for key in schema.names} for row in found]
+                write_parquet(
+                    self.folder / f"{name}.parquet", pa.Table.from_pylist(kept, schema=schema)
+                )
+        lines = "".join(json.dumps(line) + "\n" for line in metrics)
+        write_atomically(self.folder / "metrics.jsonl", lines)
+        self._note(
+            counts={k: v for k, v in counts.items() if k != "seconds"},
+            seconds={"training": round(counts["seconds"], 1)},
+            items=len(training.items),
+            **machine_facts(),
+        )
+
+    def _demonstrations(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        prompts = {item.item_id: item.prompt_token_ids for item in self._training.items}
+        found: list[tuple[Sequence[int], Sequence[int]]] = []
+        for file in rollout_shards(self.run.path):
+            table = read_parquet(file, ["item_id", "completion_token_ids", "reward"])
+            table = table.filter(pc.fill_null(pc.equal(table["reward"], 1), False))
+            found += [
+                (prompts[row["item_id"]], row["completion_token_ids"])
+                for row in table.to_pylist()
+                if row["item_id"] in prompts
+            ]
+        if not found:
+            raise UsageError(f"recipe {self.recipe.name}: its items have no correct rollout")
+        return found
+
+    def _export(self) -> None:
+        whole = checkpoints(self.folder / "checkpoints")
+        if self.wanted.keep == "all":
+            for checkpoint in whole[:-1]:
+                step = int(checkpoint.name.rpartition("-")[2])
+                if self.recipe.method == "grpo":
+                    step //= self.recipe.updates_per_step
+                export_policy(self._training, checkpoint, self.folder / f"policy-{step}")
+        export_policy(self._training, whole[-1], self.folder / "policy")
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    def _evaluate(self) -> None:
+        recipe, config = self.recipe, self.run.config
+        policy = load_policy(
+            resolve_model(str(self.folder / "policy")), trust_remote_code=config.trust_remote_code
+        )
+        start = time.monotonic()
+        judged, correct = evaluate(
+            self.folder,
+            policy,
+            self.run.items,
+            self.run.pool(),
+            seed=self.seed,
+            rollouts=recipe.evaluation_rollouts,
+            temperature=recipe.evaluation_temperature,
+            max_tokens=config.max_tokens,
+        )
+        if self.wanted.keep == "none":
+            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        rewards = read_parquet(self.folder / "rewards.parquet").to_pylist()
+        seconds = round(time.monotonic() - start, 1)
+        write_outcomes(self.folder / "outcomes.parquet", self.run.rates, rewards, judged, correct)
+        self._note(
+            state="done",
+            seconds={"evaluation": seconds},
+            sampling={
+                "final_rollouts": recipe.evaluation_rollouts,
+                "temperature": recipe.evaluation_temperature,
+                "max_tokens": config.max_tokens,
+            },
+        )
