@@ -76,14 +76,14 @@ def dataset_card(
 
 def write_card(
     run_dir: Path,
-    out: Path,
+    out: Path | None = None,
     *,
     merge: Path | None = None,
     repo: str = "",
     language: Sequence[str] = (),
     license: str = "",
 ) -> dict[str, Any]:
-    """Write the card of a run to `out`; returns its metadata.
+    """Write the card of a run to `out`, or else its folder's README.md; returns its metadata.
 
     A card that an earlier call wrote to `out` is merged with.
 
@@ -93,6 +93,7 @@ def write_card(
         RunError: a file of the run is missing or damaged.
     """
     facts = read_run_facts(run_dir)
+    out = out or run_dir / "README.md"
     if merge is None and out.is_file():
         merge = out
         if not has_section(_read_card(out)):

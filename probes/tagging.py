@@ -35,7 +35,7 @@ from curate.run_folder import (
     write_parquet,
 )
 from curate.tagged import check_columns, check_out, write_tagged
-from curate.tags import REASONING_QUALITY, Trainability, tag_schema
+from curate.tags import REASONING_QUALITY, Trainability
 from probes.counting import Outcomes, count_rollouts, outcomes_of
 from probes.engine import Engine
 from probes.engines import SERVER, LoadedModel
@@ -71,7 +71,7 @@ from probes.parts import Part, parse_part
 from probes.plan import Plan, label_risk, next_round
 from probes.prediction import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
-from probes.reasoning_quality import QUALITY_FILE, read_reasoning_quality
+from probes.reasoning_quality import read_reasoning_quality, run_schema
 from probes.rendering import render_items
 from probes.rounds import Rounds
 from probes.sampling import draw_here, drawn_rollouts, rollout_shards, sample_items
@@ -245,8 +245,7 @@ def open_tagging(
     plan = _plan(config)
     target = open_source(config.target, split=config.split) if config.target else None
     predictor = read_predictor(config.predictor) if config.predictor else None
-    is_judged = (Path(config.run_dir) / QUALITY_FILE).exists()
-    schema = tag_schema(config.k, target=target is not None, judged=is_judged)
+    schema = run_schema(Path(config.run_dir), config)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
     files, machine = policy.files, policy.machine
