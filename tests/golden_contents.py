@@ -1,0 +1,480 @@
+"""What the golden test compares: files and output as values, without times, versions and paths.
+
+A `Reader` makes JSON values of what a command wrote, `compare` tells how two of them differ, and
+`write_json` writes them compactly. Discrete values are compared exactly; floats to `RELATIVE` or
+`ABSOLUTE`, since the last digits differ between processors. So are the decimals in a text, of which
+the last digit printed may be one off where there are three or more.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-5
+LEFT_OUT = "<left out>"
+# Keys of JSON objects whose values are of the machine or the moment, or hashes of floats.
+_LEFT_OUT_KEYS = {
+    *("created", "versions", "version", "machine", "device", "seconds", "seconds_this_time"),
+    *("weight_hash", "sha256", "step_time", "train_runtime", "total_flos"),
+    *("train_samples_per_second", "train_steps_per_second", "tokens_per_second"),
+    *("transformers_version", "bytes"),
+}
+_LEFT_OUT_TEXTS = [
+    (re.compile(r"\d{4}-\d\d-\d\d(T[\d:.+]+Z?)?"), "<date>"),
+    (re.compile(r"[\d,.]+ (?=(tokens|rollouts|items|rows|questions)/s)"), "<number> "),
+    (re.compile(r"\b[\d,.]+(e[+-]?\d+)?(?=/s\b)"), "<number>"),
+    (re.compile(r"\b[\d.]+ (s|min|h)\b( [\d.]+ (s|min)\b)?"), "<time>"),
+    # Of Parquet and of pages, which differ between versions of pyarrow.
+    (re.compile(r" *\b[\d,.]+ [kMG]?B\b"), " <size>"),
+    (re.compile(r"\b[0-9a-f]{40,64}\b|\b[0-9a-f]{24}\b|(?<=\()[0-9a-f]{8}(?=\))"), "<hash>"),
+    (re.compile(r"(?<=^curate )\d+\.\d+\.\d+"), "<version>"),
+]
+# A process id, and what nobody can know.
+_RANDOM_FILES = {".lock": "a lock", "marker_secret": "a secret"}
+# Progress where a command takes long, and what other packages say once a process.
+_NOISE = re.compile(
+    r": [\d,]+ of [\d,]+ \w+, <number>/s|^Triton is installed|\d%\||Warning: |^\s+warnings\.warn"
+)
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+_DECIMAL = re.compile(r"(?<![\w.])-?\d+\.\d+(?:e[+-]?\d+)?")
+# Of longer tables there are digests of blocks of rows.
+_LONGEST_TABLE, _BLOCK = 60, 64
+# And of longer texts inside JSON.
+_LONGEST_TEXT = 400
+_OWN_TEXT = "its own text"
+_JSON_LAYOUTS: dict[str, dict[str, Any]] = {
+    "a line": {},
+    "a line, any letters": {"ensure_ascii": False},
+    "a line without spaces": {"separators": (",", ":")},
+    "a line without spaces, any letters": {"separators": (",", ":"), "ensure_ascii": False},
+    "indented by 2": {"indent": 2},
+    "indented by 2, any letters": {"indent": 2, "ensure_ascii": False},
+}
+_EMBEDDED = re.compile(r"(<(script|style)[^>]*>)(.*?)(</\2>)", re.DOTALL)
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads what commands write; `replaced` are texts that differ between runs, as the folder."""
+
+    replaced: dict[str, str]
+
+    def text(self, text: str) -> str:
+        for found, name in self.replaced.items():
+            text = text.replace(found, name)
+        for pattern, name in _LEFT_OUT_TEXTS:
+            text = pattern.sub(name, text)
+        return text
+
+    def lines(self, text: str) -> list[str]:
+        return [line for line in self.text(text).splitlines() if not _NOISE.search(line)]
+
+    def output(self, text: str) -> Any:
+        """A command's output: JSON as its values, anything else as lines."""
+        try:
+            return {"json": self.value(json.loads(text)), "written": _layout_of(text)}
+        except ValueError:
+            return self.lines(text)
+
+    def value(self, value: Any, key: str = "") -> Any:
+        """A JSON value without what is left out; floats have five digits."""
+        if key in _LEFT_OUT_KEYS and value is not None:
+            return LEFT_OUT
+        if isinstance(value, dict):
+            return {self.text(name): self.value(each, name) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(each) for each in value]
+        if isinstance(value, float):
+            return _rounded(value)
+        if isinstance(value, str):
+            text = self.text(value)
+            if len(text) > _LONGEST_TEXT:
+                return f"{text[:50]}... of {len(text)} letters, {_digest(text)}"
+            return text
+        if isinstance(value, bytes):
+            return value.hex()
+        return value
+
+    def file(self, path: Path) -> Any:
+        """The contents of a file by its suffix."""
+        if path.name in _RANDOM_FILES:
+            return _RANDOM_FILES[path.name]
+        if path.stat().st_size == 0:
+            return "empty"
+        if path.suffix == ".parquet":
+            return self.table(pq.read_table(path))
+        if path.suffix == ".npy":
+            return _array(np.load(path))
+        if path.suffix == ".safetensors":
+            return {name: _array(array) for name, array in sorted(load_file(path).items())}
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return self.json_lines(text)
+        if path.suffix == ".json":
+            return {"json": self.value(json.loads(text)), "written": _layout_of(text)}
+        if path.suffix == ".csv":
+            return self.csv_table(text)
+        if path.suffix == ".html":
+            return self.page(text)
+        return self.lines(text)
+
+    def table(self, table: pa.Table) -> Any:
+        found: dict[str, Any] = {
+            "types": {field.name: str(field.type) for field in table.schema},
+            "rows": table.num_rows,
+        }
+        if table.schema.metadata:
+            found["metadata"] = sorted(name.decode() for name in table.schema.metadata)
+        columns = {name: self.value(table[name].to_pylist(), "") for name in table.column_names}
+        if table.num_rows <= _LONGEST_TABLE:
+            found["values"] = columns
+        else:
+            found["first"] = {name: values[:2] for name, values in columns.items()}
+            found["blocks"] = {name: _blocks(values) for name, values in columns.items()}
+        return found
+
+    def csv_table(self, text: str) -> Any:
+        header, *rows = csv.reader(io.StringIO(text))
+        cells = [[_DECIMAL.sub(_shorter, self.text(cell)) for cell in row] for row in rows]
+        return {"rows": len(rows), "values": dict(zip(header, _transposed(cells), strict=True))}
+
+    def json_lines(self, text: str) -> Any:
+        """Rows of JSON objects by column; a line that is none, by itself in a column without name.
+
+        `names` are the sets of columns that rows have, in their order, and `names_of_row` which.
+        """
+        lines = text.splitlines()
+        rows = [self.value(_object_of(line)) for line in lines]
+        names: list[list[str]] = []
+        for row in rows:
+            if list(row) not in names:
+                names.append(list(row))
+        columns = dict.fromkeys(name for each in names for name in each)
+        layouts = {_layout_of(line) for line in lines if "" not in _object_of(line)}
+        written = layouts.pop() if len(layouts) == 1 else _OWN_TEXT
+        if written == _OWN_TEXT:
+            written += ", " + _digest(_DECIMAL.sub("#", self.text(text)))
+        return {
+            "rows": len(rows),
+            "written": written,
+            "names": names,
+            "names_of_row": [names.index(list(row)) for row in rows],
+            "values": {name: [row.get(name, "<none>") for row in rows] for name in columns},
+        }
+
+    def page(self, text: str) -> Any:
+        """A page: the JSON in it as values, its scripts and styles as digests."""
+        data: dict[str, Any] = {}
+
+        def short(match: re.Match[str]) -> str:
+            start, _, inside, end = match.groups()
+            if name := re.search(r'application/json" id="([^"]+)"', start):
+                data[name[1]] = self.value(json.loads(inside))
+                return start + end
+            return f"{start}{inside.count(chr(10))} lines, {_digest(inside)}{end}"
+
+        return {"page": self.lines(_EMBEDDED.sub(short, text)), "json": data}
+
+
+def _object_of(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"": line}
+
+
+def _rounded(number: float) -> Any:
+    return float(f"{number:.5g}") if math.isfinite(number) else str(number)
+
+
+def _shorter(match: re.Match[str]) -> str:
+    return repr(_rounded(float(match[0])))
+
+
+def _transposed(rows: list[list[str]]) -> list[list[str]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _array(array: Any) -> Any:
+    """Shape and type; the norm of all, and of the first rows."""
+    flat = array.astype(np.float64)
+    norms = [np.linalg.norm(flat), *(np.linalg.norm(row) for row in np.atleast_2d(flat)[:4])]
+    return {
+        "shape": list(array.shape),
+        "type": str(array.dtype),
+        "norms": [_rounded(float(norm)) for norm in norms],
+    }
+
+
+def _blocks(values: list[Any]) -> list[Any]:
+    """Of each block of rows a digest, or the mean and the mean square of its floats."""
+    found: list[Any] = []
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        floats = [each for each in _flat(block) if isinstance(each, float)]
+        if floats:
+            square = sum(each**2 for each in floats) / len(floats)
+            mean = sum(floats) / len(floats)
+            found.append([len(floats), _rounded(mean), _rounded(square)])
+        else:
+            found.append(_digest(json.dumps(block)))
+    return found
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield value
+
+
+def _layout_of(text: str) -> str:
+    """How a JSON text is laid out."""
+    value = json.loads(text)
+    for name, options in _JSON_LAYOUTS.items():
+        if text.rstrip("\n") == json.dumps(value, **options):
+            return name
+    return _OWN_TEXT
+
+
+# --- What was said already -----------------------------------------------------------------------
+
+_AS_BEFORE, _SAME, _SAME_PART = "as before", "the same as ", "the same as in "
+
+
+def shortened(files: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Contents of files without what the same file held before, or another one holds."""
+    others, found = dict(before), {}
+    for name, contents in files.items():
+        found[name] = _shortened(contents, others.pop(name, None), others)
+        others[name] = contents
+    return found
+
+
+def restored(
+    short: dict[str, Any], files: dict[str, Any], before: dict[str, Any]
+) -> dict[str, Any]:
+    """The inverse: what is not said is taken from the files that are there, and from before."""
+    others, found = dict(before), {}
+    for name in sorted({*short, *files}):
+        own = others.pop(name, None)
+        if name in short:
+            found[name] = _restored(short[name], own, others)
+        if name in files:
+            others[name] = files[name]
+    return found
+
+
+def _shortened(contents: Any, before: Any, others: dict[str, Any]) -> Any:
+    if not isinstance(contents, dict):
+        return contents
+    for name, other in others.items():
+        if other == contents:
+            return f"{_SAME}{name}"
+    if "page" in contents:
+        return contents | {
+            "json": {
+                part: next(
+                    (
+                        f"{_SAME_PART}{name}"
+                        for name in others
+                        if _part(others[name], part) == value
+                    ),
+                    value,
+                )
+                for part, value in contents["json"].items()
+            }
+        }
+    for place in ("values", "json"):
+        old, new = _get(before, place), contents.get(place)
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts = {
+                name: _AS_BEFORE if name in old and old[name] == value else value
+                for name, value in new.items()
+            }
+            return contents | {place: parts}
+    return contents
+
+
+def _restored(short: Any, before: Any, others: dict[str, Any]) -> Any:
+    if isinstance(short, str) and short.startswith(_SAME):
+        return others.get(short.removeprefix(_SAME), short)
+    if not isinstance(short, dict):
+        return short
+    for place in ("values", "json"):
+        if isinstance(short.get(place), dict):
+            parts = dict(short[place])
+            for name, value in parts.items():
+                if value == _AS_BEFORE:
+                    parts[name] = (_get(before, place) or {}).get(name, value)
+                elif isinstance(value, str) and value.startswith(_SAME_PART):
+                    parts[name] = _part(others.get(value.removeprefix(_SAME_PART)), name) or value
+            return short | {place: parts}
+    return short
+
+
+def _get(contents: Any, name: str) -> Any:
+    return contents.get(name) if isinstance(contents, dict) else None
+
+
+def _part(contents: Any, name: str) -> Any:
+    """Of a page, the JSON of that name."""
+    return _get(_get(contents, "json"), name) if _get(contents, "page") else None
+
+
+# --- Comparing -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One place that is not as expected."""
+
+    where: str
+    expected: Any
+    found: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {_shown(self.expected)}, found {_shown(self.found)}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+_NOTHING = object()
+_COLUMNS = ("values", "first", "blocks")
+
+
+def compare(expected: Any, found: Any, where: str = "") -> Iterator[Difference]:
+    """Every place where two values differ."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        yield from _compare_objects(expected, found, where)
+    elif isinstance(expected, list) and isinstance(found, list):
+        for number in range(max(len(expected), len(found))):
+            pair = (each[number] if number < len(each) else _NOTHING for each in (expected, found))
+            yield from compare(*pair, f"{where}[{number}]")
+    elif not _is_same(expected, found):
+        yield Difference(where, expected, found)
+
+
+def _compare_objects(
+    expected: dict[str, Any], found: dict[str, Any], where: str
+) -> Iterator[Difference]:
+    common = [name for name in expected if name in found]
+    if set(expected) == set(found) and common != list(found):
+        yield Difference(f"{where}, order of names", list(expected), list(found))
+    for name in [*expected, *(each for each in found if each not in expected)]:
+        if name in _COLUMNS and all(isinstance(each.get(name), dict) for each in (expected, found)):
+            yield from _compare_columns(expected[name], found[name], where, name)
+            continue
+        inner = f"{where}, {name}" if where else name
+        yield from compare(expected.get(name, _NOTHING), found.get(name, _NOTHING), inner)
+
+
+def _compare_columns(
+    expected: dict[str, list[Any]], found: dict[str, list[Any]], where: str, what: str
+) -> Iterator[Difference]:
+    """Tables by column and row."""
+    if list(expected) != list(found):
+        yield Difference(f"{where}, columns", list(expected), list(found))
+    for name in (each for each in expected if each in found):
+        for number in range(max(len(expected[name]), len(found[name]))):
+            pair = [
+                each[name][number] if number < len(each[name]) else _NOTHING
+                for each in (expected, found)
+            ]
+            rows = f"row {number + 1}"
+            if what == "blocks":
+                rows = f"rows {number * _BLOCK + 1} to {(number + 1) * _BLOCK}"
+            yield from compare(*pair, f"{where}, column {name}, {rows}")
+
+
+def _is_same(expected: Any, found: Any) -> bool:
+    if type(expected) is not type(found):
+        return False
+    if isinstance(expected, float):
+        is_close = math.isclose(expected, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+        return is_close or _is_same_number(repr(expected), repr(found))  # Rounded by the command.
+    if isinstance(expected, str):
+        return _is_same_text(expected, found)
+    return bool(expected == found)
+
+
+def _is_same_text(expected: str, found: str) -> bool:
+    if expected == found:
+        return True
+    if _NUMBER.sub("#", expected) != _NUMBER.sub("#", found):
+        return False
+    pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(found), strict=True)
+    return all(first == second or _is_same_number(first, second) for first, second in pairs)
+
+
+def _is_same_number(expected: str, found: str) -> bool:
+    """Decimals up to rounding; of three or more digits the last may be one off."""
+    if not ("." in expected and "." in found):
+        return False
+    first, second = (float(each.replace(",", "")) for each in (expected, found))
+    if math.isclose(first, second, rel_tol=RELATIVE):
+        return True
+    mantissa, _, exponent = expected.partition("e")
+    digits = re.sub(r"\D", "", mantissa).lstrip("0")
+    last = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    return len(digits) >= 3 and abs(first - second) < 1.01 * last
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def write_json(value: Any, width: int = 100) -> str:
+    """JSON in lines of about `width`: what fits in a line, and lists of scalars, is not spread."""
+    return _written(value, "", width) + "\n"
+
+
+def _written(value: Any, indent: str, width: int) -> str:
+    line = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(line) <= width or not isinstance(value, dict | list):
+        return line
+    inner = indent + " "
+    if isinstance(value, dict):
+        parts = [
+            f"{json.dumps(name, ensure_ascii=False)}: {_written(each, inner, width)}"
+            for name, each in value.items()
+        ]
+        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
+    if any(isinstance(each, dict | list) or len(str(each)) > 40 for each in value):
+        parts = [_written(each, inner, width) for each in value]
+        return "[\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}]"
+    return "[\n" + _filled([json.dumps(each) for each in value], inner, width) + f"\n{indent}]"
+
+
+def _filled(parts: Sequence[str], indent: str, width: int) -> str:
+    lines = [indent]
+    for number, part in enumerate(parts):
+        text = part + ("," if number < len(parts) - 1 else "")
+        if len(lines[-1]) + len(text) > width and lines[-1] != indent:
+            lines[-1] = lines[-1].rstrip()
+            lines.append(indent)
+        lines[-1] += text + " "
+    return "\n".join(line.rstrip() for line in lines)
