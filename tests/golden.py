@@ -81,6 +81,7 @@ max_sampling_rounds = 3
 save_every = 2
 evaluate_every = 2
 held_out_rollouts = 4
+evaluation_rollouts = 8
 """
 PILOT = """
 extends = "pilot"
@@ -339,27 +340,28 @@ def _confirm(recorder: Recorder, _: str) -> None:
 
 
 def _plant_outcomes() -> None:
-    """Outcomes that a calibration can use: of the hard items every second is learned."""
+    """Outcomes that a calibration can use: hard items that are right more often are learned.
+
+    But of each, every fourth is not as it should be.
+    """
     tau = 0.1
     for seed in ("1", "2"):
-        folder = Path("fixed/validation/planted") / seed
-        shutil.copytree(
-            Path("fixed/validation/quick") / seed, folder, ignore=shutil.ignore_patterns("policy")
+        trained, folder = (
+            Path("fixed/validation") / recipe / seed for recipe in ("quick", "planted")
         )
-        shutil.copy("fixed/validation/quick/recipe.toml", folder.parent)
+        shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("policy"))
+        shutil.copy(trained.parent / "recipe.toml", folder.parent)
         facts = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps(facts | {"recipe": "planted"}))
         table = pq.read_table(folder / "outcomes.parquet")
         rows = table.to_pylist()
-        hard = 0
-        for row in rows:
-            is_hard = row["initial_pass_rate"] is not None and 0 < row["initial_pass_rate"] < tau
-            rate = 0.5 if is_hard and hard % 2 else 0.0 if is_hard else row["final_pass_rate"]
-            hard += is_hard
-            correct = None if rate is None else round(rate * row["final_rollouts"])
-            row |= {"final_pass_rate": rate, "final_correct": correct}
-            row |= {"positive_in_training": row["positive_in_training"] or is_hard}
-            row |= {"ever_positive": row["ever_positive"] or is_hard}
+        hard = [row for row in rows if 0 < row["initial_pass_rate"] < tau]
+        hard.sort(key=lambda row: row["initial_correct"])
+        for place, row in enumerate(hard):
+            is_learned = (place >= len(hard) // 2) != (place % 4 == 3)
+            rate = 0.5 if is_learned else 0.0
+            row |= {"final_pass_rate": rate, "final_correct": int(rate * row["final_rollouts"])}
+            row |= {"positive_in_training": True, "ever_positive": True}
         pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / "outcomes.parquet")
 
 

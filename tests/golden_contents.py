@@ -3,7 +3,7 @@
 A `Reader` makes JSON values of what a command wrote, `compare` tells how two of them differ, and
 `write_json` writes them compactly. Discrete values are compared exactly; floats to `RELATIVE` or
 `ABSOLUTE`, since the last digits differ between processors. So are the decimals in a text, of which
-the last digit printed may be one off where there are three or more.
+the last digit printed may be one off where there are three or more, in a table two.
 """
 
 import csv
@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
+# Of the largest float in a list or column.
+_LIST_SLACK = 1e-4
+# Of items that tie but for rounding, any may come first.
+_RANKS, _RANK_SLACK = ("auroc", "average_precision"), 0.02
+# So many in a line make it one of a table, where the last of two digits may be one off.
+_DECIMALS_OF_A_TABLE = 4
 LEFT_OUT = "<left out>"
 # Keys of JSON objects whose values are of the machine or the moment, or hashes of floats.
 _LEFT_OUT_KEYS = {
@@ -235,7 +242,7 @@ def _blocks(values: list[Any]) -> list[Any]:
         if floats:
             square = sum(each**2 for each in floats) / len(floats)
             mean = sum(floats) / len(floats)
-            found.append([len(floats), _rounded(mean), _rounded(square)])
+            found.append([f"{len(floats)} floats", _rounded(mean), _rounded(square)])
         else:
             found.append(_digest(json.dumps(block)))
     return found
@@ -367,15 +374,16 @@ _NOTHING = object()
 _COLUMNS = ("values", "first", "blocks")
 
 
-def compare(expected: Any, found: Any, where: str = "") -> Iterator[Difference]:
-    """Every place where two values differ."""
+def compare(
+    expected: Any, found: Any, where: str = "", slack: float = ABSOLUTE
+) -> Iterator[Difference]:
+    """Every place where two values differ; `slack` is what floats may, whatever their size."""
     if isinstance(expected, dict) and isinstance(found, dict):
         yield from _compare_objects(expected, found, where)
     elif isinstance(expected, list) and isinstance(found, list):
-        for number in range(max(len(expected), len(found))):
-            pair = (each[number] if number < len(each) else _NOTHING for each in (expected, found))
-            yield from compare(*pair, f"{where}[{number}]")
-    elif not _is_same(expected, found):
+        places = [f"{where}[{number}]" for number in range(max(len(expected), len(found)))]
+        yield from _compare_lists(expected, found, places)
+    elif not _is_same(expected, found, slack):
         yield Difference(where, expected, found)
 
 
@@ -386,11 +394,12 @@ def _compare_objects(
     if set(expected) == set(found) and common != list(found):
         yield Difference(f"{where}, order of names", list(expected), list(found))
     for name in [*expected, *(each for each in found if each not in expected)]:
-        if name in _COLUMNS and all(isinstance(each.get(name), dict) for each in (expected, found)):
-            yield from _compare_columns(expected[name], found[name], where, name)
+        pair = [each.get(name, _NOTHING) for each in (expected, found)]
+        if name in _COLUMNS and all(isinstance(each, dict) for each in pair):
+            yield from _compare_columns(*pair, where, name)
             continue
-        inner = f"{where}, {name}" if where else name
-        yield from compare(expected.get(name, _NOTHING), found.get(name, _NOTHING), inner)
+        slack = _RANK_SLACK if any(rank in name for rank in _RANKS) else ABSOLUTE
+        yield from compare(*pair, f"{where}, {name}" if where else name, slack)
 
 
 def _compare_columns(
@@ -400,23 +409,30 @@ def _compare_columns(
     if list(expected) != list(found):
         yield Difference(f"{where}, columns", list(expected), list(found))
     for name in (each for each in expected if each in found):
-        for number in range(max(len(expected[name]), len(found[name]))):
-            pair = [
-                each[name][number] if number < len(each[name]) else _NOTHING
-                for each in (expected, found)
-            ]
-            rows = f"row {number + 1}"
-            if what == "blocks":
-                rows = f"rows {number * _BLOCK + 1} to {(number + 1) * _BLOCK}"
-            yield from compare(*pair, f"{where}, column {name}, {rows}")
+        rows = [f"row {number}" for number in range(1, len(expected[name] + found[name]) + 1)]
+        if what == "blocks":
+            rows = [f"rows {n * _BLOCK + 1} to {(n + 1) * _BLOCK}" for n in range(len(rows))]
+        places = [f"{where}, column {name}, {row}" for row in rows]
+        yield from _compare_lists(expected[name], found[name], places)
 
 
-def _is_same(expected: Any, found: Any) -> bool:
+def _compare_lists(
+    expected: list[Any], found: list[Any], places: list[str]
+) -> Iterator[Difference]:
+    """Numbers beside each other are of one kind: small ones are as exact as large ones."""
+    size = max((abs(each) for each in expected if isinstance(each, float)), default=0.0)
+    for pair, where in zip(zip_longest(expected, found, fillvalue=_NOTHING), places, strict=False):
+        yield from compare(*pair, where, max(ABSOLUTE, _LIST_SLACK * size))
+
+
+def _is_same(expected: Any, found: Any, slack: float) -> bool:
     if type(expected) is not type(found):
         return False
     if isinstance(expected, float):
-        is_close = math.isclose(expected, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-        return is_close or _is_same_number(repr(expected), repr(found))  # Rounded by the command.
+        is_close = math.isclose(expected, found, rel_tol=RELATIVE, abs_tol=slack)
+        return is_close or _is_same_number(
+            repr(expected), repr(found), 3
+        )  # Rounded by the command.
     if isinstance(expected, str):
         return _is_same_text(expected, found)
     return bool(expected == found)
@@ -428,11 +444,12 @@ def _is_same_text(expected: str, found: str) -> bool:
     if _NUMBER.sub("#", expected) != _NUMBER.sub("#", found):
         return False
     pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(found), strict=True)
-    return all(first == second or _is_same_number(first, second) for first, second in pairs)
+    fewest = 2 if len(_DECIMAL.findall(expected)) >= _DECIMALS_OF_A_TABLE else 3
+    return all(first == second or _is_same_number(first, second, fewest) for first, second in pairs)
 
 
-def _is_same_number(expected: str, found: str) -> bool:
-    """Decimals up to rounding; of three or more digits the last may be one off."""
+def _is_same_number(expected: str, found: str, fewest: int) -> bool:
+    """Decimals up to rounding; with `fewest` digits or more the last may be one off."""
     if not ("." in expected and "." in found):
         return False
     first, second = (float(each.replace(",", "")) for each in (expected, found))
@@ -441,7 +458,7 @@ def _is_same_number(expected: str, found: str) -> bool:
     mantissa, _, exponent = expected.partition("e")
     digits = re.sub(r"\D", "", mantissa).lstrip("0")
     last = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-    return len(digits) >= 3 and abs(first - second) < 1.01 * last
+    return len(digits) >= fewest and abs(first - second) < 1.01 * last
 
 
 # --- Writing -------------------------------------------------------------------------------------
