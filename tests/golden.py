@@ -573,6 +573,9 @@ def _main() -> int:
     recorder = record()
     slowest = sorted(recorder.seconds.items(), key=lambda each: -each[1])[:8]
     print(f"{time.monotonic() - start:.0f} s;", ", ".join(f"{n} {s:.1f}" for n, s in slowest))
+    if recorder.unfinished:
+        print(*recorder.unfinished, sep="\n")
+        return 1
     if "--write" in sys.argv[1:]:
         _write(recorder)
         return 0

@@ -39,6 +39,8 @@ _LEFT_OUT_KEYS = {
     *("train_samples_per_second", "train_steps_per_second", "tokens_per_second"),
     *("transformers_version", "bytes"),
 }
+# Hashes of what is the same everywhere: a run goes on only where they are as they were.
+_KEPT_KEYS = {"fingerprint", "dataset_fingerprint", "rubric_sha256"}
 _LEFT_OUT_TEXTS = [
     (re.compile(r"\d{4}-\d\d-\d\d(T[\d:.+]+Z?)?"), "<date>"),
     (re.compile(r"[\d,.]+ (?=(tokens|rollouts|items|rows|questions)/s)"), "<number> "),
@@ -56,7 +58,7 @@ _NOISE = re.compile(
     r": [\d,]+ of [\d,]+ \w+, <number>/s|^Triton is installed|\d%\||Warning: |^\s+warnings\.warn"
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-_DECIMAL = re.compile(r"(?<![\w.])-?\d+\.\d+(?:e[+-]?\d+)?")
+_DECIMAL = re.compile(r"(?<![\w.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
 # Of longer tables there are digests of blocks of rows.
 _LONGEST_TABLE, _BLOCK = 60, 64
 # And of longer texts inside JSON.
@@ -104,6 +106,8 @@ class Reader:
         """A JSON value without what is left out; floats have five digits."""
         if key in _LEFT_OUT_KEYS and value is not None:
             return LEFT_OUT
+        if key in _KEPT_KEYS:
+            return value
         if isinstance(value, dict):
             return {self.text(name): self.value(each, name) for name, each in value.items()}
         if isinstance(value, list | tuple):
