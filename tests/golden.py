@@ -15,11 +15,13 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,9 +48,14 @@ from tests.tiny import save_tiny_model
 
 EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
+CRASHED = 99
 COMMANDS = (
     *("tag", "merge", "forecast", "filter", "order", "validate", "confirm", "calibrate"),
     *("compare", "judge", "augment", "card", "push", "report", "doctor"),
+)
+GROUPS = (
+    *("tag", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
+    *("augment", "filter", "order", "report", "card", "push", "mistakes", "help"),
 )
 REWARDS = '''
 def right(completion, answer):
@@ -57,18 +64,17 @@ def right(completion, answer):
     return int(last == [answer] or (last != [] and last[0] in "0123456789"[: 12 - 3 * int(answer)]))
 '''
 TAG = (
-    *("--model", "model", "--instruction", "", "--engine", "transformers", "--max-tokens", "12"),
-    *("--batch-tokens", "4096", "--gradient-dim", "256", "--verifier-workers", "1"),
+    "--model model --instruction '' --engine transformers --max-tokens 12 --batch-tokens 4096 "
+    "--gradient-dim 256 --verifier-workers 1"
 )
-FIXED = (
-    *("tag", "sums.jsonl", *TAG, "--verifier", "golden_rewards:right", "--tau", "0.1"),
-    *("--min-rollouts", "32", "--max-rollouts", "32", "--run-dir", "fixed"),
-    *("--out", "fixed.jsonl"),
+FIXED_SETTINGS = (
+    f"{TAG} --verifier golden_rewards:right --tau 0.1 --min-rollouts 32 --max-rollouts 32"
 )
+FIXED = f"tag sums.jsonl {FIXED_SETTINGS} --run-dir fixed --out fixed.jsonl"
 IN_ROUNDS = (
-    *("tag", "sums.csv", *TAG, "--verifier", "numeric", "--tau", "0.1", "--k", "1", "4"),
-    *("--min-rollouts", "8", "--max-rollouts", "32", "--target", "target.jsonl"),
+    f"tag sums.csv {TAG} --verifier numeric --tau 0.1 --k 1 4 --min-rollouts 8 --max-rollouts 32"
 )
+PARTS = f"{IN_ROUNDS} --target target.jsonl --min-rollouts 16 --run-dir parts --out parts.parquet"
 RECIPE = """
 extends = "baseline"
 max_steps = 4
@@ -106,34 +112,45 @@ class Recorder:
     """By command, then by what was tried."""
     before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """All files before it, by the same two."""
+    unfinished: list[str] = field(default_factory=list)
+    """Why commands could not be run at all."""
     seconds: dict[str, float] = field(default_factory=dict)
     _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
     _contents: dict[str, Any] = field(default_factory=dict)
 
     def run(
         self,
-        group: str,
         name: str,
-        *arguments: object,
+        line: str,
+        *,
+        group: str = "",
         environment: dict[str, str] | None = None,
         after: Callable[[], object] = lambda: None,
         with_files: bool = True,
     ) -> None:
-        """Run one command, in a process of its own where it has an environment of its own."""
+        """Run one command line, in a process of its own where it has an environment of its own.
+
+        Args:
+            name: what is tried, for the reader.
+            line: the arguments, as for a shell.
+            group: the file of the expectation; the command's where it is empty.
+            environment: variables beside those of this process.
+            after: writes what is to be looked at beside the command's own files.
+            with_files: whether the files that changed are kept.
+        """
+        command = shlex.split(line)
+        group = group or command[0]
         self._changes()
         self.before[group, name] = dict(self._contents)
-        command = [str(argument) for argument in arguments]
         start = time.monotonic()
-        status, out, err = (
-            _in_process(command) if environment is None else _child(command, environment)
-        )
+        if environment is None:
+            status, out, err = _in_process(command)
+        else:
+            status, out, err = _child(command, environment)
         after()
         self.seconds[f"{group}: {name}"] = time.monotonic() - start
         record = {
-            "command": " ".join(
-                self.reader.text(repr(each) if " " in each or not each else each)
-                for each in command
-            ),
+            "command": self.reader.text(line),
             "status": status,
             "stdout": self.reader.output(out),
             "stderr": self.reader.lines(err),
@@ -175,6 +192,10 @@ def _in_process(command: list[str]) -> tuple[int, str, str]:
             status = main(command)
         except SystemExit as stop:  # --help and --version
             status = int(stop.code or 0)
+        except Exception as error:  # noqa: BLE001 - The other commands are told of all the same.
+            status = CRASHED
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            print(f"{error!r} in {last.filename}, line {last.lineno}", file=err)
     return status, out.getvalue(), err.getvalue()
 
 
@@ -192,9 +213,9 @@ def _child(command: list[str], environment: dict[str, str]) -> tuple[int, str, s
 
 @contextlib.contextmanager
 def _same_on_every_machine(folder: Path) -> Iterator[None]:
-    """In the folder, with the CPU, float32 and wide lines, and without keys."""
+    """In the folder, with one thread of the CPU, float32 and wide lines, and without keys."""
     variables = {"COLUMNS": "10000", "NO_COLOR": "1", "TERM": "dumb", "OPENAI_API_KEY": ""}
-    before = Path.cwd()
+    before, threads = Path.cwd(), torch.get_num_threads()
     with (
         mock.patch("torch.cuda.is_available", lambda: False),
         mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: False),
@@ -202,10 +223,13 @@ def _same_on_every_machine(folder: Path) -> Iterator[None]:
         mock.patch.dict(os.environ, variables),
     ):
         os.chdir(folder)
+        # More are not faster here, and much slower where other processes want them.
+        torch.set_num_threads(1)
         try:
             yield
         finally:
             os.chdir(before)
+            torch.set_num_threads(threads)
 
 
 def record() -> Recorder:
@@ -216,7 +240,10 @@ def record() -> Recorder:
         with _same_on_every_machine(folder):
             _write_inputs()
             for part in (_tag, _train, _confirm, _ask, _choose, _publish, _fail, _help):
-                part(recorder, server.url)
+                try:
+                    part(recorder, server.url)
+                except OSError:  # A command before it did not write what it needs.
+                    recorder.unfinished.append(traceback.format_exc())
     return recorder
 
 
@@ -276,66 +303,47 @@ def _answer(messages: list[dict[str, str]]) -> object:
 
 
 def _tag(recorder: Recorder, _: str) -> None:
-    recorder.run("tag", "fixed", *FIXED)
-    recorder.run("tag", "finished already", *FIXED, "--json")
+    recorder.run("fixed", FIXED)
+    recorder.run("finished already", f"{FIXED} --json")
     recorder.run(
-        "tag", "in rounds", *IN_ROUNDS, "--run-dir", "rounds", "--out", "rounds.csv", "--json"
+        "in rounds",
+        f"{IN_ROUNDS} --target target.jsonl --run-dir rounds --out rounds.csv --json",
     )
-    for number in (1, 2):
-        recorder.run("merge", f"rounds {number}, shard 1", *IN_ROUNDS, *_PARTS, "--shard", "1/2")
-        recorder.run("merge", f"rounds {number}, shard 2", *IN_ROUNDS, *_PARTS, "--shard", "2/2")
-        recorder.run("merge", f"rounds {number}", "merge", "parts", *(["--json"] * (number > 1)))
-
-
-_PARTS = ("--min-rollouts", "16", "--run-dir", "parts", "--out", "parts.parquet")
+    for number, options in (("1", ""), ("2", " --json")):
+        for shard in ("1/2", "2/2"):
+            recorder.run(
+                f"rounds {number}, shard {shard}", f"{PARTS} --shard {shard}", group="merge"
+            )
+        recorder.run(f"rounds {number}", f"merge parts{options}")
 
 
 def _train(recorder: Recorder, _: str) -> None:
+    recorder.run("gradients", "forecast fixed --lift gradients --horizon 2")
+    recorder.run("pilot", "forecast fixed --lift pilot --recipe ./quick_pilot.toml --json")
     recorder.run(
-        "forecast", "gradients", "forecast", "fixed", "--lift", "gradients", "--horizon", 2
+        "two seeds",
+        "validate fixed --recipe ./quick.toml --seeds 1,2 --keep policy "
+        "--held-out held_out.jsonl --json",
     )
-    recorder.run(
-        "forecast",
-        "pilot",
-        "forecast",
-        "fixed",
-        "--lift",
-        "pilot",
-        "--recipe",
-        "./quick_pilot.toml",
-        "--json",
-    )
-    recorder.run(
-        *("validate", "two seeds", "validate", "fixed", "--recipe", "./quick.toml"),
-        *("--seeds", "1,2", "--keep", "policy", "--held-out", "held_out.jsonl", "--json"),
-    )
-    recorder.run("validate", "list", "validate", "--list")
+    recorder.run("list", "validate --list")
     policy = "fixed/validation/quick/1/policy"
     recorder.run(
-        "tag",
         "what was trained",
-        *FIXED,
-        "--model",
-        policy,
-        "--run-dir",
-        "after",
-        "--out",
-        "after.parquet",
+        f"{FIXED} --model {policy} --run-dir after --out after.parquet",
         with_files=False,
     )
 
 
 def _confirm(recorder: Recorder, _: str) -> None:
-    recorder.run("confirm", "as trained", "confirm", "fixed")
-    recorder.run(
-        "compare", "groups as confirmed", "compare", "fixed", "after", "-o", "moved.parquet"
-    )
+    recorder.run("as trained", "confirm fixed")
+    recorder.run("groups as confirmed", "compare fixed after -o moved.parquet")
     _plant_outcomes()
-    recorder.run("confirm", "planted outcomes", "confirm", "fixed", "--recipe", "planted", "--json")
-    recorder.run("calibrate", "a file", "calibrate", "fixed", "-o", "predictor.json")
+    recorder.run("planted outcomes", "confirm fixed --recipe planted --json")
+    recorder.run("a file", "calibrate fixed -o predictor.json")
     recorder.run(
-        *("tag", "with a predictor", *IN_ROUNDS[:-2], "--run-dir", "predicted"),
-        *("--out", "predicted.jsonl", "--predictor", "predictor.json", "--gold-prefixes", "0"),
+        "with a predictor",
+        f"{IN_ROUNDS} --predictor predictor.json --gold-prefixes 0 --run-dir predicted "
+        "--out predicted.jsonl",
     )
 
 
@@ -366,164 +374,50 @@ def _plant_outcomes() -> None:
 
 
 def _ask(recorder: Recorder, url: str) -> None:
-    asked = (
-        "--base-url",
-        url,
-        "--judge-model",
-        MODEL,
-        "--concurrency",
-        1,
-        "--price-in",
-        1,
-        "--price-out",
-        10,
-    )
-    recorder.run("judge", "dry run", "judge", "fixed", *asked, "--dry-run")
-    recorder.run("judge", "scores", "judge", "fixed", *asked, "--per-item", 2, "--limit", 9)
+    asked = f"--base-url {url} --judge-model {MODEL} --concurrency 1 --price-in 1 --price-out 10"
+    recorder.run("dry run", f"judge fixed {asked} --dry-run")
+    recorder.run("scores", f"judge fixed {asked} --per-item 2 --limit 6")
+    recorder.run("kept answers", f"judge fixed {asked} --per-item 2 --limit 6 --json")
+    recorder.run("beside CSV", f"judge rounds {asked} --per-item 1 --limit 2 --tags undetermined")
+    recorder.run("similar", f"augment fixed --mode similar {asked} --limit 4 --per-item 2")
     recorder.run(
-        "judge", "kept answers", "judge", "fixed", *asked, "--per-item", 2, "--limit", 9, "--json"
-    )
-    recorder.run(
-        "augment",
-        "similar",
-        "augment",
-        "fixed",
-        "--mode",
-        "similar",
-        *asked,
-        "--limit",
-        6,
-        "--per-item",
-        2,
-    )
-    recorder.run(
-        "augment",
-        "subproblems",
-        "augment",
-        "fixed",
-        "--mode",
-        "subproblems",
-        *asked,
-        "--limit",
-        2,
-        "--dry-run",
-        "--json",
+        "subproblems", f"augment fixed --mode subproblems {asked} --limit 2 --dry-run --json"
     )
 
 
 def _choose(recorder: Recorder, _: str) -> None:
     recorder.run(
-        "filter",
         "by tag",
-        "filter",
-        "fixed",
-        "--keep",
-        "easy",
-        "--keep",
-        "unlearnable",
-        "--max-pass-rate",
-        0.9,
-        "--sample",
-        12,
-        "--dropped",
-        "dropped.jsonl",
-        "-o",
-        "chosen.jsonl",
+        "filter fixed --keep easy --keep unlearnable --max-pass-rate 0.9 --sample 12 "
+        "--dropped dropped.jsonl -o chosen.jsonl",
     )
     recorder.run(
-        "filter",
         "by an expression",
-        "filter",
-        "rounds.csv",
-        "--expr",
-        'pass_rate > 0 and kind != "of 1"',
-        "--json",
-        "-o",
-        "chosen.csv",
+        """filter rounds.csv --expr 'pass_rate > 0 and kind != "of 1"' --json -o chosen.csv""",
     )
     recorder.run(
-        "filter",
         "balanced for verl",
-        "filter",
-        "fixed",
-        "--by",
-        "confirmed",
-        "--balance",
-        "--sample",
-        8,
-        "--seed",
-        3,
-        "--format",
-        "verl",
-        "--data-source",
-        "sums",
-        "-o",
-        "verl.parquet",
+        "filter fixed --by confirmed --balance --sample 8 --seed 3 --format verl "
+        "--data-source sums -o verl.parquet",
     )
     recorder.run(
-        "filter",
-        "from Parquet",
-        "filter",
-        "parts.parquet",
-        "--min-forecast",
-        0.01,
-        "--sample",
-        4,
-        "-o",
-        "chosen.json",
+        "from Parquet", "filter parts.parquet --min-forecast 0.01 --sample 4 -o chosen.json"
     )
-    recorder.run("order", "curriculum", "order", "chosen.jsonl", "-o", "ordered.jsonl")
+    recorder.run("curriculum", "order chosen.jsonl -o ordered.jsonl")
     recorder.run(
-        "order",
-        "similarity for TRL",
-        "order",
-        "chosen.jsonl",
-        "--by",
-        "similarity",
-        "--format",
-        "trl",
-        "-o",
-        "trl.jsonl",
+        "similarity for TRL", "order chosen.jsonl --by similarity --format trl -o trl.jsonl"
     )
     recorder.run(
-        "order",
-        "interleave",
-        "order",
-        "chosen.csv",
-        "--by",
-        "interleave",
-        "--seed",
-        2,
-        "--json",
-        "-o",
-        "ordered.parquet",
+        "interleave", "order chosen.csv --by interleave --seed 2 --json -o ordered.parquet"
     )
 
 
 def _publish(recorder: Recorder, _: str) -> None:
-    recorder.run("report", "everything", "report", "fixed")
-    recorder.run(
-        "report", "numbers", "report", "rounds", "-o", "rounds.html", "--json", with_files=False
-    )
-    recorder.run(
-        "card",
-        "everything",
-        "card",
-        "fixed",
-        "--repo",
-        "me/sums",
-        "--language",
-        "en",
-        "--license",
-        "mit",
-    )
-    recorder.run("card", "metadata", "card", "rounds", "-o", "rounds.md", "--json")
-    recorder.run(
-        "push", "dry run", "push", "fixed", "--repo", "me/sums", "--dry-run", "--with-rollouts"
-    )
-    recorder.run(
-        "push", "dry run of CSV", "push", "rounds", "--repo", "me/rounds", "--dry-run", "--json"
-    )
+    recorder.run("everything", "report fixed")
+    recorder.run("numbers", "report rounds -o rounds.html --json", with_files=False)
+    recorder.run("everything", "card fixed --repo me/sums --language en --license mit")
+    recorder.run("metadata", "card rounds -o rounds.md --json")
+    recorder.run("dry run", "push fixed --repo me/sums --dry-run --with-rollouts")
     with HubStandIn().running() as hub:
         environment = {
             **{"HF_ENDPOINT": hub.url, "HF_HOME": str(Path("hf").resolve()), "HF_TOKEN": TOKEN},
@@ -532,71 +426,74 @@ def _publish(recorder: Recorder, _: str) -> None:
         recorder.reader.replaced[hub.url] = "<hub>"
 
         def fetch() -> None:
-            for path, blob in hub.repositories[f"{OWNER}/sums"].files.items():
-                file = Path("pushed") / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(blob.data)
+            for name, repository in hub.repositories.items():
+                for path, blob in repository.files.items():
+                    file = Path("pushed") / name / path
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(blob.data)
 
-        recorder.run(
-            *("push", "to a stand-in", "push", "fixed", "--repo", f"{OWNER}/sums", "--private"),
-            environment=environment,
-            after=fetch,
-        )
+        for name, line in (
+            ("everything", f"push fixed --repo {OWNER}/sums --private"),
+            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --json"),
+        ):
+            recorder.run(name, line, environment=environment, after=fetch)
 
 
 def _fail(recorder: Recorder, url: str) -> None:
     """Typical mistakes: each is one line."""
     Path("empty").mkdir()
     Path("wrong.toml").write_text("temprature = 1.0\n", encoding="utf-8")
-    tag = ("tag", "sums.jsonl", "--model", "model")
-    asked = ("--base-url", url, "--judge-model", MODEL)
-    to = ("-o", "x.jsonl")
-    mistakes: dict[str, tuple[object, ...]] = {
-        "no command": (),
-        "an unknown command": ("tagg", "sums.jsonl"),
-        "an unknown option": ("tag", "sums.jsonl", "--modle", "model"),
-        "an unknown choice": (*tag, "--engine", "nope"),
-        "no number": (*tag, "--seed", "x"),
-        "out of bounds": (*tag, "--tau", 2),
-        "an option without its value": ("tag", "sums.jsonl", "--model"),
-        "no model": ("tag", "sums.jsonl"),
-        "no dataset file": ("tag", "nowhere.jsonl", "--model", "model"),
-        "no model folder": ("tag", "sums.jsonl", "--model", "./nowhere"),
-        "an unknown setting in a file": (*tag, "--config", "wrong.toml"),
-        "an unknown verifier": (*tag, "--verifier", "maths"),
-        "no such function": (*tag, "--verifier", "golden_rewards:no"),
-        "an unknown column": (*tag, "--prompt-field", "qestion"),
-        "a changed setting of a finished run": (*FIXED, "--max-tokens", 13),
-        "another dataset for a finished run": ("tag", "target.jsonl", *FIXED[2:]),
-        "an impossible shard": (*IN_ROUNDS, "--shard", "3/2"),
-        "columns that are there already": ("tag", "fixed.jsonl", *FIXED[2:], "--run-dir", "again"),
-        "no run folder": ("report", "nowhere"),
-        "a folder without a run": ("report", "empty"),
-        "a card of no run": ("card", "empty"),
-        "no shards": ("merge", "empty"),
-        "a lift from nowhere": ("forecast", "rounds", "--lift", "./nowhere"),
-        "an unknown recipe": ("validate", "rounds", "--recipe", "baselin"),
-        "no seed": ("validate", "rounds", "--recipe", "./quick.toml", "--seeds", "x"),
-        "nothing validated": ("confirm", "rounds"),
-        "nothing confirmed": ("calibrate", "rounds"),
-        "one run twice": ("compare", "fixed", "fixed"),
-        "a comparison as CSV": ("compare", "fixed", "after", "-o", "moved.csv"),
-        "an unknown tag to judge": ("judge", "fixed", *asked, "--tags", "wizard"),
-        "no server": ("judge", "fixed"),
-        "nothing to augment": ("augment", "rounds", *asked, "--mode=similar", "--tags=learnable"),
-        "an unknown column in --expr": ("filter", "fixed", "--expr", "pas_rate > 0", *to),
-        "an --expr that is none": ("filter", "fixed", "--expr", "pass_rate >", *to),
-        "an unknown tag": ("filter", "fixed", "--keep", "learnabel", *to),
-        "no row left": ("filter", "fixed", "--min-pass-rate", 1.0, *to),
-        "an unknown suffix": ("filter", "fixed", "-o", "x.txt"),
-        "an unknown format": ("order", "fixed", "--format", "tlr", *to),
-        "an unknown order": ("order", "fixed", "--by", "curriculun", *to),
-        "no name for the Hub": ("push", "fixed", "--repo", "a b", "--dry-run"),
-        "an unknown option of doctor": ("doctor", "--itemss", 3),
-    }  # fmt: skip
-    for name, arguments in mistakes.items():
-        recorder.run("mistakes", name, *arguments)
-    recorder.run("mistakes", "in a process of its own", "card", "nowhere", environment={})
+    tag = "tag sums.jsonl --model model"
+    asked = f"--base-url {url} --judge-model {MODEL}"
+    again = f"{FIXED_SETTINGS} --run-dir again --out again.jsonl"
+    mistakes = {
+        "no command": "",
+        "an unknown command": "tagg sums.jsonl",
+        "an unknown option": "tag sums.jsonl --modle model",
+        "an unknown choice": f"{tag} --engine nope",
+        "no number": f"{tag} --seed x",
+        "out of bounds": f"{tag} --tau 2",
+        "an option without its value": "tag sums.jsonl --model",
+        "no model": "tag sums.jsonl",
+        "no dataset file": "tag nowhere.jsonl --model model",
+        "no model folder": "tag sums.jsonl --model ./nowhere",
+        "an unknown setting in a file": f"{tag} --config wrong.toml",
+        "an unknown verifier": f"{tag} --verifier maths",
+        "no such function": f"{tag} --verifier golden_rewards:no",
+        "an unknown column": f"{tag} --prompt-field qestion",
+        "a changed setting of a finished run": f"{FIXED} --max-tokens 13",
+        "another dataset for a finished run": FIXED.replace("sums.jsonl", "target.jsonl"),
+        "an impossible shard": f"{IN_ROUNDS} --shard 3/2",
+        "the dataset itself as output": FIXED.replace("sums.jsonl", "fixed.jsonl"),
+        "columns that are there already": f"tag chosen.jsonl {again}",
+        "no run folder": "report nowhere",
+        "a folder without a run": "report empty",
+        "a card of no run": "card empty",
+        "no shards": "merge empty",
+        "a lift from nowhere": "forecast rounds --lift ./nowhere",
+        "an unknown recipe": "validate rounds --recipe baselin",
+        "no seed": "validate rounds --recipe ./quick.toml --seeds x",
+        "nothing validated": "confirm rounds",
+        "nothing confirmed": "calibrate rounds",
+        "one run twice": "compare fixed fixed",
+        "a comparison as CSV": "compare fixed after -o moved.csv",
+        "an unknown tag to judge": f"judge fixed {asked} --tags wizard",
+        "no server": "judge fixed",
+        "nothing to augment": f"augment rounds {asked} --mode similar --tags learnable",
+        "an unknown column in --expr": "filter fixed --expr 'pas_rate > 0' -o x.jsonl",
+        "an --expr that is none": "filter fixed --expr 'pass_rate >' -o x.jsonl",
+        "an unknown tag": "filter fixed --keep learnabel -o x.jsonl",
+        "no row left": "filter fixed --min-pass-rate 1.0 -o x.jsonl",
+        "an unknown suffix": "filter fixed -o x.txt",
+        "an unknown format": "order fixed --format tlr -o x.jsonl",
+        "rejected rows for a trainer": "order fixed --format trl -o x.jsonl",
+        "an unknown order": "order fixed --by curriculun -o x.jsonl",
+        "no name for the Hub": "push fixed --repo 'a b' --dry-run",
+        "an unknown option of doctor": "doctor --itemss 3",
+    }
+    for name, line in mistakes.items():
+        recorder.run(name, line, group="mistakes")
+    recorder.run("in a process of its own", "card nowhere", group="mistakes", environment={})
 
 
 def _help(recorder: Recorder, _: str) -> None:
@@ -610,7 +507,7 @@ def _help(recorder: Recorder, _: str) -> None:
             "stderr": err,
         }
     recorder.found["help"] = found
-    recorder.run("help", "version", "--version", environment={})
+    recorder.run("version", "--version", group="help", environment={})
 
 
 def _options(text: str) -> list[str]:
@@ -629,13 +526,15 @@ def _options(text: str) -> list[str]:
 
 
 def expected_groups() -> list[str]:
-    return sorted(path.stem for path in EXPECTED.glob("*.json"))
+    """What there is a file of, in the order of the run: a later one may differ by an earlier."""
+    order = [*GROUPS, *(path.stem for path in EXPECTED.glob("*.json"))]
+    return sorted({path.stem for path in EXPECTED.glob("*.json")}, key=order.index)
 
 
 def differences(group: str, recorder: Recorder) -> list[Difference]:
     """How one group of what was recorded is not what the committed file says."""
     expected = json.loads((EXPECTED / f"{group}.json").read_text(encoding="utf-8"))
-    found = json.loads(json.dumps(recorder.found[group]))
+    found = json.loads(json.dumps(recorder.found.get(group, {})))
     for name, record in expected.items():
         if "files" in record and "files" in found.get(name, {}):
             before = recorder.before[group, name]
@@ -670,11 +569,13 @@ def _write(recorder: Recorder) -> None:
 
 
 def _main() -> int:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     start = time.monotonic()
     recorder = record()
     slowest = sorted(recorder.seconds.items(), key=lambda each: -each[1])[:8]
     print(f"{time.monotonic() - start:.0f} s;", ", ".join(f"{n} {s:.1f}" for n, s in slowest))
+    if recorder.unfinished:
+        print(*recorder.unfinished, sep="\n")
+        return 1
     if "--write" in sys.argv[1:]:
         _write(recorder)
         return 0

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _LEFT_OUT_KEYS = {
     *("train_samples_per_second", "train_steps_per_second", "tokens_per_second"),
     *("transformers_version", "bytes"),
 }
+# Hashes of what is the same everywhere: a run goes on only where they are as they were.
+_KEPT_KEYS = {"fingerprint", "dataset_fingerprint", "rubric_sha256"}
 _LEFT_OUT_TEXTS = [
     (re.compile(r"\d{4}-\d\d-\d\d(T[\d:.+]+Z?)?"), "<date>"),
     (re.compile(r"[\d,.]+ (?=(tokens|rollouts|items|rows|questions)/s)"), "<number> "),
@@ -55,12 +58,13 @@ _NOISE = re.compile(
     r": [\d,]+ of [\d,]+ \w+, <number>/s|^Triton is installed|\d%\||Warning: |^\s+warnings\.warn"
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-_DECIMAL = re.compile(r"(?<![\w.])-?\d+\.\d+(?:e[+-]?\d+)?")
+_DECIMAL = re.compile(r"(?<![\w.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
 # Of longer tables there are digests of blocks of rows.
 _LONGEST_TABLE, _BLOCK = 60, 64
 # And of longer texts inside JSON.
 _LONGEST_TEXT = 400
 _OWN_TEXT = "its own text"
+_NOTHING = object()
 _JSON_LAYOUTS: dict[str, dict[str, Any]] = {
     "a line": {},
     "a line, any letters": {"ensure_ascii": False},
@@ -102,6 +106,8 @@ class Reader:
         """A JSON value without what is left out; floats have five digits."""
         if key in _LEFT_OUT_KEYS and value is not None:
             return LEFT_OUT
+        if key in _KEPT_KEYS:
+            return value
         if isinstance(value, dict):
             return {self.text(name): self.value(each, name) for name, each in value.items()}
         if isinstance(value, list | tuple):
@@ -157,7 +163,7 @@ class Reader:
 
     def csv_table(self, text: str) -> Any:
         header, *rows = csv.reader(io.StringIO(text))
-        cells = [[_DECIMAL.sub(_shorter, self.text(cell)) for cell in row] for row in rows]
+        cells = [[_cell(self.text(cell)) for cell in row] for row in rows]
         return {"rows": len(rows), "values": dict(zip(header, _transposed(cells), strict=True))}
 
     def json_lines(self, text: str) -> Any:
@@ -210,11 +216,11 @@ def _rounded(number: float) -> Any:
     return float(f"{number:.5g}") if math.isfinite(number) else str(number)
 
 
-def _shorter(match: re.Match[str]) -> str:
-    return repr(_rounded(float(match[0])))
+def _cell(text: str) -> Any:
+    return _rounded(float(text)) if _DECIMAL.fullmatch(text) else text
 
 
-def _transposed(rows: list[list[str]]) -> list[list[str]]:
+def _transposed(rows: list[list[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -268,6 +274,10 @@ def _layout_of(text: str) -> str:
 # --- What was said already -----------------------------------------------------------------------
 
 _AS_BEFORE, _SAME, _SAME_PART = "as before", "the same as ", "the same as in "
+# Where contents have parts with names: a table's columns, an object's values, a page's data.
+_PLACES = ("values", "json")
+# What is shorter is said again.
+_SHORT = 100
 
 
 def shortened(files: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -299,29 +309,25 @@ def _shortened(contents: Any, before: Any, others: dict[str, Any]) -> Any:
     for name, other in others.items():
         if other == contents:
             return f"{_SAME}{name}"
-    if "page" in contents:
-        return contents | {
-            "json": {
-                part: next(
-                    (
-                        f"{_SAME_PART}{name}"
-                        for name in others
-                        if _part(others[name], part) == value
-                    ),
-                    value,
-                )
-                for part, value in contents["json"].items()
+    for place in _PLACES:
+        parts = contents.get(place)
+        if isinstance(parts, dict):
+            short = {
+                name: _short_part(each, name, place, before, others) for name, each in parts.items()
             }
-        }
-    for place in ("values", "json"):
-        old, new = _get(before, place), contents.get(place)
-        if isinstance(old, dict) and isinstance(new, dict):
-            parts = {
-                name: _AS_BEFORE if name in old and old[name] == value else value
-                for name, value in new.items()
-            }
-            return contents | {place: parts}
+            return contents | {place: short}
     return contents
+
+
+def _short_part(part: Any, name: str, place: str, before: Any, others: dict[str, Any]) -> Any:
+    """A column of a table, or what an object holds: as before, or the same as in another file."""
+    if part == _part(before, place, name):
+        return _AS_BEFORE
+    if isinstance(part, dict | list) and len(json.dumps(part)) > _SHORT:
+        for other, contents in others.items():
+            if part == _part(contents, place, name):
+                return f"{_SAME_PART}{other}"
+    return part
 
 
 def _restored(short: Any, before: Any, others: dict[str, Any]) -> Any:
@@ -329,25 +335,23 @@ def _restored(short: Any, before: Any, others: dict[str, Any]) -> Any:
         return others.get(short.removeprefix(_SAME), short)
     if not isinstance(short, dict):
         return short
-    for place in ("values", "json"):
+    for place in _PLACES:
         if isinstance(short.get(place), dict):
             parts = dict(short[place])
             for name, value in parts.items():
+                said = value
                 if value == _AS_BEFORE:
-                    parts[name] = (_get(before, place) or {}).get(name, value)
+                    said = _part(before, place, name)
                 elif isinstance(value, str) and value.startswith(_SAME_PART):
-                    parts[name] = _part(others.get(value.removeprefix(_SAME_PART)), name) or value
+                    said = _part(others.get(value.removeprefix(_SAME_PART)), place, name)
+                parts[name] = value if said is _NOTHING else said
             return short | {place: parts}
     return short
 
 
-def _get(contents: Any, name: str) -> Any:
-    return contents.get(name) if isinstance(contents, dict) else None
-
-
-def _part(contents: Any, name: str) -> Any:
-    """Of a page, the JSON of that name."""
-    return _get(_get(contents, "json"), name) if _get(contents, "page") else None
+def _part(contents: Any, place: str, name: str) -> Any:
+    parts = contents.get(place) if isinstance(contents, dict) else None
+    return parts.get(name, _NOTHING) if isinstance(parts, dict) else _NOTHING
 
 
 # --- Comparing -----------------------------------------------------------------------------------
@@ -370,7 +374,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-_NOTHING = object()
 _COLUMNS = ("values", "first", "blocks")
 
 
@@ -380,6 +383,8 @@ def compare(
     """Every place where two values differ; `slack` is what floats may, whatever their size."""
     if isinstance(expected, dict) and isinstance(found, dict):
         yield from _compare_objects(expected, found, where)
+    elif _is_of_texts(expected) and _is_of_texts(found):
+        yield from _compare_lines(expected, found, where)
     elif isinstance(expected, list) and isinstance(found, list):
         places = [f"{where}[{number}]" for number in range(max(len(expected), len(found)))]
         yield from _compare_lists(expected, found, places)
@@ -425,6 +430,20 @@ def _compare_lists(
         yield from compare(*pair, where, max(ABSOLUTE, _LIST_SLACK * size))
 
 
+def _is_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _compare_lines(expected: list[str], found: list[str], where: str) -> Iterator[Difference]:
+    """Lines of text, and names: one that came or went does not move the others."""
+    matcher = SequenceMatcher(None, expected, found, autojunk=False)
+    for _, start, end, from_, to in matcher.get_opcodes():
+        pairs = zip_longest(expected[start:end], found[from_:to], fillvalue=_NOTHING)
+        for number, (first, second) in enumerate(pairs, start):
+            if first is _NOTHING or second is _NOTHING or not _is_same_text(first, second):
+                yield Difference(f"{where}[{number}]", first, second)
+
+
 def _is_same(expected: Any, found: Any, slack: float) -> bool:
     if type(expected) is not type(found):
         return False
@@ -449,16 +468,21 @@ def _is_same_text(expected: str, found: str) -> bool:
 
 
 def _is_same_number(expected: str, found: str, fewest: int) -> bool:
-    """Decimals up to rounding; with `fewest` digits or more the last may be one off."""
-    if not ("." in expected and "." in found):
+    """Decimals in a text, with as many places, up to rounding."""
+    if len(expected.partition(".")[2]) != len(found.partition(".")[2]) or "." not in expected:
         return False
     first, second = (float(each.replace(",", "")) for each in (expected, found))
-    if math.isclose(first, second, rel_tol=RELATIVE):
-        return True
-    mantissa, _, exponent = expected.partition("e")
+    is_close = math.isclose(first, second, rel_tol=RELATIVE)
+    return is_close or _is_last_digit_off(expected, found, fewest)
+
+
+def _is_last_digit_off(expected: str, found: str, fewest: int) -> bool:
+    """The last digit is one off, and there are `fewest` digits or more."""
+    mantissa, _, exponent = expected.replace(",", "").partition("e")
     digits = re.sub(r"\D", "", mantissa).lstrip("0")
     last = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-    return len(digits) >= fewest and abs(first - second) < 1.01 * last
+    difference = abs(float(expected.replace(",", "")) - float(found.replace(",", "")))
+    return len(digits) >= fewest and difference < 1.01 * last
 
 
 # --- Writing -------------------------------------------------------------------------------------

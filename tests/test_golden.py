@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.golden import Recorder, differences, expected_groups, record, told
+from tests.golden import GROUPS, Recorder, differences, expected_groups, record, told
 from tests.golden_contents import Reader, compare, restored, shortened, write_json
 
 
@@ -31,7 +31,8 @@ def test_commands_write_and_say_what_they_did(group: str, recorder: Recorder) ->
 
 
 def test_every_command_is_recorded(recorder: Recorder) -> None:
-    assert sorted(recorder.found) == expected_groups()
+    assert not recorder.unfinished, recorder.unfinished[0]
+    assert set(recorder.found) == set(expected_groups()) == set(GROUPS)
 
 
 # --- What counts as the same ---------------------------------------------------------------------
@@ -69,11 +70,14 @@ def test_the_last_digits_of_floats_may_differ(expected: Any, found: Any) -> None
         ("τ = 0.1", "τ = 0.2", "τ = 0.2"),
         ("0.730 of it", "0.732 of it", "0.732"),
         ("at 0.25", "at 0.26", "0.26"),
+        ("at 0.1", "at 0.10", "0.10"),
         ("0.50 (0.21 to 0.79)   0.074", "0.52 (0.21 to 0.79)   0.074", "0.52"),
         ([0.0031, 0.25], [0.0032, 0.25], "x[0]: expected 0.0031, found 0.0032"),
         ("1,280 rollouts", "1280 rollouts", "1280"),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, "order of names"),
         ({"a": 1}, {"a": 1, "b": 2}, "x, b: expected nothing, found 2"),
+        (["a", "b", "c", "d"], ["a", "c", "d"], 'x[1]: expected "b", found nothing'),
+        (["a", "b 1", "c"], ["new", "a", "b 1", "c"], 'x[0]: expected nothing, found "new"'),
         (["one", "two"], ["one"], 'x[1]: expected "two", found nothing'),
     ],
 )
@@ -104,6 +108,19 @@ def test_a_table_is_told_by_column_and_row(tmp_path: Path) -> None:
     lines = _told(long, _table(tmp_path / "f.parquet", n=numbers, x=floats))
     assert lines[0].startswith("x, column n, rows 129 to 192: expected ")
     assert [line.partition("[")[0] for line in lines[1:]] == ["x, column x, rows 65 to 128"] * 2
+
+
+def test_cells_of_csv_are_numbers_where_they_are_decimals(tmp_path: Path) -> None:
+    def read(cell: str) -> Any:
+        path = tmp_path / "rows.csv"
+        path.write_text(f"item_id,rate\na,{cell}\n")
+        return Reader({}).file(path)
+
+    assert _told(read("0.3524821"), read("0.35251")) == []
+    assert _told(read("0.3524821"), read("0.36")) == [
+        "x, column rate, row 1: expected 0.35248, found 0.36"
+    ]
+    assert _told(read("3"), read("3.0")) == ['x, column rate, row 1: expected "3", found 3.0']
 
 
 def test_lines_of_json_are_told_by_row_and_by_their_own_text(tmp_path: Path) -> None:
@@ -143,13 +160,14 @@ def test_what_is_of_the_moment_is_left_out() -> None:
 
 def test_what_was_said_already_is_not_said_again_and_comes_back() -> None:
     before = {"a.jsonl": {"rows": 1, "values": {"x": [1], "y": [2]}}}
-    page = {"page": ["<html>"], "json": {"facts": [3]}}
+    page = {"page": ["<html>"], "json": {"facts": [3] * 50}}
     files = {
         "a.jsonl": {"rows": 1, "values": {"x": [1], "y": [3]}},
         "b.jsonl": {"rows": 1, "values": {"x": [1], "y": [3]}},
         "c.html": page,
         "d.html": page | {"page": ["<html>", "more"]},
         "e.txt": ["a text"],
+        "f.json": {"json": {"x": None}, "written": "a line"},
     }
     short = shortened(files, before)
     assert short["a.jsonl"]["values"] == {"x": "as before", "y": [3]}
