@@ -156,7 +156,7 @@ def world_tables(world: WorldFigures) -> str:
                 lambda at, name: _two(at.ranking[name]["average_precision"]),
             ),
             table(
-                "calibration error (if calibrated)",
+                "calibration error (by chance alone)",
                 probabilities,
                 lambda at, name: (
                     f"{_two(at.calibration[name][_ECE])} "
@@ -165,7 +165,8 @@ def world_tables(world: WorldFigures) -> str:
             ),
             table("hard items tagged: right (by seed)", probabilities, tags),
             "Tagged are `learnable` and `unlearnable`; right is where the seeds agree, and in "
-            "brackets the share over all tagged items and seeds.",
+            "brackets the share over all tagged items and seeds. The calibration error in brackets "
+            "is what a calibrated forecast would show by chance on as many items.",
         ]
     )
 

@@ -12,7 +12,7 @@ from cards.forecast_words import NO_FORECAST, forecast_words, probability_words
 from cards.markdown import code_span, plain_text, table
 from cards.run_facts import MEASURES, RunFacts
 from cards.summary import tag_meanings
-from curate.tags import COLUMNS, JUDGED, TARGET, Trainability
+from curate.tags import COLUMNS, FORECAST, JUDGED, TARGET, Trainability
 from probes.prediction import DOUBT
 from probes.reasoning_quality import QUALITY_FILE
 
@@ -23,9 +23,6 @@ _FIGURE_SUFFIXES = (".png", ".svg", ".jpg", ".webp")
 _ABSOLUTE_FOLDER = re.compile(r"(?<![^\s'\"(`])~?/(?:[^\s/]+/)*(?=[^\s/])")
 # A share of cut completions above which pass rates say more of the limit than of the model.
 _MANY_CUT = 0.2
-
-# Tagged files of earlier versions have none of these.
-_LATER_COLUMNS = ("forecast_pass_rate", "lift", "teaching")
 
 _CITATION = """\
 ### Citation
@@ -294,8 +291,12 @@ def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> 
 
 def columns_section(facts: RunFacts) -> str:
     """What the columns hold."""
-    judged = (facts.path / QUALITY_FILE).exists()
-    is_there = {"": True, TARGET: bool(facts.config.target), JUDGED: judged}
+    is_there = {
+        "": True,
+        TARGET: bool(facts.config.target),
+        JUDGED: (facts.path / QUALITY_FILE).exists(),
+        FORECAST: facts.manifest.get("forecast") is not None,
+    }
     rows: list[tuple[str, str]] = []
     for column in COLUMNS:
         if not is_there[column.when]:
@@ -305,9 +306,6 @@ def columns_section(facts: RunFacts) -> str:
         else:
             names, meaning = rows[-1]
             rows[-1] = (f"{names}, `{column.name}`", meaning)
-    if facts.manifest.get("forecast") is None:
-        later = tuple(f"`{name}`" for name in _LATER_COLUMNS)
-        rows = [row for row in rows if not row[0].startswith(later)]
     lines = ["### Columns", "", "All columns of the original dataset, and", ""]
     return "\n".join([*lines, *table([("column", "meaning"), *rows])])
 

@@ -25,6 +25,9 @@ from cards.run_facts import RunFacts, read_run_facts
 from curate.errors import UsageError
 from curate.files import write_atomically
 
+CARD = "README.md"
+"""Its name, in a run folder and on the Hub."""
+
 
 def dataset_card(
     facts: RunFacts,
@@ -93,7 +96,7 @@ def write_card(
         RunError: a file of the run is missing or damaged.
     """
     facts = read_run_facts(run_dir)
-    out = out or run_dir / "README.md"
+    out = out or run_dir / CARD
     if merge is None and out.is_file():
         merge = out
         if not has_section(_read_card(out)):

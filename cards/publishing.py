@@ -20,10 +20,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from cards.card_merging import read_metadata
-from cards.dataset_card import dataset_card
+from cards.dataset_card import CARD, dataset_card
 from cards.hub import Changed, Hub, check_name
 from cards.push_files import (
-    CARD,
     check_other_data,
     files_to_delete,
     make_files,

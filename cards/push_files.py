@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cards.card_sections import figure_files
+from cards.dataset_card import CARD
 from cards.public_report import without_rollouts
 from cards.run_facts import RunFacts
 from cards.splits import write_splits
@@ -20,7 +21,6 @@ from curate.files import write_atomically
 from curate.tags import REASONING_QUALITY, Trainability
 from probes.reasoning_quality import run_schema
 
-CARD = "README.md"
 _REPORT = "report.html"
 # A split is all files of its name, so one that an earlier push left behind would be read with it.
 _SPLIT_FILE = re.compile(rf"data/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet")

@@ -108,6 +108,7 @@ def _add_metadata(parser: argparse.ArgumentParser) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
+    from cards.dataset_card import CARD
     from curate.commands import card
 
     metadata = card(
@@ -118,7 +119,7 @@ def _card(arguments: argparse.Namespace) -> int:
         language=arguments.language,
         license=arguments.license,
     )
-    place = arguments.out or arguments.run_dir / "README.md"
+    place = arguments.out or arguments.run_dir / CARD
     print(json.dumps(metadata, indent=2) if arguments.json else f"card: {place}")
     return 0
 

@@ -30,6 +30,7 @@ PASS_AT = "pass_at_K"
 """Stands in `COLUMNS` for a column for each K that was asked for."""
 TARGET = "target"
 JUDGED = "judged"
+FORECAST = "forecast"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Column:
         name: in the file.
         type: of its values; every column is nullable, because rejected rows stay in the dataset.
         meaning: in words, of it and of the columns after it that have none of their own.
-        when: `TARGET` or `JUDGED` for one that is there only with a target or after `curate judge`.
+        when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
+            `FORECAST` for one that tagged files of earlier versions lack.
     """
 
     name: str
@@ -51,66 +53,80 @@ class Column:
 
 COLUMNS = (
     Column(
-        *("item_id", pa.string()),
+        "item_id",
+        pa.string(),
         "hash of prompt and answer: the same item has the same id in every dataset",
     ),
-    Column(*("trainability", pa.string()), "the tag, predicted before RL; also the split"),
+    Column("trainability", pa.string(), "the tag, predicted before RL; also the split"),
     Column(
-        *("p_unlearnable", pa.float64()),
+        "p_unlearnable",
+        pa.float64(),
         "probability that it stays below τ after RL; for hard items",
     ),
     Column(
-        *("forecast_pass_rate", pa.float64()),
+        "forecast_pass_rate",
+        pa.float64(),
         "the pass rate that RL is expected to lead to, with its 90 % interval",
+        when=FORECAST,
     ),
-    Column("forecast_low", pa.float64()),
-    Column("forecast_high", pa.float64()),
+    Column("forecast_low", pa.float64(), when=FORECAST),
+    Column("forecast_high", pa.float64(), when=FORECAST),
     Column(
-        *("total_rollouts", pa.int64()),
+        "total_rollouts",
+        pa.int64(),
         "those that could be judged, and the correct ones",
     ),
     Column("total_correct_rollouts", pa.int64()),
-    Column(*("pass_rate", pa.float64()), "under the model above, with its 95 % interval"),
+    Column("pass_rate", pa.float64(), "under the model above, with its 95 % interval"),
     Column("pass_rate_low", pa.float64()),
     Column("pass_rate_high", pa.float64()),
-    Column(*(PASS_AT, pa.float64()), "unbiased pass@k; null with fewer than k rollouts"),
+    Column(PASS_AT, pa.float64(), "unbiased pass@k; null with fewer than k rollouts"),
     Column(
-        *("lift", pa.float64()),
+        "lift",
+        pa.float64(),
         "how far training moves the log odds of the pass rate, with its 95 % interval; null where "
         "no rollout was correct",
+        when=FORECAST,
     ),
-    Column("lift_low", pa.float64()),
-    Column("lift_high", pa.float64()),
+    Column("lift_low", pa.float64(), when=FORECAST),
+    Column("lift_high", pa.float64(), when=FORECAST),
     Column(
-        *("teaching", pa.float64()),
+        "teaching",
+        pa.float64(),
         "what training on the item does for the log odds of the items that are not solved, or of a "
         "target's where one was named",
+        when=FORECAST,
     ),
     Column(
-        *("gradient_similarity", pa.float64()),
+        "gradient_similarity",
+        pa.float64(),
         "of the correct rollouts to the nearest easy items, with its 95 % interval; reported, and "
         "not what the tag goes by",
     ),
     Column("gradient_similarity_low", pa.float64()),
     Column("gradient_similarity_high", pa.float64()),
     Column(
-        *("gradient_reliability", pa.float64()),
+        "gradient_reliability",
+        pa.float64(),
         "share of the squared mean gradient that is signal and not noise, 0 to 1",
     ),
     Column(
-        *("target_similarity", pa.float64()),
+        "target_similarity",
+        pa.float64(),
         "of the correct rollouts to the nearest items of the target, with its 95 % interval",
         when=TARGET,
     ),
     Column("target_similarity_low", pa.float64(), when=TARGET),
     Column("target_similarity_high", pa.float64(), when=TARGET),
-    Column(*("tag_reason", pa.string()), "one line that says why"),
+    Column("tag_reason", pa.string(), "one line that says why"),
     Column(
-        *("confirmed_trainability", pa.string()),
+        "confirmed_trainability",
+        pa.string(),
         "what GRPO made of the item; null where that was not looked at",
     ),
     Column(
-        *("reasoning_quality", pa.float64()),
+        "reasoning_quality",
+        pa.float64(),
         "mean score, 0 to 5, that a language model gave the reasoning of its correct rollouts, "
         "and how many were scored",
         when=JUDGED,

@@ -16,7 +16,9 @@ import pytest
 
 from cards.push_files import make_files
 from cards.run_facts import read_run_facts
+from cards.source_columns import read_source_columns
 from curate import judge
+from recipes.finished_run import open_finished_run
 from recipes.judge_prompt import judge_messages, read_rubric
 from recipes.score_agreement import score_agreement
 from tests.language_model import MODEL, language_model, outside, parts, score
@@ -538,6 +540,11 @@ def test_what_was_judged_is_published_as_numbers(
     assert 3.0 in table["reasoning_quality"].to_pylist()
     assert run_curate("card", run).status == 0
     assert "| `reasoning_quality`, `reasoning_quality_n` |" in (run / "README.md").read_text()
+    # Where the dataset is gone the report reads kinds from the tagged file: no score is one.
+    dataset.unlink()
+    finished = open_finished_run(run)
+    columns, _ = read_source_columns(finished, finished.ids, np.arange(len(finished.ids)))
+    assert not columns, columns
     # A copy of the tagged file from before it was judged can still be published.
     out.write_bytes(before)
     files = make_files(read_run_facts(run), None, tmp_path / "old", with_rollouts=False)
