@@ -42,7 +42,13 @@ def page(found: Sequence[WorldFigures], constants: Mapping[str, Constants]) -> s
         f"{_and([world.name for world in found])}, of which no score had been looked at, only "
         "the shares learned, overall and by thirds of the pass rate, and how far the seeds agree: "
         "by these, length and learning rate of the trainings were set (j1 was trained a second "
-        "time because its seeds disagreed). They were scored once.",
+        "time because its seeds disagreed). j1 and j2 were scored first, and then again with j3 "
+        "and with pilots; constants and code of the forecasts stayed what they were. How far the "
+        "pilots of j1 and j2 agree with their outcomes had been looked at in between; of j3 "
+        "nothing had.",
+        "A pilot is the first tenth of the world's own training, one seed: its recipe with a tenth "
+        "of the steps, by `curate forecast FOLDER/NAME/run --lift pilot --recipe FILE`. What it "
+        "samples is spent besides the rollouts that a column names.",
         f"Judged are the items whose pass rate over all rollouts is from {LOWEST_RATE:g} to below "
         f"{TAU:g} and of which all seeds say the same. Learned is an item that ends at {TAU:g} or "
         "above. An item of which a score says nothing, having no correct rollout, comes last in "
@@ -150,7 +156,7 @@ def world_tables(world: WorldFigures) -> str:
                 lambda at, name: _two(at.ranking[name]["average_precision"]),
             ),
             table(
-                "calibration error (if calibrated)",
+                "calibration error (by chance alone)",
                 probabilities,
                 lambda at, name: (
                     f"{_two(at.calibration[name][_ECE])} "
@@ -159,7 +165,8 @@ def world_tables(world: WorldFigures) -> str:
             ),
             table("hard items tagged: right (by seed)", probabilities, tags),
             "Tagged are `learnable` and `unlearnable`; right is where the seeds agree, and in "
-            "brackets the share over all tagged items and seeds.",
+            "brackets the share over all tagged items and seeds. The calibration error in brackets "
+            "is what a calibrated forecast would show by chance on as many items.",
         ]
     )
 

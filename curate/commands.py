@@ -33,13 +33,13 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
         RunError: a stage failed; the same call continues.
     """
     from curate.datasets.source import open_source
+    from curate.run.quality import run_schema
     from curate.tagged.write import read_table, with_types
-    from curate.tags import tag_schema
     from probes.tag import tag_dataset
 
     values = {"dataset": dataset, "model": model, **settings}
     config, out = tag_dataset(config_from_mapping(values, "tag()"))
-    return with_types(read_table(open_source(out)), tag_schema(config.k))
+    return with_types(read_table(open_source(out)), run_schema(Path(config.run_dir), config))
 
 
 def merge(
@@ -519,7 +519,7 @@ def augment(
 
 def card(
     run: str | Path,
-    out: str | Path = "README.md",
+    out: str | Path | None = None,
     *,
     merge: str | Path | None = None,
     repo: str = "",
@@ -530,7 +530,7 @@ def card(
 
     Args:
         run: the folder of a finished run.
-        out: where the card goes.
+        out: where the card goes; None: `README.md` of the run folder.
         merge: a card whose other text, metadata and configurations stay.
         repo: the dataset's id on the Hub, for the lines that load it.
         language: ISO 639 codes of the items' languages; none keeps those of the card merged with.
@@ -547,7 +547,7 @@ def card(
 
     return write_card(
         Path(run),
-        Path(out),
+        None if out is None else Path(out),
         merge=None if merge is None else Path(merge),
         repo=repo,
         language=language,

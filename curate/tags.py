@@ -5,6 +5,7 @@ words and live in two columns; neither ever overwrites the other.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
@@ -25,46 +26,138 @@ class Trainability(StrEnum):
     """The evidence does not decide between the others."""
 
 
-REASONING_QUALITY = pa.schema(
-    [("reasoning_quality", pa.float64()), ("reasoning_quality_n", pa.int64())]
+PASS_AT = "pass_at_K"
+"""Stands in `COLUMNS` for a column for each K that was asked for."""
+TARGET = "target"
+JUDGED = "judged"
+FORECAST = "forecast"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that tagging adds to a dataset.
+
+    Attributes:
+        name: in the file.
+        type: of its values; every column is nullable, because rejected rows stay in the dataset.
+        meaning: in words, of it and of the columns after it that have none of their own.
+        when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
+            `FORECAST` for one that tagged files of earlier versions lack.
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str = ""
+    when: str = ""
+
+
+COLUMNS = (
+    Column(
+        "item_id",
+        pa.string(),
+        "hash of prompt and answer: the same item has the same id in every dataset",
+    ),
+    Column("trainability", pa.string(), "the tag, predicted before RL; also the split"),
+    Column(
+        "p_unlearnable",
+        pa.float64(),
+        "probability that it stays below τ after RL; for hard items",
+    ),
+    Column(
+        "forecast_pass_rate",
+        pa.float64(),
+        "the pass rate that RL is expected to lead to, with its 90 % interval",
+        when=FORECAST,
+    ),
+    Column("forecast_low", pa.float64(), when=FORECAST),
+    Column("forecast_high", pa.float64(), when=FORECAST),
+    Column(
+        "total_rollouts",
+        pa.int64(),
+        "those that could be judged, and the correct ones",
+    ),
+    Column("total_correct_rollouts", pa.int64()),
+    Column("pass_rate", pa.float64(), "under the model above, with its 95 % interval"),
+    Column("pass_rate_low", pa.float64()),
+    Column("pass_rate_high", pa.float64()),
+    Column(PASS_AT, pa.float64(), "unbiased pass@k; null with fewer than k rollouts"),
+    Column(
+        "lift",
+        pa.float64(),
+        "how far training moves the log odds of the pass rate, with its 95 % interval; null where "
+        "no rollout was correct",
+        when=FORECAST,
+    ),
+    Column("lift_low", pa.float64(), when=FORECAST),
+    Column("lift_high", pa.float64(), when=FORECAST),
+    Column(
+        "teaching",
+        pa.float64(),
+        "what training on the item does for the log odds of the items that are not solved, or of a "
+        "target's where one was named",
+        when=FORECAST,
+    ),
+    Column(
+        "gradient_similarity",
+        pa.float64(),
+        "of the correct rollouts to the nearest easy items, with its 95 % interval; reported, and "
+        "not what the tag goes by",
+    ),
+    Column("gradient_similarity_low", pa.float64()),
+    Column("gradient_similarity_high", pa.float64()),
+    Column(
+        "gradient_reliability",
+        pa.float64(),
+        "share of the squared mean gradient that is signal and not noise, 0 to 1",
+    ),
+    Column(
+        "target_similarity",
+        pa.float64(),
+        "of the correct rollouts to the nearest items of the target, with its 95 % interval",
+        when=TARGET,
+    ),
+    Column("target_similarity_low", pa.float64(), when=TARGET),
+    Column("target_similarity_high", pa.float64(), when=TARGET),
+    Column("tag_reason", pa.string(), "one line that says why"),
+    Column(
+        "confirmed_trainability",
+        pa.string(),
+        "what GRPO made of the item; null where that was not looked at",
+    ),
+    Column(
+        "reasoning_quality",
+        pa.float64(),
+        "mean score, 0 to 5, that a language model gave the reasoning of its correct rollouts, "
+        "and how many were scored",
+        when=JUDGED,
+    ),
+    Column("reasoning_quality_n", pa.int64(), when=JUDGED),
 )
-"""Columns that `curate judge` adds: mean score of correct rollouts, and how many were scored."""
+"""Every column that tagging adds, in their order."""
+
+REASONING_QUALITY = pa.schema([(each.name, each.type) for each in COLUMNS if each.when == JUDGED])
+"""Columns that `curate judge` adds."""
 
 
 def tag_schema(ks: Sequence[int], *, target: bool = False, judged: bool = False) -> pa.Schema:
-    """Columns that tagging adds to a dataset, in their order.
+    """The columns of a tagged file, in their order.
 
-    `pass_at_K` for each K of `ks`; similarity to a target where there is one; the quality of
-    reasoning where it was judged.
+    Args:
+        ks: `pass_at_K` is there for each K of them.
+        target: whether there is a target.
+        judged: whether the reasoning was judged.
 
-    All are nullable, because rejected rows stay in the dataset with nulls. Raises ValueError for a
-    K below 1 or one named twice.
+    Raises:
+        ValueError: a K below 1 or one named twice.
     """
     if any(k < 1 for k in ks):
         raise ValueError(f"pass@k needs k of at least 1, got {list(ks)}")
     if len(set(ks)) != len(ks):
         raise ValueError(f"each k of pass@k can be asked for once, got {list(ks)}")
-    return pa.schema(
-        [
-            ("item_id", pa.string()),
-            ("trainability", pa.string()),
-            ("p_unlearnable", pa.float64()),
-            *((f"forecast_{part}", pa.float64()) for part in ("pass_rate", "low", "high")),
-            ("total_rollouts", pa.int64()),
-            ("total_correct_rollouts", pa.int64()),
-            ("pass_rate", pa.float64()),
-            ("pass_rate_low", pa.float64()),
-            ("pass_rate_high", pa.float64()),
-            *((f"pass_at_{k}", pa.float64()) for k in ks),
-            *((f"lift{end}", pa.float64()) for end in ("", "_low", "_high")),
-            ("teaching", pa.float64()),
-            ("gradient_similarity", pa.float64()),
-            ("gradient_similarity_low", pa.float64()),
-            ("gradient_similarity_high", pa.float64()),
-            ("gradient_reliability", pa.float64()),
-            *((f"target_similarity{end}", pa.float64()) for end in ("", "_low", "_high") if target),
-            ("tag_reason", pa.string()),
-            ("confirmed_trainability", pa.string()),
-            *(REASONING_QUALITY if judged else ()),
-        ]
-    )
+    left_out = {TARGET: not target, JUDGED: not judged}
+    fields = []
+    for column in COLUMNS:
+        names = [f"pass_at_{k}" for k in ks] if column.name == PASS_AT else [column.name]
+        if not left_out.get(column.when, False):
+            fields += [(name, column.type) for name in names]
+    return pa.schema(fields)

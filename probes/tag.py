@@ -35,10 +35,10 @@ from curate.run.folder import (
     read_run_config,
     write_parquet,
 )
-from curate.run.quality import QUALITY_FILE, read_reasoning_quality
+from curate.run.quality import read_reasoning_quality, run_schema
 from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
 from curate.tagged.write import check_columns, check_out, write_tagged
-from curate.tags import REASONING_QUALITY, Trainability, tag_schema
+from curate.tags import REASONING_QUALITY, Trainability
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel
 from probes.forecast.model import Constants
@@ -243,8 +243,7 @@ def open_tagging(
     plan = _plan(config)
     target = open_source(config.target, split=config.split) if config.target else None
     predictor = read_predictor(config.predictor) if config.predictor else None
-    is_judged = (Path(config.run_dir) / QUALITY_FILE).exists()
-    schema = tag_schema(config.k, target=target is not None, judged=is_judged)
+    schema = run_schema(Path(config.run_dir), config)
     check_out(source, Path(config.out))
     check_columns(source.columns, schema, config.replace_columns)
     files, machine = policy.files, policy.machine

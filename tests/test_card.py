@@ -391,3 +391,16 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not finished"):
         stages = {"stages": {"tags": {"state": "started"}}}
         read_run_facts(write_run(tmp_path / "other", manifest=stages))
+
+
+def test_without_a_place_it_lies_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "made")
+    own = tmp_path / "README.md"
+    own.write_text("Of the folder one stands in.")
+    monkeypatch.chdir(tmp_path)
+    ran = run_curate("card", run)
+    assert ran.status == 0 and ran.stdout == f"card: {run / 'README.md'}\n"
+    assert (run / "README.md").read_text().startswith("---\n")
+    assert own.read_text() == "Of the folder one stands in."

@@ -14,7 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cards.card.facts import read_run_facts
+from cards.push.files import make_files
+from cards.report.source_columns import read_source_columns
 from curate import judge
+from curate.run.finished import open_finished_run
 from recipes.judge.prompt import judge_messages, read_rubric
 from recipes.statistics.kappa import score_agreement
 from tests.language_model import MODEL, language_model, outside, parts, score
@@ -516,3 +520,33 @@ def test_the_library_function_returns_the_summary(run: Path) -> None:
         found = judge(run, base_url=server.url, judge_model=MODEL, per_item=1, limit=2)
     assert found == _summary(run)
     assert found["items"] == 2 and found["questions"] == 4
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_was_judged_is_published_as_numbers(
+    tiny_model: Path, tmp_path: Path, suffix: str
+) -> None:
+    dataset, out, run = tmp_path / "sums.jsonl", tmp_path / f"tagged{suffix}", tmp_path / "run"
+    command = (write_jsonl(dataset, additions(6)), "--model", tiny_model,
+               "--run-dir", run, "--out", out)  # fmt: skip
+    assert tag(*command).status == 0
+    before = out.read_bytes()
+    with language_model(lambda messages: score(3)) as server:
+        assert _judge(run, server).status == 0
+    files = make_files(read_run_facts(run), None, tmp_path / "new", with_rollouts=False)
+    table = pq.read_table([file for path, file in files.items() if path.startswith("data/")])
+    assert table.schema.field("reasoning_quality").type == pa.float64()
+    assert table.schema.field("reasoning_quality_n").type == pa.int64()
+    assert 3.0 in table["reasoning_quality"].to_pylist()
+    assert run_curate("card", run).status == 0
+    assert "| `reasoning_quality`, `reasoning_quality_n` |" in (run / "README.md").read_text()
+    # Where the dataset is gone the report reads kinds from the tagged file: no score is one.
+    dataset.unlink()
+    finished = open_finished_run(run)
+    columns, _ = read_source_columns(finished, finished.ids, np.arange(len(finished.ids)))
+    assert not columns, columns
+    # A copy of the tagged file from before it was judged can still be published.
+    out.write_bytes(before)
+    files = make_files(read_run_facts(run), None, tmp_path / "old", with_rollouts=False)
+    table = pq.read_table([file for path, file in files.items() if path.startswith("data/")])
+    assert "reasoning_quality" not in table.column_names

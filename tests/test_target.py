@@ -1,11 +1,14 @@
 """`curate tag --target`: similarity to the items of an evaluation."""
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import curate
 from probes.gradients.similarity import measure_similarity
 from tests.tag_runs import additions, read_jsonl, tag, write_jsonl
 
@@ -41,6 +44,30 @@ def test_a_target_gives_each_item_its_similarity_to_it(tiny_model: Path) -> None
         # Teaching is for the target's items where there is one.
         shared = {k: v for k, v in with_target.items() if not k.startswith("target_")}
         assert without | {"teaching": 0} == shared | {"teaching": 0}
+
+
+def test_through_csv_the_library_gives_numbers_too(tiny_model: Path) -> None:
+    write_jsonl(Path("sums.jsonl"), additions(6))
+    write_jsonl(Path("target.jsonl"), additions(3))
+    files = ("sums.jsonl", "--model", tiny_model, "--run-dir", "run", "--out", "sums.csv")
+    ran = tag(*files, "--target", "target.jsonl", "--min-rollouts", "32")
+    assert ran.status == 0, ran.stderr
+    settings = tomllib.loads(Path("run/config.toml").read_text())
+    table = curate.tag(**settings)
+    for end in ("", "_low", "_high"):
+        assert table.schema.field(f"target_similarity{end}").type == pa.float64()
+    assert any(table["target_similarity"].to_pylist())
+
+
+def test_where_nothing_was_right_there_is_no_similarity(tiny_model: Path) -> None:
+    write_jsonl(Path("sums.jsonl"), [row | {"answer": "31337"} for row in additions(6)])
+    write_jsonl(Path("target.jsonl"), [row | {"answer": "31337"} for row in additions(3)])
+    files = ("sums.jsonl", "--model", tiny_model, "--run-dir", "run", "--min-rollouts", "8")
+    ran = tag(*files, "--target", "target.jsonl")
+    assert ran.status == 0, ran.stderr
+    rows = read_jsonl(Path("sums.tagged.jsonl"))
+    assert {row["target_similarity"] for row in rows} == {None}
+    assert {row["trainability"] for row in rows} <= {"no_positive", "undetermined"}
 
 
 def test_the_target_similarity_is_that_of_the_estimator_with_the_target_as_references(

@@ -25,6 +25,9 @@ from cards.card.sections import (
 from curate.errors import UsageError
 from curate.files import write_atomically
 
+CARD = "README.md"
+"""Its name, in a run folder and on the Hub."""
+
 
 def dataset_card(
     facts: RunFacts,
@@ -76,14 +79,14 @@ def dataset_card(
 
 def write_card(
     run_dir: Path,
-    out: Path,
+    out: Path | None = None,
     *,
     merge: Path | None = None,
     repo: str = "",
     language: Sequence[str] = (),
     license: str = "",
 ) -> dict[str, Any]:
-    """Write the card of a run to `out`; returns its metadata.
+    """Write the card of a run to `out`, or else its folder's README.md; returns its metadata.
 
     A card that an earlier call wrote to `out` is merged with.
 
@@ -93,6 +96,7 @@ def write_card(
         RunError: a file of the run is missing or damaged.
     """
     facts = read_run_facts(run_dir)
+    out = out or run_dir / CARD
     if merge is None and out.is_file():
         merge = out
         if not has_section(_read_card(out)):

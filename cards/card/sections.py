@@ -10,7 +10,8 @@ from typing import Any
 from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
-from curate.tags import Trainability
+from curate.run.quality import QUALITY_FILE
+from curate.tags import COLUMNS, FORECAST, JUDGED, TARGET, Trainability
 from probes.forecast.tag_rules import DOUBT
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
 from probes.summary import tag_meanings
@@ -22,56 +23,6 @@ _FIGURE_SUFFIXES = (".png", ".svg", ".jpg", ".webp")
 _ABSOLUTE_FOLDER = re.compile(r"(?<![^\s'\"(`])~?/(?:[^\s/]+/)*(?=[^\s/])")
 # A share of cut completions above which pass rates say more of the limit than of the model.
 _MANY_CUT = 0.2
-
-_COLUMNS = [
-    ("`item_id`", "hash of prompt and answer: the same item has the same id in every dataset"),
-    ("`trainability`", "the tag, predicted before RL; also the split"),
-    (
-        "`p_unlearnable`",
-        "probability that it stays below τ after RL; for hard items",
-    ),
-    (
-        "`forecast_pass_rate`, `forecast_low`, `forecast_high`",
-        "the pass rate that RL is expected to lead to, with its 90 % interval",
-    ),
-    (
-        "`total_rollouts`, `total_correct_rollouts`",
-        "those that could be judged, and the correct ones",
-    ),
-    (
-        "`pass_rate`, `pass_rate_low`, `pass_rate_high`",
-        "under the model above, with its 95 % interval",
-    ),
-    ("`pass_at_K`", "unbiased pass@k; null with fewer than k rollouts"),
-    (
-        "`lift`, `lift_low`, `lift_high`",
-        "how far training moves the log odds of the pass rate, with its 95 % interval; null where "
-        "no rollout was correct",
-    ),
-    (
-        "`teaching`",
-        "what training on the item does for the log odds of the items that are not solved, or of a "
-        "target's where one was named",
-    ),
-    (
-        "`gradient_similarity`, `_low`, `_high`",
-        "of the correct rollouts to the nearest easy items, with its 95 % interval; reported, and "
-        "not what the tag goes by",
-    ),
-    (
-        "`gradient_reliability`",
-        "share of the squared mean gradient that is signal and not noise, 0 to 1",
-    ),
-    ("`tag_reason`", "one line that says why"),
-    ("`confirmed_trainability`", "what GRPO made of the item; null where that was not looked at"),
-]
-
-# Tagged files of earlier versions have none of these.
-_LATER_COLUMNS = (
-    "`forecast_pass_rate`, `forecast_low`, `forecast_high`",
-    "`lift`, `lift_low`, `lift_high`",
-    "`teaching`",
-)
 
 _CITATION = """\
 ### Citation
@@ -340,10 +291,21 @@ def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> 
 
 def columns_section(facts: RunFacts) -> str:
     """What the columns hold."""
-    target = ("`target_similarity`, `_low`, `_high`", "the same, to the items of the target")
-    rows = [*_COLUMNS, target] if facts.config.target else _COLUMNS
-    if facts.manifest.get("forecast") is None:
-        rows = [row for row in rows if row[0] not in _LATER_COLUMNS]
+    is_there = {
+        "": True,
+        TARGET: bool(facts.config.target),
+        JUDGED: (facts.path / QUALITY_FILE).exists(),
+        FORECAST: facts.manifest.get("forecast") is not None,
+    }
+    rows: list[tuple[str, str]] = []
+    for column in COLUMNS:
+        if not is_there[column.when]:
+            continue
+        if column.meaning:
+            rows.append((f"`{column.name}`", column.meaning))
+        else:
+            names, meaning = rows[-1]
+            rows[-1] = (f"{names}, `{column.name}`", meaning)
     lines = ["### Columns", "", "All columns of the original dataset, and", ""]
     return "\n".join([*lines, *table([("column", "meaning"), *rows])])
 

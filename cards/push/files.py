@@ -8,15 +8,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
+
+from cards.card.card import CARD
 from cards.card.facts import RunFacts
 from cards.card.sections import figure_files
 from cards.push.public_report import without_rollouts
 from cards.push.splits import write_splits
+from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import write_atomically
-from curate.tags import Trainability, tag_schema
+from curate.run.quality import run_schema
+from curate.tags import REASONING_QUALITY, Trainability
 
-CARD = "README.md"
 _REPORT = "report.html"
 # A split is all files of its name, so one that an earlier push left behind would be read with it.
 _SPLIT_FILE = re.compile(rf"data/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet")
@@ -46,7 +50,13 @@ def make_files(
             f"the tagged file {tagged} is not there; say with --tagged where it is, or let "
             "the same `curate tag` write it anew"
         )
-    schema = tag_schema(facts.config.k, target=bool(facts.config.target))
+    columns = open_source(tagged).columns
+    # A copy of the file from before `curate judge` is this run's too.
+    schema = pa.schema(
+        field
+        for field in run_schema(facts.path, facts.config)
+        if field.name in columns or field.name not in REASONING_QUALITY.names
+    )
     files = {path: folder / path for path in write_splits(tagged, facts.rows, schema, folder)}
     if (report := facts.path / _REPORT).is_file():
         if not with_rollouts:

@@ -19,11 +19,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from cards.card.card import dataset_card
+from cards.card.card import CARD, dataset_card
 from cards.card.facts import RunFacts, read_run_facts
 from cards.card.merging import read_metadata
 from cards.push.files import (
-    CARD,
     check_other_data,
     files_to_delete,
     make_files,

@@ -29,8 +29,8 @@ def _add_card(commands: Any) -> None:
         "run_dir", metavar="RUN", type=Path, help="the folder of a finished `curate tag`"
     )
     parser.add_argument(
-        "-o", "--out", metavar="FILE", type=Path, default=Path("README.md"),
-        help="where the card goes (default: README.md here)",
+        "-o", "--out", metavar="FILE", type=Path,
+        help="where the card goes (default: RUN/README.md)",
     )  # fmt: skip
     parser.add_argument(
         "--merge", metavar="FILE", type=Path,
@@ -108,6 +108,7 @@ def _add_metadata(parser: argparse.ArgumentParser) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
+    from cards.card.card import CARD
     from curate.commands import card
 
     metadata = card(
@@ -118,7 +119,8 @@ def _card(arguments: argparse.Namespace) -> int:
         language=arguments.language,
         license=arguments.license,
     )
-    print(json.dumps(metadata, indent=2) if arguments.json else f"card: {arguments.out}")
+    place = arguments.out or arguments.run_dir / CARD
+    print(json.dumps(metadata, indent=2) if arguments.json else f"card: {place}")
     return 0
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.config import TagConfig
 from curate.errors import RunError
 from curate.run.folder import read_parquet
-from curate.tags import REASONING_QUALITY
+from curate.tags import REASONING_QUALITY, tag_schema
 
 QUALITY_FILE = Path("judging") / "quality.parquet"
 SUMMARY_FILE = Path("judging") / "summary.json"
@@ -21,6 +22,12 @@ QUALITY_SCHEMA = pa.schema([("item_id", pa.string()), *REASONING_QUALITY])
 """A row an item: the mean score, 0 to 5, of its correct rollouts that were judged, over both
 passes, null where none was; and how many were."""
 _MOST = 5.0
+
+
+def run_schema(run_dir: Path, config: TagConfig) -> pa.Schema:
+    """The columns that a run's tagged file has, in their order."""
+    judged = (run_dir / QUALITY_FILE).exists()
+    return tag_schema(config.k, target=bool(config.target), judged=judged)
 
 
 def read_reasoning_quality(run_dir: Path, item_ids: pa.Array) -> pa.Table | None:

@@ -51,7 +51,12 @@ def measure_target_similarity(
                 file.write(np.ascontiguousarray(part[start : start + _ROWS_AT_ONCE]).tobytes())
         file.flush()
         rows = len(training.features) + int(new.sum())
-        features = np.memmap(file.name, dtype=np.float32, mode="r", shape=(rows, dim))
+        # An empty file cannot be mapped.
+        features = (
+            np.memmap(file.name, dtype=np.float32, mode="r", shape=(rows, dim))
+            if rows
+            else np.empty((0, dim), dtype=np.float32)
+        )
         everything = items + len(target_row_of)
         is_reference = np.zeros(everything, dtype=bool)
         is_reference[place] = True

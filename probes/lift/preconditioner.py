@@ -8,9 +8,9 @@ coordinates of the model, and what is left of that is the second moment of the s
 
 with ĉ the largest eigenvalue of C and v_r what GRPO takes of rollout r. C comes from at most 1,024
 rollouts drawn by v_r: its leading directions are what matters, and all others are divided alike.
-In the grown world d1, one of those that chose the rule, it raised the correlation of the hard
-items' lift with their later gain from 0.36 to 0.45. It departs from Adam in that it can be rotated:
-Adam's second moment is diagonal in the model's coordinates, which the sketch does not keep.
+It was chosen for how lift and later gain go together in the grown world d1. It departs from Adam in
+that it can be rotated: Adam's second moment is diagonal in the model's coordinates, which the
+sketch does not keep.
 """
 
 from __future__ import annotations
