@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.run.folder import read_parquet
 from curate.run.rollouts import rollout_shards
+from curate.run.tables import GOLD, read_parquet
 from probes.forecast.pass_probability import GoldEvidence
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.models.load import Policy, load_policy, load_tokenizer, resolve_model
-from probes.stages.gold import GOLD_FILE, read_gold, score_golds
+from probes.stages.gold import read_gold, score_golds
 from probes.verifiers.pool import VerifierPool
 
 Flags = NDArray[np.bool_]
@@ -76,7 +76,7 @@ def read_cache(folder: Path, run: Path, config: TagConfig) -> Cache:
     # A world that was made anew has other rollouts.
     folder = folder / digest.hexdigest()[:16]
     file = folder / "rollouts.npz"
-    if not file.exists() or not (folder / GOLD_FILE).exists():
+    if not file.exists() or not (folder / GOLD.file).exists():
         folder.mkdir(parents=True, exist_ok=True)
         policy = load_policy(resolve_model(config.model))
         _write_rollouts(file, run, config, policy)

@@ -21,8 +21,8 @@ from benchmarks.forecast_cache import Draws, read_cache
 from benchmarks.grown_worlds import TAU, TRAINING_SEEDS
 from curate.config import TagConfig
 from curate.run.features import RolloutFeatures
-from curate.run.folder import read_parquet
 from curate.run.rollouts import Outcomes
+from curate.run.tables import read_parquet
 from probes.forecast.model import Constants
 from probes.forecast.pass_probability import GoldEvidence, PassProbability, fit_pass_probability
 from probes.stages.forecast import is_decided, run_forecast

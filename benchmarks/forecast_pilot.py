@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.forecast_data import Probe, World
+from curate.run.tables import PILOTS, SCORED
 from probes.lift.checkpoint import log_ratio_lift
 from probes.stages.lift import ItemLift
 from recipes.forecast.by_pilot import mean_lift
-from recipes.forecast.pilot import PILOTS, SCORED_FILE
 
 Floats = NDArray[np.float64]
 _HIGHEST_RATE = 0.99
@@ -28,7 +28,7 @@ _HIGHEST_RATE = 0.99
 
 def pilot_folders(world: World) -> list[Path]:
     """The finished pilots of a world's run, one a seed."""
-    return sorted(file.parent for file in world.run.glob(f"{PILOTS}/*/*/{SCORED_FILE}"))
+    return sorted(file.parent for file in world.run.glob(f"{PILOTS}/*/*/{SCORED.file}"))
 
 
 def pilot_lift(probe: Probe, folders: list[Path]) -> ItemLift:
@@ -67,7 +67,7 @@ def _scored(probe: Probe, folder: Path) -> tuple[pa.Table, pa.Table]:
     """The probe's correct rollouts, scored under the initial policy and after a pilot."""
     world, draws = probe.world, probe.world.draws
     initial = next(world.run.glob("rescoring/initial-*.parquet"))
-    tables = [pq.read_table(initial), pq.read_table(folder / SCORED_FILE)]
+    tables = [pq.read_table(initial), pq.read_table(folder / SCORED.file)]
     numbers = np.full(world.reward.shape, -1)
     numbers[draws.item[draws.correct], draws.sample[draws.correct]] = draws.completion[
         draws.correct

@@ -39,7 +39,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.run.folder import read_parquet, read_run_config
+from curate.run.folder import read_run_config
+from curate.run.tables import read_parquet
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
 from probes.models.load import ModelFiles, Policy, load_policy, resolve_model
 

@@ -35,7 +35,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
-from curate.run.folder import read_parquet, read_run_config
+from curate.run.folder import read_run_config
+from curate.run.tables import read_parquet
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
 from probes.models.load import ModelFiles, Policy, load_policy, resolve_model
 

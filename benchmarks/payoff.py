@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.smollm2_items import item_rows
 from benchmarks.smollm2_study import run_curate, smollm2
+from curate.run.run import Run
 from recipes.confirm.interventions_text import payoff_text
 from recipes.confirm.payoff import payoff_table
 from recipes.recipe import read_recipe
@@ -86,7 +87,7 @@ def print_curves(run: Path) -> None:
     """Print the held-out pass rate of each arm, mean over its seeds, on the way."""
     at = range(500, 3_001, 500)
     _print_line("held-out at rollouts", [f"{rollouts:,}" for rollouts in at])
-    table = payoff_table(run, "-small")
+    table = payoff_table(Run.open(run), "-small")
     assert table
     for name, arm in table["arms"].items():
         spent, rates = ([point[key] for point in arm["curve"]] for key in ("rollouts", "pass_rate"))
@@ -128,7 +129,7 @@ def print_kept_tasks(run: Path, tagged: Path, tasks: list[str]) -> None:
     file = next((run / "validation" / "filtered-small").glob("*/held_out.parquet"))
     item_ids = _last_evaluation(file)["item_id"].to_pylist()
     chosen = {item_id for item_id, task in zip(item_ids, tasks, strict=True) if task in names}
-    table = payoff_table(run, "-small", chosen)
+    table = payoff_table(Run.open(run), "-small", chosen)
     assert table
     print(f"\non the tasks of which filtered keeps items ({', '.join(sorted(names))}):")
     print(payoff_text(table))

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from curate.run.folder import read_parquet, read_run_config
+from curate.run.folder import read_run_config
 from curate.run.rollouts import rollout_shards
+from curate.run.tables import read_parquet
 from probes.models.load import resolve_model
 from recipes.recipe import read_recipe
 from recipes.train.groups import Group

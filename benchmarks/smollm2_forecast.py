@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from scipy.stats import rankdata
 
-from curate.run.folder import read_parquet, read_run_config
+from curate.run.folder import read_run_config
 from curate.run.rollouts import outcomes_of
+from curate.run.tables import read_parquet
 from probes.stages.forecast import CONSTANTS, run_forecast, run_probability
 from probes.stages.lift import GRADIENTS, ItemLift
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.study_scores import StudyItems, tried_scores
-from curate.run.training_tables import REWARD_SCHEMA
-from curate.run.validated import FinishedSeeds, finished_seeds, read_run_table
+from curate.run.tables import REWARDS
+from curate.run.validated import FinishedSeeds, finished_seeds, read_training_table
 from curate.tags import Trainability
 from recipes.confirm.embedding import semantic_similarity
 from recipes.recipe import Recipe
@@ -178,7 +178,7 @@ def _tasks(items: StudyItems, rows: list[dict[str, Any]]) -> dict[str, dict[str,
 
 
 def _rollouts(manifest: dict[str, Any], found: FinishedSeeds) -> dict[str, int]:
-    rewards = [read_run_table(path, "rewards", REWARD_SCHEMA) for path in found.folders.values()]
+    rewards = [read_training_table(path, REWARDS) for path in found.folders.values()]
     finals = [pq.read_table(path / "outcomes.parquet") for path in found.folders.values()]
     return {
         "probe": manifest["counts"]["rollouts_drawn"],
@@ -229,10 +229,7 @@ def _reward_curves(found: FinishedSeeds, tag_of: dict[str, str]) -> dict[str, An
         mean over the seeds), `by_seed`, and `groups`, how many there were in all; null where there
         was none around the step, for the mean in any seed.
     """
-    tables = [
-        read_run_table(path, "rewards", REWARD_SCHEMA).to_pylist()
-        for path in found.folders.values()
-    ]
+    tables = [read_training_table(path, REWARDS).to_pylist() for path in found.folders.values()]
     steps = sorted({row["step"] for table in tables for row in table})
     curves: dict[str, Any] = {}
     for tag in Trainability:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from curate.config import TagConfig, config_from_mapping
 from curate.errors import UsageError
+from curate.run.tables import OUTCOMES
 
 
 def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
@@ -284,9 +285,7 @@ def validate(
     from recipes.validate.validate import Wanted, validate_run
 
     wanted = Wanted(model=str(model), held_out=str(held_out), keep=keep)
-    return [
-        folder / "outcomes.parquet" for folder in validate_run(Path(path), chosen, seeds, wanted)
-    ]
+    return [OUTCOMES.path(folder) for folder in validate_run(Path(path), chosen, seeds, wanted)]
 
 
 def _check_training() -> None:

@@ -22,19 +22,26 @@ from curate.config import TagConfig, changed_settings, read_config_file
 from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
-from curate.run.folder import (
+from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
+from curate.run.rollouts import drawn_rollouts, rollout_shards
+from curate.run.tables import (
+    CONFIG,
+    GOLD,
+    ITEMS,
+    MANIFEST,
+    REJECTS,
+    ROLLOUTS,
+    ROUNDS,
+    ROWS,
     SHARDS,
-    RunFolder,
-    open_run,
-    read_manifest,
+    TARGET,
+    gradient_shard,
     read_parquet,
-    read_run_config,
     write_parquet,
 )
-from curate.run.rollouts import drawn_rollouts, rollout_shards
 from probes.machines.shard import Part
 from probes.models.load import ModelFiles, describe_machine
-from probes.stages.gold import GOLD_FILE, join_golds
+from probes.stages.gold import join_golds
 from probes.tag import PolicyFiles, open_tagging
 
 # Another version of these can give another rollout, verdict or gradient.
@@ -62,7 +69,7 @@ class _PartFolder:
     @property
     def target(self) -> _PartFolder:
         """What it did of the target."""
-        path = self.path / "target"
+        path = self.path / TARGET
         return _PartFolder(path, self.part, read_manifest(path))
 
 
@@ -140,7 +147,7 @@ def _find_parts(run_dir: Path, others: Sequence[Path]) -> list[_PartFolder]:
 
 def _read_part(folder: Path) -> _PartFolder | None:
     """Read what a folder says of itself; None where it is no part of a run."""
-    if not (folder / "manifest.json").exists():
+    if not (folder / MANIFEST).exists():
         return None
     manifest = read_manifest(folder)
     if "shard" not in manifest:
@@ -171,7 +178,7 @@ def _check_parts(parts: Sequence[_PartFolder]) -> None:
             f"shard {', '.join(missing)} of {first.part.of} is missing; run it, or say with "
             "--from where it is"
         )
-    old = read_config_file(first.path / "config.toml")
+    old = read_config_file(first.path / CONFIG)
     for part in parts[1:]:
         differences = [*changed_settings(old, part.config), *_differences(first, part)]
         if differences:
@@ -186,9 +193,9 @@ def _check_parts(parts: Sequence[_PartFolder]) -> None:
                 f"shard {part.part} has not finished round {furthest}, which others have; "
                 "run its command again"
             )
-    items = read_parquet(first.path / "items.parquet", ["item_id"])
+    items = ITEMS.read(first.path, "item_id")
     for part in parts:
-        if not read_parquet(part.path / "items.parquet", ["item_id"]).equals(items):
+        if not ITEMS.read(part.path, "item_id").equals(items):
             raise UsageError(f"shard {part.part} has other items than shard {first.part}")
         _check_rollouts(part, items["item_id"].to_pylist())
 
@@ -210,7 +217,7 @@ def _differences(first: _PartFolder, other: _PartFolder) -> Iterator[str]:
 def _check_rollouts(part: _PartFolder, item_ids: Sequence[str]) -> None:
     """Refuse a part with rollouts of another's items, or with fewer or more than it should have."""
     row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-    target_file = part.path / "rounds" / f"{len(part.files) - 1:03d}.parquet"
+    target_file = ROUNDS.path(part.path, len(part.files) - 1)
     target = read_parquet(target_file, ["rollouts"])["rollouts"].to_numpy()
     drawn = drawn_rollouts(part.path, row_of)
     strange = np.flatnonzero((drawn > 0) & ~part.part.own(len(item_ids)))
@@ -231,7 +238,7 @@ def _join(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
     """Join the files of a run's parts; what an earlier merge joined is there already."""
     first = parts[0]
     if not run.is_done("items"):
-        for name in ("rows.parquet", "rejects.jsonl", "items.parquet"):
+        for name in (ROWS.file, REJECTS, ITEMS.file):
             _copy(first.path / name, run / name)
         facts = ("dataset", "model", "counts", "echoes", "device", "engine", "seeds")
         run.update(**{name: first.manifest[name] for name in facts if name in first.manifest})
@@ -240,20 +247,19 @@ def _join(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
     if len(rollout_shards(run)) > len(files):
         raise _gone_on(run)
     for new, (part, old) in enumerate(files):
-        rollouts = part.path / "rollouts" / f"{old:05d}.parquet"
-        joined = run / "rollouts" / f"{new:05d}.parquet"
+        rollouts = ROLLOUTS.path(part.path, old)
+        joined = ROLLOUTS.path(run, new)
         if joined.exists() and not filecmp.cmp(rollouts, joined, shallow=False):
             raise _gone_on(run)
         _link(rollouts, joined)
         for suffix in ("npy", "parquet"):  # The table last: where it is, the features are.
-            features = run / "gradients" / f"shard-{new:05d}.{suffix}"
-            _link(part.path / "gradients" / f"shard-{old:05d}.{suffix}", features)
+            _link(gradient_shard(part.path, old, suffix), gradient_shard(run, new, suffix))
     for number in range(_rounds(run), len(first.files)):
-        name = f"{number:03d}.parquet"
-        tables = [read_parquet(part.path / "rounds" / name) for part in parts]
+        tables = [read_parquet(ROUNDS.path(part.path, number)) for part in parts]
         target = np.sum([table["rollouts"].to_numpy() for table in tables], axis=0)
         write_parquet(
-            run / "rounds" / name, pa.table({"item_id": tables[0]["item_id"], "rollouts": target})
+            ROUNDS.path(run, number),
+            pa.table({"item_id": tables[0]["item_id"], "rollouts": target}),
         )
     for stage in _STAGES:
         entries = [part.manifest["stages"][stage] for part in parts]
@@ -275,7 +281,7 @@ def _join(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
 def _join_golds(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
     """Take over what the parts' golds say; of a target nobody asks."""
     folders = [part.path for part in parts]
-    if not run.is_done("gold") and all((each / GOLD_FILE).exists() for each in folders):
+    if not run.is_done("gold") and all(GOLD.is_in(each) for each in folders):
         with run.stage("gold") as entry:
             join_golds(run, folders)
             entry["items_with_gold"] = sum(
@@ -286,13 +292,13 @@ def _join_golds(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
 def _join_target(run: RunFolder, parts: Sequence[_PartFolder]) -> None:
     """Join what the parts did of the target, in the run folder within the run's."""
     targets = [part.target for part in parts]
-    config = targets[0].config.replace(run_dir=str(run / "target"))
+    config = targets[0].config.replace(run_dir=str(run / TARGET))
     manifest = targets[0].manifest
     identity = {
         "dataset": {"fingerprint": manifest["dataset"]["fingerprint"]},
         "model": {name: manifest["model"][name] for name in ("weight_hash", "dtype")},
     }
-    with open_run(run / "target", config, identity) as target:
+    with open_run(run / TARGET, config, identity) as target:
         _join(target, targets)
 
 
@@ -307,7 +313,7 @@ def _files(parts: Sequence[_PartFolder]) -> Iterator[tuple[_PartFolder, int]]:
 
 def _rounds(run: RunFolder) -> int:
     """How many rounds are planned."""
-    return len(list((run / "rounds").glob("*.parquet")))
+    return len(ROUNDS.files(run))
 
 
 def _gone_on(run: RunFolder) -> UsageError:

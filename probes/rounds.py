@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import UsageError
-from curate.run.folder import RunFolder, read_parquet, write_parquet
+from curate.run.folder import RunFolder
 from curate.run.rollouts import Outcomes, count_outcomes
+from curate.run.tables import ROUNDS, read_parquet, write_parquet
 from probes.stages.similarity import item_ties
 from probes.statistics.plan import Plan, next_round
 
@@ -80,7 +81,7 @@ class Rounds:
         number = max(_last_round(whole), 0)
         target = np.full(len(own), self.plan.min_rollouts)
         if number:
-            table = read_parquet(_round_file(whole, number))
+            table = read_parquet(ROUNDS.path(whole, number))
             if not table["item_id"].equals(self.item_ids):
                 raise UsageError(f"{whole} belongs to a run of other items: give another --run-dir")
             target = table["rollouts"].to_numpy()
@@ -106,11 +107,11 @@ class Rounds:
 
     def _write_target(self, number: int, target: NDArray[np.int64]) -> None:
         table = pa.table({"item_id": self.item_ids, "rollouts": target})
-        write_parquet(_round_file(self.run.path, number), table)
+        write_parquet(ROUNDS.path(self.run, number), table)
 
     def _target(self, number: int) -> NDArray[np.int64]:
         """Rollouts that each item shall have after a round, shape (items,)."""
-        file = _round_file(self.run.path, number)
+        file = ROUNDS.path(self.run, number)
         return np.asarray(read_parquet(file, ["rollouts"])["rollouts"])
 
     def _plan_round(self, number: int) -> bool:
@@ -161,10 +162,6 @@ class Rounds:
         return decided
 
 
-def _round_file(run: Path, number: int) -> Path:
-    return run / "rounds" / f"{number:03d}.parquet"
-
-
 def _last_round(run: Path) -> int:
     """The number of a run's last round; -1 where it has none yet."""
-    return len(list((run / "rounds").glob("*.parquet"))) - 1
+    return len(ROUNDS.files(run)) - 1

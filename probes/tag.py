@@ -27,16 +27,22 @@ from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
 from curate.run.features import joined
-from curate.run.folder import (
-    RunFolder,
-    open_run,
-    read_manifest,
-    read_parquet,
-    read_run_config,
-    write_parquet,
-)
+from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
 from curate.run.quality import read_reasoning_quality, run_schema
 from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
+from curate.run.tables import (
+    CONFIRMED,
+    ITEMS,
+    LIFT,
+    MANIFEST,
+    PASS_RATES,
+    REJECTS,
+    ROWS,
+    SIMILARITY,
+    TAGS,
+    TARGET,
+    TEACHING,
+)
 from curate.tagged.write import check_columns, check_out, write_tagged
 from curate.tags import REASONING_QUALITY, Trainability
 from probes.engines.base import Engine
@@ -62,7 +68,6 @@ from probes.stages.gradients import differentiate, differentiate_here, gathered,
 from probes.stages.items import Item, read_items, reject_items
 from probes.stages.lift import (
     GRADIENTS,
-    TEACHING_FILE,
     lift_inputs,
     measured_lift,
     write_lift,
@@ -150,7 +155,7 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
 
 def _is_sampled(run: Path) -> bool:
     """Whether a run, which need not exist yet, has all its rollouts."""
-    if not (run / "manifest.json").exists():
+    if not (run / MANIFEST).exists():
         return False
     return bool(read_manifest(run)["stages"].get("plan", {}).get("state") == "done")
 
@@ -399,9 +404,8 @@ class _Tagging:
 
     @cached_property
     def _items(self) -> pa.Table:
-        columns = ["item_id", "prompt_token_ids", "answer"]
         # One chunk a column: its entries are looked up by position.
-        return read_parquet(self.run / "items.parquet", columns).combine_chunks()
+        return ITEMS.read(self.run, "item_id", "prompt_token_ids", "answer").combine_chunks()
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -469,7 +473,7 @@ class _Tagging:
         if counts["rows_rejected"]:
             _say(
                 f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "
-                f"each with its reason in {self.run / 'rejects.jsonl'}"
+                f"each with its reason in {self.run / REJECTS}"
             )
         return {"rows_this_time": counts["rows"]}
 
@@ -588,14 +592,14 @@ class _Tagging:
         return self._differentiate() | join(self.run, self._row_of, self.config.gradient_dim)
 
     def _similarity(self) -> dict[str, Any]:
-        outcomes = outcomes_of(self._evidence("pass_rates"))
+        outcomes = outcomes_of(PASS_RATES.read(self.run))
         features = joined(self.run.path, self._row_of)
         found = measure_items(features, outcomes, self._row_of, self.plan)
         table = similarity_table(self._items["item_id"], found)
         if self.target:
             for name, values in measure_to_target(self.run, self._row_of, self.plan).items():
                 table = table.append_column(name, values)
-        write_parquet(self.run / "similarity.parquet", table)
+        SIMILARITY.write(self.run, table)
         return {"items_this_time": table.num_rows}
 
     def _gold(self) -> dict[str, Any]:
@@ -638,7 +642,7 @@ class _Tagging:
         return run_constants(source, self.predictor.forecast if self.predictor else None)
 
     def _lift(self) -> dict[str, Any]:
-        found = outcomes_of(self._evidence("pass_rates"))
+        found = outcomes_of(PASS_RATES.read(self.run))
         features = joined(self.run.path, self._row_of)
         learners = self._target_learners() if self.target else None
         lift, raw, facts = measured_lift(features, found, self.config, learners, with_pairs=True)
@@ -648,10 +652,10 @@ class _Tagging:
 
     def _target_learners(self) -> LiftInputs:
         """Rollouts of the target's items, whom teaching is for."""
-        folder = self.run / "target"
-        ids = read_parquet(folder / "items.parquet", ["item_id"])["item_id"].to_pylist()
+        folder = self.run / TARGET
+        ids = ITEMS.read(folder, "item_id")["item_id"].to_pylist()
         row_of = {item_id: row for row, item_id in enumerate(ids)}
-        found = outcomes_of(read_parquet(folder / "pass_rates.parquet"))
+        found = outcomes_of(PASS_RATES.read(folder))
         return lift_inputs(joined(folder, row_of), found)
 
     def _probe_target(self) -> dict[str, Any]:
@@ -662,7 +666,7 @@ class _Tagging:
             dataset=config.target,
             target="",
             out="",
-            run_dir=str(self.run / "target"),
+            run_dir=str(self.run / TARGET),
             limit=0,
             prompt_field=config.prompt_field if config.prompt_field in columns else "",
             answer_field=config.answer_field if config.answer_field in columns else "",
@@ -676,7 +680,7 @@ class _Tagging:
             "model": {n: self.run.manifest["model"][n] for n in ("weight_hash", "dtype")},
         }
         _say(f"target: {config.target}")
-        with open_run(self.run / "target", own, identity) as run:
+        with open_run(self.run / TARGET, own, identity) as run:
             probing = replace(
                 self,
                 config=own,
@@ -688,18 +692,15 @@ class _Tagging:
                 this_time={},
             )
             if self.part:
-                probing.one_part(self.part, self.run / "target")
+                probing.one_part(self.part, self.run / TARGET)
             else:
                 probing._probe_items()
             counts = run.manifest["counts"]
             rollouts = run.manifest["stages"]["sample"]["rollouts"]
         return {"items": counts["items"], "rollouts_this_time": rollouts}
 
-    def _evidence(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        return read_parquet(self.run / f"{name}.parquet", columns)
-
     def _tags(self) -> dict[str, Any]:
-        rates, lifted = self._evidence("pass_rates"), self._evidence("lift")
+        rates, lifted = PASS_RATES.read(self.run), LIFT.read(self.run)
         fitted = self.predictor.forecast if self.predictor else None
         made = read_forecast(self.run.path, self.config, fitted)
         self.run.update(forecast=made.facts())
@@ -718,7 +719,7 @@ class _Tagging:
             for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         ]
         table = pa.concat_tables(parts)
-        write_parquet(self.run / "tags.parquet", table)
+        TAGS.write(self.run, table)
         counted = {
             entry["values"]: entry["counts"]
             for entry in pc.value_counts(table["trainability"]).to_pylist()
@@ -765,16 +766,15 @@ class _Tagging:
 
     def _write(self) -> dict[str, Any]:
         columns: dict[str, pa.ChunkedArray] = {}
-        for name in ("pass_rates", "similarity", "lift", "teaching", "tags"):
+        for written in (PASS_RATES, SIMILARITY, LIFT, TEACHING, TAGS):
             # A run of an earlier version that `curate forecast` tags anew has no teaching.
-            if name == "teaching" and not (self.run / TEACHING_FILE).exists():
+            if written == TEACHING and not TEACHING.is_in(self.run):
                 continue
-            table = self._evidence(name)
+            table = written.read(self.run)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
-        confirmed = self.run / "validation" / "confirmed.parquet"
-        if confirmed.exists():  # Written by `curate confirm`, in the order of the items.
+        if CONFIRMED.is_in(self.run):  # Written by `curate confirm`, in the order of the items.
             name = "confirmed_trainability"
-            columns[name] = read_parquet(confirmed, [name])[name]
+            columns[name] = CONFIRMED.read(self.run, name)[name]
         judged = read_reasoning_quality(self.run.path, columns["item_id"].combine_chunks())
         if judged is not None:
             columns |= {name: judged[name] for name in REASONING_QUALITY.names}
@@ -790,7 +790,7 @@ class _Tagging:
 
     def _annotations(self, evidence: pa.Table) -> Iterator[dict[str, object]]:
         """Yield what is said of each row of the dataset, some rows at a time."""
-        rows = read_parquet(self.run / "rows.parquet", ["item_id", "reason"])
+        rows = ROWS.read(self.run, "item_id", "reason")
         for batch in rows.to_batches(max_chunksize=_ITEMS_AT_ONCE):
             item_ids, reasons = (column.to_pylist() for column in batch.columns)
             places = pa.array(

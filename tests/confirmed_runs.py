@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.config import TagConfig, config_to_toml
-from curate.run.rollouts import ROLLOUT_SCHEMA
+from curate.run.tables import ROLLOUTS as ROLLOUT_TABLES
 
 ROLLOUTS = 100
 EASY, EASY_SIMILARITY = 20, 0.3
@@ -147,8 +147,10 @@ def write_run(
     }
     wrong = {"item_id": [item_ids[0]], "completion_token_ids": [[1] * 10], "reward": [0]}
     for number, part in enumerate((rows, wrong)):
-        table = {n: part.get(n, [None] * len(part["item_id"])) for n in ROLLOUT_SCHEMA.names}
-        pq.write_table(pa.table(table, ROLLOUT_SCHEMA), run / f"rollouts/{number:05d}.parquet")
+        table = {n: part.get(n, [None] * len(part["item_id"])) for n in ROLLOUT_TABLES.schema.names}
+        pq.write_table(
+            pa.table(table, ROLLOUT_TABLES.schema), run / f"rollouts/{number:05d}.parquet"
+        )
     outcomes = dict(
         zip(
             item_ids,

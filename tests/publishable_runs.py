@@ -66,6 +66,7 @@ def write_run(
         for number, (correct, similarity, p, forecast, lift) in enumerate(evidence)
     ]
     schema = tag_schema([1])
+    _write(run / "items.parquet", items, schema, "item_id")
     _write(
         run / "tags.parquet",
         items,

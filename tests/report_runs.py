@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.config import TagConfig, config_to_toml
-from curate.run.rollouts import ROLLOUT_SCHEMA
+from curate.run.tables import ROLLOUTS as ROLLOUT_TABLES
 from curate.tags import Trainability
 
 TAGS = [str(tag) for tag in Trainability]
@@ -188,7 +188,7 @@ def _write_rollouts(
             )  # fmt: skip
     half = len(rows) // 2
     for number, part in enumerate((rows[:half], rows[half:])):
-        table = pa.Table.from_pylist(part, ROLLOUT_SCHEMA)
+        table = pa.Table.from_pylist(part, ROLLOUT_TABLES.schema)
         pq.write_table(table, run / f"rollouts/{number:05d}.parquet")
 
 

@@ -189,7 +189,7 @@ def test_a_confirmation_is_told_with_its_bounds(tmp_path: Path) -> None:
     assert "not confirmed" not in card
     (run / "validation/summary.json").write_text("{")
     ran = run_curate("card", run, "-o", tmp_path / "README.md")
-    assert ran.status == 1 and "`curate confirm` writes it anew" in ran.last_line
+    assert ran.status == 1 and "writes it anew" in ran.last_line
 
 
 def test_figures_of_the_run_are_shown(tmp_path: Path) -> None:

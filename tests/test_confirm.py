@@ -16,7 +16,7 @@ import torch
 
 from curate import confirm as confirm_function
 from curate.errors import UsageError
-from curate.run.training_tables import HELD_OUT_SCHEMA, OUTCOME_SCHEMA, REWARD_SCHEMA
+from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
 from curate.tagged.fill import fill_column
 from probes.models.load import Policy
 from recipes.confirm.embedding import embed_prompts, semantic_similarity
@@ -122,7 +122,7 @@ def write_outcomes(run: Run, recipe: str = "baseline-small", **changes: object) 
                 }
                 | changes
             )
-        write_seed(run, recipe, seed, pa.Table.from_pylist(rows, OUTCOME_SCHEMA))
+        write_seed(run, recipe, seed, pa.Table.from_pylist(rows, OUTCOMES.schema))
 
 
 def rewards_of(outcomes: pa.Table) -> pa.Table:
@@ -135,7 +135,7 @@ def rewards_of(outcomes: pa.Table) -> pa.Table:
         for step, rate in ((1, "initial_pass_rate"), (2, "final_pass_rate"))
         for row in outcomes.to_pylist()
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, REWARD_SCHEMA)
+    return pa.Table.from_pylist(rows, REWARDS.schema)
 
 
 def write_seed(run: Run, recipe: str, seed: int, table: pa.Table, state: str = "done") -> Path:
@@ -393,7 +393,7 @@ def test_other_recipes_and_what_curation_pays_are_told_where_they_have_run(run: 
         folder = run.validation / "baseline-small" / str(seed)
         copied = shutil.copytree(folder, run.validation / "full-small" / str(seed))
         (copied.parent / "recipe.toml").write_text('hypothesis = "all items"\n')
-        table = pa.Table.from_pylist(held_out, HELD_OUT_SCHEMA)
+        table = pa.Table.from_pylist(held_out, HELD_OUT.schema)
         pq.write_table(table, copied / "held_out.parquet")
     shown = run.confirm().stdout
     interventions, payoff = run.summary["interventions"], run.summary["payoff"]

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.config import TagConfig
 from curate.errors import RunError
-from curate.run.training_tables import REWARD_SCHEMA
+from curate.run.run import Run
+from curate.run.tables import REWARDS
 from recipes.confirm.dynamics import training_dynamics
 from recipes.confirm.dynamics_text import dynamics_text
 from tests.validated_runs import write_run
@@ -24,12 +26,12 @@ def write_rewards(
     """Write a seed whose groups of rollouts have these step, item_id and measures."""
     usual = {"rollouts": 8, "truncated_fraction": 0.0, "trained": True}
     file = write_run(run, recipe, seed) / "rewards.parquet"
-    pq.write_table(pa.Table.from_pylist([usual | dict(row) for row in rows], REWARD_SCHEMA), file)
+    pq.write_table(pa.Table.from_pylist([usual | dict(row) for row in rows], REWARDS.schema), file)
     return file
 
 
 def follow(run: Path) -> list[dict[str, Any]]:
-    return training_dynamics(run, pa.array(list(TAGS)), list(TAGS.values()))
+    return training_dynamics(Run(run, TagConfig(), {}), pa.array(list(TAGS)), list(TAGS.values()))
 
 
 def curves(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import curate
 from curate.run.folder import lock_folder
-from curate.run.rollouts import ROLLOUT_SCHEMA
+from curate.run.tables import ROLLOUTS
 from recipes.forecast.by_pilot import mean_lift
 from recipes.train.kept_rollouts import KeptRollouts
 from tests.tag_runs import (
@@ -353,14 +353,14 @@ def keep_rollouts(run: Path, counts: dict[str, int]) -> Path:
     lines = [(item, number) for item, count in counts.items() for number in range(count)]
     (run / "rollouts").mkdir(parents=True)
     for first in range(0, len(lines), 3):
-        columns = dict.fromkeys(ROLLOUT_SCHEMA.names, [None] * len(lines[first : first + 3]))
+        columns = dict.fromkeys(ROLLOUTS.schema.names, [None] * len(lines[first : first + 3]))
         columns |= {
             "item_id": [item for item, _ in lines[first : first + 3]],
             "sample": [number for _, number in lines[first : first + 3]],
             "completion_token_ids": [[n] * (n + 1) for _, n in lines[first : first + 3]],
             "finish_reason": ["stop"] * len(lines[first : first + 3]),
         }
-        table = pa.table(columns, ROLLOUT_SCHEMA)
+        table = pa.table(columns, ROLLOUTS.schema)
         pq.write_table(table, run / "rollouts" / f"{first // 3:05d}.parquet")
     return run
 

@@ -6,8 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from curate.run.folder import read_parquet, write_parquet
-from curate.run.rollouts import ROLLOUT_SCHEMA
+from curate.run.tables import ROLLOUTS, read_parquet, write_parquet
 from probes.forecast.gold import (
     AnswerPlace,
     GoldCompletion,
@@ -218,7 +217,7 @@ def write_run(folder, rollouts, items):
         for item_id, drawn in rollouts.items()
         for sample, (text, answer, reward, cut) in enumerate(drawn)
     ]
-    write_parquet(folder / "rollouts/00000.parquet", pa.Table.from_pylist(lines, ROLLOUT_SCHEMA))
+    write_parquet(folder / "rollouts/00000.parquet", pa.Table.from_pylist(lines, ROLLOUTS.schema))
     table = pa.table(
         {
             "item_id": list(items),

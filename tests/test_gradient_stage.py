@@ -16,9 +16,9 @@ import pytest
 from curate.config import TagConfig
 from curate.errors import RunError
 from curate.run.features import joined
-from curate.run.finished import open_finished_run
 from curate.run.folder import open_run
 from curate.run.rollouts import item_rows
+from curate.run.run import Run
 from probes.engines.choose import LoadedModel
 from probes.gradients.lora import Adapter, TokenizedRollout
 from probes.models.load import resolve_model
@@ -208,7 +208,7 @@ def test_a_run_of_an_earlier_version_is_read(
         found.lengths()
     ran = run_curate("report", run, "--out", run / "report.html")
     assert ran.status == 0, ran.stderr
-    features, whole = (open_finished_run(each).features() for each in (run, folder / "four"))
+    features, whole = (Run.open(each).features() for each in (run, folder / "four"))
     assert features is not None and whole is not None
     np.testing.assert_array_equal(features.features, whole.features)
 

@@ -18,7 +18,7 @@ from cards.card.facts import read_run_facts
 from cards.push.files import make_files
 from cards.report.source_columns import read_source_columns
 from curate import judge
-from curate.run.finished import open_finished_run
+from curate.run.run import Run
 from recipes.judge.prompt import judge_messages, read_rubric
 from recipes.statistics.kappa import score_agreement
 from tests.language_model import MODEL, language_model, outside, parts, score
@@ -542,7 +542,7 @@ def test_what_was_judged_is_published_as_numbers(
     assert "| `reasoning_quality`, `reasoning_quality_n` |" in (run / "README.md").read_text()
     # Where the dataset is gone the report reads kinds from the tagged file: no score is one.
     dataset.unlink()
-    finished = open_finished_run(run)
+    finished = Run.open(run)
     columns, _ = read_source_columns(finished, finished.ids, np.arange(len(finished.ids)))
     assert not columns, columns
     # A copy of the tagged file from before it was judged can still be published.

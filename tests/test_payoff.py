@@ -13,7 +13,7 @@ from curate.errors import RunError
 from recipes.confirm import payoff
 from recipes.confirm.interventions_text import payoff_text
 from recipes.confirm.payoff import HeldOut, compare_arms, payoff_table
-from tests.validated_runs import make_run_folder, write_run
+from tests.validated_runs import make_run_folder, opened, write_run
 
 SPENT = (0, 1000, 2000, 3000, 4000)
 ITEMS = 8
@@ -51,7 +51,7 @@ def _write(run: Path, arms: dict[str, Curve], seeds: Sequence[int] = (1, 2, 3)) 
 
 
 def _table(run: Path, **options: Any) -> dict[str, Any]:
-    table = payoff_table(run, **options)
+    table = payoff_table(opened(run), **options)
     assert table is not None
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     return table
@@ -94,7 +94,7 @@ def test_on_some_of_the_held_out_items(tmp_path: Path) -> None:
     lowest = _table(run, item_ids={"i0"})["arms"]["random"]["final"]["value"]
     assert lowest == pytest.approx(0.26)
     with pytest.raises(RunError, match="no held-out items in common"):
-        payoff_table(run, item_ids=())
+        payoff_table(opened(run), item_ids=())
 
 
 def test_an_arm_that_never_gets_there_has_null(tmp_path: Path) -> None:
@@ -169,9 +169,9 @@ def test_missing_arms_are_said_and_the_others_told(tmp_path: Path) -> None:
 
 def test_without_any_arm_there_is_no_table(tmp_path: Path) -> None:
     run = make_run_folder(tmp_path)
-    assert payoff_table(run) is None
+    assert payoff_table(opened(run)) is None
     write_run(run, "baseline", 1, held_out=_rows(ARMS["full"]))
-    assert payoff_table(run) is None
+    assert payoff_table(opened(run)) is None
 
 
 def test_the_small_arms_are_taken_where_they_are_the_only_ones(tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_a_damaged_table_is_one_clear_error(tmp_path: Path) -> None:
     run = make_run_folder(tmp_path)
     folder = write_run(run, "full", 1, held_out=_rows(ARMS["full"], (2000, 1000)))
     with pytest.raises(RunError, match="out of order"):
-        payoff_table(run)
+        payoff_table(opened(run))
     (folder / "held_out.parquet").write_bytes(b"nothing")
     with pytest.raises(RunError, match="damaged"):
-        payoff_table(run)
+        payoff_table(opened(run))
 
 
 def test_equal_arms_are_mostly_told_equal_and_the_known_share_is_covered(

@@ -17,8 +17,8 @@ from cards.report import page_items as shown
 from cards.report.items import TAGS, read_report_items, sample_by_tag
 from cards.report.report import embedded_json, render_report, report_run
 from curate import compare, report
-from curate.run.finished import open_finished_run
-from curate.run.training_tables import REWARD_SCHEMA
+from curate.run.run import Run
+from curate.run.tables import REWARDS
 from probes.lift.gradients import LiftInputs, measure_lift
 from probes.stages.lift import write_teaching
 from tests.judged_runs import write_quality
@@ -255,7 +255,7 @@ def test_training_and_confirmation_are_told(tmp_path: Path) -> None:
             }
             for step in range(1, 41) for tag, reward in groups.items() for _ in range(3)
         ]  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rewards, REWARD_SCHEMA), folder / "rewards.parquet")
+        pq.write_table(pa.Table.from_pylist(rewards, REWARDS.schema), folder / "rewards.parquet")
     (found,) = report(run)["certainty"]["rewards"]
     assert found["seeds"] == [1, 2] and found["groups_from"] == "trainability"
     assert found["steps_per_window"] == 2 and found["last_step"][-1] == 40
@@ -334,7 +334,7 @@ def test_embedded_json_cannot_leave_its_block() -> None:
 
 
 def test_reasons_come_back_from_pattern_and_numbers(run: Path) -> None:
-    items = read_report_items(open_finished_run(run))
+    items = read_report_items(Run.open(run))
     found = shown.shown_items(items)["reasons"]
     assert len(found["patterns"]) == 1
     for line, reason in zip(found["lines"], items.reason.to_pylist(), strict=True):
@@ -419,7 +419,7 @@ def test_of_too_many_items_the_table_has_a_sample_and_what_charts_open(
 
 
 def test_a_sample_has_as_many_of_each_tag_and_is_always_the_same(run: Path) -> None:
-    items = read_report_items(open_finished_run(run))
+    items = read_report_items(Run.open(run))
     among = items.tag != 4
     chosen = sample_by_tag(items, among, 21)
     assert sorted(np.bincount(items.tag[chosen], minlength=5)) == [0, 5, 5, 5, 6]

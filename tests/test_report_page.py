@@ -14,7 +14,7 @@ import pytest
 from cards.report import facts as report_facts
 from cards.report import page_items as shown_items
 from cards.report.report import report_run
-from curate.run.training_tables import REWARD_SCHEMA
+from curate.run.tables import REWARDS
 from tests.browser import chromium, console, open_page, requests
 from tests.judged_runs import write_quality
 from tests.report_runs import as_of_an_earlier_version, item_id, write_report_run
@@ -322,7 +322,7 @@ def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -
             for step in range(1, 9)
             for each in range(20)
         ]  # fmt: skip
-        table = pa.Table.from_pylist(rewards, REWARD_SCHEMA)
+        table = pa.Table.from_pylist(rewards, REWARDS.schema)
         pq.write_table(table, folder / "rewards.parquet")
     confirmed = run_curate("confirm", run)
     assert confirmed.status == 0, confirmed.stderr

@@ -14,8 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from curate.errors import RunError, UsageError
-from curate.run.folder import write_parquet
-from curate.run.rollouts import ROLLOUT_SCHEMA
+from curate.run.tables import ROLLOUTS, write_parquet
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import TokenizedRollout
@@ -263,7 +262,7 @@ def test_kept_scores_are_those_of_a_rescoring(tiny_policy: Policy, tmp_path: Pat
         SampleRequest(row["item_id"], row["prompt_token_ids"], 0, 30) for row in ITEMS.to_pylist()
     ]
     table = draw_shard(requests, engine, tiny_policy.tokenizer, lambda rollouts, tokens: None)
-    assert table.schema == ROLLOUT_SCHEMA
+    assert table.schema == ROLLOUTS.schema
     rewards = pa.array([sample % 3 == 0 for sample in table["sample"].to_pylist()]).cast(pa.int8())
     table = table.set_column(table.column_names.index("reward"), "reward", rewards)
     write_parquet(tmp_path / "rollouts/00000.parquet", table)
@@ -295,14 +294,14 @@ class AllRight:
 
 
 def test_rollouts_of_an_earlier_version_are_judged(tmp_path: Path) -> None:
-    columns = {field.name: pa.nulls(2, field.type) for field in ROLLOUT_SCHEMA}
+    columns = {field.name: pa.nulls(2, field.type) for field in ROLLOUTS.schema}
     del columns["log_probability"]
     columns |= {"item_id": pa.array(["a", "b"]), "finish_reason": pa.array(["stop", "length"])}
     write_parquet(tmp_path / "rollouts/00000.parquet", pa.table(columns))
     golds = pa.chunked_array([["1", "2", "3"]])
     verify_rollouts(tmp_path, AllRight(), golds, ROW_OF)  # type: ignore[arg-type]
     table = pq.read_table(tmp_path / "rollouts/00000.parquet")
-    assert table.schema == ROLLOUT_SCHEMA
+    assert table.schema == ROLLOUTS.schema
     assert table["reward"].to_pylist() == [1, 0]
     assert table["log_probability"].null_count == 2
 

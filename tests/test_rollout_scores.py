@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logit
 
 from curate.errors import RunError, UsageError
-from curate.run.rollouts import ROLLOUT_SCHEMA
+from curate.run.tables import ROLLOUTS
 from probes.gradients.lora import TokenizedRollout
 from probes.models.load import load_policy, resolve_model
 from probes.rescoring.rollout_scores import RolloutScores
@@ -39,14 +39,14 @@ def scores(tmp_path: Path) -> RolloutScores:
     }
     pq.write_table(pa.table(rates), run / "pass_rates.parquet")
     for number, (item_id, drawn) in enumerate(DRAWN.items()):
-        columns = dict.fromkeys(ROLLOUT_SCHEMA.names, [None] * len(drawn))
+        columns = dict.fromkeys(ROLLOUTS.schema.names, [None] * len(drawn))
         columns |= {
             "item_id": [item_id] * len(drawn),
             "sample": list(range(len(drawn))),
             "completion_token_ids": [completion for completion, _ in drawn],
             "reward": [reward for _, reward in drawn],
         }
-        table = pa.table(columns, ROLLOUT_SCHEMA)
+        table = pa.table(columns, ROLLOUTS.schema)
         pq.write_table(table, run / "rollouts" / f"{number:05d}.parquet")
     save_tiny_model(tmp_path / "later", seed=3)
     return RolloutScores(run, resolve_model(str(save_tiny_model(tmp_path / "model"))))

@@ -17,7 +17,7 @@ from benchmarks.study_page import write_page
 from benchmarks.study_plots import PLOTS, judged_items
 from benchmarks.study_scores import PAPERS
 from curate import confirm
-from curate.run.training_tables import OUTCOME_SCHEMA, REWARD_SCHEMA
+from curate.run.tables import OUTCOMES, REWARDS
 from tests.tag_runs import additions, tag, write_jsonl
 
 SEEDS = (1, 37, 42)
@@ -77,8 +77,8 @@ def write_seed(run: Path, seed: int, rates: list[dict[str, Any]], learned: list[
             )
     folder = run / "validation" / "baseline-small" / str(seed)
     folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(outcomes, OUTCOME_SCHEMA), folder / "outcomes.parquet")
-    pq.write_table(pa.Table.from_pylist(rewards, REWARD_SCHEMA), folder / "rewards.parquet")
+    pq.write_table(pa.Table.from_pylist(outcomes, OUTCOMES.schema), folder / "outcomes.parquet")
+    pq.write_table(pa.Table.from_pylist(rewards, REWARDS.schema), folder / "rewards.parquet")
     facts = {"state": "done", "device": "CPU", "seconds": {"training": 10.0, "evaluation": 2.0}}
     (folder / "run.json").write_text(json.dumps(facts | {"versions": {"trl": "1.2.3"}}))
     (folder.parent / "recipe.toml").write_text(

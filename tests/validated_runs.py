@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.run.training_tables import HELD_OUT_SCHEMA, OUTCOME_SCHEMA
+from curate.run.folder import read_run_config
+from curate.run.run import Run
+from curate.run.tables import HELD_OUT, OUTCOMES
 
 
 def make_run_folder(folder: Path, *, tau: float = 0.1) -> Path:
@@ -17,7 +19,13 @@ def make_run_folder(folder: Path, *, tau: float = 0.1) -> Path:
     # What the probe spent: two items of 64 rollouts.
     rates = pa.table({"item_id": ["a", "b"], "total_rollouts": [64, 64]})
     pq.write_table(rates, folder / "pass_rates.parquet")
+    pq.write_table(rates.select(["item_id"]), folder / "items.parquet")
     return folder
+
+
+def opened(run: Path) -> Run:
+    """A run folder of which nothing but the trainings is looked at."""
+    return Run(run, read_run_config(run), {})
 
 
 def write_run(
@@ -42,8 +50,8 @@ def write_run(
             **{"positive_in_training": True, "ever_positive": True, "visits": 4},
         }
         rows = [usual | row for row in outcomes]
-        pq.write_table(pa.Table.from_pylist(rows, OUTCOME_SCHEMA), folder / "outcomes.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, OUTCOMES.schema), folder / "outcomes.parquet")
     if held_out:
-        table = pa.Table.from_pylist([dict(row) for row in held_out], HELD_OUT_SCHEMA)
+        table = pa.Table.from_pylist([dict(row) for row in held_out], HELD_OUT.schema)
         pq.write_table(table, folder / "held_out.parquet")
     return folder

@@ -53,8 +53,8 @@ def card_metadata(
     metadata["task_categories"] = old.get("task_categories") or ["text-generation"]
     # Of a card with other data it says the size of all, which is not ours to tell.
     metadata["size_categories"] = (others and old.get("size_categories")) or sizes
-    if facts.manifest["dataset"]["format"] == "hub":
-        metadata["source_datasets"] = _added(old.get("source_datasets"), [facts.config.dataset])
+    if facts.run.manifest["dataset"]["format"] == "hub":
+        metadata["source_datasets"] = _added(old.get("source_datasets"), [facts.run.config.dataset])
     if model := hub_model(facts):
         metadata["base_model"] = _added(old.get("base_model"), [model])
     metadata["configs"] = configs
@@ -64,9 +64,9 @@ def card_metadata(
 def hub_model(facts: RunFacts) -> str | None:
     """The Hub id of the model that was probed; None for local files."""
     # Only what came from the Hub has a revision.
-    if facts.manifest["model"]["revision"] is None:
+    if facts.run.manifest["model"]["revision"] is None:
         return None
-    return facts.config.model.partition("@")[0]
+    return facts.run.config.model.partition("@")[0]
 
 
 def size_category(rows: int) -> str:

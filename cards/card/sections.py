@@ -10,7 +10,6 @@ from typing import Any
 from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
-from curate.run.quality import QUALITY_FILE
 from curate.tags import COLUMNS, FORECAST, JUDGED, TARGET, Trainability
 from probes.forecast.tag_rules import DOUBT
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
@@ -43,20 +42,20 @@ The finding that the tags rest on:
 
 def dataset_name(facts: RunFacts) -> str:
     """The dataset's name; of local files without their folder, which is nobody's business."""
-    dataset = facts.manifest["dataset"]
+    dataset = facts.run.manifest["dataset"]
     return str(dataset["id"] if dataset["format"] == "hub" else dataset["name"])
 
 
 def _model(facts: RunFacts) -> str:
-    return hub_model(facts) or str(facts.manifest["model"]["name"])
+    return hub_model(facts) or str(facts.run.manifest["model"]["name"])
 
 
 def tags_section(facts: RunFacts) -> str:
     """Which tags there are, how many items and rows each has, and what it means."""
     items, rows = facts.items_by_tag(), facts.rows_by_tag()
     all_items, all_rows = sum(items.values()), sum(rows.values())
-    learned = "name" in facts.manifest.get("predictor", {})
-    meanings = tag_meanings(facts.config.tau, learned=learned)
+    learned = "name" in facts.run.manifest.get("predictor", {})
+    meanings = tag_meanings(facts.run.config.tau, learned=learned)
     head = ("split and tag", "items", "share of items", "rows", "meaning")
     body = [
         (
@@ -82,9 +81,9 @@ def tags_section(facts: RunFacts) -> str:
     if empty:
         are = "is no item" if len(empty) == 1 else "are no items"
         lines += ["", f"There {are} tagged {', '.join(empty)}, so no such split."]
-    left_out = facts.manifest["counts"]["rows"] - all_rows
+    left_out = facts.run.manifest["counts"]["rows"] - all_rows
     if left_out:
-        rejected = facts.manifest["counts"]["rows_rejected"]
+        rejected = facts.run.manifest["counts"]["rows_rejected"]
         lines += [
             "",
             f"{left_out:,} rows of the original are in no split: {rejected:,} could not be used, "
@@ -95,7 +94,7 @@ def tags_section(facts: RunFacts) -> str:
 
 def measured_section(facts: RunFacts) -> str:
     """The model, the settings, seeds and versions that the tags come from."""
-    manifest, config = facts.manifest, facts.config
+    manifest, config = facts.run.manifest, facts.run.config
     model, dataset = manifest["model"], manifest["dataset"]
     revision = f"revision {code_span(model['revision'])}" if model["revision"] else (
         "local files, without a revision"
@@ -150,7 +149,7 @@ def _predictor(manifest: Mapping[str, Any]) -> str:
 
 def found_section(facts: RunFacts) -> str:
     """Rollouts, and the medians of each tag."""
-    counts = facts.manifest["counts"]
+    counts = facts.run.manifest["counts"]
     drawn, judged = counts["rollouts_drawn"], counts["rollouts_judged"]
     cut = _share(counts["rollouts_truncated"], drawn)
     medians = facts.medians()
@@ -188,7 +187,7 @@ def figure_files(run_dir: Path) -> list[Path]:
 def figures_section(facts: RunFacts) -> str:
     """The pictures of the run, if there are any."""
     # Other names would have to be escaped in the address, and `curate report` gives none such.
-    names = [file.name for file in figure_files(facts.path)]
+    names = [file.name for file in figure_files(facts.run.path)]
     return "\n\n".join(
         f"![{Path(name).stem.replace('_', ' ')}](figures/{name})"
         for name in names
@@ -230,12 +229,12 @@ def trust_section(facts: RunFacts) -> str:
 
 def _rule(facts: RunFacts) -> str:
     """By what the hard items got their tags."""
-    if facts.manifest.get("forecast") is None:
+    if facts.run.manifest.get("forecast") is None:
         return (
             "- `learnable` and `unlearnable` are predictions from the geometry of gradients, "
             f"{NO_FORECAST}; `undetermined` is no verdict."
         )
-    tau = f"{facts.config.tau:g}"
+    tau = f"{facts.run.config.tau:g}"
     return (
         "- `learnable` and `unlearnable` are forecasts: of the hard items with a correct rollout, "
         f"those whose `p_unlearnable`, the probability to stay below {tau}, is at most {DOUBT:g} "
@@ -279,7 +278,7 @@ def _confirmation(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> str:
     """A sentence in which files are named without the folders that they lie in."""
-    config = facts.config
+    config = facts.run.config
     for path in (config.out, config.model, config.dataset, config.run_dir, summary["run_dir"]):
         if PurePath(path).name not in ("", path) and path not in (
             hub_model(facts),
@@ -293,9 +292,9 @@ def columns_section(facts: RunFacts) -> str:
     """What the columns hold."""
     is_there = {
         "": True,
-        TARGET: bool(facts.config.target),
-        JUDGED: (facts.path / QUALITY_FILE).exists(),
-        FORECAST: facts.manifest.get("forecast") is not None,
+        TARGET: bool(facts.run.config.target),
+        JUDGED: facts.run.is_judged,
+        FORECAST: facts.run.manifest.get("forecast") is not None,
     }
     rows: list[tuple[str, str]] = []
     for column in COLUMNS:
@@ -336,7 +335,7 @@ def loading_section(facts: RunFacts, repo: str, config: str, with_rollouts: bool
 
 def limits_section(facts: RunFacts) -> str:
     """What the tags do not say."""
-    config = facts.config
+    config = facts.run.config
     lines = [
         "### Limits",
         "",
@@ -349,8 +348,8 @@ def limits_section(facts: RunFacts) -> str:
         "- `undetermined` items are not worthless: RL learns some of them. Dropping them may "
         "cost more than it saves.",
     ]
-    cut = facts.manifest["counts"]["rollouts_truncated"]
-    drawn = facts.manifest["counts"]["rollouts_drawn"]
+    cut = facts.run.manifest["counts"]["rollouts_truncated"]
+    drawn = facts.run.manifest["counts"]["rollouts_drawn"]
     if cut > _MANY_CUT * drawn:
         lines.append(
             f"- {_share(cut, drawn)} of the completions were cut at {config.max_tokens:,} tokens "
@@ -376,4 +375,4 @@ def _interval(figures: Mapping[str, Any], name: str) -> str:
 
 def citation_section(facts: RunFacts) -> str:
     """The paper, and the program."""
-    return _CITATION + f"The tags were made with curate {facts.manifest['versions']['curate']}."
+    return _CITATION + f"The tags were made with curate {facts.run.manifest['versions']['curate']}."

@@ -19,9 +19,9 @@ from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import write_atomically
 from curate.run.quality import run_schema
+from curate.run.tables import REPORT, ROLLOUTS
 from curate.tags import REASONING_QUALITY, Trainability
 
-_REPORT = "report.html"
 # A split is all files of its name, so one that an earlier push left behind would be read with it.
 _SPLIT_FILE = re.compile(rf"data/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet")
 _DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".arrow", ".txt")
@@ -44,7 +44,7 @@ def make_files(
             that cannot be taken out.
         RunError: a file of the run is damaged, or the disk is full.
     """
-    tagged = tagged or Path(facts.config.out)
+    tagged = tagged or Path(facts.run.config.out)
     if not tagged.is_file():
         raise UsageError(
             f"the tagged file {tagged} is not there; say with --tagged where it is, or let "
@@ -54,17 +54,17 @@ def make_files(
     # A copy of the file from before `curate judge` is this run's too.
     schema = pa.schema(
         field
-        for field in run_schema(facts.path, facts.config)
+        for field in run_schema(facts.run.path, facts.run.config)
         if field.name in columns or field.name not in REASONING_QUALITY.names
     )
     files = {path: folder / path for path in write_splits(tagged, facts.rows, schema, folder)}
-    if (report := facts.path / _REPORT).is_file():
+    if (report := facts.run.path / REPORT).is_file():
         if not with_rollouts:
-            report = _public_report(report, folder / _REPORT)
-        files[_REPORT] = report
-    files |= {f"figures/{file.name}": file for file in figure_files(facts.path)}
+            report = _public_report(report, folder / REPORT)
+        files[REPORT] = report
+    files |= {f"figures/{file.name}": file for file in figure_files(facts.run.path)}
     if with_rollouts:
-        rollouts = sorted((facts.path / "rollouts").glob("*.parquet"))
+        rollouts = ROLLOUTS.files(facts.run.path)
         files |= {f"rollouts/{file.name}": file for file in rollouts}
     return files
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from curate.errors import RunError
+from curate.run.run import Run
 
 _MEASURES = ("pass_rate", "gradient_similarity", "reasoning_quality", "forecast_pass_rate", "lift")
 _NUMBERS = ("items", "before", "after", "change", "low", "high")
 
 
-def comparison_facts(run_dir: Path) -> list[dict[str, Any]]:
+def comparison_facts(run: Run) -> list[dict[str, Any]]:
     """Read every comparison in a run folder, in alphabetical order, without paths of this machine.
 
     Returns:
@@ -23,7 +24,7 @@ def comparison_facts(run_dir: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: a file is damaged.
     """
-    return [_read(file) for file in sorted((run_dir / "comparison").glob("*.json"))]
+    return [_read(file) for file in run.comparisons()]
 
 
 def _read(file: Path) -> dict[str, Any]:

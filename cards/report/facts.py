@@ -15,10 +15,7 @@ from cards.report.forecast import forecast_facts
 from cards.report.gradients import gradient_facts
 from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.report.training import confirmation_facts, plain, reward_facts
-from curate.errors import RunError
-from curate.run.finished import FinishedRun
-from curate.run.folder import read_parquet
-from curate.run.quality import read_judging
+from curate.run.run import Run
 from curate.version import __version__
 from probes.forecast.words import forecast_words, probability_words
 
@@ -31,7 +28,7 @@ _SETTINGS = (
 )
 
 
-def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
+def report_facts(run: Run, items: ReportItems) -> dict[str, Any]:
     """Collect every number of a report, in plain values; unknown numbers are None.
 
     Args:
@@ -57,9 +54,9 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
             "by_tag": _rollouts_by_tag(items),
             "by_round": _rollouts_by_round(run, items),
         },
-        "confirmation": confirmation_facts(run.path),
+        "confirmation": confirmation_facts(run),
         "rewards": reward_facts(run, items),
-        "comparisons": comparison_facts(run.path),
+        "comparisons": comparison_facts(run),
         "reasoning_quality": _reasoning_facts(run, items),
     }
     return {
@@ -76,7 +73,7 @@ def report_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     }
 
 
-def _run_facts(run: FinishedRun) -> dict[str, Any]:
+def _run_facts(run: Run) -> dict[str, Any]:
     """Who was probed and how, without the paths of the machine on which it was."""
     manifest, config = run.manifest, run.config
     dataset, model = manifest.get("dataset", {}), manifest.get("model", {})
@@ -101,8 +98,8 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _row_facts(run: FinishedRun) -> dict[str, Any]:
-    reasons = read_parquet(run.path / "rows.parquet", ["row", "item_id", "reason"])
+def _row_facts(run: Run) -> dict[str, Any]:
+    reasons = run.rows("row", "item_id", "reason")
     unused = pc.is_null(reasons["item_id"]).to_numpy()
     why = np.array(reasons["reason"].to_pylist(), dtype=object)[unused]
     beyond = np.array([str(reason).startswith("not probed") for reason in why], dtype=bool)
@@ -138,7 +135,7 @@ def _counts_by_tag(tag: Ints) -> dict[str, int]:
     return dict(zip(TAGS, counts.tolist(), strict=True))
 
 
-def _distribution(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
+def _distribution(run: Run, items: ReportItems) -> dict[str, Any]:
     """Items by pass rate: those without a correct rollout, then bins of 0.05, closed below."""
     known = np.isfinite(items.pass_rate)
     never = known & (items.correct == 0)
@@ -199,7 +196,7 @@ def _quartiles(values: NDArray[Any]) -> dict[str, float | None]:
     return dict(zip(names, np.quantile(known, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
 
 
-def _rate_certainty(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
+def _rate_certainty(run: Run, items: ReportItems) -> dict[str, Any]:
     tau = run.config.tau
     across = (items.pass_rate_low <= tau) & (items.pass_rate_high >= tau)
     drawn = items.judged + items.unjudged
@@ -276,18 +273,12 @@ def _rollouts_by_tag(items: ReportItems) -> list[dict[str, Any]]:
     ]
 
 
-def _rollouts_by_round(run: FinishedRun, items: ReportItems) -> list[dict[str, Any]] | None:
+def _rollouts_by_round(run: Run, items: ReportItems) -> list[dict[str, Any]] | None:
     """Rollouts that each round drew, by the tag that the items have in the end."""
-    files = sorted((run.path / "rounds").glob("*.parquet"))
-    if not files:
-        return None
     ids = pa.array(items.ids)
     drawn = np.zeros(len(items), dtype=np.int64)
     rounds = []
-    for number, file in enumerate(files):
-        table = read_parquet(file, ["item_id", "rollouts"])
-        if table.column_names != ["item_id", "rollouts"]:
-            raise RunError(f"{file} is damaged: it has no columns item_id and rollouts")
+    for number, table in enumerate(run.rounds()):
         places = pc.fill_null(pc.index_in(table["item_id"], value_set=ids), -1).to_numpy()
         target = np.asarray(table["rollouts"].to_numpy(), dtype=np.int64)[places >= 0]
         places = places[places >= 0]
@@ -302,10 +293,10 @@ def _rollouts_by_round(run: FinishedRun, items: ReportItems) -> list[dict[str, A
             }
         )
         drawn[places] += fresh
-    return rounds
+    return rounds or None
 
 
-def _reasoning_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | None:
+def _reasoning_facts(run: Run, items: ReportItems) -> dict[str, Any] | None:
     scores = items.reasoning_quality
     if scores is None:
         return None
@@ -318,7 +309,7 @@ def _reasoning_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | N
         }
         for at, tag in enumerate(TAGS)
     ]
-    judging = read_judging(run.path)
+    judging = run.judgement()
     model = judging.get("model")
     agreement = judging.get("agreement")
     return {

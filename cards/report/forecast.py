@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.report.training import plain
-from curate.run.finished import FinishedRun
+from curate.run.run import Run
 from probes.forecast.model import CONFIDENCE
 from probes.forecast.tag_rules import DOUBT
 from probes.forecast.words import NO_FORECAST, forecast_summary
 from probes.lift.gradients import group_weights
-from probes.stages.lift import TEACHING_GROUPS, read_lift
+from probes.stages.lift import TEACHING_GROUPS
 
 Flags = NDArray[np.bool_]
 
 _EXPECTED = ("reach_tau", "undecided", "stay_below")
 
 
-def forecast_facts(run: FinishedRun, items: ReportItems, most_points: int) -> dict[str, Any]:
+def forecast_facts(run: Run, items: ReportItems, most_points: int) -> dict[str, Any]:
     """Numbers of the forecast, and the points of its chart; unknown numbers are None.
 
     Args:
@@ -81,7 +81,7 @@ def forecast_facts(run: FinishedRun, items: ReportItems, most_points: int) -> di
     }
 
 
-def groups_of_a_unit(run: FinishedRun, items: ReportItems) -> float:
+def groups_of_a_unit(run: Run, items: ReportItems) -> float:
     """How many groups of all items a unit of training takes with it, for one of each item.
 
     The effects of `teaching.parquet` are of so many groups of an item; divided by this they are
@@ -100,10 +100,10 @@ def _expected(p_unlearnable: Floats) -> Ints:
     return np.where(np.isfinite(p_unlearnable), expected, -1).astype(np.int64)
 
 
-def _lift_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | None:
+def _lift_facts(run: Run, items: ReportItems) -> dict[str, Any] | None:
     if not run.has_forecast:
         return None
-    _, facts = read_lift(run.path)
+    facts = run.lift_facts()
     if "checkpoint" in facts:  # A path of this machine, maybe.
         facts["checkpoint"] = PurePath(str(facts["checkpoint"])).name
     values = items.lift[np.isfinite(items.lift)]

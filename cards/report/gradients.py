@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from cards.report.items import TAGS, Ints, ReportItems, sample_by_tag
 from curate.errors import RunError
 from curate.run.features import RolloutFeatures
-from curate.run.finished import FinishedRun
+from curate.run.run import Run
+from curate.run.tables import GRADIENTS
 from probes.gradients.alignment import align, quantile_interval, resample_items, sum_groups
 from probes.gradients.similarity import mean_directions
 
@@ -25,7 +26,7 @@ _RESAMPLES = 1000
 _SEED = 0
 
 
-def gradient_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | None:
+def gradient_facts(run: Run, items: ReportItems) -> dict[str, Any] | None:
     """Mean cosines between groups of items, and cosines between single items.
 
     Groups are the confirmed tags where there are some, else the predicted ones. Up to 100 items of
@@ -60,7 +61,7 @@ def gradient_facts(run: FinishedRun, items: ReportItems) -> dict[str, Any] | Non
         blocks = _blocks(sample, group, present)
         cosines = _item_cosines(sample, items, chosen)
     except ValueError as error:
-        raise RunError(f"{run.path / 'gradients'} is damaged: {error}") from error
+        raise RunError(f"{run.path / GRADIENTS} is damaged: {error}") from error
     return {
         "groups_from": "trainability" if items.confirmed is None else "confirmed_trainability",
         "confidence": CONFIDENCE,

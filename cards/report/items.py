@@ -12,43 +12,34 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cards.report.source_columns import SourceColumn, read_source_columns
-from curate.run.finished import FORECAST_COLUMNS, LIFT_COLUMNS, FinishedRun
-from curate.run.quality import read_reasoning_quality
+from curate.run.run import Run
+from curate.run.tables import (
+    CONFIRMED,
+    FORECAST,
+    ITEMS,
+    LIFT,
+    PAIRS,
+    PASS_RATES,
+    SIMILARITY,
+    TEACHING,
+)
+from curate.run.tables import TAGS as TAG_TABLE
 from curate.tags import Trainability
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TAGS = tuple(str(tag) for tag in Trainability)
-_RATES = {
-    "total_rollouts": pa.int64(),
-    "total_correct_rollouts": pa.int64(),
-    "pass_rate": pa.float64(),
-    "pass_rate_low": pa.float64(),
-    "pass_rate_high": pa.float64(),
-    "unjudged_rollouts": pa.int64(),
-    "truncated_rollouts": pa.int64(),
-}
-_SIMILARITIES = {
-    "gradient_similarity": pa.float64(),
-    "gradient_similarity_low": pa.float64(),
-    "gradient_similarity_high": pa.float64(),
-    "gradient_reliability": pa.float64(),
-    "rollouts_used": pa.int64(),
-    "nearest": pa.list_(pa.string()),
-}
-_TAGS = {
-    "trainability": pa.string(),
-    "p_unlearnable": pa.float64(),
-    "tag_reason": pa.string(),
-}
-_LIFT = {**LIFT_COLUMNS, "from_others": pa.float64()}
-_PAIRS = ("teachers", "helps", "hurts")
-_TEACHING = {
-    "teaching": pa.float64(),
-    **{name: pa.list_(pa.string()) for name in _PAIRS},
-    **{f"{name}_by": pa.list_(pa.float64()) for name in _PAIRS},
-}
+_RATES = (
+    *("total_rollouts", "total_correct_rollouts", "unjudged_rollouts", "truncated_rollouts"),
+    *("pass_rate", "pass_rate_low", "pass_rate_high"),
+)
+_SIMILARITIES = (
+    *("gradient_similarity", "gradient_similarity_low", "gradient_similarity_high"),
+    *("gradient_reliability", "rollouts_used", "nearest"),
+)
+_LIFT = ("lift", "lift_low", "lift_high", "from_others")
+_PAIRS = (*PAIRS, *(f"{name}_by" for name in PAIRS))
 
 _ENDS = ("", "_low", "_high")
 
@@ -146,21 +137,19 @@ class ReportItems:
         return self.tag if self.confirmed is None else self.confirmed
 
 
-def read_report_items(run: FinishedRun) -> ReportItems:
+def read_report_items(run: Run) -> ReportItems:
     """Read what was measured of every item of a run.
 
     Raises:
         RunError: a file of the run is missing or damaged.
     """
     ids = run.ids
-    texts = {"row": pa.int64(), "prompt": pa.string(), "answer": pa.string()}
-    items = run.columns(ids, "items.parquet", texts)
-    rates = run.columns(ids, "pass_rates.parquet", _RATES)
-    similar = run.columns(ids, "similarity.parquet", _SIMILARITIES)
-    tags = run.columns(ids, "tags.parquet", _TAGS)
-    forecast = run.later_columns(ids, "tags.parquet", FORECAST_COLUMNS)
-    lift = run.later_columns(ids, "lift.parquet", _LIFT)
-    teaching = run.later_columns(ids, "teaching.parquet", _TEACHING)
+    items = run.columns(ITEMS, "row", "prompt", "answer")
+    rates = run.columns(PASS_RATES, *_RATES)
+    similar = run.columns(SIMILARITY, *_SIMILARITIES)
+    tags = run.columns(TAG_TABLE, "p_unlearnable", "tag_reason", *FORECAST)
+    lift = run.columns(LIFT, *_LIFT)
+    teaching = run.columns(TEACHING, "teaching", *_PAIRS)
     confirmed, final = _confirmed(run, ids)
     row = _whole(items["row"])
     sources, note = read_source_columns(run, ids, row)
@@ -169,7 +158,7 @@ def read_report_items(run: FinishedRun) -> ReportItems:
         row=row,
         prompt=_texts(items["prompt"]),
         answer=_texts(items["answer"]),
-        tag=_positions(run.tags(ids)),
+        tag=_positions(run.tags()),
         confirmed=confirmed,
         final_pass_rate=final,
         reason=_texts(tags["tag_reason"]),
@@ -187,29 +176,28 @@ def read_report_items(run: FinishedRun) -> ReportItems:
         reliability=_numbers(similar["gradient_reliability"]),
         gradients=_whole(similar["rollouts_used"]),
         nearest=similar["nearest"].combine_chunks(),
-        forecast=_numbers(forecast["forecast_pass_rate"]),
-        forecast_low=_numbers(forecast["forecast_low"]),
-        forecast_high=_numbers(forecast["forecast_high"]),
+        forecast=_numbers(tags["forecast_pass_rate"]),
+        forecast_low=_numbers(tags["forecast_low"]),
+        forecast_high=_numbers(tags["forecast_high"]),
         **{name: _numbers(lift[name]) for name in _LIFT},
         teaching=_numbers(teaching["teaching"]),
-        **{name: teaching[name].combine_chunks() for name in _TEACHING if name != "teaching"},
+        **{name: teaching[name].combine_chunks() for name in _PAIRS},
         reasoning_quality=_reasoning_quality(run, ids),
         sources=sources,
         sources_note=note,
     )
 
 
-def _confirmed(run: FinishedRun, ids: pa.Array) -> tuple[Ints | None, Floats | None]:
-    file = "validation/confirmed.parquet"
-    if not (run.path / file).exists():
+def _confirmed(run: Run, ids: pa.Array) -> tuple[Ints | None, Floats | None]:
+    if not run.is_confirmed:
         return None, None
     words, _ = run.groups(ids)
-    final = run.columns(ids, file, {"final_pass_rate": pa.float64()})["final_pass_rate"]
+    final = run.columns(CONFIRMED, "final_pass_rate")["final_pass_rate"]
     return _positions(words), _numbers(final)
 
 
-def _reasoning_quality(run: FinishedRun, ids: pa.Array) -> Floats | None:
-    table = read_reasoning_quality(run.path, ids)
+def _reasoning_quality(run: Run, ids: pa.Array) -> Floats | None:
+    table = run.quality(ids)
     return None if table is None else _numbers(table["reasoning_quality"])
 
 

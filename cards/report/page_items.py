@@ -7,18 +7,15 @@ would be gigabytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
-from curate.errors import RunError
-from curate.run.finished import FinishedRun
-from curate.run.rollouts import rollout_shards
+from curate.run.run import Run
 
 # Characters of all prompts, all answers and all rollouts in the page.
 _PROMPT_CHARACTERS = 12_000_000
@@ -191,7 +188,7 @@ def _reasons(reasons: list[str]) -> dict[str, Any]:
     return {"place": _PLACE, "patterns": list(patterns), "lines": lines}
 
 
-def shown_rollouts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
+def shown_rollouts(run: Run, items: ReportItems) -> dict[str, Any]:
     """Some rollouts of each item, or of 2,000 items where there are more, as many of each tag.
 
     Of an item the first 4 different correct, wrong and unjudged completions; a long one is cut.
@@ -210,7 +207,7 @@ def shown_rollouts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
     texts: dict[int, set[str]] = {at: set() for at in found}
     room = np.full((len(chosen), len(_KINDS)), MOST_OF_EACH, dtype=np.int64)
     ids = pa.array(items.ids[chosen])
-    for batch in _rollouts(run):
+    for batch in run.rollouts(*_COLUMNS):
         places = pc.fill_null(pc.index_in(batch["item_id"], value_set=ids), -1).to_numpy()
         reward = pc.fill_null(batch["reward"].cast(pa.int64()), -1).to_numpy()
         kind = np.where(reward == 1, 0, np.where(reward == 0, 1, 2))
@@ -249,13 +246,3 @@ def shown_rollouts(run: FinishedRun, items: ReportItems) -> dict[str, Any]:
 
 def _shorter(answer: str | None) -> str | None:
     return None if answer is None else answer[:200]
-
-
-def _rollouts(run: FinishedRun) -> Iterator[pa.RecordBatch]:
-    """Stream the rollouts, in the order in which they were drawn."""
-    for file in rollout_shards(run.path):
-        try:
-            with pq.ParquetFile(file) as shard:
-                yield from shard.iter_batches(_ROWS_AT_ONCE, columns=_COLUMNS)
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise RunError(f"{file} is missing or damaged: {error}") from error

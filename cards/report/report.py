@@ -23,7 +23,8 @@ from cards.report.items import read_report_items
 from cards.report.page_items import items_in_table, shown_items, shown_rollouts
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
-from curate.run.finished import open_finished_run
+from curate.run.run import Run
+from curate.run.tables import REPORT
 
 _PAGE = files("cards.report") / "page"
 # In the order in which they use each other.
@@ -58,8 +59,8 @@ def report_run(run_dir: Path, out: Path | None = None) -> tuple[Path, dict[str, 
         UsageError: no run folder, one that is not finished, or a bad name for the file.
         RunError: a file of the run is missing or damaged, or the disk is full.
     """
-    run = open_finished_run(run_dir)
-    file = run_dir / "report.html" if out is None else out
+    run = Run.open(run_dir)
+    file = run_dir / REPORT if out is None else out
     if file.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {file}: the report is a web page; its name must end in .html")
     if file.is_dir():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from curate.datasets.kinds import MOST_KINDS, WORK_COLUMNS, is_kind_name
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import CurateError
-from curate.run.finished import FinishedRun
+from curate.run.run import Run
 from curate.tags import tag_schema
 
 MOST_COLUMNS = 6
@@ -31,7 +31,7 @@ class SourceColumn:
 
 
 def read_source_columns(
-    run: FinishedRun, ids: pa.Array, row: NDArray[np.int64]
+    run: Run, ids: pa.Array, row: NDArray[np.int64]
 ) -> tuple[list[SourceColumn], str | None]:
     """Find the columns of strings with 2 to 20 values, each shared by two items on average.
 
@@ -60,7 +60,7 @@ def read_source_columns(
 
 
 def _open_dataset(
-    run: FinishedRun, row: NDArray[np.int64]
+    run: Run, row: NDArray[np.int64]
 ) -> tuple[Source, Callable[[SourceRow], int | None]] | None:
     config, known = run.config, run.manifest.get("dataset", {})
     if not config.dataset or not Path(config.dataset).exists():
@@ -76,7 +76,7 @@ def _open_dataset(
 
 
 def _open_tagged(
-    run: FinishedRun, ids: pa.Array
+    run: Run, ids: pa.Array
 ) -> tuple[Source, Callable[[SourceRow], int | None]] | None:
     if not run.config.out or not Path(run.config.out).is_file():
         return None
@@ -95,7 +95,7 @@ def _open_tagged(
     return source, position_of
 
 
-def _own_columns(run: FinishedRun) -> set[str]:
+def _own_columns(run: Run) -> set[str]:
     """Columns that say nothing of kinds: the question, the answer, and what tagging adds."""
     known = run.manifest.get("dataset", {})
     fields = (known.get(name) for name in ("prompt_field", "answer_field"))

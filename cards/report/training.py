@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,8 @@ import pyarrow as pa
 
 from cards.report.items import TAGS, Floats, ReportItems
 from curate.errors import RunError
-from curate.run.finished import FinishedRun
+from curate.run.run import Run
+from curate.run.tables import CONFIRMATION
 from recipes.confirm.dynamics import training_dynamics
 
 _KINDS = ("unlearnable", "learnable", "no_positive", "seeds_disagree", "not_judged")
@@ -21,17 +20,16 @@ _KEPT = (
 )
 
 
-def confirmation_facts(run_dir: Path) -> dict[str, Any] | None:
+def confirmation_facts(run: Run) -> dict[str, Any] | None:
     """What `curate confirm` found, as `validation/summary.json` has it; None where it has not run.
 
     Raises:
         RunError: the file is damaged.
     """
-    file = run_dir / "validation" / "summary.json"
-    if not file.exists():
+    summary = run.confirmation()
+    if summary is None:
         return None
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
         facts = {name: summary[name] for name in _KEPT}
         # What the page reads: a file that lacks some of it is refused here, not there.
         facts["confusion"] = {
@@ -43,12 +41,14 @@ def confirmation_facts(run_dir: Path) -> dict[str, Any] | None:
         strict = summary["table1"]["positives_in_training_only"]
         for part in (summary["table1"], strict, *summary["tau_sweep"]):
             _ = [part[kind]["items"] for kind in _KINDS]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is damaged; `curate confirm {run_dir}` writes it anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run.path / CONFIRMATION} is damaged; `curate confirm {run.path}` writes it anew"
+        ) from error
     return facts
 
 
-def reward_facts(run: FinishedRun, items: ReportItems) -> list[dict[str, Any]]:
+def reward_facts(run: Run, items: ReportItems) -> list[dict[str, Any]]:
     """What training did to each group of items, by recipe (`recipes.confirm.dynamics`).
 
     Raises:
@@ -58,7 +58,7 @@ def reward_facts(run: FinishedRun, items: ReportItems) -> list[dict[str, Any]]:
     group = [TAGS[at] if at >= 0 else None for at in items.group.tolist()]
     return [
         {**recipe, "groups_from": groups_from}
-        for recipe in training_dynamics(run.path, pa.array(items.ids), group)
+        for recipe in training_dynamics(run, pa.array(items.ids), group)
     ]
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.compute as pc
 
-from curate.run.folder import read_parquet
-from curate.run.rollouts import rollout_shards
+from curate.run.run import Run
 
-_COLUMNS = ["item_id", "sample", "completion", "completion_token_ids", "reward"]
+_COLUMNS = ("item_id", "sample", "completion", "completion_token_ids", "reward")
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class CorrectRollout:
 
 
 def correct_rollouts(
-    run: Path, item_ids: Collection[str], per_item: int
+    run: Run, item_ids: Collection[str], per_item: int
 ) -> dict[str, list[CorrectRollout]]:
     """Read the first correct rollouts of some items.
 
@@ -36,8 +34,7 @@ def correct_rollouts(
         RunError: a file is damaged.
     """
     found: dict[str, list[CorrectRollout]] = {item_id: [] for item_id in item_ids}
-    for file in rollout_shards(run):
-        table = read_parquet(file, _COLUMNS)
+    for table in run.rollouts(*_COLUMNS):
         table = table.filter(pc.equal(table["reward"], 1))
         columns = [
             *(table[name].to_pylist() for name in ("item_id", "sample", "completion")),

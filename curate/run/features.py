@@ -12,10 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.errors import RunError
-from curate.run.folder import read_parquet
 from curate.run.rollouts import item_rows
-
-GRADIENTS_FOLDER = "gradients"
+from curate.run.tables import ROLLOUT_FEATURES, ROLLOUT_INDEX, read_parquet
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,13 @@ def joined(run: Path, row_of: Mapping[str, int]) -> RolloutFeatures:
     Raises:
         RunError: a file is missing or damaged.
     """
-    path = run / GRADIENTS_FOLDER / "rollouts.parquet"
-    table = read_parquet(path, ["item_id", "weight"])
+    path = ROLLOUT_INDEX.path(run)
+    table = ROLLOUT_INDEX.read(run, "item_id", "weight")
     # Earlier versions differentiated correct rollouts alone and did not say so.
     if "reward" in pq.read_schema(path).names:
         for column in ("reward", "completion_tokens"):
             table = table.append_column(column, read_parquet(path, [column])[column])
-    return features_of(run / GRADIENTS_FOLDER / "rollouts.npy", table, row_of)
+    return features_of(run / ROLLOUT_FEATURES, table, row_of)
 
 
 def features_of(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> RolloutFeatures:

@@ -14,9 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from curate.config import (
     RETIRED_SETTINGS,
     TagConfig,
@@ -25,14 +22,13 @@ from curate.config import (
     config_to_toml,
     read_config_file,
 )
-from curate.errors import RunError, UsageError
-from curate.files import atomic_writer, write_atomically
+from curate.errors import UsageError
+from curate.files import write_atomically
+from curate.run.tables import CONFIG, MANIFEST, PILOTS, SHARDS, VALIDATION
 from curate.version import __version__
 
-SHARDS = "shards"
-"""The folder in a run's where `--shard` keeps the parts of it."""
 # Folders in a run's whose folders have locks of their own.
-_LOCKED_THEMSELVES = (SHARDS, "validation", "pilot")
+_LOCKED_THEMSELVES = (SHARDS, VALIDATION, PILOTS)
 # Settings of earlier versions, which their run folders still name.
 _PACKAGES = ("torch", "transformers", "tokenizers", "math-verify", "pyarrow", "numpy", "datasets")
 
@@ -58,7 +54,7 @@ class RunFolder:
     def update(self, **facts: Any) -> None:
         """Set top-level facts of the manifest and write it."""
         self.manifest.update(facts)
-        write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+        write_atomically(self.path / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
 
     def is_done(self, stage: str) -> bool:
         """Tell whether a stage was finished, by this process or an earlier one."""
@@ -129,10 +125,6 @@ def lock_folder(path: Path, otherwise: str) -> int:
     return lock
 
 
-RunFiles = RunFolder | Path
-"""Where a stage reads and writes: a locked run folder, or any folder with such files."""
-
-
 def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]) -> RunFolder:
     """Open a run folder, new or to be continued, and lock it.
 
@@ -151,7 +143,7 @@ def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, 
         manifest = _open_manifest(path, config, identity)
         _remove_leftovers(path)
         run = RunFolder(path, lock, manifest)
-        write_atomically(path / "config.toml", config_to_toml(config))
+        write_atomically(path / CONFIG, config_to_toml(config))
         run.update()
     except OSError as error:
         os.close(lock)
@@ -165,14 +157,14 @@ def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, 
 def _open_manifest(
     path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    if not (path / "manifest.json").exists():
+    if not (path / MANIFEST).exists():
         _refuse_foreign_files(path)
         return _new_manifest(identity)
     manifest = read_manifest(path)
     if not any(stage.get("state") == "done" for stage in manifest["stages"].values()):
         # It stopped at bad input, before anything was spent: a corrected command starts afresh.
         return _new_manifest(identity)
-    old = read_config_file(path / "config.toml")
+    old = read_config_file(path / CONFIG)
     changes = [
         *_changed_identity(manifest, identity, old, config),
         *changed_settings(old, config),
@@ -215,7 +207,7 @@ def _refuse_foreign_files(path: Path) -> None:
     foreign = [
         entry.name
         for entry in path.iterdir()
-        if not entry.name.startswith(".") and entry.name not in ("config.toml", SHARDS)
+        if not entry.name.startswith(".") and entry.name not in (CONFIG, SHARDS)
     ]
     if foreign:
         raise UsageError(
@@ -244,13 +236,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UsageError: the folder holds none, or not one that can be read.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{path} is no run folder: it has no manifest.json") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path / 'manifest.json'} cannot be read: {error}") from error
+        raise UsageError(f"{path / MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
-        raise UsageError(f"{path / 'manifest.json'} is not the manifest of a run")
+        raise UsageError(f"{path / MANIFEST} is not the manifest of a run")
     return manifest
 
 
@@ -266,7 +258,7 @@ def find_run(path: Path) -> Path:
     if not path.exists():
         raise UsageError(f"no such run folder or tagged file: {path}")
     found = []
-    for config in sorted(Path("runs").glob("*/config.toml")):
+    for config in sorted(Path("runs").glob(f"*/{CONFIG}")):
         out = read_config_file(config).get("out", "")
         if isinstance(out, str) and out and Path(out).resolve() == path.resolve():
             found.append(config.parent)
@@ -279,31 +271,6 @@ def find_run(path: Path) -> Path:
 
 def read_run_config(path: Path) -> TagConfig:
     """Read the resolved settings of a run, less those that only earlier versions had."""
-    file = path / "config.toml"
+    file = path / CONFIG
     values = {k: v for k, v in read_config_file(file).items() if k not in RETIRED_SETTINGS}
     return config_from_mapping(values, str(file))
-
-
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a table aside, sync it and rename it into place.
-
-    Raises:
-        RunError: the disk is full or the folder is gone.
-    """
-    try:
-        with atomic_writer(path) as file:
-            pq.write_table(table, file, compression="zstd")
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a table of the run folder.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path} is missing or damaged: {error}") from error

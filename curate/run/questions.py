@@ -8,10 +8,10 @@ from curate.config import TagConfig
 from curate.datasets.layouts import Question, RowRejected, choose_layout, read_question
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
-from curate.run.finished import FinishedRun
+from curate.run.run import Run
 
 
-def read_questions(run: FinishedRun) -> dict[str, Question]:
+def read_questions(run: Run) -> dict[str, Question]:
     """Read the question of every item of a run.
 
     From the dataset where it is still there, else from the tagged file, which has all its columns.

@@ -12,28 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.run.folder import RunFiles, read_parquet
+from curate.run.tables import ROLLOUTS, Folder, read_parquet
 
 Integers = NDArray[np.int64]
 
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("sample", pa.int32()),
-        ("completion", pa.string()),
-        ("completion_token_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-        ("reward", pa.int8()),
-        ("verdict", pa.string()),
-        ("answer_found", pa.string()),
-        ("log_probability", pa.float32()),
-    ]
-)
 
-
-def rollout_shards(run: RunFiles) -> list[Path]:
+def rollout_shards(run: Folder) -> list[Path]:
     """List the files of rollouts, in the order in which they were drawn."""
-    return sorted((run / "rollouts").glob("*.parquet"), key=lambda file: int(file.stem))
+    return ROLLOUTS.files(run)
 
 
 def item_rows(table: pa.Table, row_of: Mapping[str, int]) -> NDArray[np.int64]:
@@ -45,7 +31,7 @@ def item_rows(table: pa.Table, row_of: Mapping[str, int]) -> NDArray[np.int64]:
     return np.asarray(rows[ids.indices.to_numpy()])
 
 
-def drawn_rollouts(run: RunFiles, row_of: Mapping[str, int]) -> NDArray[np.int64]:
+def drawn_rollouts(run: Folder, row_of: Mapping[str, int]) -> NDArray[np.int64]:
     """Rollouts that each item has, shape (items,)."""
     drawn = np.zeros(len(row_of), dtype=np.int64)
     for file in rollout_shards(run):
@@ -69,7 +55,7 @@ class Outcomes:
             return np.asarray((self.judged > 0) & (self.correct / self.judged >= tau))
 
 
-def count_outcomes(run: RunFiles, row_of: Mapping[str, int]) -> Outcomes:
+def count_outcomes(run: Folder, row_of: Mapping[str, int]) -> Outcomes:
     """Count the rollouts on disk.
 
     Args:

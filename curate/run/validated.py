@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.errors import RunError, UsageError
-from curate.run.folder import read_parquet
+from curate.run.tables import RECIPE, TRAINING, VALIDATION, Table
 
 # What tags are confirmed against, the first that is there.
 _BASELINES = ("baseline", "baseline-small")
@@ -35,6 +35,19 @@ class FinishedSeeds:
     unfinished: tuple[int, ...]
 
     @property
+    def recipe_file(self) -> Path:
+        """The recipe as it was trained by."""
+        return next(iter(self.folders.values())).parent / RECIPE
+
+    def tables(self, wanted: Table) -> list[pa.Table]:
+        """A table of each finished seed.
+
+        Raises:
+            RunError: one is missing or damaged.
+        """
+        return [read_training_table(folder, wanted) for folder in self.folders.values()]
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The finished seeds, ascending."""
         return tuple(self.folders)
@@ -53,7 +66,7 @@ def finished_seeds(run_dir: Path, recipe: str = "") -> FinishedSeeds:
             meant, or none of its seeds is finished.
         RunError: a run's state cannot be read.
     """
-    folder = run_dir / "validation"
+    folder = run_dir / VALIDATION
     by_recipe = _seed_folders(folder)
     if not by_recipe:
         raise UsageError(f"{run_dir} has no validation yet: `curate validate` makes one")
@@ -76,7 +89,7 @@ def finished_recipes(run_dir: Path) -> dict[str, FinishedSeeds]:
     Raises:
         RunError: a run's state cannot be read.
     """
-    every = (_sorted_out(*each) for each in _seed_folders(run_dir / "validation").items())
+    every = (_sorted_out(*each) for each in _seed_folders(run_dir / VALIDATION).items())
     return {found.recipe: found for found in every if found.folders}
 
 
@@ -92,7 +105,7 @@ def _seed_folders(validation: Path) -> dict[str, dict[int, Path]]:
         recipe.name: {
             int(path.name): path
             for path in recipe.iterdir()
-            if path.name.isascii() and path.name.isdigit() and (path / "run.json").is_file()
+            if path.name.isascii() and path.name.isdigit() and (path / TRAINING).is_file()
         }
         for recipe in recipes
     }
@@ -100,7 +113,7 @@ def _seed_folders(validation: Path) -> dict[str, dict[int, Path]]:
 
 
 def _sorted_out(recipe: str, seeds: dict[int, Path]) -> FinishedSeeds:
-    runs = {seed: _read_run(path / "run.json") for seed, path in seeds.items()}
+    runs = {seed: _read_run(path / TRAINING) for seed, path in seeds.items()}
     done = [seed for seed, run in runs.items() if run.get("state") == "done"]
     return FinishedSeeds(
         recipe,
@@ -140,18 +153,18 @@ def _listed(names: Sequence[object]) -> str:
     return ", ".join(map(str, names))
 
 
-def read_run_table(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
-    """Read a table of a finished run, in the columns and types of a schema.
+def read_training_table(folder: Path, wanted: Table) -> pa.Table:
+    """Read a table of a finished training, from its folder.
 
     Raises:
-        RunError: it is missing or damaged, or has other columns than `schema` says.
+        RunError: it is missing or damaged, or has other columns.
     """
-    file = folder / f"{name}.parquet"
-    table = read_parquet(file)
-    missing = set(schema.names) - set(table.column_names)
+    file, names = wanted.path(folder), list(wanted.columns)
+    table = wanted.read(folder)
+    missing = set(names) - set(table.column_names)
     if missing:
         raise RunError(f"{file} has no column {sorted(missing)[0]}; validate again")
     try:
-        return table.select(schema.names).cast(schema)
+        return table.select(names).cast(wanted.schema)
     except pa.ArrowException as error:
         raise RunError(f"{file} is damaged: {error}; validate again") from error

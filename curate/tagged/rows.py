@@ -19,6 +19,7 @@ from curate.config import TagConfig
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
+from curate.run.tables import MANIFEST
 from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
@@ -44,7 +45,7 @@ def open_tagged(path: str | Path) -> TaggedDataset:
         UsageError: it cannot be read, or is not tagged.
     """
     given = Path(path)
-    if (given / "manifest.json").exists():
+    if (given / MANIFEST).exists():
         config: TagConfig | None = _finished_config(given)
         file = Path(config.out) if config else given
     else:

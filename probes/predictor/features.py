@@ -32,9 +32,9 @@ from scipy.special import logit
 
 from curate.config import TagConfig
 from curate.errors import RunError
-from curate.run.folder import read_parquet
 from curate.run.quality import read_reasoning_quality
 from curate.run.rollouts import floats, item_rows, rollout_shards
+from curate.run.tables import PASS_RATES, SIMILARITY, read_parquet
 from probes.forecast.model import saturated
 from probes.stages.forecast import read_forecast
 from probes.stages.lift import read_lift
@@ -108,8 +108,8 @@ def read_features(run_dir: Path, config: TagConfig) -> ItemFeatures:
     Raises:
         RunError: a file of the run is missing or damaged.
     """
-    rates = read_parquet(run_dir / "pass_rates.parquet")
-    similar = read_parquet(run_dir / "similarity.parquet")
+    rates = PASS_RATES.read(run_dir)
+    similar = SIMILARITY.read(run_dir)
     lifted, _ = read_lift(run_dir)
     for name, table in (("similarity", similar), ("lift", lifted)):
         if not rates["item_id"].equals(table["item_id"]):

@@ -28,7 +28,7 @@ from scipy.stats import binom
 from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.folder import RunFolder
-from curate.run.quality import QUALITY_FILE
+from curate.run.tables import QUALITY
 from probes.forecast.tag_rules import LearnedProbability
 from probes.predictor.features import (
     FEATURES,
@@ -164,7 +164,7 @@ def is_judged_anew(predictor: Predictor | None, run: RunFolder) -> bool:
 
 def _quality_hash(predictor: Predictor, run: RunFolder) -> str | None:
     """SHA-256 of the judged quality that the predictor reads; None if it reads none."""
-    file = run.path / QUALITY_FILE
+    file = QUALITY.path(run)
     if not (predictor.reads_quality and file.exists()):
         return None
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from curate.errors import UsageError
 from curate.progress import Progress
-from curate.run.folder import RunFiles, read_parquet, write_parquet
 from curate.run.rollouts import item_rows, rollout_shards
+from curate.run.tables import Folder, read_parquet, write_parquet
 from probes.gradients.lora import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
@@ -54,7 +54,7 @@ class _Draw:
 
 
 def rescore_run(
-    run: RunFiles,
+    run: Folder,
     items: pa.Table,
     row_of: Mapping[str, int],
     policy: Policy,
@@ -113,7 +113,7 @@ def rescore_run(
 
 
 def kept_log_probabilities(
-    run: RunFiles,
+    run: Folder,
     items: pa.Table,
     row_of: Mapping[str, int],
     *,
@@ -145,7 +145,7 @@ def kept_log_probabilities(
 
 
 def _chosen(
-    run: RunFiles,
+    run: Folder,
     row_of: Mapping[str, int],
     most_correct: int | NDArray[np.int64],
     most_wrong: int | NDArray[np.int64],

@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from curate.errors import RunError
-from curate.run.folder import lock_folder, read_parquet, write_parquet
+from curate.run.folder import lock_folder
+from curate.run.tables import ITEMS, PASS_RATES, RESCORING, read_parquet, write_parquet
 from probes.lift.checkpoint import CheckpointLift, log_ratio_lift
 from probes.models.checkpoints import open_checkpoint
 from probes.models.load import (
@@ -38,8 +39,6 @@ from probes.models.load import (
 )
 from probes.rescoring.rescore import rescore_run
 
-FOLDER = "rescoring"
-"""The folder of a run that holds its scores under policies without a folder of their own."""
 # Of the outcome that an item's log odds are read from: their error is below 0.13 of a log ratio's.
 _MOST = 64
 # Of the other outcome, where it may be all that is left.
@@ -64,8 +63,7 @@ class RolloutScores:
 
     @cached_property
     def _items(self) -> pa.Table:
-        columns = ["item_id", "prompt_token_ids"]
-        return read_parquet(self.run / "items.parquet", columns).combine_chunks()
+        return ITEMS.read(self.run, "item_id", "prompt_token_ids").combine_chunks()
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -94,15 +92,15 @@ class RolloutScores:
     @cached_property
     def pass_rates(self) -> NDArray[np.float64]:
         """(c + 1/2) / (n + 1) of each item, shape (items,)."""
-        names = ["total_rollouts", "total_correct_rollouts"]
-        rates = read_parquet(self.run / "pass_rates.parquet", names)
+        names = ("total_rollouts", "total_correct_rollouts")
+        rates = PASS_RATES.read(self.run, *names)
         n, c = (rates[name].to_numpy().astype(np.float64) for name in names)
         return np.asarray((c + 0.5) / (n + 1))
 
     @property
     def _initial_file(self) -> Path:
         dtype = str(self._dtype).removeprefix("torch.")
-        return self.run / FOLDER / f"initial-{dtype}.parquet"
+        return self.run / RESCORING / f"initial-{dtype}.parquet"
 
     def under(
         self,

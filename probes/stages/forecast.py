@@ -15,12 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.run.folder import RunFiles, read_manifest, read_parquet
+from curate.run.folder import read_manifest
 from curate.run.rollouts import COUNTS, Outcomes, floats, nullable, outcomes_of
+from curate.run.tables import GOLD, PASS_RATES, Folder
 from probes.forecast.model import Constants, Forecast, Lifts, fit_population, forecast_items
 from probes.forecast.pass_probability import PassProbability, fit_pass_probability
 from probes.forecast.tag_rules import DOUBT
-from probes.stages.gold import GOLD_FILE, read_gold
+from probes.stages.gold import read_gold
 from probes.stages.lift import CHECKPOINT, GRADIENTS, PILOT, ItemLift, read_lift
 
 Flags = NDArray[np.bool_]
@@ -102,7 +103,7 @@ def read_forecast(
     Raises:
         RunError: a file of the run is missing or damaged.
     """
-    rates = read_parquet(run / "pass_rates.parquet", list(COUNTS))
+    rates = PASS_RATES.read(run, *COUNTS)
     found = outcomes_of(rates)
     lifted, facts = read_lift(run)
     lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
@@ -113,9 +114,9 @@ def read_forecast(
     return RunForecast(forecast, found, facts["source"], constants, probability, horizon)
 
 
-def run_probability(run: RunFiles, found: Outcomes) -> PassProbability:
+def run_probability(run: Folder, found: Outcomes) -> PassProbability:
     """Posterior of a run's pass rates, from its counts and, where it was scored, its gold."""
-    gold = read_gold(run) if (run / GOLD_FILE).exists() else None
+    gold = read_gold(run) if GOLD.is_in(run) else None
     return fit_pass_probability(found.judged, found.correct, gold)
 
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.progress import Progress
-from curate.run.folder import RunFiles, read_parquet, write_parquet
 from curate.run.rollouts import item_rows, rollout_shards
+from curate.run.tables import GOLD, Folder, read_parquet
 from probes.forecast.gold import (
     GoldCompletion,
     GoldProbability,
@@ -35,20 +35,6 @@ from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.answers import given_answer
 from probes.verifiers.pool import VerifierPool
-
-GOLD_FILE = "gold.parquet"
-
-GOLD_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("gold_probability", pa.float64()),
-        ("standard_error", pa.float64()),
-        ("prefixes", pa.int32()),
-        ("distinct_prefixes", pa.int32()),
-        ("seen_rollouts", pa.int32()),
-        ("seen_correct", pa.int32()),
-    ]
-)
 
 # Rollouts that are looked at together, which bounds the memory.
 _BLOCK = 4096
@@ -85,7 +71,7 @@ class _Item:
 
 
 def score_golds(
-    run: RunFiles,
+    run: Folder,
     items: pa.Table,
     row_of: Mapping[str, int],
     tokenizer: Any,
@@ -118,8 +104,8 @@ def score_golds(
     """
     if most_prefixes < 1:
         raise ValueError(f"most_prefixes must be at least 1, not {most_prefixes}")
-    if (run / GOLD_FILE).exists():
-        known = read_parquet(run / GOLD_FILE, ["gold_probability"])["gold_probability"]
+    if GOLD.is_in(run):
+        known = GOLD.read(run, "gold_probability")["gold_probability"]
         return {"items_with_gold": len(known) - known.null_count, "prefixes_this_time": 0}
     empty = {"prefixes": 0, "distinct_prefixes": 0, "seen_rollouts": 0, "seen_correct": 0}
     rows: list[dict[str, Any]] = [
@@ -137,7 +123,7 @@ def score_golds(
                 _enter(item, rows[item.row])
             progress.advance(len(block), f"{scored:,} prefixes")
         progress.reach(len(rows))
-    write_parquet(run / GOLD_FILE, pa.Table.from_pylist(rows, GOLD_SCHEMA))
+    GOLD.write(run, pa.Table.from_pylist(rows, GOLD.schema))
     return {
         "items_with_gold": sum(row["gold_probability"] is not None for row in rows),
         "prefixes_this_time": scored,
@@ -146,13 +132,13 @@ def score_golds(
     }
 
 
-def read_gold(run: RunFiles) -> GoldEvidence:
+def read_gold(run: Folder) -> GoldEvidence:
     """What the gold stage found, in the items' order.
 
     Raises:
         RunError: `gold.parquet` is missing or damaged.
     """
-    table = read_parquet(run / GOLD_FILE)
+    table = GOLD.read(run)
     probability, error = (
         # Null becomes nan.
         table[name].to_numpy().astype(np.float64)
@@ -164,7 +150,7 @@ def read_gold(run: RunFiles) -> GoldEvidence:
     return GoldEvidence(probability, error, seen, correct)
 
 
-def join_golds(run: RunFiles, parts: Sequence[Path]) -> None:
+def join_golds(run: Folder, parts: Sequence[Path]) -> None:
     """Put together what parts of a run found, each of its own items.
 
     Args:
@@ -174,14 +160,14 @@ def join_golds(run: RunFiles, parts: Sequence[Path]) -> None:
     Raises:
         RunError: a file of a part is missing or damaged.
     """
-    tables = [read_parquet(part / GOLD_FILE, GOLD_SCHEMA.names) for part in parts]
+    tables = [GOLD.read(part, *GOLD.columns) for part in parts]
     looked_at = np.array([table["prefixes"].to_numpy() for table in tables])
     owner, items = looked_at.argmax(axis=0), looked_at.shape[1]
     joined = pa.concat_tables(tables).take(pa.array(owner * items + np.arange(items)))
-    write_parquet(run / GOLD_FILE, joined)
+    GOLD.write(run, joined)
 
 
-def _blocks(run: RunFiles, row_of: Mapping[str, int], most: int) -> Iterator[list[_Item]]:
+def _blocks(run: Folder, row_of: Mapping[str, int], most: int) -> Iterator[list[_Item]]:
     """Yield items with their first `most` judged rollouts, some thousand rollouts at a time."""
     waiting: dict[int, list[_Rollout]] = {}
     finished: list[_Item] = []

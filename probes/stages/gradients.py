@@ -28,9 +28,18 @@ from numpy.typing import NDArray
 
 from curate.files import atomic_writer
 from curate.progress import Progress
-from curate.run.features import GRADIENTS_FOLDER, RolloutFeatures, features_of, joined
-from curate.run.folder import RunFolder, read_parquet, write_parquet
+from curate.run.features import RolloutFeatures, features_of, joined
+from curate.run.folder import RunFolder
 from curate.run.rollouts import item_rows, rollout_shards
+from curate.run.tables import (
+    GRADIENTS,
+    ITEM_FEATURES,
+    ITEM_INDEX,
+    ROLLOUT_FEATURES,
+    ROLLOUT_INDEX,
+    read_parquet,
+    write_parquet,
+)
 from probes.gradients.lora import GradientProbe, TokenizedRollout
 from probes.stages.sample import Advance
 
@@ -137,7 +146,7 @@ def differentiate(
 
         for number, features in differentiate_shards(wanted(), advance):
             name = f"shard-{number:05d}"
-            _write_array(run / GRADIENTS_FOLDER / f"{name}.npy", features)
+            _write_array(run / GRADIENTS / f"{name}.npy", features)
             # The table is written last: where it is, the features are.
             write_parquet(_table_path(run, name), asked.pop(number))
     return {
@@ -182,7 +191,7 @@ def _name(file: Path) -> str:
 
 
 def _table_path(run: RunFolder, name: str) -> Path:
-    return run / GRADIENTS_FOLDER / f"{name}.parquet"
+    return run / GRADIENTS / f"{name}.parquet"
 
 
 def _is_written(run: RunFolder, file: Path) -> bool:
@@ -190,7 +199,7 @@ def _is_written(run: RunFolder, file: Path) -> bool:
 
 
 def _is_joined(run: RunFolder) -> bool:
-    return (run / GRADIENTS_FOLDER / "index.parquet").exists()
+    return ITEM_INDEX.is_in(run)
 
 
 def _chosen(
@@ -288,7 +297,7 @@ def _write_array(path: Path, array: NDArray[np.float32]) -> None:
 def gathered(run: RunFolder, row_of: Mapping[str, int], dim: int) -> Iterator[RolloutFeatures]:
     """Show the features of all shards so far as one array, in a file that goes at the end."""
     # The name is that of a file written aside, so that what a kill leaves is removed.
-    path = run / GRADIENTS_FOLDER / ".gathered.npy.tmp"
+    path = run / GRADIENTS / ".gathered.npy.tmp"
     try:
         with path.open("wb") as file:
             table = _gather(run, row_of, dim, file)
@@ -323,7 +332,7 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
         places = order[first:end]
         if not len(places):
             continue
-        features = np.load(run / GRADIENTS_FOLDER / f"{name}.npy", allow_pickle=False)
+        features = np.load(run / GRADIENTS / f"{name}.npy", allow_pickle=False)
         for place, row in zip(places.tolist(), feature_row[lines[places]].tolist(), strict=True):
             file.seek(start + place * row_bytes)
             file.write(features[row].tobytes())
@@ -347,15 +356,12 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
     - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
       feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
     """
-    folder = run / GRADIENTS_FOLDER
     if not _is_joined(run):
-        with atomic_writer(folder / "rollouts.npy") as file:
+        with atomic_writer(run / ROLLOUT_FEATURES) as file:
             table = _gather(run, row_of, dim, file)
-        write_parquet(folder / "rollouts.parquet", table)
+        ROLLOUT_INDEX.write(run, table)
         # Written last: where it is, everything is joined and the shards may go.
-        write_parquet(
-            folder / "index.parquet", _write_means(folder, joined(run.path, row_of), row_of)
-        )
+        ITEM_INDEX.write(run, _write_means(run, joined(run.path, row_of), row_of))
     _remove_shards(run)
     reward = joined(run.path, row_of).reward
     return {
@@ -364,15 +370,15 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
     }
 
 
-def _write_means(folder: Path, every: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
+def _write_means(run: RunFolder, every: RolloutFeatures, row_of: Mapping[str, int]) -> pa.Table:
     """Write the items' mean features of correct rollouts; return the index of them."""
     draws = every.correct
     items, starts = np.unique(draws.item, return_index=True)
     dim = draws.features.shape[1]
     used, squared_norms = np.zeros(len(items), dtype=np.int64), np.zeros(len(items))
     with (
-        (folder / "rollouts.npy").open("rb") as rollouts,
-        atomic_writer(folder / "features.npy") as file,
+        (run / ROLLOUT_FEATURES).open("rb") as rollouts,
+        atomic_writer(run / ITEM_FEATURES) as file,
     ):
         # The correct ones come first.
         rollouts.seek(every.features.offset)  # type: ignore[attr-defined]
@@ -398,5 +404,5 @@ def _write_means(folder: Path, every: RolloutFeatures, row_of: Mapping[str, int]
 
 
 def _remove_shards(run: RunFolder) -> None:
-    for file in (run / GRADIENTS_FOLDER).glob("shard-*"):
+    for file in (run / GRADIENTS).glob("shard-*"):
         file.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from curate.datasets.layouts import Layout, Question, RowRejected, read_question
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
-from curate.run.folder import RunFiles, read_parquet, write_parquet
+from curate.run.tables import REJECTS, ROWS, Folder
 
 CheckGolds = Callable[[Sequence[str]], list[str | None]]
 CheckColumns = Callable[[Iterable[str]], None]
@@ -40,7 +40,7 @@ def read_items(
     source: Source,
     layout: Layout,
     limit: int,
-    run: RunFiles,
+    run: Folder,
     *,
     check_columns: CheckColumns,
     check_golds: CheckGolds,
@@ -85,8 +85,8 @@ def read_items(
     if not items:
         first = next((reason for reason in reasons if reason), "no rows")
         raise UsageError(f"{source.name}: none of its {probed} rows can be used; first: {first}")
-    write_parquet(
-        run / "rows.parquet",
+    ROWS.write(
+        run,
         pa.table(
             {
                 "row": pa.array(rows, pa.int64()),
@@ -125,18 +125,18 @@ def _questions(
         yield row.row, found
 
 
-def write_rejects(run: RunFiles, source: Source, rejected: dict[int, str]) -> None:
+def write_rejects(run: Folder, source: Source, rejected: dict[int, str]) -> None:
     """Write `rejects.jsonl`: row, reason and raw text of each rejected row."""
-    with atomic_writer(run / "rejects.jsonl", "w") as file:
+    with atomic_writer(run / REJECTS, "w") as file:
         for row in source.rows() if rejected else ():
             if row.row in rejected:
                 entry = {"row": row.row, "reason": rejected[row.row], "raw": row.raw}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def reject_items(run: RunFiles, source: Source, refused: dict[str, str]) -> int:
+def reject_items(run: Folder, source: Source, refused: dict[str, str]) -> int:
     """Turn items that a later stage cannot use into rejects; return how many rows that were."""
-    table = read_parquet(run / "rows.parquet")
+    table = ROWS.read(run)
     rows, item_ids = table["row"].to_pylist(), table["item_id"].to_pylist()
     reasons = table["reason"].to_pylist()
     changed = 0
@@ -145,7 +145,7 @@ def reject_items(run: RunFiles, source: Source, refused: dict[str, str]) -> int:
             item_ids[index], reasons[index] = None, refused[item_id]
             changed += 1
     columns = {"row": rows, "item_id": item_ids, "reason": reasons}
-    write_parquet(run / "rows.parquet", pa.table(columns, schema=table.schema))
+    ROWS.write(run, pa.table(columns, schema=table.schema))
     rejected = {
         row: why
         for row, why in zip(rows, reasons, strict=True)

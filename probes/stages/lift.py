@@ -27,13 +27,12 @@ from curate.config import TagConfig
 from curate.errors import RunError
 from curate.files import write_atomically
 from curate.run.features import RolloutFeatures
-from curate.run.folder import read_parquet, write_parquet
 from curate.run.rollouts import Outcomes, nullable
+from curate.run.tables import ITEMS, LIFT, LIFT_FACTS, PAIRS, TEACHING, read_json
 from probes.lift.gradients import GradientLift, LiftInputs, group_weights, measure_lift
 
 Floats = NDArray[np.float64]
 
-LIFT_FILE, FACTS_FILE, TEACHING_FILE = "lift.parquet", "lift.json", "teaching.parquet"
 GRADIENTS, PILOT, CHECKPOINT = "gradients", "pilot", "checkpoint"
 _CONFIDENCE = 0.95
 _HIGHEST_RATE = 0.99
@@ -132,7 +131,7 @@ def write_lift(run: Path, lift: ItemLift, source: str, facts: Mapping[str, Any])
     Raises:
         RunError: the arrays are not of the run's items, or the disk is full.
     """
-    item_ids = read_parquet(run / "items.parquet", ["item_id"])["item_id"]
+    item_ids = ITEMS.read(run, "item_id")["item_id"]
     if len(lift.lift) != len(item_ids):
         raise RunError(f"{run} has {len(item_ids):,} items, and the lift is of {len(lift.lift):,}")
     freedom = np.inf if lift.degrees_of_freedom is None else lift.degrees_of_freedom
@@ -148,8 +147,8 @@ def write_lift(run: Path, lift: ItemLift, source: str, facts: Mapping[str, Any])
             "from_others": nullable(unknown if lift.from_others is None else lift.from_others),
         }
     )
-    write_parquet(run / LIFT_FILE, table)
-    write_atomically(run / FACTS_FILE, json.dumps({"source": source, **facts}, indent=2) + "\n")
+    LIFT.write(run, table)
+    write_atomically(run / LIFT_FACTS, json.dumps({"source": source, **facts}, indent=2) + "\n")
 
 
 def write_teaching(
@@ -160,7 +159,7 @@ def write_teaching(
     columns = {"item_id": item_ids, "teaching": nullable(raw.teaching * scale)}
     pairs = raw.pairs
     if pairs is not None:
-        for name in ("teachers", "helps", "hurts"):
+        for name in PAIRS:
             places, values = getattr(pairs, name), getattr(pairs, f"{name}_by")
             exists = (places >= 0) & np.isfinite(scale)
             offsets = pa.array(np.concatenate([[0], exists.sum(axis=1).cumsum()]), pa.int32())
@@ -169,7 +168,7 @@ def write_teaching(
             columns[f"{name}_by"] = pa.ListArray.from_arrays(
                 offsets, pa.array(values[exists] * scale, pa.float64())
             )
-    write_parquet(run / TEACHING_FILE, pa.table(columns))
+    TEACHING.write(run, pa.table(columns))
 
 
 def read_lift(run: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -178,9 +177,4 @@ def read_lift(run: Path) -> tuple[pa.Table, dict[str, Any]]:
     Raises:
         RunError: a file is missing or damaged.
     """
-    table = read_parquet(run / LIFT_FILE)
-    try:
-        facts = json.loads((run / FACTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run / FACTS_FILE} is missing or damaged: {error}") from error
-    return table, dict(facts)
+    return LIFT.read(run), read_json(run / LIFT_FACTS)

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.run.folder import RunFiles, read_parquet, write_parquet
 from curate.run.rollouts import Outcomes, drawn_judged_correct, item_rows, nullable, rollout_shards
+from curate.run.tables import PASS_RATES, Folder, read_parquet
 from probes.statistics.pass_rates import pass_at_k_of_items
 from probes.statistics.plan import Plan, sequential_interval, sequential_pass_rate
 
 
 def count_rollouts(
-    run: RunFiles, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
+    run: Folder, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
 ) -> tuple[Outcomes, dict[str, int]]:
     """Write `pass_rates.parquet`, a line an item; return its counts and the totals of the run.
 
@@ -68,7 +68,7 @@ def count_rollouts(
             "mean_completion_tokens": nullable(mean_tokens),
         }
     )
-    write_parquet(run / "pass_rates.parquet", table)
+    PASS_RATES.write(run, table)
     totals = {
         "rollouts_drawn": int(found.drawn.sum()),
         "rollouts_judged": int(n.sum()),

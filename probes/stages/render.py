@@ -12,18 +12,9 @@ from curate.datasets.layouts import instruct
 from curate.errors import UsageError
 from curate.files import atomic_writer
 from curate.progress import Progress
-from curate.run.folder import RunFiles
+from curate.run.tables import ITEMS, Folder
 from probes.stages.items import Item
 
-ITEM_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("row", pa.int64()),
-        ("prompt", pa.string()),
-        ("prompt_token_ids", pa.list_(pa.int32())),
-        ("answer", pa.string()),
-    ]
-)
 _ROWS_AT_ONCE = 4096
 
 
@@ -55,7 +46,7 @@ def render(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, lis
 
 
 def render_items(
-    run: RunFiles,
+    run: Folder,
     items: Sequence[Item],
     tokenizer: Any,
     *,
@@ -71,8 +62,8 @@ def render_items(
     """
     refused: dict[str, str] = {}
     with (
-        atomic_writer(run / "items.parquet") as file,
-        pq.ParquetWriter(file, ITEM_SCHEMA, compression="zstd") as writer,
+        atomic_writer(ITEMS.path(run)) as file,
+        pq.ParquetWriter(file, ITEMS.schema, compression="zstd") as writer,
         Progress("rendering", len(items), "prompts") as progress,
     ):
         for start in range(0, len(items), _ROWS_AT_ONCE):
@@ -102,5 +93,5 @@ def render_items(
                         "answer": item.question.answer,
                     }
                 )
-            writer.write_table(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, schema=ITEMS.schema))
     return refused

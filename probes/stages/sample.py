@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.progress import Progress
-from curate.run.folder import RunFiles, read_parquet, write_parquet
-from curate.run.rollouts import ROLLOUT_SCHEMA, rollout_shards
+from curate.run.rollouts import rollout_shards
+from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
 from probes.engines.base import Engine, Rollout, SampleRequest
 
 # Files that were drawn before one of a lower number, until that one is there.
@@ -83,7 +83,7 @@ def _parts(request: SampleRequest, most_rollouts: int) -> Iterator[SampleRequest
 
 
 def sample_items(
-    run: RunFiles,
+    run: Folder,
     items: pa.Table,
     drawn: NDArray[np.int64],
     target: NDArray[np.int64],
@@ -107,7 +107,7 @@ def sample_items(
     """
     files = rollout_shards(run)
     first = int(files[-1].stem) + 1 if files else 0
-    place = _Files(run / "rollouts", first)
+    place = _Files(run / ROLLOUTS.folder, first)
 
     def wanted() -> Iterator[SampleShard]:
         cut = shards(missing_rollouts(items, drawn, target), shard_size)
@@ -237,5 +237,5 @@ def _table(shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenize
             "answer_found": empty,
             "log_probability": [rollout.log_probability for rollout in ordered],
         },
-        schema=ROLLOUT_SCHEMA,
+        schema=ROLLOUTS.schema,
     )

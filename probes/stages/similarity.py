@@ -9,8 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.run.features import RolloutFeatures, joined
-from curate.run.folder import RunFolder, read_parquet
+from curate.run.folder import RunFolder
 from curate.run.rollouts import Outcomes, nullable
+from curate.run.tables import ITEMS, TARGET
 from probes.gradients.similarity import Similarity, measure_similarity
 from probes.gradients.target import measure_target_similarity
 from probes.statistics.plan import Plan, sequential_interval
@@ -49,11 +50,11 @@ def measure_items(
 
 def measure_to_target(run: RunFolder, row_of: Mapping[str, int], plan: Plan) -> dict[str, pa.Array]:
     """Measure the similarity of a run's items to those of its target: columns by name."""
-    target_ids = read_parquet(run / "target" / "items.parquet", ["item_id"])["item_id"]
+    target_ids = ITEMS.read(run / TARGET, "item_id")["item_id"]
     target_row_of = {item_id: row for row, item_id in enumerate(target_ids.to_pylist())}
     found = measure_target_similarity(
         joined(run.path, row_of).correct,
-        joined(run / "target", target_row_of).correct,
+        joined(run / TARGET, target_row_of).correct,
         row_of,
         target_row_of,
         ties=item_ties(target_row_of),

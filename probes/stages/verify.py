@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.progress import Progress
-from curate.run.folder import RunFiles, read_parquet, write_parquet
-from curate.run.rollouts import ROLLOUT_SCHEMA, item_rows, rollout_shards
+from curate.run.rollouts import item_rows, rollout_shards
+from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
 from probes.verifiers.load import Verdict
 from probes.verifiers.pool import VerifierPool
 
@@ -19,7 +19,7 @@ TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
 
 
 def verify_rollouts(
-    run: RunFiles, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
+    run: Folder, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
 ) -> dict[str, Any]:
     """Judge every rollout that has no verdict yet, shard by shard, in place.
 
@@ -71,4 +71,4 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
     columns["answer_found"] = [verdict.answer_found for verdict in verdicts]
     # Rollouts drawn by earlier versions have none.
     columns.setdefault("log_probability", pa.nulls(table.num_rows, pa.float32()))
-    return pa.table(columns, schema=ROLLOUT_SCHEMA)
+    return pa.table(columns, schema=ROLLOUTS.schema)

@@ -21,9 +21,10 @@ from curate.datasets.layouts import Question as Item
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.run.choose import check_tags, choose_items
-from curate.run.finished import FinishedRun, open_finished_run
 from curate.run.folder import lock_folder
 from curate.run.questions import read_questions
+from curate.run.run import Run
+from curate.run.tables import ANSWERS, AUGMENTATION
 from probes.servers.asking import Asker, LanguageModel, Question, Usage, estimate_tokens
 from probes.servers.kept_answers import KeptAnswers
 from probes.verifiers.pool import VerifierPool
@@ -36,8 +37,6 @@ from recipes.augment.prompt import (
     problems_schema,
     writer_messages,
 )
-
-FOLDER = "augmentation"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def augment_run(
         RunError: no server is left, or the disk failed; the same call continues.
     """
     _check(settings)
-    run = open_finished_run(run_dir)
+    run = Run.open(run_dir)
     groups, groups_from = run.groups(run.ids)
     chosen = choose_items(run.ids.to_pylist(), groups, settings.tags, settings.limit)
     if not chosen:
@@ -109,9 +108,9 @@ def augment_run(
     items = read_questions(run)
     parents = {item_id: items[item_id] for item_id in chosen}
     out = _out(run, settings)
-    lock = lock_folder(run_dir / FOLDER, "stop it")
+    lock = lock_folder(run_dir / AUGMENTATION, "stop it")
     try:
-        with KeptAnswers(run_dir / FOLDER / "answers.jsonl") as kept:
+        with KeptAnswers(run_dir / AUGMENTATION / ANSWERS) as kept:
             askers = _Askers(
                 Asker(writer, problems_schema(settings.per_item), kept),
                 Asker(checker, ANSWER_SCHEMA, kept),
@@ -159,8 +158,8 @@ def _check(settings: AugmentSettings) -> None:
     check_tags(settings.tags)
 
 
-def _out(run: FinishedRun, settings: AugmentSettings) -> Path:
-    out = settings.out or run.path / FOLDER / f"{settings.mode}.jsonl"
+def _out(run: Run, settings: AugmentSettings) -> Path:
+    out = settings.out or run.path / AUGMENTATION / f"{settings.mode}.jsonl"
     if out.suffix != ".jsonl":
         raise UsageError(f"{out}: the file must end in .jsonl")
     if out.resolve() in (Path(run.config.dataset).resolve(), Path(run.config.out).resolve()):
@@ -221,7 +220,7 @@ def _say_start(facts: Mapping[str, Any]) -> None:
 
 
 def _candidates(
-    run: FinishedRun,
+    run: Run,
     items: Mapping[str, Item],
     parents: Mapping[str, Item],
     questions: Sequence[Question],

@@ -39,7 +39,7 @@ from sklearn.preprocessing import StandardScaler
 
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.quality import QUALITY_FILE
+from curate.run.tables import PREDICTOR, QUALITY
 from curate.tags import Trainability
 from curate.version import __version__
 from probes.forecast.model import Constants
@@ -99,7 +99,7 @@ def calibrate_run(
             the source of their lift; fewer than 10 of their items are learnable, or unlearnable.
         RunError: a file of a run is missing or damaged.
     """
-    out = out or run_dirs[0] / "validation" / "predictor.json"
+    out = out or run_dirs[0] / PREDICTOR
     if out.is_dir():
         raise UsageError(f"cannot write {out}: it is a folder")
     if reasoning_quality:
@@ -143,7 +143,7 @@ def calibrate_run(
 
 def _require_judged(run_dirs: Sequence[Path]) -> None:
     for run_dir in run_dirs:
-        if not (run_dir / QUALITY_FILE).exists():
+        if not QUALITY.is_in(run_dir):
             raise UsageError(f"{run_dir} has no reasoning quality: `curate judge {run_dir}` first")
 
 

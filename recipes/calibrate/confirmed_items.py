@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.errors import UsageError
-from curate.run.folder import read_manifest, read_parquet, read_run_config
+from curate.errors import RunError, UsageError
 from curate.run.rollouts import floats
+from curate.run.run import Run
+from curate.run.tables import CONFIRMED
 from curate.tags import Trainability
 from probes.forecast.model import Constants, Lifts, fit_population, forecast_items
 from probes.predictor.features import read_features
@@ -87,10 +87,9 @@ def _refuse_same(run_dirs: Sequence[Path]) -> None:
 
 def _read_run(run_dir: Path) -> tuple[ConfirmedItems, dict[str, Any]]:
     """Read a run's confirmed items, and what the predictor file tells of the run."""
-    manifest, config = read_manifest(run_dir), _run_config(run_dir)
-    if manifest["stages"].get("tags", {}).get("state") != "done":
-        raise UsageError(f"{run_dir} is not finished: continue it with `curate tag`")
-    confirmed = _confirmed(run_dir)
+    run = Run.open(run_dir)
+    manifest, config = run.manifest, _config(run)
+    confirmed = _confirmed(run, "confirmed_trainability")
     features = read_features(run_dir, config)
     outcomes = [confirmed.get(item_id) for item_id in features.item_ids]
     known = [
@@ -100,7 +99,7 @@ def _read_run(run_dir: Path) -> tuple[ConfirmedItems, dict[str, Any]]:
     ]
     found = read_forecast(run_dir, config).forecast.p_unlearnable
     # Computed anew, since the run itself may have been tagged by a predictor.
-    built_in = dict(zip(_item_ids(run_dir), found.tolist(), strict=True))
+    built_in = dict(zip(run.row_of, found.tolist(), strict=True))
     items = ConfirmedItems(
         np.array([features.item_ids[row] for row in known], dtype=np.str_),
         features.values[known],
@@ -119,45 +118,35 @@ def _read_run(run_dir: Path) -> tuple[ConfirmedItems, dict[str, Any]]:
         "hard_items_with_a_positive": len(outcomes),
         "learnable": int((~items.is_unlearnable).sum()),
         "unlearnable": int(items.is_unlearnable.sum()),
-        **_validation_facts(run_dir),
+        **_validation_facts(run),
     }
     return items, facts
 
 
-def _run_config(run_dir: Path) -> TagConfig:
-    config = read_run_config(run_dir)
-    return config.replace(horizon=run_horizon(run_dir, config))
+def _config(run: Run) -> TagConfig:
+    return run.config.replace(horizon=run_horizon(run.path, run.config))
 
 
-def _item_ids(run_dir: Path) -> list[str]:
-    ids: list[str] = read_parquet(run_dir / "items.parquet", ["item_id"])["item_id"].to_pylist()
-    return ids
-
-
-def _confirmed(run_dir: Path, column: str = "confirmed_trainability") -> dict[str, Any]:
+def _confirmed(run: Run, column: str) -> dict[str, Any]:
     """A column of what `confirm` wrote, by item_id."""
-    file = run_dir / "validation" / "confirmed.parquet"
-    if not file.is_file():
-        raise UsageError(f"{run_dir} has no {file.name}: run `curate confirm {run_dir}` first")
-    table = read_parquet(file)
+    file, again = CONFIRMED.path(run.path), f"run `curate confirm {run.path}`"
+    if not run.is_confirmed:
+        raise UsageError(f"{run.path} has no {file.name}: {again} first")
+    table = CONFIRMED.read(run.path)
     missing = {"item_id", column} - set(table.column_names)
     if missing:
         raise UsageError(f"{file} has no column {', '.join(sorted(missing))}")
     item_ids = table["item_id"].to_pylist()
-    if len(set(item_ids)) < len(item_ids) or not set(_item_ids(run_dir)).issuperset(item_ids):
-        raise UsageError(
-            f"{file} does not belong to this run: run `curate confirm {run_dir}` again"
-        )
+    if len(set(item_ids)) < len(item_ids) or not set(run.row_of).issuperset(item_ids):
+        raise UsageError(f"{file} does not belong to this run: {again} again")
     return dict(zip(item_ids, table[column].to_pylist(), strict=True))
 
 
-def _validation_facts(run_dir: Path) -> dict[str, Any]:
+def _validation_facts(run: Run) -> dict[str, Any]:
     """The recipe and seeds that confirmed the items, as `curate confirm` wrote them."""
     try:
-        summary = json.loads((run_dir / "validation" / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(summary, dict):
+        summary = run.confirmation() or {}
+    except RunError:
         return {}
     return {f"validation_{n}": summary[n] for n in ("recipe", "seeds") if n in summary}
 
@@ -235,10 +224,10 @@ def read_run_outcomes(run_dir: Path) -> RunOutcomes:
         UsageError: the run is not confirmed.
         RunError: a file of the run is missing or damaged.
     """
-    config = _run_config(run_dir)
-    final = _confirmed(run_dir, "final_pass_rates")
+    run = Run.open(run_dir)
+    config, final = _config(run), _confirmed(run, "final_pass_rates")
     made = read_forecast(run_dir, config)
-    item_ids = _item_ids(run_dir)
+    item_ids = list(run.row_of)
     below = np.array([_share_below(final.get(each), config.tau) for each in item_ids])
     hard = ~made.found.is_easy(config.tau)
     lifted, _ = read_lift(run_dir)

@@ -21,17 +21,9 @@ from numpy.typing import NDArray
 
 from curate.errors import RunError, UsageError
 from curate.run.features import RolloutFeatures
-from curate.run.finished import (
-    FORECAST_COLUMNS,
-    LIFT_COLUMNS,
-    QUALITY_COLUMNS,
-    RATE_COLUMNS,
-    SIMILARITY_COLUMNS,
-    FinishedRun,
-    open_finished_run,
-)
-from curate.run.quality import read_judging
-from curate.tags import Trainability
+from curate.run.run import MEASURED, Run
+from curate.run.tables import GRADIENTS, LIFT, PASS_RATES, QUALITY, SIMILARITY, TAGS
+from curate.tags import REASONING_QUALITY, Trainability
 from probes.gradients.alignment import (
     FEWEST_ITEMS,
     GroupSums,
@@ -56,7 +48,6 @@ _RESAMPLES = 1000
 _GROUPS = tuple(str(tag) for tag in Trainability)
 # What else than the policy moves pass rates, and what else moves gradients.
 _SAMPLING = ("verifier", "temperature", "max_tokens", "instruction")
-_SIMILARITY_SHOWN = ("gradient_similarity", "gradient_similarity_low", "gradient_similarity_high")
 _GRADIENTS = ("gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets")
 
 # Whose scores the reasoning quality are.
@@ -64,20 +55,21 @@ _JUDGE = ("model", "rubric_sha256")
 
 _SIDES = ("before", "after")
 _MEASURES = {
-    "pass_rate": RATE_COLUMNS,
-    "gradient_similarity": {name: SIMILARITY_COLUMNS[name] for name in _SIMILARITY_SHOWN},
-    "reasoning_quality": QUALITY_COLUMNS,
-    "forecast_pass_rate": FORECAST_COLUMNS,
-    "lift": LIFT_COLUMNS,
+    "pass_rate": (PASS_RATES, MEASURED[PASS_RATES]),
+    "gradient_similarity": (SIMILARITY, MEASURED[SIMILARITY][:3]),  # Not its error.
+    "reasoning_quality": (QUALITY, tuple(REASONING_QUALITY.names)),
+    "forecast_pass_rate": (TAGS, MEASURED[TAGS]),
+    "lift": (LIFT, MEASURED[LIFT]),
 }
 # What is known with the error of each item's measure.
 _WITH_ERROR = ("pass_rate", "gradient_similarity")
 
 
 def _fields(measure: str) -> Iterator[tuple[str, pa.DataType]]:
+    table, names = _MEASURES[measure]
     for side in _SIDES:
-        for column, kind in _MEASURES[measure].items():
-            yield f"{column}_{side}", kind
+        for name in names:
+            yield f"{name}_{side}", table.columns[name]
     yield f"{measure}_change", pa.float64()
     if measure in _WITH_ERROR:
         yield f"{measure}_change_low", pa.float64()
@@ -133,10 +125,10 @@ def compare_runs(
         UsageError: a folder is no run folder, or not finished; or no item is in both.
         RunError: a file of a run is missing or damaged.
     """
-    a, b = open_finished_run(run_a), open_finished_run(run_b)
+    a, b = Run.open(run_a), Run.open(run_b)
     if a.path.resolve() == b.path.resolve():
         raise UsageError(f"{run_a} and {run_b} are one run folder; give two probes of the items")
-    source = a if groups_from is None else open_finished_run(groups_from)
+    source = a if groups_from is None else Run.open(groups_from)
     ids = a.ids.filter(pc.is_in(a.ids, value_set=b.ids))
     parent_of = parents_of(b)
     new_items = compare_new_items(a, b, parent_of, seed=seed) if parent_of else None
@@ -176,7 +168,7 @@ def compare_runs(
     return Comparison(items, summary)
 
 
-def _only_new_items(a: FinishedRun, b: FinishedRun, new_items: dict[str, Any]) -> Comparison:
+def _only_new_items(a: Run, b: Run, new_items: dict[str, Any]) -> Comparison:
     """Where the second run probed nothing but what was written from items of the first."""
     counts = {"compared": 0, "only_in_a": len(a.ids), "only_in_b": len(b.ids), "without_group": 0}
     summary = {
@@ -192,7 +184,7 @@ def _only_new_items(a: FinishedRun, b: FinishedRun, new_items: dict[str, Any]) -
 # --- Warnings ----------------------------------------------------------------------------------
 
 
-def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun) -> list[str]:
+def _warnings(a: Run, b: Run, ids: pa.Array, source: Run) -> list[str]:
     """Say what else than the policy may have moved what was measured."""
     said = []
     for name in _SAMPLING:
@@ -240,14 +232,14 @@ def _warnings(a: FinishedRun, b: FinishedRun, ids: pa.Array, source: FinishedRun
     return said
 
 
-def _judge_warnings(a: FinishedRun, b: FinishedRun) -> list[str]:
+def _judge_warnings(a: Run, b: Run) -> list[str]:
     if a.is_judged != b.is_judged:
         other = b if a.is_judged else a
         return [
             f"reasoning was judged in one run only; `curate judge {other.path}`, with the same "
             "judge and rubric, makes it comparable"
         ]
-    told = [read_judging(run.path) for run in (a, b)]
+    told = [run.judgement() for run in (a, b)]
     judges = [{name: each.get(name) for name in _JUDGE} for each in told]
     differ = [name for name, value in judges[0].items() if judges[1][name] != value]
     if not differ:
@@ -261,9 +253,7 @@ def _judge_warnings(a: FinishedRun, b: FinishedRun) -> list[str]:
 # --- Items and groups ------------------------------------------------------------------------
 
 
-def _items_table(
-    a: FinishedRun, b: FinishedRun, ids: pa.Array, group: Sequence[str | None]
-) -> pa.Table:
+def _items_table(a: Run, b: Run, ids: pa.Array, group: Sequence[str | None]) -> pa.Table:
     columns: dict[str, Any] = {"item_id": ids, "group": group}
     old, new = a.measured(ids), b.measured(ids)
     for side, run, values in zip(_SIDES, (a, b), (old, new), strict=True):
@@ -287,7 +277,7 @@ def _items_table(
     return pa.Table.from_arrays(arrays, schema=COMPARISON_SCHEMA)
 
 
-def _rate(run: FinishedRun, values: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:
+def _rate(run: Run, values: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:
     if run.config.max_rollouts > run.config.min_rollouts:
         # In rounds an item stops because of what it showed, which these limits know.
         return values["pass_rate"], values["pass_rate_low"], values["pass_rate_high"]
@@ -370,10 +360,10 @@ def _transitions(members: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _group_sums(
-    a: FinishedRun, b: FinishedRun, ids: pa.Array, group: NDArray[np.integer], seed: int
+    a: Run, b: Run, ids: pa.Array, group: NDArray[np.integer], seed: int
 ) -> tuple[dict[str, GroupSums], list[str]]:
     """Sum gradients by group in each run that has them, over the same items and resamples."""
-    found: dict[str, tuple[FinishedRun, RolloutFeatures, NDArray[np.int64]]] = {}
+    found: dict[str, tuple[Run, RolloutFeatures, NDArray[np.int64]]] = {}
     warnings = []
     for side, run in zip(_SIDES, (a, b), strict=True):
         features = run.features()
@@ -397,7 +387,7 @@ def _group_sums(
         try:
             sums[side] = sum_groups(features, place, group, len(_GROUPS), counts)
         except ValueError as error:
-            raise RunError(f"{run.path / 'gradients'} is damaged: {error}") from error
+            raise RunError(f"{run.path / GRADIENTS} is damaged: {error}") from error
     return sums, warnings
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from curate.errors import UsageError
 from curate.run.features import RolloutFeatures
-from curate.run.finished import FinishedRun
+from curate.run.run import Run
 from curate.tagged.rows import open_tagged
 from probes.gradients.alignment import FEWEST_ITEMS
 from recipes.statistics.changes import mean_interval
@@ -39,7 +39,7 @@ _NAMES = (
 _RESAMPLES = 1000
 
 
-def parents_of(run: FinishedRun) -> dict[str, str]:
+def parents_of(run: Run) -> dict[str, str]:
     """Return the parent of each item of a run that `curate augment` made; both by item_id."""
     try:
         source = open_tagged(run.path).source
@@ -55,7 +55,7 @@ def parents_of(run: FinishedRun) -> dict[str, str]:
 
 
 def compare_new_items(
-    a: FinishedRun, b: FinishedRun, parent_of: dict[str, str], *, seed: int = 0
+    a: Run, b: Run, parent_of: dict[str, str], *, seed: int = 0
 ) -> dict[str, Any]:
     """Compare new items, which the second run probed, with their parents in the first.
 
@@ -99,7 +99,7 @@ def compare_new_items(
     return told
 
 
-def _projection(run: FinishedRun) -> tuple[Any, ...]:
+def _projection(run: Run) -> tuple[Any, ...]:
     config = run.config
     settings = (config.gradient_dim, config.gradient_rank, config.gradient_alpha)
     adapter = run.manifest.get("seeds", {}).get("adapter")

@@ -12,7 +12,7 @@ from pyarrow import ArrowException
 
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.folder import write_parquet
+from curate.run.tables import COMPARISONS, write_parquet
 from curate.tags import Trainability
 from recipes.compare.compare import COMPARISON_SCHEMA, Comparison
 
@@ -39,7 +39,7 @@ def comparison_file(run_a: Path, run_b: Path, out: Path | None = None) -> Path:
     """
     if out is None:
         # Not with_suffix: a folder's name may hold dots.
-        return run_b / "comparison" / f"{run_a.resolve().name}.parquet"
+        return run_b / COMPARISONS / f"{run_a.resolve().name}.parquet"
     if out.suffix != ".parquet":
         raise UsageError(f"-o {out}: it must end in .parquet (the summary goes beside it as .json)")
     if out.exists() and not _is_comparison(out):

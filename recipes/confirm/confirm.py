@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.config import TagConfig
 from curate.errors import CurateError, RunError, UsageError
 from curate.files import write_atomically
-from curate.run.folder import read_manifest, read_parquet, read_run_config, write_parquet
-from curate.run.validated import FinishedSeeds, finished_seeds
+from curate.run.run import Run
+from curate.run.tables import CONFIRMATION, CONFIRMED, PASS_RATES, SIMILARITY, TAGS
+from curate.run.validated import FinishedSeeds
 from curate.tagged.fill import fill_column
 from curate.tags import Trainability
 from recipes.confirm.dynamics import training_dynamics
@@ -37,7 +37,7 @@ from recipes.statistics.agreement import (
 class _Items:
     """What `curate tag` said of the items, in their order; nan is unknown."""
 
-    item_ids: pa.ChunkedArray
+    item_ids: pa.Array
     pass_rate: Floats
     trainability: list[str]
     p_unlearnable: Floats
@@ -61,8 +61,9 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
         UsageError: not a run folder, no finished seed, or outcomes of other items.
         RunError: a file is damaged, or the disk is full.
     """
-    config, items = _read_items(run_dir)
-    found = finished_seeds(run_dir, recipe)
+    run = Run.open(run_dir)
+    config, items = run.config, _read_items(run)
+    found = run.seeds(recipe)
     tables = [read_outcomes(folder, items.item_ids) for folder in found.folders.values()]
     outcomes = stack_outcomes(tables)
     tags = partition(
@@ -71,65 +72,52 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
     is_hard = outcomes.initial_pass_rate < config.tau
     not_visited = is_hard & np.any([table["visits"].to_numpy() == 0 for table in tables], axis=0)
     notes = _notes(found, int(not_visited.sum()), int(is_hard.sum()))
-    semantic, note = _semantic(run_dir, config, tags)
+    semantic, note = _semantic(run, tags)
     notes += note
-    dynamics, note = _dynamics(run_dir, items, tags)
+    dynamics, note = _dynamics(run, items, tags)
     notes += note
     confirmed = _confirmed_table(items, tables[0]["initial_pass_rate"], outcomes, tags)
-    write_parquet(run_dir / "validation" / "confirmed.parquet", confirmed)
-    notes += _fill_tagged(run_dir, config, items, tags)
+    CONFIRMED.write(run.path, confirmed)
+    notes += _fill_tagged(run, items, tags)
     summary = (
-        _facts(run_dir, config, found, tags)
+        _facts(run, found, tags)
         | _figures(items, outcomes, tags, config.tau, semantic)
         | {"notes": notes, "dynamics": dynamics}
-        | _further_sections(run_dir, items, tags, found.recipe)
+        | _further_sections(run, items, tags, found.recipe)
     )
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    write_atomically(run_dir / "validation" / "summary.json", text)
+    write_atomically(run.path / CONFIRMATION, text)
     return summary
 
 
-def _dynamics(
-    run_dir: Path, items: _Items, tags: Tags
-) -> tuple[list[dict[str, Any]] | None, list[str]]:
+def _dynamics(run: Run, items: _Items, tags: Tags) -> tuple[list[dict[str, Any]] | None, list[str]]:
     """Rewards in training by confirmed tag; None and a note where the logs cannot be read."""
-    item_ids = items.item_ids.combine_chunks()
     try:
-        found = training_dynamics(run_dir, item_ids, tags.tolist())
+        found = training_dynamics(run, items.item_ids, tags.tolist())
     except RunError as error:
         # What becomes of the items is told without them.
         return None, [f"no rewards in training: {error}"]
     return [recipe for recipe in found if recipe["groups"]] or None, []
 
 
-def _further_sections(run_dir: Path, items: _Items, tags: Tags, recipe: str) -> dict[str, Any]:
+def _further_sections(run: Run, items: _Items, tags: Tags, recipe: str) -> dict[str, Any]:
     """Sections about more than one recipe, null where the run has nothing to tell of them."""
     confirmed = dict(zip(items.item_ids.to_pylist(), tags.tolist(), strict=True))
-    interventions = intervention_table(run_dir, confirmed, recipe)
+    interventions = intervention_table(run, confirmed, recipe)
     return {
         "interventions": interventions if interventions["recipes"] else None,
-        "payoff": payoff_table(run_dir),
+        "payoff": payoff_table(run),
     }
 
 
-def _read_items(run_dir: Path) -> tuple[TagConfig, _Items]:
-    manifest = read_manifest(run_dir)
-    if manifest["stages"].get("tags", {}).get("state") != "done":
-        raise UsageError(f"{run_dir} is not finished: the same `curate tag` continues it")
-    config = read_run_config(run_dir)
-    item_ids = read_parquet(run_dir / "items.parquet", ["item_id"])["item_id"]
-    tags = read_parquet(run_dir / "tags.parquet", ["item_id", "trainability", "p_unlearnable"])
-    similar = read_parquet(run_dir / "similarity.parquet", ["item_id", "gradient_similarity"])
-    rates = read_parquet(run_dir / "pass_rates.parquet", ["item_id", "pass_rate"])
-    for name, table in (("tags", tags), ("similarity", similar), ("pass_rates", rates)):
-        if not table["item_id"].equals(item_ids):
-            raise RunError(f"{run_dir / name}.parquet is not of the items in items.parquet")
-    return config, _Items(
-        item_ids,
-        rates["pass_rate"].to_numpy(),
+def _read_items(run: Run) -> _Items:
+    tags = run.columns(TAGS, "trainability", "p_unlearnable")
+    return _Items(
+        run.ids,
+        run.columns(PASS_RATES, "pass_rate")["pass_rate"].to_numpy(),
         tags["trainability"].to_pylist(),
         tags["p_unlearnable"].to_numpy(),
-        similar["gradient_similarity"].to_numpy(),
+        run.columns(SIMILARITY, "gradient_similarity")["gradient_similarity"].to_numpy(),
     )
 
 
@@ -149,14 +137,14 @@ def _notes(found: FinishedSeeds, not_visited: int, hard: int) -> list[str]:
     return notes
 
 
-def _semantic(run_dir: Path, config: TagConfig, tags: Tags) -> tuple[Floats | None, list[str]]:
+def _semantic(run: Run, tags: Tags) -> tuple[Floats | None, list[str]]:
     """Semantic similarity of each hard item, nan for others; None and a note if there is none."""
     easy = np.flatnonzero(tags == Trainability.EASY)
     hard = np.flatnonzero(tags != Trainability.EASY)
     if not len(easy):
         return None, ["no semantic similarity: there are no easy items to compare with"]
     try:
-        embeddings = prompt_embeddings(run_dir, config)
+        embeddings = prompt_embeddings(run)
     except UsageError as error:
         return None, [f"no semantic similarity: {error}"]
     similarity = np.full(len(tags), np.nan)
@@ -192,28 +180,28 @@ def _mean_final(outcomes: SeedOutcomes) -> Floats:
     return mean
 
 
-def _fill_tagged(run_dir: Path, config: TagConfig, items: _Items, tags: Tags) -> list[str]:
+def _fill_tagged(run: Run, items: _Items, tags: Tags) -> list[str]:
     """Fill the column of the tagged file; a note if that file is not there to be filled."""
     confirmed = dict(zip(items.item_ids.to_pylist(), tags.tolist(), strict=True))
-    rows = read_parquet(run_dir / "rows.parquet", ["item_id"])["item_id"].to_pylist()
+    rows = run.rows("item_id")["item_id"].to_pylist()
     filled = [(item_id, confirmed.get(item_id)) for item_id in rows]
     try:
-        fill_column(Path(config.out), "confirmed_trainability", filled)
+        fill_column(Path(run.config.out), "confirmed_trainability", filled)
     except CurateError as error:
         return [f"the tagged file was not filled in: {error}; `curate tag` writes it anew"]
     return []
 
 
-def _facts(run_dir: Path, config: TagConfig, found: FinishedSeeds, tags: Tags) -> dict[str, Any]:
+def _facts(run: Run, found: FinishedSeeds, tags: Tags) -> dict[str, Any]:
     devices = {str(run.get("device")) for run in found.runs.values()}
     # By step of the work, in each seed.
     seconds = [run.get("seconds", {}) for run in found.runs.values()]
     return {
-        "run_dir": str(run_dir),
-        "dataset": config.dataset,
-        "model": config.model,
-        "tagged_file": config.out,
-        "tau": config.tau,
+        "run_dir": str(run.path),
+        "dataset": run.config.dataset,
+        "model": run.config.model,
+        "tagged_file": run.config.out,
+        "tau": run.config.tau,
         "recipe": found.recipe,
         "seeds": list(found.seeds),
         "seeds_unfinished": list(found.unfinished),

@@ -14,7 +14,6 @@ with s² their variance; it takes them for independent, and is null for fewer th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.run.training_tables import REWARD_SCHEMA
-from curate.run.validated import FinishedSeeds, finished_recipes, read_run_table
+from curate.run.run import Run
+from curate.run.tables import REWARDS
+from curate.run.validated import FinishedSeeds
 from curate.tags import Trainability
 
 Floats = NDArray[np.float64]
@@ -39,12 +39,12 @@ _DECIMALS = 6
 
 
 def training_dynamics(
-    run_dir: Path, item_ids: pa.Array, group: Sequence[str | None]
+    run: Run, item_ids: pa.Array, group: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """Follow the items of each tag through the training of every recipe with a finished seed.
 
     Args:
-        run_dir: a validated run folder.
+        run: validated.
         item_ids: (items,): whose rewards are followed.
         group: (items,): the tag of each, None for an item without one.
 
@@ -60,14 +60,14 @@ def training_dynamics(
     """
     names = [str(tag) for tag in Trainability if tag in group]
     place = np.array([-1 if name is None else names.index(name) for name in group], dtype=np.int64)
-    recipes = finished_recipes(run_dir).values()
+    recipes = run.recipes().values()
     return [_recipe(found, item_ids, place, names) for found in recipes]
 
 
 def _recipe(
     found: FinishedSeeds, item_ids: pa.Array, group: Ints, names: Sequence[str]
 ) -> dict[str, Any]:
-    tables = [read_run_table(folder, "rewards", REWARD_SCHEMA) for folder in found.folders.values()]
+    tables = found.tables(REWARDS)
     steps = [table["step"].to_numpy().astype(np.int64) for table in tables]
     last = max((int(each.max(initial=0)) for each in steps), default=0)
     window = max(1, -(-last // WINDOWS))

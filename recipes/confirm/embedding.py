@@ -10,18 +10,17 @@ too looks at the nearest easy items.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.progress import Progress
-from curate.run.folder import read_manifest, read_parquet, write_parquet
+from curate.run.run import Run
+from curate.run.tables import EMBEDDING_INDEX, EMBEDDINGS, ITEMS
 from probes.models.load import Policy, load_policy, resolve_model
 
 NEIGHBOURS = 5
@@ -31,7 +30,7 @@ _BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 _ITEMS_AT_ONCE = 1024
 
 
-def prompt_embeddings(run_dir: Path, config: TagConfig) -> NDArray[np.float32]:
+def prompt_embeddings(run: Run) -> NDArray[np.float32]:
     """Return the embeddings of a run's prompts, shape (items, hidden), computed once.
 
     They are kept in `validation/prompt_embeddings.npy`; `prompt_embeddings.parquet` says which row
@@ -41,42 +40,41 @@ def prompt_embeddings(run_dir: Path, config: TagConfig) -> NDArray[np.float32]:
         UsageError: the run's model is gone, or is another by now.
         RunError: the disk is full, or files of the run are damaged.
     """
-    folder = run_dir / "validation"
-    array, index = folder / "prompt_embeddings.npy", folder / "prompt_embeddings.parquet"
-    item_ids = read_parquet(run_dir / "items.parquet", ["item_id"])["item_id"]
-    kept = _kept(array, index, item_ids)
+    array = run.path / EMBEDDINGS
+    kept = _kept(run)
     if kept is not None:
         return kept
+    config = run.config
     files = resolve_model(config.model)
-    if files.weight_hash != read_manifest(run_dir).get("model", {}).get("weight_hash"):
-        raise UsageError(f"{config.model} is not the model that {run_dir} was made with")
+    if files.weight_hash != run.weight_hash:
+        raise UsageError(f"{config.model} is not the model that {run.path} was made with")
     policy = load_policy(files, trust_remote_code=config.trust_remote_code)
-    prompts = read_parquet(run_dir / "items.parquet", ["prompt_token_ids"])["prompt_token_ids"]
+    prompts = run.columns(ITEMS, "prompt_token_ids")["prompt_token_ids"]
     embeddings = embed_prompts(policy, prompts.to_pylist())
     # The index comes last: where it is, the array is whole.
-    index.unlink(missing_ok=True)
+    EMBEDDING_INDEX.path(run.path).unlink(missing_ok=True)
     try:
         with atomic_writer(array) as file:
             np.save(file, embeddings, allow_pickle=False)
     except OSError as error:
         raise RunError(f"cannot write {array}: {error.strerror or error}") from error
-    rows = np.arange(len(item_ids), dtype=np.int64)
-    write_parquet(index, pa.table({"item_id": item_ids, "embedding_row": rows}))
+    rows = np.arange(len(run.ids), dtype=np.int64)
+    EMBEDDING_INDEX.write(run.path, pa.table({"item_id": run.ids, "embedding_row": rows}))
     return embeddings
 
 
-def _kept(array: Path, index: Path, item_ids: pa.ChunkedArray) -> NDArray[np.float32] | None:
+def _kept(run: Run) -> NDArray[np.float32] | None:
     """What an earlier command computed, if it is whole and of these items."""
-    if not index.exists():
+    if not EMBEDDING_INDEX.is_in(run.path):
         return None
     try:
-        embeddings = np.load(array, allow_pickle=False)
+        embeddings = np.load(run.path / EMBEDDINGS, allow_pickle=False)
         # Written in the order of the items, so that no row has to be looked up.
-        of_items = read_parquet(index, ["item_id"])["item_id"].equals(item_ids)
+        index = EMBEDDING_INDEX.read(run.path, "item_id")["item_id"].combine_chunks()
     except (OSError, ValueError, EOFError, RunError):
         return None
     fits = embeddings.dtype == np.float32 and embeddings.ndim == 2
-    return embeddings if of_items and fits and len(embeddings) == len(item_ids) else None
+    return embeddings if index.equals(run.ids) and fits and len(embeddings) == len(index) else None
 
 
 def embed_prompts(

@@ -29,16 +29,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from curate.run.folder import read_run_config
-from curate.run.training_tables import OUTCOME_SCHEMA
-from curate.run.validated import finished_recipes, finished_seeds, read_run_table
+from curate.run.run import Run
+from curate.run.tables import OUTCOMES
+from curate.run.validated import FinishedSeeds
 from curate.tags import Trainability
 from recipes.listing import describe
 from recipes.recipe import LISTS, read_recipe, recipe_names
@@ -64,13 +63,11 @@ class RecipeRuns:
     ever_positive: NDArray[np.bool_]
 
 
-def intervention_table(
-    run_dir: Path, confirmed: Mapping[str, str], baseline: str
-) -> dict[str, Any]:
+def intervention_table(run: Run, confirmed: Mapping[str, str], baseline: str) -> dict[str, Any]:
     """Compare every validated recipe with the baseline.
 
     Args:
-        run_dir: the run folder of `curate tag`.
+        run: validated.
         confirmed: the confirmed tag by item_id, from the baseline's runs.
         baseline: name of the recipe to compare with.
 
@@ -91,25 +88,25 @@ def intervention_table(
         UsageError: there is no finished run of the baseline.
         RunError: a file of a finished run is missing or damaged.
     """
-    folders = finished_seeds(run_dir, baseline).folders
-    tau = read_run_config(run_dir).tau
-    first = read_run_table(next(iter(folders.values())), "outcomes", OUTCOME_SCHEMA)
+    found_baseline = run.seeds(baseline)
+    tau = run.config.tau
+    first = found_baseline.tables(OUTCOMES)[0]
     item_ids = first["item_id"].to_pylist()
     initial = _floats(first["initial_pass_rate"].to_pylist())
-    base = _read_runs(folders, item_ids)
+    base = _read_runs(found_baseline, item_ids)
     tags = np.array([confirmed.get(item_id, "") for item_id in item_ids])
     rows = []
-    for name, found in finished_recipes(run_dir).items():
+    for name, found in run.recipes().items():
         # The arms of the payoff ask another question, with few final rollouts.
         if name in {baseline, *LISTS["pays"], *LISTS["pays-small"]}:
             continue
-        runs = _read_runs(found.folders, item_ids)
+        runs = _read_runs(found, item_ids)
         groups = {
             str(group): _as_confirmed(base, runs, tags == group)
             | compare(base, runs, initial, tau, group)
             for group in GROUPS
         }
-        recipe = read_recipe(str(run_dir / "validation" / name / "recipe.toml"))
+        recipe = read_recipe(str(found.recipe_file))
         rows.append(
             {
                 "recipe": name,
@@ -126,10 +123,9 @@ def _floats(values: list[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _read_runs(folders: Mapping[int, Path], item_ids: list[str]) -> RecipeRuns:
+def _read_runs(found: FinishedSeeds, item_ids: list[str]) -> RecipeRuns:
     finals, positives = [], []
-    for folder in folders.values():
-        table = read_run_table(folder, "outcomes", OUTCOME_SCHEMA)
+    for table in found.tables(OUTCOMES):
         rows = dict(
             zip(
                 table["item_id"].to_pylist(),
@@ -144,7 +140,7 @@ def _read_runs(folders: Mapping[int, Path], item_ids: list[str]) -> RecipeRuns:
         final, positive = zip(*(rows.get(each, (None, False)) for each in item_ids), strict=True)
         finals.append(_floats(list(final)))
         positives.append(np.array(positive, dtype=bool))
-    return RecipeRuns(tuple(folders), np.stack(finals, axis=1), np.stack(positives, axis=1))
+    return RecipeRuns(found.seeds, np.stack(finals, axis=1), np.stack(positives, axis=1))
 
 
 def _as_confirmed(

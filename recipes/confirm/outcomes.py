@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.errors import UsageError
-from curate.run.training_tables import OUTCOME_SCHEMA
-from curate.run.validated import read_run_table
+from curate.run.tables import OUTCOMES
+from curate.run.validated import read_training_table
 from recipes.confirm.partition import SeedOutcomes
 
 
-def read_outcomes(folder: Path, item_ids: pa.ChunkedArray) -> pa.Table:
+def read_outcomes(folder: Path, item_ids: pa.Array) -> pa.Table:
     """Read the outcomes of one seed, from its folder, in the order of the run's items.
 
     Raises:
         UsageError: they are of other items, or no pass rates.
         RunError: the file is missing or damaged.
     """
-    table = read_run_table(folder, "outcomes", OUTCOME_SCHEMA)
-    path = folder / "outcomes.parquet"
+    table = read_training_table(folder, OUTCOMES)
+    path = OUTCOMES.path(folder)
     # By position: an item that is there twice, or not at all, changes the number of rows.
     places = pc.index_in(item_ids, table["item_id"].combine_chunks())
     if table.num_rows != len(item_ids) or places.null_count:
@@ -31,7 +31,7 @@ def read_outcomes(folder: Path, item_ids: pa.ChunkedArray) -> pa.Table:
             f"{path} has outcomes of other items: {len(item_ids) - places.null_count:,} of this "
             f"run's {len(item_ids):,} are among its {table.num_rows:,}"
         )
-    table = table.take(places.combine_chunks())
+    table = table.take(places)
     for name in ("initial_pass_rate", "final_pass_rate"):
         if pc.any(pc.or_(pc.less(table[name], 0), pc.greater(table[name], 1))).as_py():
             raise UsageError(f"{path}: {name} is not between 0 and 1 everywhere")

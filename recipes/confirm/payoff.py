@@ -28,9 +28,9 @@ from scipy.integrate import trapezoid
 from scipy.optimize import isotonic_regression
 
 from curate.errors import RunError
-from curate.run.folder import read_parquet
-from curate.run.training_tables import HELD_OUT_SCHEMA
-from curate.run.validated import finished_recipes, read_run_table
+from curate.run.run import Run
+from curate.run.tables import HELD_OUT, PASS_RATES
+from curate.run.validated import read_training_table
 from recipes.recipe import LISTS
 
 REPLICATES = 1000
@@ -72,12 +72,12 @@ class _Curves:
 
 
 def payoff_table(
-    run_dir: Path, size: str | None = None, item_ids: Collection[str] | None = None
+    run: Run, size: str | None = None, item_ids: Collection[str] | None = None
 ) -> dict[str, Any] | None:
     """Compare the arms of a run folder.
 
     Args:
-        run_dir: the run folder of `curate tag`.
+        run: validated.
         size: `` or `-small`, which recipes; the full-size ones if any of them has run, by default.
         item_ids: compare on these held-out items alone; on all by default.
 
@@ -100,7 +100,7 @@ def payoff_table(
     Raises:
         RunError: a table is missing or damaged, or the runs have no held-out items in common.
     """
-    finished = finished_recipes(run_dir)
+    finished = run.recipes()
     if size is None:
         size = "" if any(name in finished for name in LISTS["pays"]) else "-small"
     folders = {
@@ -108,24 +108,25 @@ def payoff_table(
         for name in LISTS["pays"]
     }
     runs = {
-        name: [_read_held_out(each) for each in arm if (each / "held_out.parquet").exists()]
+        name: [_read_held_out(each) for each in arm if HELD_OUT.is_in(each)]
         for name, arm in folders.items()
     }
     if item_ids is not None:
         runs = {
             name: [
-                _restrict(run, [each for each in run.item_ids if each in item_ids]) for run in arm
+                _restrict(seed, [each for each in seed.item_ids if each in item_ids])
+                for seed in arm
             ]
             for name, arm in runs.items()
         }
     if not any(runs.values()):
         return None
-    probed = read_parquet(run_dir / "pass_rates.parquet", ["total_rollouts"])["total_rollouts"]
+    probed = run.columns(PASS_RATES, "total_rollouts")["total_rollouts"]
     return compare_arms(runs, size) | {"probe_rollouts": pc.sum(probed).as_py()}
 
 
 def _read_held_out(folder: Path) -> HeldOut:
-    table = read_run_table(folder, "held_out", HELD_OUT_SCHEMA)
+    table = read_training_table(folder, HELD_OUT)
     steps = np.unique(table["step"].to_numpy())
     item_ids = tuple(sorted(table["item_id"].unique().to_pylist()))
     row_of = {item_id: row for row, item_id in enumerate(item_ids)}
@@ -140,7 +141,7 @@ def _read_held_out(folder: Path) -> HeldOut:
         rates[at, columns] = np.divide(correct, total, out=np.full(len(total), np.nan),
                                        where=total > 0)  # fmt: skip
     if not len(steps) or (np.diff(rollouts) < 0).any():
-        raise RunError(f"{folder / 'held_out.parquet'} is empty or out of order; validate again")
+        raise RunError(f"{HELD_OUT.path(folder)} is empty or out of order; validate again")
     return HeldOut(rollouts, rates, item_ids)
 
 

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.run.folder import read_parquet
+from curate.run.tables import SCORED
 from probes.models.probed import probed_model
 from probes.rescoring.rollout_scores import RolloutScores
 from probes.stages.lift import ItemLift
 from recipes.forecast.forecast import check_run, finish
-from recipes.forecast.pilot import SCORED_FILE, run_pilot
+from recipes.forecast.pilot import run_pilot
 from recipes.recipe import Recipe
 from recipes.train.job_folder import read_facts
 from recipes.train.train import process_state
@@ -69,7 +69,7 @@ def forecast_by_pilot(
     start = time.monotonic()
     scores.initial()
     initial_seconds = time.monotonic() - start
-    found = [scores.lift(read_parquet(folder / SCORED_FILE)) for folder in folders]
+    found = [scores.lift(SCORED.read(folder)) for folder in folders]
     lift = mean_lift(
         np.array([each.log_odds_change for each in found]),
         np.array([each.log_odds_error for each in found]),

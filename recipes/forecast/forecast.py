@@ -15,9 +15,10 @@ from typing import Any
 from curate.config import TagConfig
 from curate.datasets.source import open_source
 from curate.errors import UsageError
-from curate.run.folder import read_manifest, read_run_config, write_parquet
+from curate.run.folder import read_manifest, read_run_config
+from curate.run.tables import RESCORING, write_parquet
 from probes.models.probed import probed_model
-from probes.rescoring.rollout_scores import FOLDER, RolloutScores
+from probes.rescoring.rollout_scores import RolloutScores
 from probes.stages.lift import ItemLift, read_lift, write_lift
 from probes.tag import tag_anew
 
@@ -46,7 +47,7 @@ def forecast_by_checkpoint(
     scores = RolloutScores(run, files, trust_remote_code=config.trust_remote_code)
     policy = scores.open(checkpoint)
     weights = policy.files.weight_hash
-    folder = run / FOLDER / weights[:16]
+    folder = run / RESCORING / weights[:16]
     after = scores.under(policy, folder, label="scoring, checkpoint")
     del policy
     write_parquet(folder.with_suffix(".parquet"), after)

@@ -30,8 +30,8 @@ import torch
 
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.folder import lock_folder, read_parquet, write_parquet
-from curate.run.training_tables import REWARD_SCHEMA
+from curate.run.folder import lock_folder
+from curate.run.tables import METRICS, PILOTS, POLICY, RECIPE, REWARDS, SCORED, TRAINED
 from probes.rescoring.rollout_scores import RolloutScores
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
@@ -42,11 +42,6 @@ from recipes.train.settings import trainer_settings
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
 
-PILOTS = "pilot"
-"""The folder of a run that holds its pilots."""
-SCORED_FILE = "log_probabilities.parquet"
-TRAINED_SCHEMA = pa.schema({"item_id": pa.string(), "sample": pa.int32()})
-"""Rollouts of the probe that the first step learned from."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -115,7 +110,7 @@ class _Pilot:
 
     @property
     def _policy_folder(self) -> Path:
-        return self.folder / "policy"
+        return self.folder / POLICY
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
@@ -135,7 +130,7 @@ class _Pilot:
         lock = None
         if process_state().is_main_process:
             lock = lock_folder(self.folder, "choose another seed")
-            write_atomically(self.folder.parent / "recipe.toml", self.recipe.to_toml())
+            write_atomically(self.folder.parent / RECIPE, self.recipe.to_toml())
             note(self.folder, recipe=self.recipe.name, seed=self.seed, state="started")
         try:
             if not self._policy_folder.exists():
@@ -204,22 +199,17 @@ class _Pilot:
             torch.cuda.empty_cache()
         if not process_state().is_main_process:
             return
-        rows = [{name: row[name] for name in REWARD_SCHEMA.names} for row in progress.rows]
+        rows = [{name: row[name] for name in REWARDS.columns} for row in progress.rows]
         trained = [
             {"item_id": row["item_id"], "sample": sample}
             for row in progress.rows
             if row["trained"]
             for sample in row["samples"]
         ]
-        for name, found, schema in (
-            ("rewards", rows, REWARD_SCHEMA),
-            ("trained", trained, TRAINED_SCHEMA),
-        ):
-            write_parquet(
-                self.folder / f"{name}.parquet", pa.Table.from_pylist(found, schema=schema)
-            )
+        for table, found in ((REWARDS, rows), (TRAINED, trained)):
+            table.write(self.folder, pa.Table.from_pylist(found, schema=table.schema))
         lines = "".join(json.dumps(line) + "\n" for line in progress.metrics)
-        write_atomically(self.folder / "metrics.jsonl", lines)
+        write_atomically(self.folder / METRICS, lines)
         counts = progress.counts()
         note(
             self.folder,
@@ -254,7 +244,7 @@ class _Pilot:
 
     def _score(self) -> None:
         start = time.monotonic()
-        trained = read_parquet(self.folder / "trained.parquet")
+        trained = TRAINED.read(self.folder)
         leave_out: dict[str, set[int]] = {}
         for row in trained.to_pylist():
             leave_out.setdefault(row["item_id"], set()).add(row["sample"])
@@ -269,7 +259,7 @@ class _Pilot:
             leave_out=leave_out,
             label=f"scoring, pilot {self.seed}",
         )
-        write_parquet(self.folder / SCORED_FILE, scored)
+        SCORED.write(self.folder, scored)
         shutil.rmtree(self.folder / "scored", ignore_errors=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         if not self.keep:

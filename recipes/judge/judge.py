@@ -23,8 +23,9 @@ from curate.errors import CurateError, RunError, UsageError
 from curate.files import write_atomically
 from curate.run.choose import check_tags, choose_items
 from curate.run.correct_rollouts import CorrectRollout, correct_rollouts
-from curate.run.finished import FinishedRun, open_finished_run
-from curate.run.folder import lock_folder, read_parquet, write_parquet
+from curate.run.folder import lock_folder
+from curate.run.run import Run
+from curate.run.tables import ANSWERS, ITEMS, JUDGEMENT, JUDGING, PASS_RATES, QUALITY, SCORES
 from curate.tagged.fill import set_columns
 from curate.tags import REASONING_QUALITY
 from probes.gradients.alignment import FEWEST_ITEMS
@@ -34,20 +35,7 @@ from recipes.judge.prompt import PASSES, SCORE_SCHEMA, Rubric, judge_messages, r
 from recipes.statistics.changes import mean_interval
 from recipes.statistics.kappa import score_agreement
 
-FOLDER = "judging"
 _RESAMPLES = 1000
-
-SCORE_ROWS = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("sample", pa.int32()),
-        ("pass", pa.int32()),
-        ("score", pa.int32()),
-        ("reason", pa.string()),
-        ("problem", pa.string()),
-    ]
-)
-"""Of `judging/scores.parquet`: each score with the judge's reason, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +93,11 @@ def judge_run(
     if settings.per_item < 1 or settings.limit < 0:
         raise UsageError("--per-item must be at least 1, and --limit at least 0")
     check_tags(settings.tags)
-    run, rubric = open_finished_run(run_dir), read_rubric(settings.rubric)
-    folder = run_dir / FOLDER
+    run, rubric = Run.open(run_dir), read_rubric(settings.rubric)
+    folder = run_dir / JUDGING
     lock = lock_folder(folder, "stop it")
     try:
-        with KeptAnswers(folder / "answers.jsonl") as kept:
+        with KeptAnswers(folder / ANSWERS) as kept:
             asker = Asker(model, SCORE_SCHEMA, kept)
             groups, groups_from = run.groups(run.ids)
             group_of = dict(zip(run.ids.to_pylist(), groups, strict=True))
@@ -144,13 +132,13 @@ def judge_run(
 
 
 def _work(
-    run: FinishedRun,
+    run: Run,
     group_of: Mapping[str, str | None],
     settings: JudgeSettings,
     rubric: Rubric,
     secret: str,
 ) -> _Work:
-    counts = run.columns(run.ids, "pass_rates.parquet", {"total_correct_rollouts": pa.int64()})
+    counts = run.columns(PASS_RATES, "total_correct_rollouts")
     correct = counts["total_correct_rollouts"].to_pylist()
     with_correct = [
         (item_id, group)
@@ -163,16 +151,12 @@ def _work(
         settings.tags,
         settings.limit,
     )
-    rollouts = correct_rollouts(run.path, chosen, settings.per_item)
+    rollouts = correct_rollouts(run, chosen, settings.per_item)
     if not rollouts:
         of = f" with the tag {' or '.join(settings.tags)}" if settings.tags else ""
         raise UsageError(f"{run.path} has no item{of} with a correct rollout: nothing to judge")
-    columns = {
-        "prompt": pa.string(),
-        "prompt_token_ids": pa.list_(pa.int32()),
-        "answer": pa.string(),
-    }
-    items = run.columns(pa.array(list(rollouts)), "items.parquet", columns).to_pylist()
+    names = ("prompt", "prompt_token_ids", "answer")
+    items = run.columns(ITEMS, *names, ids=pa.array(list(rollouts))).to_pylist()
     nothing = {"prompt": "", "gold": "", "completion": "", "secret": secret}
     around = sum(
         estimate_tokens(message["content"]) for message in judge_messages(rubric, 0, **nothing)
@@ -224,7 +208,7 @@ def _say_estimate(facts: Mapping[str, Any]) -> None:
 
 
 def _write(
-    run: FinishedRun,
+    run: Run,
     work: _Work,
     answers: Sequence[Answer],
     group_of: Mapping[str, str | None],
@@ -232,8 +216,8 @@ def _write(
 ) -> dict[str, Any]:
     scores = _scores_table(work, answers)
     quality = _quality_table(run.ids, scores)
-    write_parquet(run.path / FOLDER / "scores.parquet", scores)
-    write_parquet(run.path / FOLDER / "quality.parquet", quality)
+    SCORES.write(run.path, scores)
+    QUALITY.write(run.path, quality)
     problems: dict[str, int] = {}
     for problem in filter(None, scores["problem"].to_pylist()):
         problems[problem] = problems.get(problem, 0) + 1
@@ -252,7 +236,7 @@ def _write(
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     try:
-        write_atomically(run.path / FOLDER / "summary.json", text)
+        write_atomically(run.path / JUDGEMENT, text)
     except OSError as error:
         raise RunError(f"cannot write the summary: {error.strerror}") from error
     return summary
@@ -272,7 +256,7 @@ def _scores_table(work: _Work, answers: Sequence[Answer]) -> pa.Table:
                 "problem": answer.problem,
             }
         )
-    return pa.Table.from_pylist(rows, SCORE_ROWS)
+    return pa.Table.from_pylist(rows, SCORES.schema)
 
 
 def _quality_table(ids: pa.Array, scores: pa.Table) -> pa.Table:
@@ -316,11 +300,11 @@ def _groups(quality: pa.Table, group_of: Mapping[str, str | None]) -> list[dict[
     return told
 
 
-def _fill_tagged(run: FinishedRun, quality: pa.Table) -> list[str]:
+def _fill_tagged(run: Run, quality: pa.Table) -> list[str]:
     """Fill the columns of the tagged file; a note if that file is not there to be filled."""
     names = REASONING_QUALITY.names
     found = {row["item_id"]: {name: row[name] for name in names} for row in quality.to_pylist()}
-    rows = read_parquet(run.path / "rows.parquet", ["item_id"])["item_id"].to_pylist()
+    rows = run.rows("item_id")["item_id"].to_pylist()
     try:
         set_columns(
             Path(run.config.out),

@@ -18,6 +18,7 @@ import torch
 from curate.config import read_config_file
 from curate.errors import UsageError
 from curate.files import write_atomically
+from curate.run.tables import RECIPE, TRAINING
 from recipes.recipe import Recipe
 from recipes.train.train import process_state
 
@@ -26,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What `run.json` says; nothing where there is none."""
-    file = folder / "run.json"
+    file = folder / TRAINING
     facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return facts
 
@@ -36,7 +37,7 @@ def note(folder: Path, **facts: Any) -> None:
     known = read_facts(folder)
     for name, value in facts.items():
         known[name] = known.get(name, {}) | value if isinstance(value, dict) else value
-    write_atomically(folder / "run.json", json.dumps(known, indent=2) + "\n")
+    write_atomically(folder / TRAINING, json.dumps(known, indent=2) + "\n")
 
 
 def is_done(folder: Path) -> bool:
@@ -46,7 +47,7 @@ def is_done(folder: Path) -> bool:
 
 def check_recipe(folder: Path, recipe: Recipe) -> None:
     """Refuse to go on in a folder of seeds that was made with another recipe of the same name."""
-    file = folder / "recipe.toml"
+    file = folder / RECIPE
     if not file.exists():
         return
     old, new = read_config_file(file), tomllib.loads(recipe.to_toml())

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.run.folder import read_parquet
 from curate.run.rollouts import rollout_shards
+from curate.run.tables import read_parquet
 from probes.engines.base import Rollout
 
 _COLUMNS = ["item_id", "sample", "completion_token_ids", "finish_reason"]

@@ -11,8 +11,8 @@ import pyarrow as pa
 from curate.datasets.layouts import choose_layout
 from curate.datasets.source import open_source
 from curate.errors import UsageError
-from curate.run.finished import open_finished_run
-from curate.run.folder import read_parquet
+from curate.run.run import Run
+from curate.run.tables import ITEMS, PASS_RATES
 from probes.models.load import ModelFiles, load_tokenizer, resolve_model
 from probes.models.probed import probed_model
 from probes.stages.items import read_items
@@ -31,32 +31,28 @@ class TaggedRun:
     """
 
     def __init__(self, path: Path) -> None:
-        found = open_finished_run(path)
-        self.path, self.manifest, self.config = path, found.manifest, found.config
+        self.run = Run.open(path)
+        self.path, self.manifest, self.config = path, self.run.manifest, self.run.config
 
     @cached_property
     def items(self) -> pa.Table:
         """The run's `items.parquet`."""
-        return read_parquet(self.path / "items.parquet").combine_chunks()
+        return self.run.columns(ITEMS, *ITEMS.columns).combine_chunks()
 
     @cached_property
     def rates(self) -> pa.Table:
         """The run's `pass_rates.parquet`."""
-        return read_parquet(self.path / "pass_rates.parquet")
+        return self.run.columns(PASS_RATES, *PASS_RATES.columns)
 
     @cached_property
     def tagged(self) -> list[TaggedItem]:
         """Every item with its tag and pass rate."""
-        tags = read_parquet(self.path / "tags.parquet", ["item_id", "trainability"])
-        rates = self.rates.select(["pass_rate"])
-        if not self.items["item_id"].equals(tags["item_id"]):
-            raise UsageError(f"{self.path}: items.parquet and tags.parquet are of different runs")
         return [
             TaggedItem(item, tag, float("nan") if rate is None else rate)
             for item, tag, rate in zip(
                 training_items(self.items),
-                tags["trainability"].to_pylist(),
-                rates["pass_rate"].to_pylist(),
+                self.run.tags(),
+                self.rates["pass_rate"].to_pylist(),
                 strict=True,
             )
         ]
@@ -85,7 +81,7 @@ class TaggedRun:
 
     def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
         """Items of another file, rendered as the run's were; kept in `folder`."""
-        if not (folder / "items.parquet").exists():
+        if not ITEMS.is_in(folder):
             config, source = self.config, open_source(file, split=self.config.split)
             names = [n for n in (config.prompt_field, config.answer_field) if n in source.columns]
             layout = choose_layout(
@@ -112,7 +108,7 @@ class TaggedRun:
             )
             if len(refused) == len(items):
                 raise UsageError(f"{file}: no item can be used; {next(iter(refused.values()))}")
-        found = training_items(read_parquet(folder / "items.parquet"))
+        found = training_items(ITEMS.read(folder))
         if not found:
             raise UsageError(f"{file}: no item can be used")
         return found

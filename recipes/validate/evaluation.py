@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.run.folder import write_parquet
 from curate.run.rollouts import count_outcomes, drawn_rollouts, nullable
-from curate.run.training_tables import OUTCOME_SCHEMA
+from curate.run.tables import OUTCOMES, write_parquet
 from probes.engines.transformers import TransformersEngine
 from probes.models.load import Policy
 from probes.stages.sample import draw_here, sample_items
@@ -105,6 +104,6 @@ def write_outcomes(
             "ever_positive": pc.or_(in_training, pa.array(c > 0)),
             "visits": pa.array([visits.get(item_id, 0) for item_id in ids], pa.int32()),
         },
-        schema=OUTCOME_SCHEMA,
+        schema=OUTCOMES.schema,
     )
     write_parquet(file, table)

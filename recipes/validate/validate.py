@@ -27,9 +27,18 @@ import torch
 from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.folder import find_run, lock_folder, read_parquet, write_parquet
+from curate.run.folder import find_run, lock_folder
 from curate.run.rollouts import rollout_shards
-from curate.run.training_tables import HELD_OUT_SCHEMA, REWARD_SCHEMA
+from curate.run.tables import (
+    HELD_OUT,
+    METRICS,
+    OUTCOMES,
+    POLICY,
+    RECIPE,
+    REWARDS,
+    VALIDATION,
+    read_parquet,
+)
 from probes.models.load import load_policy, resolve_model
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
@@ -100,7 +109,7 @@ class _Job:
 
     @property
     def folder(self) -> Path:
-        return self.run.path / "validation" / self.recipe.name / str(self.seed)
+        return self.run.path / VALIDATION / self.recipe.name / str(self.seed)
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
@@ -123,10 +132,10 @@ class _Job:
         lock = None
         if state.is_main_process:
             lock = lock_folder(self.folder, "choose another seed")
-            write_atomically(self.folder.parent / "recipe.toml", self.recipe.to_toml())
+            write_atomically(self.folder.parent / RECIPE, self.recipe.to_toml())
             self._note(state="started")
         try:
-            if not (self.folder / "policy" / "config.json").exists():
+            if not (self.folder / POLICY / "config.json").exists():
                 self._train()
                 if state.is_main_process:
                     self._export()
@@ -141,7 +150,7 @@ class _Job:
 
     @cached_property
     def _training(self) -> Training:
-        recipe, config, validation = self.recipe, self.run.config, self.run.path / "validation"
+        recipe, config, validation = self.recipe, self.run.config, self.run.path / VALIDATION
         selected = select_items(recipe, self.run.tagged, self.seed)
         items = [each.item for each in selected]
         if recipe.extra_items:
@@ -191,17 +200,12 @@ class _Job:
             torch.cuda.empty_cache()
         if not process_state().is_main_process:
             return
-        for name, found, schema in (
-            ("rewards", rows, REWARD_SCHEMA),
-            ("held_out", held_out, HELD_OUT_SCHEMA),
-        ):
-            if found or name == "rewards":
-                kept = [{key: row[key] for key in schema.names} for row in found]
-                write_parquet(
-                    self.folder / f"{name}.parquet", pa.Table.from_pylist(kept, schema=schema)
-                )
+        for table, found in ((REWARDS, rows), (HELD_OUT, held_out)):
+            if found or table is REWARDS:
+                kept = [{key: row[key] for key in table.columns} for row in found]
+                table.write(self.folder, pa.Table.from_pylist(kept, schema=table.schema))
         lines = "".join(json.dumps(line) + "\n" for line in metrics)
-        write_atomically(self.folder / "metrics.jsonl", lines)
+        write_atomically(self.folder / METRICS, lines)
         self._note(
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},
@@ -232,13 +236,13 @@ class _Job:
                 if self.recipe.method == "grpo":
                     step //= self.recipe.updates_per_step
                 export_policy(self._training, checkpoint, self.folder / f"policy-{step}")
-        export_policy(self._training, whole[-1], self.folder / "policy")
+        export_policy(self._training, whole[-1], self.folder / POLICY)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def _evaluate(self) -> None:
         recipe, config = self.recipe, self.run.config
         policy = load_policy(
-            resolve_model(str(self.folder / "policy")), trust_remote_code=config.trust_remote_code
+            resolve_model(str(self.folder / POLICY)), trust_remote_code=config.trust_remote_code
         )
         start = time.monotonic()
         judged, correct = evaluate(
@@ -252,11 +256,11 @@ class _Job:
             max_tokens=config.max_tokens,
         )
         if self.wanted.keep == "none":
-            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+            shutil.rmtree(self.folder / POLICY, ignore_errors=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        rewards = read_parquet(self.folder / "rewards.parquet").to_pylist()
+        rewards = REWARDS.read(self.folder).to_pylist()
         seconds = round(time.monotonic() - start, 1)
-        write_outcomes(self.folder / "outcomes.parquet", self.run.rates, rewards, judged, correct)
+        write_outcomes(OUTCOMES.path(self.folder), self.run.rates, rewards, judged, correct)
         self._note(
             state="done",
             seconds={"evaluation": seconds},
