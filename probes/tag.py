@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
@@ -28,37 +27,28 @@ from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
-from curate.run.quality import read_reasoning_quality, run_schema
+from curate.run.quality import run_schema
 from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
 from curate.run.tables import (
-    CONFIRMED,
     ITEMS,
-    LIFT,
     MANIFEST,
     PASS_RATES,
     REJECTS,
-    ROWS,
     SIMILARITY,
-    TAGS,
     TARGET,
-    TEACHING,
 )
-from curate.tagged.write import check_columns, check_out, write_tagged
-from curate.tags import REASONING_QUALITY, Trainability
+from curate.tagged.write import check_columns, check_out
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel
 from probes.forecast.model import Constants
-from probes.forecast.tag_rules import BuiltInProbability, Evidence, LearnedProbability, predict
 from probes.gradients.lora import Adapter, target_modules
 from probes.lift.gradients import LiftInputs
 from probes.machines.shard import Part, parse_part
 from probes.models.load import ModelFiles, describe_machine, load_tokenizer, resolve_model
-from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
+from probes.predictor.predictor import Predictor, is_judged_anew, read_predictor
 from probes.rounds import Rounds
 from probes.stages.forecast import (
-    forecast_columns,
     is_decided,
-    read_forecast,
     run_constants,
     run_forecast,
     run_probability,
@@ -77,7 +67,9 @@ from probes.stages.pass_rates import count_rollouts
 from probes.stages.render import render_items
 from probes.stages.sample import draw_here, sample_items
 from probes.stages.similarity import measure_items, measure_to_target, similarity_table
+from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
+from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk, next_round
 from probes.verifiers.pool import VerifierPool
 
@@ -700,109 +692,10 @@ class _Tagging:
         return {"items": counts["items"], "rollouts_this_time": rollouts}
 
     def _tags(self) -> dict[str, Any]:
-        rates, lifted = PASS_RATES.read(self.run), LIFT.read(self.run)
-        fitted = self.predictor.forecast if self.predictor else None
-        made = read_forecast(self.run.path, self.config, fitted)
-        self.run.update(forecast=made.facts())
-        forecast, found = made.forecast, made.found
-        learned = apply_predictor(self.predictor, self.run, self.config)
-        # What nothing could be judged of has no forecast either.
-        is_judged = found.judged > 0
-        columns = {
-            name: pc.if_else(pa.array(is_judged), values, None)
-            for name, values in forecast_columns(forecast).items()
-        }
-        expected = pa.table({"item_id": rates["item_id"], **columns})
-        p = np.where(is_judged, forecast.p_unlearnable, np.nan)
-        parts = [
-            self._tags_of(slice(start, start + _ITEMS_AT_ONCE), rates, lifted, expected, p, learned)
-            for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
-        ]
-        table = pa.concat_tables(parts)
-        TAGS.write(self.run, table)
-        counted = {
-            entry["values"]: entry["counts"]
-            for entry in pc.value_counts(table["trainability"]).to_pylist()
-        }
-        tags = {str(tag): counted.get(str(tag), 0) for tag in Trainability}
-        self.run.update(counts={**self.run.manifest["counts"], "tags": tags})
-        return {"items_this_time": table.num_rows}
-
-    def _tags_of(
-        self,
-        part: slice,
-        rates: pa.Table,
-        lifted: pa.Table,
-        expected: pa.Table,
-        p_unlearnable: NDArray[np.float64],
-        learned: Mapping[str, LearnedProbability],
-    ) -> pa.Table:
-        """Tag some items, whose rows stand in the same order in all tables."""
-        rates, lifted, expected = rates[part], lifted[part], expected[part]
-        predictions = [
-            predict(
-                Evidence.from_rows(rate, lift, forecast),
-                learned.get(rate["item_id"])
-                or BuiltInProbability(None if np.isnan(p) else float(p)),
-                tau=self.config.tau,
-            )
-            for rate, lift, forecast, p in zip(
-                rates.to_pylist(),
-                lifted.to_pylist(),
-                expected.to_pylist(),
-                p_unlearnable[part],
-                strict=True,
-            )
-        ]
-        return pa.table(
-            {
-                "item_id": rates["item_id"],
-                "trainability": pa.array([str(p.trainability) for p in predictions]),
-                "p_unlearnable": pa.array([p.p_unlearnable for p in predictions], pa.float64()),
-                **{name: expected[name] for name in expected.column_names[1:]},
-                "tag_reason": pa.array([p.tag_reason for p in predictions]),
-            }
-        )
+        return tag_items(self.run, self.config, self.predictor)
 
     def _write(self) -> dict[str, Any]:
-        columns: dict[str, pa.ChunkedArray] = {}
-        for written in (PASS_RATES, SIMILARITY, LIFT, TEACHING, TAGS):
-            # A run of an earlier version that `curate forecast` tags anew has no teaching.
-            if written == TEACHING and not TEACHING.is_in(self.run):
-                continue
-            table = written.read(self.run)
-            columns |= dict(zip(table.column_names, table.columns, strict=True))
-        if CONFIRMED.is_in(self.run):  # Written by `curate confirm`, in the order of the items.
-            name = "confirmed_trainability"
-            columns[name] = CONFIRMED.read(self.run, name)[name]
-        judged = read_reasoning_quality(self.run.path, columns["item_id"].combine_chunks())
-        if judged is not None:
-            columns |= {name: judged[name] for name in REASONING_QUALITY.names}
-        evidence = pa.table({n: columns[n] for n in self.schema.names if n in columns})
-        rows = write_tagged(
-            self.source,
-            Path(self.config.out),
-            self._annotations(evidence),
-            self.schema,
-            replace_columns=self.config.replace_columns,
-        )
-        return {"rows": rows, "rows_this_time": rows, "file": self.config.out}
-
-    def _annotations(self, evidence: pa.Table) -> Iterator[dict[str, object]]:
-        """Yield what is said of each row of the dataset, some rows at a time."""
-        rows = ROWS.read(self.run, "item_id", "reason")
-        for batch in rows.to_batches(max_chunksize=_ITEMS_AT_ONCE):
-            item_ids, reasons = (column.to_pylist() for column in batch.columns)
-            places = pa.array(
-                [None if i is None else self._row_of[i] for i in item_ids], pa.int64()
-            )
-            found = evidence.take(places).to_pylist()
-            for item_id, reason, values in zip(item_ids, reasons, found, strict=True):
-                if item_id is None:
-                    not_probed = reason.startswith("not probed")
-                    yield {"tag_reason": reason if not_probed else f"rejected: {reason}"}
-                else:
-                    yield values
+        return write_rows(self.run, self.config, self.source, self.schema, self._row_of)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,92 @@
+"""The tags stage: what each item is, by its pass rate, its lift and the forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curate.config import TagConfig
+from curate.run.folder import RunFolder
+from curate.run.tables import LIFT, PASS_RATES, TAGS
+from curate.tags import Trainability
+from probes.forecast.tag_rules import BuiltInProbability, Evidence, LearnedProbability, predict
+from probes.predictor.predictor import Predictor, apply_predictor
+from probes.stages.forecast import forecast_columns, read_forecast
+
+# Items of which the evidence is held as Python objects.
+_ITEMS_AT_ONCE = 1 << 13
+
+
+def tag_items(run: RunFolder, config: TagConfig, predictor: Predictor | None) -> dict[str, Any]:
+    """Write `tags.parquet`, and how many items have each tag; return the stage's counts.
+
+    Args:
+        run: its pass rates, similarities and lift are written.
+        config: of the run.
+        predictor: whose probabilities and constants take the place of the built-in ones.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    rates, lifted = PASS_RATES.read(run), LIFT.read(run)
+    made = read_forecast(run.path, config, predictor.forecast if predictor else None)
+    run.update(forecast=made.facts())
+    forecast, found = made.forecast, made.found
+    learned = apply_predictor(predictor, run, config)
+    # What nothing could be judged of has no forecast either.
+    is_judged = found.judged > 0
+    columns = {
+        name: pc.if_else(pa.array(is_judged), values, None)
+        for name, values in forecast_columns(forecast).items()
+    }
+    expected = pa.table({"item_id": rates["item_id"], **columns})
+    p = np.where(is_judged, forecast.p_unlearnable, np.nan)
+    parts = [
+        _tags_of(rates[part], lifted[part], expected[part], p[part], learned, config.tau)
+        for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
+        for part in (slice(start, start + _ITEMS_AT_ONCE),)
+    ]
+    table = pa.concat_tables(parts)
+    TAGS.write(run, table)
+    counted = {
+        entry["values"]: entry["counts"]
+        for entry in pc.value_counts(table["trainability"]).to_pylist()
+    }
+    tags = {str(tag): counted.get(str(tag), 0) for tag in Trainability}
+    run.update(counts={**run.manifest["counts"], "tags": tags})
+    return {"items_this_time": table.num_rows}
+
+
+def _tags_of(
+    rates: pa.Table,
+    lifted: pa.Table,
+    expected: pa.Table,
+    p_unlearnable: NDArray[np.float64],
+    learned: Mapping[str, LearnedProbability],
+    tau: float,
+) -> pa.Table:
+    """Tag some items, whose rows stand in the same order in all tables."""
+    predictions = [
+        predict(
+            Evidence.from_rows(rate, lift, forecast),
+            learned.get(rate["item_id"]) or BuiltInProbability(None if np.isnan(p) else float(p)),
+            tau=tau,
+        )
+        for rate, lift, forecast, p in zip(
+            rates.to_pylist(), lifted.to_pylist(), expected.to_pylist(), p_unlearnable, strict=True
+        )
+    ]
+    return pa.table(
+        {
+            "item_id": rates["item_id"],
+            "trainability": pa.array([str(p.trainability) for p in predictions]),
+            "p_unlearnable": pa.array([p.p_unlearnable for p in predictions], pa.float64()),
+            **{name: expected[name] for name in expected.column_names[1:]},
+            "tag_reason": pa.array([p.tag_reason for p in predictions]),
+        }
+    )
