@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from benchmarks.forecast_data import BUDGETS, Probe, World, probe_at
 from benchmarks.forecast_scores import PASS_RATE, Scores, all_scores
 from probes.forecast.model import Constants
-from probes.forecast.tag_rules import DOUBT
 from probes.stages.lift import GRADIENTS
+from probes.tag_rules import DOUBT
 from recipes.statistics.agreement import auroc, calibration, compare_scores
 
 Floats = NDArray[np.float64]
@@ -154,7 +154,7 @@ def auroc_within(outcome: Flags, score: Floats, group: NDArray[np.str_]) -> floa
 
 
 def decided(probe: Probe, p_unlearnable: Floats) -> Decided:
-    """What the tags by a probability are worth, as `probes.forecast.tag_rules` gives them."""
+    """What the tags by a probability are worth, as `probes.tag_rules` gives them."""
     world, found = probe.world, probe.found
     could = (found.correct > 0) & ~found.is_easy(world.config.tau)
     unlearnable = could & (p_unlearnable >= 1 - DOUBT)

@@ -40,12 +40,11 @@ from curate.run.tables import (
 from curate.tagged.write import check_columns, check_out
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel
-from probes.forecast.model import Constants
 from probes.gradients.lora import Adapter, target_modules
 from probes.lift.gradients import LiftInputs
 from probes.machines.shard import Part, parse_part
 from probes.models.load import ModelFiles, describe_machine, load_tokenizer, resolve_model
-from probes.predictor.predictor import Predictor, is_judged_anew, read_predictor
+from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
 from probes.rounds import Rounds
 from probes.stages.forecast import (
     is_decided,
@@ -82,8 +81,6 @@ _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 _TRUNCATED_WARNING = 0.2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
 _PROMPTS_CHECKED = 200
-# Rows that are Python objects at a time.
-_ITEMS_AT_ONCE = 4096
 
 
 def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagConfig, Path]:
@@ -619,7 +616,7 @@ class _Tagging:
         self._stage("gold", self._gold)
         with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
             lift, _, _ = measured_lift(features, found, self.config)
-        constants = self._constants(GRADIENTS)
+        constants = run_constants(GRADIENTS, self._fitted)
         forecast = run_forecast(
             found,
             lift,
@@ -630,8 +627,10 @@ class _Tagging:
         )
         return is_decided(forecast, constants)
 
-    def _constants(self, source: str) -> Constants:
-        return run_constants(source, self.predictor.forecast if self.predictor else None)
+    @property
+    def _fitted(self) -> Mapping[str, Any] | None:
+        """Constants of the forecast that `curate calibrate` fitted."""
+        return self.predictor.forecast if self.predictor else None
 
     def _lift(self) -> dict[str, Any]:
         found = outcomes_of(PASS_RATES.read(self.run))
@@ -692,7 +691,8 @@ class _Tagging:
         return {"items": counts["items"], "rollouts_this_time": rollouts}
 
     def _tags(self) -> dict[str, Any]:
-        return tag_items(self.run, self.config, self.predictor)
+        learned = apply_predictor(self.predictor, self.run, self.config)
+        return tag_items(self.run, self.config, learned, self._fitted)
 
     def _write(self) -> dict[str, Any]:
         return write_rows(self.run, self.config, self.source, self.schema, self._row_of)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from probes.forecast.tag_rules import DOUBT
+from probes.tag_rules import DOUBT
 from tests.planted_world import CHANCE, EASY, LEARNABLE, MAX_TOKENS, NEVER, build_world
 from tests.tag_runs import read_jsonl, run_curate
 

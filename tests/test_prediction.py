@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from curate.tags import Trainability
-from probes.forecast import tag_rules as prediction
-from probes.forecast.tag_rules import (
+from probes import tag_rules as prediction
+from probes.statistics.pass_rates import pass_rate_interval
+from probes.tag_rules import (
     DOUBT,
     BuiltInProbability,
     Evidence,
@@ -15,7 +16,6 @@ from probes.forecast.tag_rules import (
     Prediction,
     tag_of,
 )
-from probes.statistics.pass_rates import pass_rate_interval
 
 
 def predict(evidence, p=None, **more) -> Prediction:

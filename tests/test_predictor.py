@@ -18,9 +18,9 @@ import pytest
 
 from curate.config import TagConfig
 from curate.errors import UsageError
-from probes import tag as tagging
 from probes.predictor.features import FEATURES, read_features
 from probes.predictor.predictor import outside_reasons, read_predictor
+from probes.stages import tags as stage
 from probes.stages.forecast import read_forecast
 from recipes.calibrate.calibrate import calibrate_run, fit_logistic
 from recipes.calibrate.confirmed_items import read_confirmed
@@ -416,7 +416,7 @@ def test_an_interrupted_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tagging, "predict", interrupt)  # After the predictor has spoken.
+        patch.setattr(stage, "predict", interrupt)  # After the predictor has spoken.
         assert _tag(tmp_path, tiny_model).status == 130
     assert not (tmp_path / "run/tags.parquet").exists()
     ran = _tag(tmp_path, tiny_model)

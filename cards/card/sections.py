@@ -11,9 +11,9 @@ from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
 from curate.tags import COLUMNS, FORECAST, JUDGED, TARGET, Trainability
-from probes.forecast.tag_rules import DOUBT
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
 from probes.summary import tag_meanings
+from probes.tag_rules import DOUBT
 
 _NOT_MEASURED = "not measured"
 _PLACEHOLDER = "OWNER/NAME"

@@ -1,7 +1,7 @@
 """What a report tells of the forecast: pass rate now against the one that training leads to.
 
 A hard item is expected to reach τ where its p_unlearnable is at most
-`probes.forecast.tag_rules.DOUBT`, expected to stay below where it is at least 1 − DOUBT, and
+`probes.tag_rules.DOUBT`, expected to stay below where it is at least 1 − DOUBT, and
 undecided between. Where GRPO was run, each outcome is the item's final pass rate, a mean over the
 seeds.
 """
@@ -18,10 +18,10 @@ from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
 from cards.report.training import plain
 from curate.run.run import Run
 from probes.forecast.model import CONFIDENCE
-from probes.forecast.tag_rules import DOUBT
 from probes.forecast.words import NO_FORECAST, forecast_summary
 from probes.lift.gradients import group_weights
 from probes.stages.lift import TEACHING_GROUPS
+from probes.tag_rules import DOUBT
 
 Flags = NDArray[np.bool_]
 

@@ -29,7 +29,6 @@ from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.folder import RunFolder
 from curate.run.tables import QUALITY
-from probes.forecast.tag_rules import LearnedProbability
 from probes.predictor.features import (
     FEATURES,
     FORECAST,
@@ -38,6 +37,7 @@ from probes.predictor.features import (
     read_features,
 )
 from probes.stages.forecast import CONSTANTS, run_horizon
+from probes.tag_rules import LearnedProbability
 
 FORMAT = "curate predictor"
 VERSION = 2

@@ -20,9 +20,9 @@ from curate.run.rollouts import COUNTS, Outcomes, floats, nullable, outcomes_of
 from curate.run.tables import GOLD, PASS_RATES, Folder
 from probes.forecast.model import Constants, Forecast, Lifts, fit_population, forecast_items
 from probes.forecast.pass_probability import PassProbability, fit_pass_probability
-from probes.forecast.tag_rules import DOUBT
 from probes.stages.gold import read_gold
 from probes.stages.lift import CHECKPOINT, GRADIENTS, PILOT, ItemLift, read_lift
+from probes.tag_rules import DOUBT
 
 Flags = NDArray[np.bool_]
 

@@ -14,30 +14,34 @@ from curate.config import TagConfig
 from curate.run.folder import RunFolder
 from curate.run.tables import LIFT, PASS_RATES, TAGS
 from curate.tags import Trainability
-from probes.forecast.tag_rules import BuiltInProbability, Evidence, LearnedProbability, predict
-from probes.predictor.predictor import Predictor, apply_predictor
 from probes.stages.forecast import forecast_columns, read_forecast
+from probes.tag_rules import BuiltInProbability, Evidence, LearnedProbability, predict
 
 # Items of which the evidence is held as Python objects.
-_ITEMS_AT_ONCE = 1 << 13
+_ITEMS_AT_ONCE = 4096
 
 
-def tag_items(run: RunFolder, config: TagConfig, predictor: Predictor | None) -> dict[str, Any]:
+def tag_items(
+    run: RunFolder,
+    config: TagConfig,
+    learned: Mapping[str, LearnedProbability],
+    fitted: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """Write `tags.parquet`, and how many items have each tag; return the stage's counts.
 
     Args:
         run: its pass rates, similarities and lift are written.
         config: of the run.
-        predictor: whose probabilities and constants take the place of the built-in ones.
+        learned: by item_id, what a predictor says in the place of the forecast.
+        fitted: constants of the forecast, as for `read_forecast`.
 
     Raises:
         RunError: a file of the run is missing or damaged.
     """
     rates, lifted = PASS_RATES.read(run), LIFT.read(run)
-    made = read_forecast(run.path, config, predictor.forecast if predictor else None)
+    made = read_forecast(run.path, config, fitted)
     run.update(forecast=made.facts())
     forecast, found = made.forecast, made.found
-    learned = apply_predictor(predictor, run, config)
     # What nothing could be judged of has no forecast either.
     is_judged = found.judged > 0
     columns = {

@@ -17,7 +17,7 @@ from curate.tagged.write import write_tagged
 from curate.tags import REASONING_QUALITY
 
 # Rows of which the evidence is held as Python objects.
-_ROWS_AT_ONCE = 1 << 13
+_ROWS_AT_ONCE = 4096
 
 
 def write_rows(

@@ -43,11 +43,11 @@ from curate.run.tables import PREDICTOR, QUALITY
 from curate.tags import Trainability
 from curate.version import __version__
 from probes.forecast.model import Constants
-from probes.forecast.tag_rules import DOUBT
 from probes.predictor.features import FEATURES, PROBED_FEATURES, REASONING_QUALITY
 from probes.predictor.predictor import Feature, Predictor, parse_predictor, predictor_fields
 from probes.stages.forecast import CONSTANTS
 from probes.stages.lift import GRADIENTS
+from probes.tag_rules import DOUBT
 from recipes.calibrate.confirmed_items import (
     Booleans,
     ConfirmedItems,

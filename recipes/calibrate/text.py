@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from probes.forecast.tag_rules import DOUBT
+from probes.tag_rules import DOUBT
 
 _NAMES = {
     "predictor": "this predictor",
