@@ -128,7 +128,7 @@ def test_the_scores_that_were_tried_are_over_the_same_items(study: dict[str, Any
     # Outcomes were made from the similarity, so it tells them apart without a mistake.
     assert tried["scores"]["gradient similarity (curate)"]["auroc"] == 1
     assert tried["scores"]["gradient similarity (curate)"]["within_tasks"] in (1, None)
-    for name in (PAPERS, "whitened", "soft 4", "pass rate"):
+    for name in (PAPERS, "plain 5 nearest", "pass rate"):
         assert 0 <= tried["scores"][name]["auroc"] <= 1
     assert tried["calibrate"] is None
     assert "too few confirmed items" in tried["calibrate_note"]

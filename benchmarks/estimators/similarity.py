@@ -20,24 +20,8 @@ tasks against those named lucky (which this model answers by guessing), and the 
 interval: how often the nominal 95 % interval from 8 bootstrap draws holds the mean estimate of
 such samples.
 
-For the unit gradients u_r of an item's draws, their mean m_i, references j (items that are easy
-beyond doubt, less the item itself), m̂_j = m_j / ‖m_j‖ and s_rj = u_r · m̂_j:
-
-    mean direction       mean over r of u_r · d, d the direction of Σ_j m̂_j
-    mean cosine          mean over j of cos(m_i, m_j): the paper's, among references
-    shrunken norms       the same, ‖m‖² replaced by its unbiased value, shrunk to the items' mean
-    plain 5 nearest      alignment with Σ m̂_j of the 5 nearest, chosen and measured on the same r
-    one out k nearest    the k nearest chosen by all draws but r, r aligned with their Σ m̂_j
-    one out span         ridge regression (λ = 1) of the other draws on the references
-    low rank 16          u_r aligned with the others' mean projected on the references' first 16
-                         principal directions
-    soft p               Σ_j max(t_rj, 0)^p m̂_j, t_rj the others' score: a soft choice
-    soft 2, halves       `measure_similarity`: soft 2, chosen in one half of the coordinates and
-                         measured in the other, and the other way round
-    whitened             soft 2, halves, on gradients times (C + λ I)^-1/2, C the second moment of
-                         all rollouts' gradients, λ its mean eigenvalue (as in TrackStar)
-    control variate      soft 2, halves, on u_r less the mean unit gradient of the item's wrong
-                         rollouts (real rollouts only)
+`soft 2, halves` is the product's, `mean cosine` the paper's, `plain 5 nearest` the simplest that
+looks for neighbours. docs/benchmarks.md has their formulas, and the figures of eleven others.
 """
 
 from __future__ import annotations
@@ -48,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +70,8 @@ ADAPTERS = {
     "all linear": Adapter(targets=ALL_LINEAR),
     "q, v": Adapter(targets=("q_proj", "v_proj")),
     "attention": Adapter(targets=ATTENTION),
-    "all linear, rank 4": Adapter(targets=ALL_LINEAR, rank=4),
-    "all linear, 1,024 dimensions": Adapter(targets=ALL_LINEAR, dim=1024),
-    "all linear, 16,384 dimensions": Adapter(targets=ALL_LINEAR, dim=16384),
 }
-LAST_LAYERS = "all linear, last third of the layers"
-MOST_DRAWS, WRONG_DRAWS, DRAWS = 16, 4, (2, 4, 8)
+MOST_DRAWS, DRAWS = 16, (2, 4, 8)
 REPEATS, BOOTSTRAPS = 8, 40
 
 
@@ -111,22 +91,9 @@ def unit(vectors: Floats) -> Floats:
 Estimator = Callable[[Floats, Floats], Floats]
 
 
-def mean_direction(draws: Floats, references: Floats) -> Floats:
-    """Alignment of each draw with the sum of the references."""
-    return draws @ unit(references.sum(axis=0))
-
-
 def mean_cosine(draws: Floats, references: Floats) -> Floats:
     """Mean cosine of the item's mean gradient."""
     return np.array([(references @ unit(draws.mean(axis=0))).mean()])
-
-
-def shrunken_norm(draws: Floats, references: Floats, *, typical: float, weight: float) -> Floats:
-    """The same with ‖m‖² less its noise, drawn to `typical` as by `weight` more draws."""
-    count, mean = len(draws), draws.mean(axis=0)
-    signal = (count * mean @ mean - 1) / max(count - 1, 1)
-    squared = max((count * signal + weight * typical) / (count + weight), 1e-3)
-    return np.array([(references @ mean).mean() / np.sqrt(squared)])
 
 
 def aligned(shares: Floats, scores: Floats, gram: Floats) -> Floats:
@@ -135,23 +102,13 @@ def aligned(shares: Floats, scores: Floats, gram: Floats) -> Floats:
     return np.einsum("rj,rj->r", shares, scores) / np.sqrt(np.maximum(squares, 1e-12))
 
 
-def nearest(draws: Floats, references: Floats, *, k: int, one_out: bool) -> Floats:
-    """Alignment with the k nearest references, chosen with or without the draw itself."""
+def nearest(draws: Floats, references: Floats) -> Floats:
+    """Alignment with the 5 nearest references, chosen and measured on the same draws."""
     scores = draws @ references.T
-    choose = (
-        scores.sum(axis=0) - scores if one_out else np.tile(scores.sum(axis=0), (len(draws), 1))
-    )
-    chosen = np.argpartition(-choose, min(k, len(references)) - 1, axis=1)[:, :k]
+    chosen = np.argsort(-scores.sum(axis=0))[:5]
     shares = np.zeros_like(scores)
-    np.put_along_axis(shares, chosen, 1.0, axis=1)
+    shares[:, chosen] = 1.0
     return aligned(shares, scores, references @ references.T)
-
-
-def soft(draws: Floats, references: Floats, *, power: int) -> Floats:
-    """Alignment with references weighted by a power of the other draws' scores."""
-    scores = draws @ references.T
-    without = np.maximum(scores.sum(axis=0) - scores, 0)
-    return aligned(without**power, scores, references @ references.T)
 
 
 def soft_halves(draws: Floats, references: Floats) -> Floats:
@@ -163,34 +120,12 @@ def soft_halves(draws: Floats, references: Floats) -> Floats:
     return (aligned(shares[0], scores[1], grams[1]) + aligned(shares[1], scores[0], grams[0])) / 2
 
 
-def span(draws: Floats, references: Floats, *, ridge: float) -> Floats:
-    """Alignment with the other draws' ridge regression on the references."""
-    scores, gram = draws @ references.T, references @ references.T
-    without = (scores.sum(axis=0) - scores) / max(len(draws) - 1, 1)
-    shares = np.linalg.solve(gram + ridge * np.eye(len(gram)), without.T).T
-    return aligned(shares, scores, gram)
-
-
-def low_rank(draws: Floats, references: Floats, *, rank: int) -> Floats:
-    """Alignment with the other draws' mean within the references' principal subspace."""
-    values, vectors = np.linalg.eigh(references @ references.T)
-    kept = vectors[:, -rank:] / np.sqrt(np.maximum(values[-rank:], 1e-9))
-    inside = draws @ (references.T @ kept)
-    return np.einsum("rd,rd->r", inside, unit(inside.sum(axis=0) - inside))
-
-
-ESTIMATORS: dict[str, Estimator] = {
-    "mean direction": mean_direction,
-    "mean cosine (the paper's)": mean_cosine,
-    "shrunken norms": partial(shrunken_norm, typical=0.2, weight=4.0),
-    "plain 5 nearest": partial(nearest, k=5, one_out=False),
-    **{f"one out {k} nearest": partial(nearest, k=k, one_out=True) for k in (1, 3, 5)},
-    "one out span": partial(span, ridge=1.0),
-    "low rank 16": partial(low_rank, rank=16),
-    **{f"soft {p}": partial(soft, power=p) for p in (1, 2, 4)},
-    "soft 2, halves (curate)": soft_halves,
-}
 DEFAULT = "soft 2, halves (curate)"
+ESTIMATORS: dict[str, Estimator] = {
+    "mean cosine (the paper's)": mean_cosine,
+    "plain 5 nearest": nearest,
+    DEFAULT: soft_halves,
+}
 
 
 @dataclass(frozen=True)
@@ -212,19 +147,6 @@ class Setting:
     def estimate(self, estimator: Estimator, item: int, draws: Floats) -> float:
         """The item's similarity from some draws."""
         return float(estimator(draws, self.directions(item)).mean())
-
-    def whitened(self) -> Setting:
-        """Gradients times (C + λ I)^-1/2, at length 1 again."""
-        everything = np.vstack([rows for rows in self.gradients if len(rows)])
-        values, vectors = np.linalg.eigh(everything @ everything.T / len(everything))
-        kept = values > 1e-9 * values[-1]
-        basis = everything.T @ (vectors[:, kept] / np.sqrt(values[kept] * len(everything)))
-        # Outside the span of the rows C is 0, and there are no rows there either.
-        scale = 1 / np.sqrt(values[kept] + values.sum() / everything.shape[1])
-        # Back in the old coordinates: the halves must not be those of the principal directions.
-        return Setting(
-            [unit((rows @ basis * scale) @ basis.T) for rows in self.gradients], self.references
-        )
 
 
 def firm_references(correct: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.intp]:
@@ -292,8 +214,7 @@ def planted(seed: int, folder: Path, grpo_steps: int) -> dict[tuple[str, str], f
     world = build_world(folder, seed)
     seconds = time.perf_counter() - start
     print(f"seed {seed}: trained {world.training_steps} steps in {seconds:.0f} s")
-    adapters = {name: ADAPTERS[name] for name in ("all linear", "attention", "q, v")}
-    probed = probe_world(world, {name: a.targets for name, a in adapters.items()}, seed=seed)
+    probed = probe_world(world, {name: a.targets for name, a in ADAPTERS.items()}, seed=seed)
     rates = probed.correct_rollouts / probed.total_rollouts
     final = train_grpo(world, grpo_steps, seed)
     print(f"  {'kind':10s} items  exact  measured  >= tau now, after GRPO")
@@ -310,17 +231,15 @@ def planted(seed: int, folder: Path, grpo_steps: int) -> dict[tuple[str, str], f
     kinds = world.kinds[hard]
     by_rate = auroc(rates[hard][kinds == LEARNABLE], rates[hard][kinds == CHANCE])
     result = {("pass rate", "all linear"): by_rate}
-    for name in adapters:
+    for name in ADAPTERS:
         rows = unit(probed.features[name].astype(np.float64))
         setting = Setting(
             [rows[probed.item_index == item] for item in range(len(rates))], references
         )
-        settings = {label: (setting, estimator) for label, estimator in ESTIMATORS.items()}
-        settings["whitened"] = setting.whitened(), soft_halves
-        for label, (where, estimator) in settings.items():
+        for label, estimator in ESTIMATORS.items():
             for most, column in ((4, f"{name}, 4 draws"), (16, name)):
                 values = np.array(
-                    [where.estimate(estimator, i, where.gradients[i][:most]) for i in hard]
+                    [setting.estimate(estimator, i, setting.gradients[i][:most]) for i in hard]
                 )
                 found = auroc(values[kinds == LEARNABLE], values[kinds == CHANCE])
                 result[label, column] = found
@@ -350,7 +269,6 @@ class RealRollouts:
     prompts: list[list[int]]
     right: list[list[tuple[int, ...]]]
     """The first correct completions, repeats and all."""
-    wrong: list[list[tuple[int, ...]]]
 
 
 def read_rollouts(run: Path, dataset: Path) -> RealRollouts:
@@ -360,7 +278,6 @@ def read_rollouts(run: Path, dataset: Path) -> RealRollouts:
     row_of = {item["item_id"]: row for row, item in enumerate(items)}
     total, correct = np.zeros((2, len(items)), dtype=np.int64)
     right: list[list[tuple[int, ...]]] = [[] for _ in items]
-    wrong: list[list[tuple[int, ...]]] = [[] for _ in items]
     columns = ["item_id", "reward", "completion_token_ids"]
     for file in sorted((run / "rollouts").glob("*.parquet")):
         for rollout in pq.read_table(file, columns=columns).to_pylist():
@@ -369,37 +286,30 @@ def read_rollouts(run: Path, dataset: Path) -> RealRollouts:
             correct[row] += rollout["reward"] == 1
             if rollout["reward"] == 1 and len(right[row]) < MOST_DRAWS:
                 right[row].append(completion)
-            elif rollout["reward"] == 0 and len(wrong[row]) < WRONG_DRAWS:
-                wrong[row].append(completion)
     return RealRollouts(
         np.array([tasks[item["row"] - 1] for item in items]),
         total,
         correct,
         [item["prompt_token_ids"] for item in items],
         right,
-        wrong,
     )
 
 
-def differentiate(probe: GradientProbe, real: RealRollouts) -> tuple[Gradients, Gradients]:
-    """Unit gradients of the right and of the wrong rollouts of each item."""
+def differentiate(probe: GradientProbe, real: RealRollouts) -> Gradients:
+    """Unit gradients of the correct rollouts of each item; a repeated one is computed once."""
     place: dict[tuple[int, tuple[int, ...]], int] = {}
-    for item, completions in enumerate(zip(real.right, real.wrong, strict=True)):
-        for completion in (*completions[0], *completions[1]):
+    for item, completions in enumerate(real.right):
+        for completion in completions:
             place.setdefault((item, completion), len(place))
     rollouts = [TokenizedRollout(real.prompts[item], completion) for item, completion in place]
     features = np.zeros((len(rollouts), probe.dim))
     for positions, gradients in probe.gradients(rollouts):
         features[positions] = gradients
     features = unit(features)
-
-    def of(lists: list[list[tuple[int, ...]]]) -> Gradients:
-        return [
-            features[[place[item, completion] for completion in completions]]
-            for item, completions in enumerate(lists)
-        ]
-
-    return of(real.right), of(real.wrong)
+    return [
+        features[[place[item, completion] for completion in completions]]
+        for item, completions in enumerate(real.right)
+    ]
 
 
 def compare(
@@ -422,13 +332,11 @@ def compare(
         hard = is_hard[items]
         result[f"all {count}"] = _correlation(splits)
         result[f"hard {count}"] = _correlation(splits[:, :, hard])
-        both = splits.mean(axis=(0, 1))
         # Of single estimates, not of their mean: that is what a user has.
         found = [
             auroc(x[~is_lucky[items]], x[is_lucky[items]]) for x in splits.reshape(-1, len(items))
         ]
         result[f"apart {count}"] = float(np.mean(found))
-        result[f"easy {count}"] = float(np.median(both[~hard]))
     return result
 
 
@@ -468,9 +376,7 @@ def coverage(setting: Setting, count: int) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
-def real_rollouts(
-    run: Path, dataset: Path, model: str, features: Sequence[str], lucky: Sequence[str]
-) -> None:
+def real_rollouts(run: Path, dataset: Path, model: str, lucky: Sequence[str]) -> None:
     """Print the comparison on a run folder."""
     real = read_rollouts(run, dataset)
     references = firm_references(real.correct, real.total)
@@ -479,41 +385,15 @@ def real_rollouts(
         f"{len(real.tasks)} items, {real.total.sum():,} rollouts, {real.correct.sum():,} correct; "
         f"{len(references)} references, {hard.sum()} hard items with a positive"
     )
-    policy = load_policy(resolve_model(model))
-    rows: list[tuple[str, dict[str, float]]] = []
-    for name in features:
-        probe = GradientProbe(policy, ADAPTERS.get(name, ADAPTERS["all linear"]))
-        if name == LAST_LAYERS:
-            keep_last_layers(probe)
-        start = time.perf_counter()
-        right, wrong = differentiate(probe, real)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        setting = Setting(right, references)
-        rows.append((f"{DEFAULT}: {name}", compare(setting, soft_halves, real, lucky)))
-        if name != "all linear":
-            continue
-        for label, estimator in ESTIMATORS.items():
-            rows.append((label, compare(setting, estimator, real, lucky)))
-        rows.append(("whitened", compare(setting.whitened(), soft_halves, real, lucky)))
-        controlled = [
-            unit(r - w.mean(axis=0)) if len(r) and len(w) else r
-            for r, w in zip(right, wrong, strict=True)
-        ]
-        without = Setting(controlled, references)
-        rows.append(("control variate", compare(without, soft_halves, real, lucky)))
-        for count in DRAWS:
-            print(f"coverage of nominal 95 % from {count} draws: {coverage(setting, count):.3f}")
+    probe = GradientProbe(load_policy(resolve_model(model)), ADAPTERS["all linear"])
+    setting = Setting(differentiate(probe, real), references)
+    for count in DRAWS:
+        print(f"coverage of nominal 95 % from {count} draws: {coverage(setting, count):.3f}")
     columns = [f"{what} {count}" for what in ("all", "hard", "apart") for count in DRAWS]
-    print(f"{'':62s}" + "".join(f"{column:>9s}" for column in columns))
-    for label, values in rows:
-        print(f"{label:62s}" + "".join(f"{values[column]:9.2f}" for column in columns))
-
-
-def keep_last_layers(probe: GradientProbe) -> None:
-    """Leave a probe the taps of the last third of the layers."""
-    layer_of = {n: int(next(p for p in n.split(".") if p.isdigit())) for n in probe._taps}
-    first = 2 * (max(layer_of.values()) + 1) // 3
-    probe._taps = {name: tap for name, tap in probe._taps.items() if layer_of[name] >= first}
+    print(f"{'':28s}" + "".join(f"{column:>9s}" for column in columns))
+    for label, estimator in ESTIMATORS.items():
+        values = compare(setting, estimator, real, lucky)
+        print(f"{label:28s}" + "".join(f"{values[column]:9.2f}" for column in columns))
 
 
 def main() -> None:
@@ -524,16 +404,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--dataset", type=Path, default=Path("examples/arithmetic.jsonl"))
     parser.add_argument("--model")
-    parser.add_argument(
-        "--features", nargs="+", default=[*ADAPTERS, LAST_LAYERS], help="of the real rollouts"
-    )
     parser.add_argument("--lucky", nargs="+", default=["letter_counting", "gcd"])
     arguments = parser.parse_args()
     if arguments.run:
-        real_rollouts(
-            *(arguments.run, arguments.dataset, arguments.model),
-            *(arguments.features, arguments.lucky),
-        )
+        real_rollouts(arguments.run, arguments.dataset, arguments.model, arguments.lucky)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     results = []

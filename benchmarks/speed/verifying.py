@@ -21,6 +21,7 @@ Exit status 1 when a verdict of a pool differs.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
@@ -45,6 +46,7 @@ def processor_seconds() -> float:
 
 def main() -> int:
     """Judge the completions three times and print the table."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     rows = pq.read_table(COMPLETIONS).to_pylist()
     pairs = [(row["completion"], row["answer"]) for row in rows]
     expected = [Verdict(row["reward"], row["verdict"], row["answer_found"]) for row in rows]

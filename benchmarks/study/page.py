@@ -261,10 +261,11 @@ def _tried(study: dict[str, Any]) -> list[str]:
         "",
         f"Other scores on the {tried['items']} items with a similarity, from the same gradients "
         f"({tried['references']} reference items that are easy beyond doubt; "
-        "`benchmarks/estimators/similarity.py` has the formulas). `within tasks` compares "
-        f"items of one task only ({tried['pairs_within_tasks']} pairs): what is left when the task "
-        "is known. The last score knows outcomes, which no one has before training. Among so many "
-        "scores the best is best by chance in part, so none was chosen by this table.",
+        "formulas in [benchmarks.md](../benchmarks.md#estimators-of-similarity)). "
+        "`within tasks` compares items of one task only "
+        f"({tried['pairs_within_tasks']} pairs): what is left when the task is known. The last "
+        "score knows outcomes, which no one has before training. Among so many scores the "
+        "best is best by chance in part, so none was chosen by this table.",
         "",
         *_table(("score", "AUROC", "within tasks"), rows),
         "",

@@ -25,7 +25,6 @@ from benchmarks.estimators.similarity import (
     ESTIMATORS,
     Setting,
     mean_cosine,
-    soft_halves,
     unit,
 )
 from curate.errors import UsageError
@@ -140,7 +139,6 @@ def _estimates(
     settings = {PAPERS: (Setting(gradients, easy), mean_cosine)}
     # Without the product's own, which stands among the scores as it was stored.
     settings |= {name: (setting, each) for name, each in ESTIMATORS.items() if name != DEFAULT}
-    settings["whitened"] = setting.whitened(), soft_halves
     return {
         name: np.array([-where.estimate(estimator, i, gradients[i]) for i in judged])
         for name, (where, estimator) in settings.items()
