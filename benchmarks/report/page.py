@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser import chromium, open_page
-from tests.report_runs import item_id, write_report_run
+from tests.made.report import item_id, write_report_run
 
 MOST_BYTES, MOST_PAGE, MOST_LOADING, MOST_ACTION, MOST_SCROLL = 3e9, 100e6, 20.0, 2.0, 0.25
 
