@@ -17,8 +17,8 @@ import pytest
 from cards.push.splits import write_splits
 from curate.errors import UsageError
 from curate.tags import tag_schema
-from tests.hub_stand_in import READ_TOKEN, SIGNATURE, TOKEN, HubStandIn
 from tests.made.published import write_published_run
+from tests.stand_ins.hub import READ_TOKEN, SIGNATURE, TOKEN, HubStandIn
 from tests.tag_runs import ROOT, Ran, run_curate
 
 NAME = "me/tagged"

@@ -1,6 +1,6 @@
 """Which similarity tells hard items that are learned from hard items that are not, and how surely?
 
-In a planted world (`tests/planted_world.py`), where the truth is known:
+In a planted world (`tests/worlds/planted.py`), where the truth is known:
 
     python -m benchmarks.estimators.similarity --planted 0 1 2        about 4 minutes a seed
 
@@ -47,8 +47,7 @@ from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.gradients.similarity import halves, measure_similarity
 from probes.models.load import load_policy, resolve_model
 from probes.statistics.pass_rates import pass_rate_interval
-from tests.planted_probe import load_world_policy, probe_world, prompt_token_ids
-from tests.planted_world import (
+from tests.worlds.planted import (
     CHANCE,
     EASY,
     LEARNABLE,
@@ -58,6 +57,7 @@ from tests.planted_world import (
     build_world,
     pass_probability,
 )
+from tests.worlds.planted_probe import load_world_policy, probe_world, prompt_token_ids
 
 Floats = NDArray[np.float64]
 Gradients = list[Floats]

@@ -3,7 +3,7 @@
     python -m benchmarks.forecast.grown_worlds d1 j1 --folder runs/worlds        some
     python -m benchmarks.forecast.grown_worlds --folder runs/worlds              all
 
-A world is a small Llama with items out of its own failures (`tests/grown_world.py`). In
+A world is a small Llama with items out of its own failures (`tests/worlds/grown.py`). In
 FOLDER/NAME:
 
     model/, items.jsonl, world.json    the world, from `grow_world`
@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from tests.grown_world import WorldSettings, grow_world
+from tests.worlds.grown import WorldSettings, grow_world
 
 TAU = 0.1
 TRAINING_SEEDS = (1, 42, 37)

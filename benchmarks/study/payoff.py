@@ -4,7 +4,7 @@
     python -m benchmarks.study.payoff smollm2 [--folder runs/payoff] [--seeds 1,42,37]
     python -m benchmarks.study.payoff study [--folder runs/smollm2-second] [--seeds 1,42,37]
 
-tags the items of `tests/planted_world.py` (seed 0), or the 64 of examples/arithmetic.jsonl, with
+tags the items of `tests/worlds/planted.py` (seed 0), or the 64 of examples/arithmetic.jsonl, with
 512 rollouts each, trains `full-small`, `filtered-small`, `random-small`, `ordered-small` and
 `trimmed-small` under one budget of rollouts, with held-out items of the same kinds evaluated on the
 way, and prints what `curate confirm` says of it, then the pass rates on the way and task by task,
@@ -31,7 +31,7 @@ from benchmarks.study.smollm2 import run_curate, smollm2
 from recipes.confirm.interventions_text import payoff_text
 from recipes.confirm.payoff import payoff_table
 from recipes.recipe import read_recipe
-from tests.planted_world import MAX_TOKENS, MODULUS, Question, build_world
+from tests.worlds.planted import MAX_TOKENS, MODULUS, Question, build_world
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HELD_OUT_PER_TASK = {"planted": 60, "smollm2": 12, "study": 10}

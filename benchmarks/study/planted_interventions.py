@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.study.planted_interventions [--folder runs/planted]
 
-builds the world of `tests/planted_world.py` (seed 0), tags it, trains, confirms against
+builds the world of `tests/worlds/planted.py` (seed 0), tags it, trains, confirms against
 `baseline-small`, and prints what `curate confirm` says of the interventions. What is done already
 is not done again.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.study.smollm2 import run_curate
 from curate import confirm
 from recipes.confirm.interventions_text import interventions_text
-from tests.planted_world import MAX_TOKENS, build_world
+from tests.worlds.planted import MAX_TOKENS, build_world
 
 ROLLOUTS = "512"
 

@@ -1,7 +1,7 @@
 """A grown world: a small Llama pretrained on many skills, and items out of its own failures.
 
-The policy is taught 15 to 25 skills (`tests/grown_skills.py`) of unequal share and unequal label
-noise, for a minute or two on one thread. Noise gives a question the answer of another question of
+The policy is taught 15 to 25 skills (`tests/worlds/grown_skills.py`) of unequal share and unequal
+label noise, for a minute or two on one thread. Noise gives a question the answer of another question of
 its skill, so that a skill can be known well and shown rarely. Nothing is planted about
 learnability: items are chosen by the policy's pass probability alone.
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.grown_skills import MARK, SKILLS, SYMBOLS, Question, draw_question
+from tests.worlds.grown_skills import MARK, SKILLS, SYMBOLS, Question, draw_question
 
 HARD_RANGE = (0.001, 0.1)
 """Pass probabilities of the hard items."""

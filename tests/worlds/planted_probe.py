@@ -15,7 +15,7 @@ from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.models.load import Policy, load_policy, resolve_model
 from probes.stages.render import render
 from probes.verifiers.load import load_verifier
-from tests.planted_world import MAX_TOKENS, PlantedWorld
+from tests.worlds.planted import MAX_TOKENS, PlantedWorld
 
 
 @dataclass(frozen=True)

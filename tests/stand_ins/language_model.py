@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.server_stand_in import Fault, StandIn
+from tests.stand_ins.server import Fault, StandIn
 
 MODEL = "scripted"
 

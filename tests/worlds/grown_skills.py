@@ -2,7 +2,7 @@
 
 A symbol is a letter, a number or a word, and a text is symbols with spaces between them. A skill
 draws a prompt, its answer, and the workings that may come before the answer, one of several.
-Nothing here says how well a skill is learned; shares and noise do (`tests/grown_world.py`).
+Nothing here says how well a skill is learned; shares and noise do (`tests/worlds/grown.py`).
 """
 
 import math
