@@ -1,8 +1,8 @@
 """A grown world: a small Llama pretrained on many skills, and items out of its own failures.
 
 The policy is taught 15 to 25 skills (`tests/worlds/grown_skills.py`) of unequal share and unequal
-label noise, for a minute or two on one thread. Noise gives a question the answer of another question of
-its skill, so that a skill can be known well and shown rarely. Nothing is planted about
+label noise, for a minute or two on one thread. Noise gives a question the answer of another
+question of its skill, so that a skill can be known well and shown rarely. Nothing is planted about
 learnability: items are chosen by the policy's pass probability alone.
 
 A skill answers directly, when exactly one completion is right and its pass probability is read off
