@@ -41,7 +41,7 @@ gsm8k: install
 # The study of tags against GRPO outcomes in docs/evidence: hours on two cores.
 .PHONY: study
 study: install
-	$(BIN)/python benchmarks/smollm2_study.py
+	$(BIN)/python -m benchmarks.study.smollm2
 
 # verl and verifiers, whose dependencies exclude ours, for the tests that load files by their code.
 trainer-packages: .trainers/installed

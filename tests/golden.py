@@ -42,8 +42,8 @@ from tests.golden_contents import (
     shortened,
     write_json,
 )
-from tests.hub_stand_in import OWNER, TOKEN, HubStandIn
-from tests.language_model import MODEL, language_model, parts, score
+from tests.stand_ins.hub import OWNER, TOKEN, HubStandIn
+from tests.stand_ins.language_model import MODEL, language_model, parts, score
 from tests.tiny import save_tiny_model
 
 EXPECTED = Path(__file__).parent / "data" / "golden"

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.config import TagConfig, config_to_toml
 from curate.datasets.layouts import Question
+from tests.made.run import write_config
 from tests.tag_runs import write_jsonl
 
 TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
@@ -71,9 +71,7 @@ def write_tagged_file(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def write_run_of(tagged: Path, run: Path, **settings: Any) -> Path:
     """A run folder that wrote this file, as far as filtering it needs one."""
-    run.mkdir(parents=True)
-    config = TagConfig().replace(out=str(tagged), dataset="org/sums", **settings)
-    (run / "config.toml").write_text(config_to_toml(config))
+    write_config(run, **{"out": str(tagged), "dataset": "org/sums", **settings})
     manifest: Mapping[str, Any] = {"stages": {"write": {"state": "done"}}, "counts": {}}
     (run / "manifest.json").write_text(json.dumps(manifest))
     return run

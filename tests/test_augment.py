@@ -14,9 +14,9 @@ import pytest
 
 from curate import augment
 from curate.datasets.layouts import Question
-from tests.language_model import MODEL, language_model
-from tests.report_runs import write_report_run
-from tests.server_stand_in import StandIn, status
+from tests.made.report import write_report_run
+from tests.stand_ins.language_model import MODEL, language_model
+from tests.stand_ins.server import StandIn, status
 from tests.tag_runs import ROOT, curate_command, read_jsonl, run_curate, tag, write_jsonl
 
 KEY = "sk-aKeyThatNobodyShallSee"

@@ -24,8 +24,8 @@ from recipes.calibrate.confirmed_items import (
 )
 from recipes.calibrate.forecast_constants import fit_constants, log_likelihood
 from recipes.calibrate.text import calibration_text
-from tests.confirmed_runs import ROLLOUTS, THRESHOLD, make_world, write_run
-from tests.judged_runs import write_quality
+from tests.made.confirmed import ROLLOUTS, THRESHOLD, make_world, write_confirmed_run
+from tests.made.run import write_quality
 from tests.tag_runs import run_curate
 
 
@@ -42,7 +42,7 @@ def _scores(items: ConfirmedItems) -> dict[str, dict[str, float]]:
 
 def test_features_are_what_their_description_says(tmp_path: Path) -> None:
     world = make_world()
-    run = write_run(tmp_path / "run", world)
+    run = write_confirmed_run(tmp_path / "run", world)
     found = read_features(run, TagConfig())
     assert found.item_ids == world.item_ids  # The easy items are not among them.
     assert found.lift_source == "gradients"
@@ -65,7 +65,7 @@ def test_features_are_what_their_description_says(tmp_path: Path) -> None:
 
 def test_similarities_are_in_units_of_the_run(tmp_path: Path) -> None:
     world = make_world()
-    run = write_run(tmp_path / "run", world)
+    run = write_confirmed_run(tmp_path / "run", world)
     expected = read_features(run, TagConfig()).values
     table = pq.read_table(run / "similarity.parquet")
     for name in ("gradient_similarity", "standard_error"):
@@ -80,7 +80,7 @@ def test_similarities_are_in_units_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_feature_that_carries_signal_beats_the_forecast(tmp_path: Path) -> None:
-    scores = _scores(_items(write_run(tmp_path / "run", make_world(length_effect=2.0))))
+    scores = _scores(_items(write_confirmed_run(tmp_path / "run", make_world(length_effect=2.0))))
     ours, built_in = scores["predictor"], scores["built_in"]
     assert ours["auroc"] > 0.87
     assert 0.65 < built_in["auroc"] < 0.85
@@ -95,7 +95,7 @@ def test_a_feature_that_carries_signal_beats_the_forecast(tmp_path: Path) -> Non
 
 def test_features_of_noise_do_not_hurt(tmp_path: Path) -> None:
     world = make_world(200, similarity_effect=2.0)
-    scores = _scores(_items(write_run(tmp_path / "run", world)))
+    scores = _scores(_items(write_confirmed_run(tmp_path / "run", world)))
     # What the other features add is noise, and the built-in knows the right one beforehand.
     assert scores["predictor"]["auroc"] > scores["built_in"]["auroc"] - 0.03
     assert scores["predictor"]["log_loss"] < scores["built_in"]["log_loss"] + 0.05
@@ -103,7 +103,7 @@ def test_features_of_noise_do_not_hurt(tmp_path: Path) -> None:
 
 
 def test_shuffled_outcomes_cannot_be_predicted(tmp_path: Path) -> None:
-    items = _items(write_run(tmp_path / "run", make_world(100, similarity_effect=3.0)))
+    items = _items(write_confirmed_run(tmp_path / "run", make_world(100, similarity_effect=3.0)))
     aurocs = []
     for seed in range(3):
         shuffled = np.random.default_rng(seed).permutation(items.is_unlearnable)
@@ -132,7 +132,7 @@ def test_the_built_in_is_that_of_the_evidence_even_if_a_predictor_tagged_the_run
     tmp_path: Path,
 ) -> None:
     world = make_world()
-    run = write_run(tmp_path / "run", world)
+    run = write_confirmed_run(tmp_path / "run", world)
     items = _items(run)
     assert not (run / "tags.parquet").exists()
     expected = read_forecast(run, TagConfig()).forecast.p_unlearnable[: len(items.built_in)]
@@ -212,7 +212,7 @@ def test_outcomes_are_those_of_all_hard_items(tmp_path: Path) -> None:
     world.correct[3] = 0
     world.lift[3] = world.lift_error[3] = np.nan
     world.outcomes = {"hard-3": "no_positive", "hard-5": "undetermined"}
-    run = read_run_outcomes(write_run(tmp_path / "run", world))
+    run = read_run_outcomes(write_confirmed_run(tmp_path / "run", world))
     assert run.item_ids.tolist() == world.item_ids
     expected = world.is_unlearnable.astype(float)
     expected[3], expected[5] = 1, 1 / 3
@@ -223,8 +223,8 @@ def test_outcomes_are_those_of_all_hard_items(tmp_path: Path) -> None:
 
 def test_the_refitted_forecast_is_written_and_scored_on_other_items(tmp_path: Path) -> None:
     runs = [
-        write_run(tmp_path / "one", make_world(100, similarity_effect=2.0)),
-        write_run(tmp_path / "two", make_world(60, seed=2, similarity_effect=2.0)),
+        write_confirmed_run(tmp_path / "one", make_world(100, similarity_effect=2.0)),
+        write_confirmed_run(tmp_path / "two", make_world(60, seed=2, similarity_effect=2.0)),
     ]
     document = calibrate_run(runs, resamples=20)
     found, built_in = document["forecast"], CONSTANTS["gradients"]
@@ -241,8 +241,8 @@ def test_the_refitted_forecast_is_written_and_scored_on_other_items(tmp_path: Pa
 
 
 def test_lifts_of_different_sources_are_not_pooled(tmp_path: Path) -> None:
-    one = write_run(tmp_path / "one", make_world(40))
-    other = write_run(tmp_path / "other", make_world(40), lift_source="pilot")
+    one = write_confirmed_run(tmp_path / "one", make_world(40))
+    other = write_confirmed_run(tmp_path / "other", make_world(40), lift_source="pilot")
     ran = run_curate("calibrate", one, other)
     assert ran.status == 2 and ran.stderr.count("\n") == 1
     assert "differ in the source of their lift (pilot and gradients)" in ran.stderr
@@ -254,7 +254,7 @@ def test_lifts_of_different_sources_are_not_pooled(tmp_path: Path) -> None:
 
 def test_reasoning_quality_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
     world = make_world(60, similarity_effect=0.5)
-    run = write_run(tmp_path / "run", world)
+    run = write_confirmed_run(tmp_path / "run", world)
     ran = run_curate("calibrate", run, "--reasoning-quality")
     assert ran.status == 2 and "has no reasoning quality: `curate judge" in ran.last_line
     random = np.random.default_rng(0)
@@ -279,7 +279,7 @@ def test_reasoning_quality_is_used_where_it_is_asked_for(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
-    return write_run(folder / "run", make_world(60, length_effect=2.0))
+    return write_confirmed_run(folder / "run", make_world(60, length_effect=2.0))
 
 
 def test_the_command_writes_the_file_and_tells_how_good_it_is(run: Path) -> None:
@@ -300,7 +300,8 @@ def test_the_command_writes_the_file_and_tells_how_good_it_is(run: Path) -> None
 
 
 def test_runs_are_pooled(run: Path, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", make_world(40, seed=1, prefix="more"), weight_hash="b")
+    more = make_world(40, seed=1, prefix="more")
+    other = write_confirmed_run(tmp_path / "other", more, weight_hash="b")
     summary = calibrate(run, other, out=tmp_path / "predictor.json")
     assert summary["items"] == 100
     assert set(summary["models"]) == {"a" * 64, "b"}
@@ -311,14 +312,14 @@ def test_undetermined_items_and_those_without_a_positive_are_left_out(tmp_path: 
     world = make_world(60)
     world.correct[3] = 0
     world.outcomes = {"hard-5": "undetermined", "hard-6": "no_positive"}
-    items = _items(write_run(tmp_path / "run", world))
+    items = _items(write_confirmed_run(tmp_path / "run", world))
     left_out = {"hard-3", "hard-5", "hard-6"}
     assert set(items.item_ids) == set(world.item_ids) - left_out
 
 
 def test_it_says_when_there_are_too_few_items_for_a_claim(tmp_path: Path) -> None:
     world = make_world(24, similarity_effect=0.5)
-    run = write_run(tmp_path / "run", world)
+    run = write_confirmed_run(tmp_path / "run", world)
     ran = run_curate("calibrate", run)
     assert ran.status == 0, ran.stderr
     assert "Too few items for a claim" in ran.stdout
@@ -327,7 +328,7 @@ def test_it_says_when_there_are_too_few_items_for_a_claim(tmp_path: Path) -> Non
 def test_with_fewer_than_ten_of_a_class_it_refuses(tmp_path: Path) -> None:
     world = make_world(60)
     world.outcomes = {f"hard-{n}": "undetermined" for n in range(0, 60, 2) if n >= 18}
-    ran = run_curate("calibrate", write_run(tmp_path / "run", world))
+    ran = run_curate("calibrate", write_confirmed_run(tmp_path / "run", world))
     assert ran.status == 2
     assert "30 learnable and 9 unlearnable" in ran.stderr and "10 of each" in ran.stderr
     assert not (tmp_path / "run/validation/predictor.json").exists()
@@ -348,15 +349,15 @@ def test_bad_input_is_one_line_and_exit_2(run: Path, tmp_path: Path) -> None:
     assert "no run folder" in refused(tmp_path / "nowhere")
     assert "given twice" in refused(run, run.parent / "." / "run")
     assert "it is a folder" in refused(run, "-o", tmp_path)
-    hotter = write_run(tmp_path / "hotter", world, settings={"temperature": 0.7})
+    hotter = write_confirmed_run(tmp_path / "hotter", world, settings={"temperature": 0.7})
     assert "differ in temperature" in refused(run, hotter)
-    unconfirmed = write_run(tmp_path / "unconfirmed", world)
+    unconfirmed = write_confirmed_run(tmp_path / "unconfirmed", world)
     (unconfirmed / "validation/confirmed.parquet").unlink()
     assert "curate confirm" in refused(unconfirmed)
-    unfinished = write_run(tmp_path / "unfinished", world)
+    unfinished = write_confirmed_run(tmp_path / "unfinished", world)
     _edit_manifest(unfinished, stages={"tags": {"state": "started"}})
     assert "not finished" in refused(unfinished)
-    foreign = write_run(tmp_path / "foreign", world)
+    foreign = write_confirmed_run(tmp_path / "foreign", world)
     table = pa.table({"item_id": ["someone"], "confirmed_trainability": ["learnable"]})
     pq.write_table(table, foreign / "validation/confirmed.parquet")
     assert "does not belong" in refused(foreign)
@@ -366,7 +367,7 @@ def test_bad_input_is_one_line_and_exit_2(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_whose_similarities_have_no_scale_is_calibrated_by_the_rest(tmp_path: Path) -> None:
     world = make_world(60, length_effect=3.0)
-    run = write_run(tmp_path / "run", world)
+    run = write_confirmed_run(tmp_path / "run", world)
     table = pq.read_table(run / "similarity.parquet")
     place = table.schema.get_field_index("gradient_similarity")
     unknown = pa.nulls(table.num_rows, pa.float64())

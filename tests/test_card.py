@@ -15,7 +15,7 @@ from cards.card.markdown import code_span, plain_text
 from cards.card.merging import END, merge_card
 from cards.card.metadata import size_category
 from curate.errors import UsageError
-from tests.publishable_runs import FORECAST, write_run
+from tests.made.published import FORECAST, write_published_run
 from tests.tag_runs import run_curate
 
 HUB_MODEL: dict[str, Any] = {
@@ -57,7 +57,7 @@ def card_of(run: Path, card: str = "", **options: Any) -> str:
 
 
 def test_the_hub_s_own_classes_read_the_metadata(tmp_path: Path) -> None:
-    run = write_run(
+    run = write_published_run(
         tmp_path,
         settings={"model": "org/model@main", "dataset": "org/data"},
         manifest={
@@ -100,7 +100,7 @@ def test_the_hub_s_own_classes_read_the_metadata(tmp_path: Path) -> None:
 
 
 def test_what_is_not_on_the_hub_is_not_linked_and_folders_are_not_told(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     (run / "validation").mkdir()
     (run / "validation/summary.json").write_text(json.dumps(SUMMARY))
     card = card_of(run)
@@ -126,7 +126,7 @@ def test_sizes_have_the_hub_s_names(rows: int, name: str) -> None:
 
 
 def test_the_numbers_are_the_run_s(tmp_path: Path) -> None:
-    card = card_of(write_run(tmp_path), repo="me/set")
+    card = card_of(write_published_run(tmp_path), repo="me/set")
     for said in (
         "| `easy` | 3 | 42.9% | 4 | solved already: pass rate at least 0.1 |",
         "| `unlearnable` | 0 | 0.0% | 0 |",
@@ -156,7 +156,7 @@ def test_the_numbers_are_the_run_s(tmp_path: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_has_a_card_without_a_forecast(tmp_path: Path) -> None:
-    run = write_run(tmp_path, manifest={"forecast": None})
+    run = write_published_run(tmp_path, manifest={"forecast": None})
     (run / "lift.parquet").unlink()
     card = card_of(run)
     assert "- Forecast: tagged by an earlier version of curate: no forecast\n" in card
@@ -166,13 +166,15 @@ def test_a_run_of_an_earlier_version_has_a_card_without_a_forecast(tmp_path: Pat
 
 
 def test_a_damaged_forecast_is_one_line(tmp_path: Path) -> None:
-    run = write_run(tmp_path, manifest={"forecast": {"source": "gradients", "horizon": 1.0}})
+    run = write_published_run(
+        tmp_path, manifest={"forecast": {"source": "gradients", "horizon": 1.0}}
+    )
     ran = run_curate("card", run, "-o", tmp_path / "README.md")
     assert ran.status == 1 and "manifest.json is damaged" in ran.last_line
 
 
 def test_a_confirmation_is_told_with_its_bounds(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     (run / "validation").mkdir()
     (run / "validation/summary.json").write_text(json.dumps(SUMMARY))
     card = card_of(run)
@@ -193,7 +195,7 @@ def test_a_confirmation_is_told_with_its_bounds(tmp_path: Path) -> None:
 
 
 def test_figures_of_the_run_are_shown(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     (run / "figures").mkdir()
     for name in ("pass_rates.svg", "a](x).png", "notes.txt"):
         (run / "figures" / name).write_bytes(b"x")
@@ -224,7 +226,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         "forecast": FORECAST | {"source": HOSTILE},
     }
     settings = {"instruction": HOSTILE, "verifier": HOSTILE.replace("/", "")}
-    run = write_run(tmp_path, settings=settings, manifest=manifest)
+    run = write_published_run(tmp_path, settings=settings, manifest=manifest)
     card = card_of(run)
     html = MarkdownIt("commonmark").enable("table").render(DatasetCard(card).text)
     for markup in ("<script", "<a href", "<img", "<em>f"):
@@ -237,7 +239,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_hostile_metadata_stays_yaml(tmp_path: Path) -> None:
     hostile = "x: [y]\n---\n# z"
-    run = write_run(tmp_path, settings={"model": f"{hostile}@main"}, manifest={"model": HUB_MODEL})
+    run = write_published_run(
+        tmp_path, settings={"model": f"{hostile}@main"}, manifest={"model": HUB_MODEL}
+    )
     card = card_of(run, language=["no", hostile], license="no")
     data = DatasetCard(card).data.to_dict()
     assert data["language"] == ["no", hostile] and data["license"] == "no"
@@ -281,7 +285,7 @@ Its text, with trailing space   \nand a table:
 
 
 def test_a_merged_card_keeps_every_other_byte(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     (tmp_path / "theirs.md").write_text(THEIRS)
     for _ in range(2):
         out = tmp_path / "README.md"
@@ -300,7 +304,7 @@ def test_a_merged_card_keeps_every_other_byte(tmp_path: Path) -> None:
 
 
 def test_only_the_section_changes_the_second_time(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     first = card_of(run)
     edited = first.replace("# `train`", "Mine before\n\n# `train`") + "\nMine after\n"
     (run / "validation").mkdir()
@@ -353,7 +357,7 @@ def test_keys_are_set_and_others_stay(block: str) -> None:
     ],
 )
 def test_a_card_that_cannot_be_merged_with_is_refused(tmp_path: Path, card: str, word: str) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     theirs = tmp_path / "theirs.md"
     theirs.write_text(card)
     ran = run_curate("card", run, "-o", theirs, "--merge", theirs)
@@ -363,12 +367,12 @@ def test_a_card_that_cannot_be_merged_with_is_refused(tmp_path: Path, card: str,
 
 def test_a_dataset_info_of_the_card_is_not_taken_for_the_tags(tmp_path: Path) -> None:
     card = "---\ndataset_info:\n  splits: [{name: train, num_examples: 3}]\n---\n"
-    data = DatasetCard(card_of(write_run(tmp_path), card)).data.to_dict()
+    data = DatasetCard(card_of(write_published_run(tmp_path), card)).data.to_dict()
     assert data["configs"][0]["config_name"] == "trainability"
 
 
 def test_a_file_that_is_no_card_of_ours_is_not_replaced(tmp_path: Path) -> None:
-    run, readme = write_run(tmp_path), tmp_path / "README.md"
+    run, readme = write_published_run(tmp_path), tmp_path / "README.md"
     readme.write_text("# A project\n")
     ran = run_curate("card", run, "-o", readme)
     assert ran.status == 2 and f"--merge {readme}" in ran.last_line
@@ -380,7 +384,7 @@ def test_a_file_that_is_no_card_of_ours_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_published_run(tmp_path)
     for arguments, word in (
         ([tmp_path / "absent"], "no manifest.json"),
         ([run, "--merge", tmp_path / "absent.md"], "absent.md"),
@@ -390,13 +394,13 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         assert ran.status == 2 and word in ran.last_line, ran.stderr
     with pytest.raises(UsageError, match="not finished"):
         stages = {"stages": {"tags": {"state": "started"}}}
-        read_run_facts(write_run(tmp_path / "other", manifest=stages))
+        read_run_facts(write_published_run(tmp_path / "other", manifest=stages))
 
 
 def test_without_a_place_it_lies_in_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = write_run(tmp_path / "made")
+    run = write_published_run(tmp_path / "made")
     own = tmp_path / "README.md"
     own.write_text("Of the folder one stands in.")
     monkeypatch.chdir(tmp_path)

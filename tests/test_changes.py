@@ -10,7 +10,7 @@ from scipy.stats import binom, binomtest
 from curate.run.features import RolloutFeatures
 from probes.gradients.alignment import align, quantile_interval, resample_items, sum_groups
 from recipes.statistics.changes import mean_interval, rate_change, similarity_change, wilson_limits
-from tests.planted_runs import planted_gradients
+from tests.made.run import planted_gradients
 
 # --- Intervals -------------------------------------------------------------------------------
 

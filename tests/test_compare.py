@@ -13,8 +13,7 @@ import pytest
 
 import curate
 from recipes.statistics.changes import wilson_limits
-from tests.judged_runs import write_quality
-from tests.planted_runs import PlantedRun, planted_gradients
+from tests.made.run import Items, made_run, planted_gradients, write_quality
 from tests.tag_runs import Ran, additions, read_jsonl, run_curate, tag, write_jsonl
 from tests.tiny import save_tiny_model
 
@@ -26,8 +25,8 @@ TAGS = ["easy"] * 20 + ["learnable"] * 20 + ["unlearnable"] * 20
 
 def _planted(
     seed: int, alignment: float, correct: Sequence[int], ids: Sequence[str] = IDS, **more: Any
-) -> PlantedRun:
-    """A run of which easy items have an alignment of 0.5, and hard ones as given."""
+) -> Items:
+    """Items of which easy items have an alignment of 0.5, and hard ones as given."""
     rng = np.random.default_rng(seed)
     tags = [TAGS[IDS.index(each)] for each in ids]
     shares = [0.5 if tag == "easy" else alignment for tag in tags]
@@ -36,14 +35,26 @@ def _planted(
         "gradients": planted_gradients(rng, shares, rng.integers(2, 12, len(ids)).tolist()),
         **more,
     }
-    return PlantedRun(ids, correct, tags, **options)
+    return Items(ids, correct, tags, **options)
+
+
+def _write(
+    folder: Path, items: Items, *, weight_hash: str = "", settings: Any = None, **facts: Any
+) -> Path:
+    """Write a run of a policy of its own, or of the one with this hash."""
+    return made_run(
+        folder,
+        items,
+        settings={"model": folder.name, **(settings or {})},
+        manifest={"model": {"weight_hash": weight_hash or folder.name}, **facts},
+    )
 
 
 @pytest.fixture
 def planted(tmp_path: Path) -> tuple[Path, Path]:
     """Hard items rise from a pass rate of 1/32 to 16/32 and an alignment of 0.1 to 0.5."""
-    before = _planted(0, 0.1, [20] * 20 + [1] * 40).write(tmp_path / "base")
-    after = _planted(1, 0.5, [20] * 20 + [16] * 40).write(tmp_path / "step50")
+    before = _write(tmp_path / "base", _planted(0, 0.1, [20] * 20 + [1] * 40))
+    after = _write(tmp_path / "step50", _planted(1, 0.5, [20] * 20 + [16] * 40))
     return before, after
 
 
@@ -100,20 +111,21 @@ def test_order_and_items_of_one_run_only(planted: tuple[Path, Path], tmp_path: P
     features, item = old.gradients
     kept = place[item] >= 0
     order = np.argsort(place[item[kept]], kind="stable")
-    other = PlantedRun(
+    other = Items(
         ids,
         [*([16] * 35 + [20] * 20), 9, 9, 9],
         [*TAGS[:-5][::-1], "easy", "easy", "easy"],
         similarity=[*([0.5] * 55), 0.1, 0.1, 0.1],
         gradients=(features[kept][order], place[item[kept]][order]),
-    ).write(tmp_path / "other")
-    table, summary = curate.compare(planted[0], other)
+    )
+    table, summary = curate.compare(planted[0], _write(tmp_path / "other", other))
     assert summary["items"] == {
         "compared": 55, "only_in_a": 5, "only_in_b": 3, "without_group": 0
     }  # fmt: skip
     assert table.equals(whole.slice(0, 55))
     assert (
-        "55 in both, 5 only before, 3 only after" in run_curate("compare", planted[0], other).stdout
+        "55 in both, 5 only before, 3 only after"
+        in run_curate("compare", planted[0], tmp_path / "other").stdout
     )
     # The first 40 items are whole groups, and the same in both: so are their cosines.
     again = curate.compare(*planted)[1]["alignment"]["after"]["cosine"]
@@ -135,7 +147,7 @@ def test_groups_come_from_what_was_confirmed_or_from_another_run(
     counts = {group["group"]: group["items"] for group in summary["groups"]}
     assert counts == {"easy": 20, "unlearnable": 38, "no_positive": 1, "hard": 39, "all": 59}
     assert summary["items"]["without_group"] == 1
-    again = _planted(7, 0.1, [1] * 60, weight_hash="base").write(tmp_path / "again")
+    again = _write(tmp_path / "again", _planted(7, 0.1, [1] * 60), weight_hash="base")
     told = _warnings(a, b, "--groups-from", again)
     assert "regression" not in told
     assert str(again) in _compare(a, b, "--groups-from", again)["groups_from"]
@@ -269,9 +281,9 @@ def test_a_second_probe_of_the_same_policy_shows_no_change(tmp_path: Path) -> No
     for number in (1, 2):
         similarity = (0.3 + 0.05 * rng.normal(size=60)).tolist()
         correct = rng.binomial(32, rates).tolist()
-        run = _planted(number, 0.1, correct, similarity=similarity, weight_hash="same")
-        runs.append(run.write(tmp_path / f"run{number}"))
-    groups = _planted(3, 0.1, [0] * 60).write(tmp_path / "groups")
+        items = _planted(number, 0.1, correct, similarity=similarity)
+        runs.append(_write(tmp_path / f"run{number}", items, weight_hash="same"))
+    groups = _write(tmp_path / "groups", _planted(3, 0.1, [0] * 60))
     summary = _compare(*runs, "--groups-from", groups)
     assert "same weights" in "\n".join(summary["warnings"])
     for name in ("pass_rates", "similarities"):
@@ -288,14 +300,15 @@ def test_a_second_probe_of_the_same_policy_shows_no_change(tmp_path: Path) -> No
 
 def test_settings_that_differ_are_told(planted: tuple[Path, Path], tmp_path: Path) -> None:
     assert "differently" not in _warnings(*planted)
-    other = _planted(
-        1, 0.5, [16] * 60,
+    prompts = ["another"] * 7 + [f"prompt of {each}" for each in IDS[7:]]
+    other = _write(
+        tmp_path / "other",
+        _planted(1, 0.5, [16] * 60, prompts=prompts),
         settings={
             **{"verifier": "exact", "temperature": 0.7, "max_tokens": 64, "instruction": "hm"},
             "tau": 0.2,
         },
-        prompts=["another"] * 7 + [f"prompt of {each}" for each in IDS[7:]],
-    ).write(tmp_path / "other")  # fmt: skip
+    )
     told = _warnings(planted[0], other)
     for name in ("verifier", "temperature", "max_tokens", "instruction", "tau"):
         assert f"{name} was " in told
@@ -308,13 +321,13 @@ def test_projections_may_differ(planted: tuple[Path, Path], tmp_path: Path, what
     rng = np.random.default_rng(1)
     shares = [0.5] * 60
     gradients = planted_gradients(rng, shares, rng.integers(2, 12, 60).tolist(), dim=128)
-    run = _planted(
-        1, 0.5, [16] * 60, gradients=gradients if what == "gradient_dim" else None,
+    other = _write(
+        tmp_path / "other",
+        _planted(1, 0.5, [16] * 60, gradients=gradients),
         settings={"gradient_dim": 128} if what == "gradient_dim" else {},
-        adapter_seed=7 if what == "adapter seed" else 42,
-    )  # fmt: skip
-    run.gradients = run.gradients or gradients
-    summary = _compare(planted[0], run.write(tmp_path / "other"))
+        seeds={"adapter": 7 if what == "adapter seed" else 42},
+    )
+    summary = _compare(planted[0], other)
     assert f"gradients were taken with another {what}" in "\n".join(summary["warnings"])
     for side, truth in (("before", 0.1), ("after", 0.5)):
         assert summary["alignment"][side]["cosine"][3][3] == pytest.approx(truth, abs=0.08)
@@ -342,10 +355,10 @@ def test_cosines_are_over_the_same_items_in_both_runs(tmp_path: Path) -> None:
     features, item = planted_gradients(rng, [0.5] * 60, draws.tolist())
     is_lost = (item >= 30) & (item < 40)
     features[is_lost] *= -1
-    before = _planted(0, 0.5, [9] * 60, gradients=(features, item)).write(tmp_path / "before")
+    before = _write(tmp_path / "before", _planted(0, 0.5, [9] * 60, gradients=(features, item)))
     draws[30:40] = 1
     few = planted_gradients(rng, [0.5] * 60, draws.tolist())
-    after = _planted(1, 0.5, [9] * 60, gradients=few).write(tmp_path / "after")
+    after = _write(tmp_path / "after", _planted(1, 0.5, [9] * 60, gradients=few))
     blocks = _compare(before, after)["alignment"]
     assert blocks["items"][:3] == [20, 10, 20]
     for side in ("before", "after"):
@@ -354,7 +367,7 @@ def test_cosines_are_over_the_same_items_in_both_runs(tmp_path: Path) -> None:
 
 def test_rounds_use_the_limits_that_know_of_stopping(tmp_path: Path) -> None:
     a, b = (
-        _planted(seed, 0.3, [4] * 60, settings={"max_rollouts": most}).write(tmp_path / str(seed))
+        _write(tmp_path / str(seed), _planted(seed, 0.3, [4] * 60), settings={"max_rollouts": most})
         for seed, most in ((0, 32), (1, 64))
     )
     row = curate.compare(a, b)[0].to_pylist()[0]
@@ -381,7 +394,7 @@ def test_bad_usage_is_one_line(planted: tuple[Path, Path], tmp_path: Path) -> No
     _fails(2, "is no comparison", a, b, "-o", _folder(tmp_path / "folder.parquet"))
     (tmp_path / "mine.json").write_text("{}")
     _fails(2, "would replace", a, b, "-o", tmp_path / "mine.parquet")
-    strangers = PlantedRun(["f" * 16], [1], ["easy"]).write(tmp_path / "strangers")
+    strangers = _write(tmp_path / "strangers", Items(["f" * 16], [1], ["easy"]))
     _fails(2, "no item in common", a, strangers)
     _fails(2, "has a group", a, b, "--groups-from", strangers)
     (b / "manifest.json").write_text('{"stages": {"tags": {"state": "started"}}}')

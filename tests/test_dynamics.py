@@ -15,7 +15,7 @@ from curate.run.run import Run
 from curate.run.tables import REWARDS
 from recipes.confirm.dynamics import training_dynamics
 from recipes.confirm.dynamics_text import dynamics_text
-from tests.validated_runs import write_run
+from tests.made.run import write_training
 
 TAGS = {"a": "easy", "b": "learnable", "c": "unlearnable", "d": None}
 
@@ -25,7 +25,7 @@ def write_rewards(
 ) -> Path:
     """Write a seed whose groups of rollouts have these step, item_id and measures."""
     usual = {"rollouts": 8, "truncated_fraction": 0.0, "trained": True}
-    file = write_run(run, recipe, seed) / "rewards.parquet"
+    file = write_training(run, recipe, seed) / "rewards.parquet"
     pq.write_table(pa.Table.from_pylist([usual | dict(row) for row in rows], REWARDS.schema), file)
     return file
 
@@ -88,7 +88,7 @@ def test_what_is_unknown_counts_nowhere(tmp_path: Path) -> None:
     ]
     write_rewards(tmp_path, 1, rows)
     write_rewards(tmp_path, 1, [], recipe="sft")
-    write_run(tmp_path, "unfinished", 1, state="started")
+    write_training(tmp_path, "unfinished", 1, state="started")
     found = {recipe["recipe"]: recipe for recipe in follow(tmp_path)}
     assert list(found) == ["r", "sft"]
     (easy,) = found["r"]["groups"]

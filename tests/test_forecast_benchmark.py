@@ -1,4 +1,4 @@
-"""Scores and figures of `benchmarks/forecast.py`, on worlds made of a few numbers."""
+"""Scores and figures of `benchmarks/forecast`, on worlds made of a few numbers."""
 
 import dataclasses
 import json
@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit, logit, ndtr
 
-from benchmarks import forecast as command
-from benchmarks.forecast_cache import Draws
-from benchmarks.forecast_data import (
+from benchmarks.forecast import __main__ as command
+from benchmarks.forecast.cache import Draws
+from benchmarks.forecast.data import (
     ROUNDS,
     World,
     first_rollouts,
     probe_at,
 )
-from benchmarks.forecast_figures import auroc_within, decided, measure_world
-from benchmarks.forecast_fit import Evidence, fit_constants
-from benchmarks.forecast_page import page, world_tables
-from benchmarks.forecast_pilot import pilot_folders, pilot_lift, pilot_pass_rate
-from benchmarks.forecast_scores import (
+from benchmarks.forecast.figures import auroc_within, decided, measure_world
+from benchmarks.forecast.fit import Evidence, fit_constants
+from benchmarks.forecast.page import page, world_tables
+from benchmarks.forecast.pilot import pilot_folders, pilot_lift, pilot_pass_rate
+from benchmarks.forecast.scores import (
     BY_GRADIENTS,
     PASS_RATE,
     former_rule,

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from probes.verifiers.load import load_verifier
-from tests.grown_skills import MARK, SKILLS, SYMBOLS, draw_question
-from tests.grown_world import WorldSettings, grow_world, pass_probability, sampled_pass_rate
+from tests.worlds.grown import WorldSettings, grow_world, pass_probability, sampled_pass_rate
+from tests.worlds.grown_skills import MARK, SKILLS, SYMBOLS, draw_question
 
 SETTINGS = WorldSettings(
     skills=("plus", "compare", "times", "gcd", "codes0", "median"),

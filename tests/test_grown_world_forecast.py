@@ -17,8 +17,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.grown_world import WorldSettings, grow_world
 from tests.tag_runs import read_jsonl, run_curate
+from tests.worlds.grown import WorldSettings, grow_world
 
 TAU = 0.1
 ROLLOUTS = 128

@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from curate.errors import RunError, UsageError
+from curate.run.run import Run
 from curate.tags import Trainability
 from recipes.confirm.interventions import RecipeRuns, compare, intervention_table
 from recipes.confirm.interventions_text import interventions_text
-from tests.validated_runs import make_run_folder, opened, write_run
+from tests.made.run import write_probe_of_two, write_training
 
 TAU = 0.1
 ROLLOUTS = 32
@@ -40,12 +41,12 @@ CONFIRMED = dict.fromkeys(_seven(0.0), "unlearnable")
 
 
 def test_a_recipe_that_helps_is_higher_and_one_that_harms_lower(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     for seed in (1, 42, 37):
-        write_run(run, "baseline-small", seed, outcomes=_rows(_seven(0.0, 0.03)))
-        write_run(run, "no-kl-small", seed, outcomes=_rows(_seven(0.5, 0.6)), hypothesis="KL")
-        write_run(run, "mine", seed, outcomes=_rows(_seven(0.0, 0.03)))
-    table = intervention_table(opened(run), CONFIRMED, "baseline-small")
+        write_training(run, "baseline-small", seed, outcomes=_rows(_seven(0.0, 0.03)))
+        write_training(run, "no-kl-small", seed, outcomes=_rows(_seven(0.5, 0.6)), hypothesis="KL")
+        write_training(run, "mine", seed, outcomes=_rows(_seven(0.0, 0.03)))
+    table = intervention_table(Run.open(run), CONFIRMED, "baseline-small")
     assert json.loads(json.dumps(table)) == table
     assert [row["recipe"] for row in table["recipes"]] == ["mine", "no-kl-small"]
     higher, same = _group(table, "no-kl-small"), _group(table, "mine")
@@ -60,7 +61,7 @@ def test_a_recipe_that_helps_is_higher_and_one_that_harms_lower(tmp_path: Path) 
     assert table["recipes"][1]["paper_found"].startswith("no effect on the unlearnable")
     assert table["recipes"][0]["paper_found"] is None  # A recipe of the user's own.
     turned = intervention_table(
-        opened(run), CONFIRMED, "no-kl-small"
+        Run.open(run), CONFIRMED, "no-kl-small"
     )  # There all seven are learnable.
     assert _group(turned, "mine", "learnable")["verdict"] == "lower"
     assert _group(turned, "mine")["items"] == 0
@@ -68,12 +69,12 @@ def test_a_recipe_that_helps_is_higher_and_one_that_harms_lower(tmp_path: Path) 
 
 def test_a_pair_of_runs_is_compared_on_what_the_other_seeds_chose(tmp_path: Path) -> None:
     """Item u0 is over tau in the baseline's seed 2 only, so only seed 2 is compared on it."""
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     for seed in (1, 2, 3):
         base = _seven(0.0) | {"u0": 0.9 if seed == 2 else 0.0}
-        write_run(run, "baseline", seed, outcomes=_rows(base))
-        write_run(run, "no-kl", seed, outcomes=_rows(_seven(0.0) | {"u0": 0.7}))
-    table = intervention_table(opened(run), CONFIRMED, "baseline")
+        write_training(run, "baseline", seed, outcomes=_rows(base))
+        write_training(run, "no-kl", seed, outcomes=_rows(_seven(0.0) | {"u0": 0.7}))
+    table = intervention_table(Run.open(run), CONFIRMED, "baseline")
     found = _group(table, "no-kl")
     # Seeds 1 and 3: six items, no difference. Seed 2: seven, of which u0 falls from 0.9 to 0.7.
     assert found["difference"] == pytest.approx(-0.2 / 7 / 3)
@@ -84,7 +85,7 @@ def test_a_pair_of_runs_is_compared_on_what_the_other_seeds_chose(tmp_path: Path
 def test_easy_items_and_those_without_a_positive_or_a_final_rate_are_in_no_group(
     tmp_path: Path,
 ) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     for seed in (1, 2, 3):
         rows = [
             *_rows(_seven(0.0)),
@@ -95,9 +96,9 @@ def test_easy_items_and_those_without_a_positive_or_a_final_rate_are_in_no_group
             *_rows({"unjudged": None}),
             *_rows({"split": 0.5 if seed == 1 else 0.0}),
         ]
-        write_run(run, "baseline", seed, outcomes=rows)
-        write_run(run, "no-kl", seed, outcomes=rows)
-    table = intervention_table(opened(run), CONFIRMED, "baseline")
+        write_training(run, "baseline", seed, outcomes=rows)
+        write_training(run, "no-kl", seed, outcomes=rows)
+    table = intervention_table(Run.open(run), CONFIRMED, "baseline")
     # `split` and `seldom` are unlearnable by seeds 2 and 3, so seed 1 is compared on them.
     assert _group(table, "no-kl")["items"] == 9
     assert _group(table, "no-kl", "learnable")["items"] == 0
@@ -105,25 +106,25 @@ def test_easy_items_and_those_without_a_positive_or_a_final_rate_are_in_no_group
 
 
 def test_tau_is_the_runs_own(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path, tau=0.02)
+    run = write_probe_of_two(tmp_path, tau=0.02)
     for seed in (1, 2):
-        write_run(run, "baseline", seed, outcomes=_rows(_seven(0.05), initial_pass_rate=0.01))
-        write_run(run, "no-kl", seed, outcomes=_rows(_seven(0.05), initial_pass_rate=0.01))
-    table = intervention_table(opened(run), CONFIRMED, "baseline")
+        write_training(run, "baseline", seed, outcomes=_rows(_seven(0.05), initial_pass_rate=0.01))
+        write_training(run, "no-kl", seed, outcomes=_rows(_seven(0.05), initial_pass_rate=0.01))
+    table = intervention_table(Run.open(run), CONFIRMED, "baseline")
     assert table["tau"] == 0.02
     assert _group(table, "no-kl", "learnable")["items"] == 7
 
 
 def test_runs_pair_by_seed_and_unfinished_ones_do_not_count(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     for seed in (1, 2, 3):
-        write_run(run, "baseline", seed, outcomes=_rows(_seven(0.0)))
+        write_training(run, "baseline", seed, outcomes=_rows(_seven(0.0)))
     for seed, state in ((3, "done"), (2, "done"), (1, "started"), (9, "done")):
-        write_run(run, "no-kl", seed, outcomes=_rows(_seven(0.1 * seed)), state=state)
-    write_run(run, "sft", 1, outcomes=_rows(_seven(0.0)), state="started")
-    write_run(run, ".items", 1)
+        write_training(run, "no-kl", seed, outcomes=_rows(_seven(0.1 * seed)), state=state)
+    write_training(run, "sft", 1, outcomes=_rows(_seven(0.0)), state="started")
+    write_training(run, ".items", 1)
     (run / "validation" / "confirmed.parquet").write_bytes(b"")
-    table = intervention_table(opened(run), CONFIRMED, "baseline")
+    table = intervention_table(Run.open(run), CONFIRMED, "baseline")
     assert [row["recipe"] for row in table["recipes"]] == ["no-kl"]
     assert table["recipes"][0]["seeds"] == [2, 3, 9]
     assert _group(table, "no-kl")["difference"] == pytest.approx(0.25)
@@ -141,13 +142,13 @@ def test_runs_pair_by_seed_and_unfinished_ones_do_not_count(tmp_path: Path) -> N
 def test_what_cannot_be_said_is_null_with_its_reason(
     tmp_path: Path, base_seeds: tuple[int, ...], seeds: tuple[int, ...], items: int, note: str
 ) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     rates = dict(list(_seven(0.0).items())[:items])
     for seed in base_seeds:
-        write_run(run, "baseline", seed, outcomes=_rows(rates))
+        write_training(run, "baseline", seed, outcomes=_rows(rates))
     for seed in seeds:
-        write_run(run, "no-kl", seed, outcomes=_rows(dict.fromkeys(rates, 0.5)))
-    table = intervention_table(opened(run), CONFIRMED, "baseline")
+        write_training(run, "no-kl", seed, outcomes=_rows(dict.fromkeys(rates, 0.5)))
+    table = intervention_table(Run.open(run), CONFIRMED, "baseline")
     found = _group(table, "no-kl")
     assert found["verdict"] is found["difference_low"] is found["difference_high"] is None
     assert note in found["note"]
@@ -156,24 +157,26 @@ def test_what_cannot_be_said_is_null_with_its_reason(
 
 
 def test_no_run_of_the_baseline_and_damaged_runs_are_clear_errors(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     with pytest.raises(UsageError, match="no validation yet: `curate validate` makes one"):
-        intervention_table(opened(run), {}, "baseline")
-    folder = write_run(run, "baseline", 1)
+        intervention_table(Run.open(run), {}, "baseline")
+    folder = write_training(run, "baseline", 1)
     with pytest.raises(RunError, match=r"outcomes\.parquet is missing"):
-        intervention_table(opened(run), {}, "baseline")
+        intervention_table(Run.open(run), {}, "baseline")
     (folder / "run.json").write_text("[1]")
     with pytest.raises(RunError, match=r"run\.json is damaged"):
-        intervention_table(opened(run), {}, "baseline")
+        intervention_table(Run.open(run), {}, "baseline")
 
 
 def test_the_text_has_each_verdict_and_warns_of_many_comparisons(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     rates = _seven(0.0, 0.05) | {f"l{i}": 0.8 for i in range(7)}
     for seed in (1, 2, 3):
-        write_run(run, "baseline", seed, outcomes=_rows(rates))
-        write_run(run, "sft", seed, outcomes=_rows(dict.fromkeys(rates, 0.3)), hypothesis="SIGNAL")
-    text = interventions_text(intervention_table(opened(run), CONFIRMED, "baseline"))
+        write_training(run, "baseline", seed, outcomes=_rows(rates))
+        write_training(
+            run, "sft", seed, outcomes=_rows(dict.fromkeys(rates, 0.3)), hypothesis="SIGNAL"
+        )
+    text = interventions_text(intervention_table(Run.open(run), CONFIRMED, "baseline"))
     first, second = (line for line in text.splitlines() if line.startswith("sft  "))
     assert "learnable" in first and first.endswith("lower") and "100% -> 100%" in first
     assert "unlearnable" in second and second.endswith("higher") and "0% -> 100%" in second

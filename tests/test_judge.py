@@ -21,9 +21,9 @@ from curate import judge
 from curate.run.run import Run
 from recipes.judge.prompt import judge_messages, read_rubric
 from recipes.statistics.kappa import score_agreement
-from tests.language_model import MODEL, language_model, outside, parts, score
-from tests.report_runs import item_id, write_report_run
-from tests.server_stand_in import DROPPED, StandIn, status
+from tests.made.report import item_id, write_report_run
+from tests.stand_ins.language_model import MODEL, language_model, outside, parts, score
+from tests.stand_ins.server import DROPPED, StandIn, status
 from tests.tag_runs import ROOT, additions, curate_command, read_jsonl, run_curate, tag, write_jsonl
 
 ITEMS = 10

@@ -15,7 +15,7 @@ from probes.lift.gradients import (
     group_weights,
     measure_lift,
 )
-from tests.bandit_world import GROUP, BanditWorld
+from tests.worlds.bandit import GROUP, BanditWorld
 
 
 def unsolved(inputs: LiftInputs) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`benchmarks/million_items.py` at a small size: its engine and probe fit, its checks hold."""
+"""`benchmarks/speed/million_items.py` at a small size: engine and probe fit, its checks hold."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import million_items
+from benchmarks.speed import million_items
 from curate.run.folder import read_manifest
 from tests.tag_runs import read_jsonl, run_curate
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.planted_runs import PlantedRun
+from tests.made.run import Items, made_run
 from tests.tag_runs import run_curate, write_jsonl
 
 DIM, DRAWS, PARENTS = 512, 8, 12
@@ -25,14 +25,15 @@ def _write(folder: Path, ids: list[str], directions: Any, rng: Any, parents: lis
     for row, parent in zip(rows, parents, strict=bool(parents)):
         row["parent_item_id"] = parent
     write_jsonl(out, rows)
-    PlantedRun(
-        ids, [DRAWS] * len(ids), ["unlearnable"] * len(ids), settings={"out": str(out)},
-        gradients=(gradients.astype(np.float32), item), weight_hash="one policy",
-    ).write(folder)  # fmt: skip
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["stages"]["write"] = {"state": "done"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+    return made_run(
+        folder,
+        Items(
+            *(ids, [DRAWS] * len(ids), ["unlearnable"] * len(ids)),
+            gradients=(gradients.astype(np.float32), item),
+        ),
+        settings={"out": str(out)},
+        manifest={"stages": {"tags": {"state": "done"}, "write": {"state": "done"}}},
+    )
 
 
 def _runs(folder: Path, *, share: float, more: list[str] = []) -> tuple[Path, Path]:  # noqa: B006

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from curate.errors import RunError
+from curate.run.run import Run
 from recipes.confirm import payoff
 from recipes.confirm.interventions_text import payoff_text
 from recipes.confirm.payoff import HeldOut, compare_arms, payoff_table
-from tests.validated_runs import make_run_folder, opened, write_run
+from tests.made.run import write_probe_of_two, write_training
 
 SPENT = (0, 1000, 2000, 3000, 4000)
 ITEMS = 8
@@ -46,12 +47,12 @@ def _rows(curve: Curve, spent: Sequence[int] = SPENT, items: int = ITEMS) -> lis
 def _write(run: Path, arms: dict[str, Curve], seeds: Sequence[int] = (1, 2, 3)) -> Path:
     for name, curve in arms.items():
         for seed in seeds:
-            write_run(run, name, seed, held_out=_rows(curve))
+            write_training(run, name, seed, held_out=_rows(curve))
     return run
 
 
 def _table(run: Path, **options: Any) -> dict[str, Any]:
-    table = payoff_table(opened(run), **options)
+    table = payoff_table(Run.open(run), **options)
     assert table is not None
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     return table
@@ -67,7 +68,7 @@ ARMS = {
 
 
 def test_the_point_where_an_arm_reaches_the_full_arms_final_rate(tmp_path: Path) -> None:
-    table = _table(_write(make_run_folder(tmp_path), ARMS))
+    table = _table(_write(write_probe_of_two(tmp_path), ARMS))
     arms = table["arms"]
     assert (table["items"], arms["full"]["seeds"], arms["full"]["rollouts"]) == (8, 3, 4000)
     assert table["target"]["value"] == pytest.approx(0.5)
@@ -86,7 +87,7 @@ def test_the_point_where_an_arm_reaches_the_full_arms_final_rate(tmp_path: Path)
 
 
 def test_on_some_of_the_held_out_items(tmp_path: Path) -> None:
-    run = _write(make_run_folder(tmp_path), ARMS)
+    run = _write(write_probe_of_two(tmp_path), ARMS)
     table = _table(run, item_ids={"i0", "i7", "not held out"})
     assert table["items"] == 2
     assert table["arms"]["random"]["final"]["value"] == pytest.approx(0.3)
@@ -94,11 +95,11 @@ def test_on_some_of_the_held_out_items(tmp_path: Path) -> None:
     lowest = _table(run, item_ids={"i0"})["arms"]["random"]["final"]["value"]
     assert lowest == pytest.approx(0.26)
     with pytest.raises(RunError, match="no held-out items in common"):
-        payoff_table(opened(run), item_ids=())
+        payoff_table(Run.open(run), item_ids=())
 
 
 def test_an_arm_that_never_gets_there_has_null(tmp_path: Path) -> None:
-    table = _table(_write(make_run_folder(tmp_path), ARMS))
+    table = _table(_write(write_probe_of_two(tmp_path), ARMS))
     never = table["arms"]["random"]
     nothing = {"value": None, "low": None, "high": None}
     assert never["reached_at"] == never["reached_share"] == nothing
@@ -108,7 +109,7 @@ def test_an_arm_that_never_gets_there_has_null(tmp_path: Path) -> None:
 
 
 def test_filtered_minus_random_at_the_end_and_as_area(tmp_path: Path) -> None:
-    difference = _table(_write(make_run_folder(tmp_path), ARMS))["filtered_minus_random"]
+    difference = _table(_write(write_probe_of_two(tmp_path), ARMS))["filtered_minus_random"]
     assert difference["final"]["value"] == pytest.approx(0.2)
     # 0 at first; then 0.4 x / 2200 against 0.2 x / 4000, at the evaluations; flat from 3,000 on.
     at = [0, *(0.4 * min(x / 2200, 1) - 0.2 * x / 4000 for x in SPENT[1:])]
@@ -121,9 +122,9 @@ def test_filtered_minus_random_at_the_end_and_as_area(tmp_path: Path) -> None:
 
 
 def test_seeds_are_evaluated_at_different_points_and_averaged(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
-    write_run(run, "full", 1, held_out=_rows(_linear(0.5, 4000)))
-    write_run(run, "full", 2, held_out=_rows(_linear(0.3, 4000), (0, 1500, 4000)))
+    run = write_probe_of_two(tmp_path)
+    write_training(run, "full", 1, held_out=_rows(_linear(0.5, 4000)))
+    write_training(run, "full", 2, held_out=_rows(_linear(0.3, 4000), (0, 1500, 4000)))
     curve = _table(run)["arms"]["full"]["curve"]
     assert [point["rollouts"] for point in curve] == [0, 1000, 1500, 2000, 3000, 4000]
     for point in curve:  # Both are straight lines, so their mean is one.
@@ -132,17 +133,17 @@ def test_seeds_are_evaluated_at_different_points_and_averaged(tmp_path: Path) ->
 
 def test_a_lucky_evaluation_is_not_where_a_level_is_reached(tmp_path: Path) -> None:
     """0.55 at 2,000, then 0.2: the monotone curve is at their mean, 0.375, at both."""
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     lucky = dict(zip(SPENT, (0.1, 0.1, 0.55, 0.2, 0.6), strict=True))
     for seed in (1, 2):
-        write_run(run, "full", seed, held_out=_rows(_linear(0.5, 4000)))
-        write_run(run, "filtered", seed, held_out=_rows(lambda spent: lucky[int(spent)]))
+        write_training(run, "full", seed, held_out=_rows(_linear(0.5, 4000)))
+        write_training(run, "filtered", seed, held_out=_rows(lambda spent: lucky[int(spent)]))
     found = _table(run)["arms"]["filtered"]
     assert found["reached_at"]["value"] == pytest.approx(3000 + 1000 * 0.125 / 0.225)
 
 
 def test_one_seed_gives_values_without_intervals(tmp_path: Path) -> None:
-    table = _table(_write(make_run_folder(tmp_path), ARMS, seeds=(1,)))
+    table = _table(_write(write_probe_of_two(tmp_path), ARMS, seeds=(1,)))
     assert table["arms"]["filtered"]["reached_share"] == {
         **{"value": pytest.approx(0.75), "low": None, "high": None}
     }
@@ -154,9 +155,9 @@ def test_one_seed_gives_values_without_intervals(tmp_path: Path) -> None:
 
 
 def test_missing_arms_are_said_and_the_others_told(tmp_path: Path) -> None:
-    run = _write(make_run_folder(tmp_path), {k: ARMS[k] for k in ("filtered", "random")})
-    write_run(run, "full", 1, held_out=_rows(ARMS["full"]), state="started")
-    write_run(run, "ordered", 1)  # Finished, but without held-out items.
+    run = _write(write_probe_of_two(tmp_path), {k: ARMS[k] for k in ("filtered", "random")})
+    write_training(run, "full", 1, held_out=_rows(ARMS["full"]), state="started")
+    write_training(run, "ordered", 1)  # Finished, but without held-out items.
     table = _table(run)
     assert set(table["arms"]) == {"filtered", "random"}
     assert table["target"] is table["gain"] is table["arms"]["filtered"]["reached_share"] is None
@@ -168,14 +169,14 @@ def test_missing_arms_are_said_and_the_others_told(tmp_path: Path) -> None:
 
 
 def test_without_any_arm_there_is_no_table(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
-    assert payoff_table(opened(run)) is None
-    write_run(run, "baseline", 1, held_out=_rows(ARMS["full"]))
-    assert payoff_table(opened(run)) is None
+    run = write_probe_of_two(tmp_path)
+    assert payoff_table(Run.open(run)) is None
+    write_training(run, "baseline", 1, held_out=_rows(ARMS["full"]))
+    assert payoff_table(Run.open(run)) is None
 
 
 def test_the_small_arms_are_taken_where_they_are_the_only_ones(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
+    run = write_probe_of_two(tmp_path)
     _write(run, {f"{name}-small": curve for name, curve in ARMS.items()})
     assert _table(run)["arms"]["random"]["recipe"] == "random-small"
     _write(run, {"full": ARMS["random"]})
@@ -184,7 +185,7 @@ def test_the_small_arms_are_taken_where_they_are_the_only_ones(tmp_path: Path) -
 
 
 def test_a_full_arm_that_gains_nothing_is_noted(tmp_path: Path) -> None:
-    flat = _table(_write(make_run_folder(tmp_path), {"full": lambda _: 0.2}))
+    flat = _table(_write(write_probe_of_two(tmp_path), {"full": lambda _: 0.2}))
     assert "cannot be told from none" in flat["notes"][-1]
 
 
@@ -212,13 +213,13 @@ def test_arms_are_compared_on_items_in_common_or_not_at_all() -> None:
 
 
 def test_a_damaged_table_is_one_clear_error(tmp_path: Path) -> None:
-    run = make_run_folder(tmp_path)
-    folder = write_run(run, "full", 1, held_out=_rows(ARMS["full"], (2000, 1000)))
+    run = write_probe_of_two(tmp_path)
+    folder = write_training(run, "full", 1, held_out=_rows(ARMS["full"], (2000, 1000)))
     with pytest.raises(RunError, match="out of order"):
-        payoff_table(opened(run))
+        payoff_table(Run.open(run))
     (folder / "held_out.parquet").write_bytes(b"nothing")
     with pytest.raises(RunError, match="damaged"):
-        payoff_table(opened(run))
+        payoff_table(Run.open(run))
 
 
 def test_equal_arms_are_mostly_told_equal_and_the_known_share_is_covered(

@@ -26,8 +26,8 @@ import pytest
 import torch
 
 from probes.tag_rules import DOUBT
-from tests.planted_world import CHANCE, EASY, LEARNABLE, MAX_TOKENS, NEVER, build_world
 from tests.tag_runs import read_jsonl, run_curate
+from tests.worlds.planted import CHANCE, EASY, LEARNABLE, MAX_TOKENS, NEVER, build_world
 
 SEED = 0
 ROLLOUTS = 512

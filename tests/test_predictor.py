@@ -24,8 +24,8 @@ from probes.stages import tags as stage
 from probes.stages.forecast import read_forecast
 from recipes.calibrate.calibrate import calibrate_run, fit_logistic
 from recipes.calibrate.confirmed_items import read_confirmed
-from tests.confirmed_runs import World, make_world, write_run
-from tests.judged_runs import write_quality
+from tests.made.confirmed import World, make_world, write_confirmed_run
+from tests.made.run import write_quality
 from tests.tag_runs import ROOT, additions, read_jsonl, tag, write_jsonl
 
 Document = dict[str, Any]
@@ -34,7 +34,7 @@ Document = dict[str, Any]
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that a predictor was fitted on, with the predictor in it."""
-    run = write_run(
+    run = write_confirmed_run(
         tmp_path_factory.mktemp("fitted") / "run", make_world(100, length_effect=2.0, singles=20)
     )
     calibrate_run([run], resamples=20)
@@ -181,11 +181,13 @@ def test_a_resample_of_the_same_is_not_outside(
     items: int, seed: int, file: Path, tmp_path: Path
 ) -> None:
     world = make_world(items, seed=seed, length_effect=2.0, singles=items // 5)
-    assert _outside(file, write_run(tmp_path / "run", world)) == []
+    assert _outside(file, write_confirmed_run(tmp_path / "run", world)) == []
 
 
 def test_another_model_is_outside(file: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", make_world(seed=1, length_effect=2.0), weight_hash="b")
+    run = write_confirmed_run(
+        tmp_path / "run", make_world(seed=1, length_effect=2.0), weight_hash="b"
+    )
     assert _outside(file, run) == [
         "the model is 'made-up-model', and it was fitted on 'made-up-model'"
     ]
@@ -193,7 +195,7 @@ def test_another_model_is_outside(file: Path, tmp_path: Path) -> None:
 
 def test_another_source_of_the_lift_is_outside(file: Path, tmp_path: Path) -> None:
     world = make_world(seed=1, length_effect=2.0)
-    run = write_run(tmp_path / "run", world, lift_source="pilot")
+    run = write_confirmed_run(tmp_path / "run", world, lift_source="pilot")
     assert _outside(file, run) == [
         "the lift is by pilot, and it was fitted on the lift by gradients: `curate forecast "
         "--lift` measures that"
@@ -201,7 +203,7 @@ def test_another_source_of_the_lift_is_outside(file: Path, tmp_path: Path) -> No
 
 
 def test_other_settings_are_outside(file: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", make_world(seed=1, length_effect=2.0))
+    run = write_confirmed_run(tmp_path / "run", make_world(seed=1, length_effect=2.0))
     assert _outside(file, run, temperature=0.6, gradient_targets=("q_proj",), seed=9) == [
         "temperature is 0.6, and it was fitted at 1.0",
         "gradient_targets is ['q_proj'], and it was fitted at ['auto']",
@@ -225,20 +227,20 @@ def test_shifted_features_are_outside(
 ) -> None:
     world = make_world(60, seed=1, length_effect=2.0)
     change(world)
-    reasons = _outside(file, write_run(tmp_path / "run", world))
+    reasons = _outside(file, write_confirmed_run(tmp_path / "run", world))
     assert any(reason.startswith(f"{feature} of ") for reason in reasons), reasons
 
 
 def test_items_without_similarity_are_outside_where_none_was_before(tmp_path: Path) -> None:
-    known = write_run(tmp_path / "known", make_world(60, singles=0))
+    known = write_confirmed_run(tmp_path / "known", make_world(60, singles=0))
     calibrate_run([known], tmp_path / "predictor.json", resamples=20)
-    run = write_run(tmp_path / "run", make_world(60, seed=1, singles=30))
+    run = write_confirmed_run(tmp_path / "run", make_world(60, seed=1, singles=30))
     reasons = _outside(tmp_path / "predictor.json", run)
     assert any(reason.startswith("no_similarity of 30 of 60 items") for reason in reasons)
 
 
 def test_a_run_whose_easy_items_set_no_scale_is_outside(file: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", make_world(60, seed=1))
+    run = write_confirmed_run(tmp_path / "run", make_world(60, seed=1))
     table = pq.read_table(run / "similarity.parquet")
     place = table.schema.get_field_index("gradient_similarity")
     similarity = pa.array(-np.abs(table["gradient_similarity"].to_numpy()), from_pandas=True)

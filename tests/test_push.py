@@ -17,8 +17,8 @@ import pytest
 from cards.push.splits import write_splits
 from curate.errors import UsageError
 from curate.tags import tag_schema
-from tests.hub_stand_in import READ_TOKEN, SIGNATURE, TOKEN, HubStandIn
-from tests.publishable_runs import write_run
+from tests.made.published import write_published_run
+from tests.stand_ins.hub import READ_TOKEN, SIGNATURE, TOKEN, HubStandIn
 from tests.tag_runs import ROOT, Ran, run_curate
 
 NAME = "me/tagged"
@@ -65,7 +65,7 @@ def hub(module_hub: HubStandIn) -> HubStandIn:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path)
+    return write_published_run(tmp_path)
 
 
 def _environment(hub: HubStandIn, home: Path) -> dict[str, str]:
@@ -264,7 +264,7 @@ def test_shards_that_an_earlier_push_left_are_deleted(
 
 
 def test_shards_hold_all_rows_in_their_order_and_are_the_same_again(tmp_path: Path) -> None:
-    write_run(tmp_path)
+    write_published_run(tmp_path)
     lines = (tmp_path / "tagged.jsonl").read_text().splitlines(keepends=True)
     many, tagged = lines * 300, tmp_path / "many.jsonl"
     tagged.write_text("".join(many))
@@ -542,7 +542,7 @@ def test_every_format_gives_the_same_tag_columns(tmp_path: Path, suffix: str) ->
     from curate.datasets.source import open_source
     from curate.tagged.write import write_tagged
 
-    write_run(tmp_path)
+    write_published_run(tmp_path)
     schema = tag_schema([1])
     rows = [json.loads(line) for line in (tmp_path / "tagged.jsonl").open()]
     bare = tmp_path / "bare.jsonl"
@@ -559,7 +559,7 @@ def test_every_format_gives_the_same_tag_columns(tmp_path: Path, suffix: str) ->
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
-    run = write_run(tmp_path, manifest={"stages": {"tags": {"state": "started"}}})
+    run = write_published_run(tmp_path, manifest={"stages": {"tags": {"state": "started"}}})
     with pytest.raises(UsageError, match="not finished"):
         from curate import commands
 

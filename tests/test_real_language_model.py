@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.report_runs import write_report_run
+from tests.made.report import write_report_run
 from tests.tag_runs import read_jsonl, run_curate
 from tests.test_augment import with_real_ids
 from tests.vllm_servers import MODEL, RealServer

@@ -21,16 +21,15 @@ from curate.run.run import Run
 from curate.run.tables import REWARDS
 from probes.lift.gradients import LiftInputs, measure_lift
 from probes.stages.lift import write_teaching
-from tests.judged_runs import write_quality
-from tests.report_runs import (
+from tests.made.report import (
     DIM,
     ROLLOUTS,
     as_of_an_earlier_version,
     item_id,
     write_report_run,
 )
+from tests.made.run import write_quality, write_training
 from tests.tag_runs import run_curate
-from tests.validated_runs import write_run as write_seed
 
 ITEMS = 60
 
@@ -246,7 +245,7 @@ def test_training_and_confirmation_are_told(tmp_path: Path) -> None:
     run = write_report_run(tmp_path / "run", 10)
     groups = {"easy": 0.5, "learnable": 0.25}
     for seed in (1, 2):
-        folder = write_seed(run, "baseline-small", seed)
+        folder = write_training(run, "baseline-small", seed)
         rewards = [
             {
                 "step": step, "item_id": item_id(TAGS.index(tag)), "rollouts": 8,

@@ -16,10 +16,9 @@ from cards.report import page_items as shown_items
 from cards.report.report import report_run
 from curate.run.tables import REWARDS
 from tests.browser import chromium, console, open_page, requests
-from tests.judged_runs import write_quality
-from tests.report_runs import as_of_an_earlier_version, item_id, write_report_run
+from tests.made.report import as_of_an_earlier_version, item_id, write_report_run
+from tests.made.run import write_quality, write_training
 from tests.tag_runs import additions, run_curate, tag, write_jsonl
-from tests.validated_runs import write_run as write_seed
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -313,7 +312,7 @@ def test_what_training_made_of_the_items_is_shown(driver: Any, tmp_path: Path) -
             }
             for each in range(20)
         ]
-        folder = write_seed(run, recipe, seed, outcomes=outcomes)
+        folder = write_training(run, recipe, seed, outcomes=outcomes)
         rewards = [
             {
                 "step": step, "item_id": item_id(each), "rollouts": 8,

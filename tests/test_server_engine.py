@@ -19,7 +19,7 @@ from curate.errors import RunError, UsageError
 from probes.engines.base import Rollout, SampleRequest
 from probes.engines.server import ServerEngine
 from probes.models.load import PolicyOutline, load_policy, outline_policy, resolve_model
-from tests.server_stand_in import DROPPED, TRUNCATED, StandIn, instead, status
+from tests.stand_ins.server import DROPPED, TRUNCATED, StandIn, instead, status
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 from tests.tiny import WORDS
 

@@ -18,7 +18,7 @@ import pytest
 from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError
 from probes.servers.pool import Failure, ServerPool, read_api_key
-from tests.server_stand_in import (
+from tests.stand_ins.server import (
     DROPPED,
     SILENT,
     TRUNCATED,

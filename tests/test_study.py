@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import smollm2_study, study_page
-from benchmarks.study_page import write_page
-from benchmarks.study_plots import PLOTS, judged_items
-from benchmarks.study_scores import PAPERS
+from benchmarks.study import page as study_page
+from benchmarks.study import smollm2 as smollm2_study
+from benchmarks.study.page import write_page
+from benchmarks.study.plots import PLOTS, judged_items
+from benchmarks.study.scores import PAPERS
 from curate import confirm
 from curate.run.tables import OUTCOMES, REWARDS
-from tests.tag_runs import additions, tag, write_jsonl
+from tests.tag_runs import ROOT, additions, tag, write_jsonl
 
 SEEDS = (1, 37, 42)
 STEPS = 8
@@ -127,7 +128,7 @@ def test_the_scores_that_were_tried_are_over_the_same_items(study: dict[str, Any
     # Outcomes were made from the similarity, so it tells them apart without a mistake.
     assert tried["scores"]["gradient similarity (curate)"]["auroc"] == 1
     assert tried["scores"]["gradient similarity (curate)"]["within_tasks"] in (1, None)
-    for name in (PAPERS, "whitened", "soft 4", "pass rate"):
+    for name in (PAPERS, "plain 5 nearest", "pass rate"):
         assert 0 <= tried["scores"][name]["auroc"] <= 1
     assert tried["calibrate"] is None
     assert "too few confirmed items" in tried["calibrate_note"]
@@ -211,7 +212,7 @@ def test_the_committed_studies_give_their_pages(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_page, "write_plots", lambda *_: None)  # For time.
-    evidence = Path(study_page.__file__).parent.parent / "docs" / "evidence"
+    evidence = ROOT / "docs" / "evidence"
     study = json.loads((evidence / f"{name}.json").read_text(encoding="utf-8"))
     write_page(study, tmp_path / f"{name}.md")
     assert (tmp_path / f"{name}.md").read_bytes() == (evidence / f"{name}.md").read_bytes()

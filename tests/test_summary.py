@@ -8,11 +8,11 @@ import pytest
 
 from curate.errors import RunError
 from probes.summary import summarize, summary_text
-from tests.publishable_runs import FORECAST, write_run
+from tests.made.published import FORECAST, write_published_run
 
 
 def summary_of(folder: Path, forecast: Any) -> dict[str, Any]:
-    run = write_run(folder)
+    run = write_published_run(folder)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["forecast"] = forecast
     manifest["counts"] |= {

@@ -24,7 +24,7 @@ _ROLLOUT_CHARACTERS = 12_000_000
 _PROMPT_RANGE = (120, 8_000)
 _ANSWER_RANGE = (40, 1_000)
 _ROLLOUT_RANGE = (800, 4_000)
-# With so many a browser is still quick: benchmarks/report_page.py.
+# With so many a browser is still quick: benchmarks/report/page.py.
 MOST_ITEMS = 100_000
 MOST_WITH_ROLLOUTS = 2_000
 MOST_OF_EACH = 4

@@ -10,7 +10,7 @@
                           rollouts, which stand twice while they are joined, and a mean
     other bytes           500 an item, and 1,000 for its prompt, uncompressed
     memory                1 GB and 3 kB an item, beside the policy: somewhat more than the peaks of
-                          `benchmarks/million_items.py`, whose prompts are short
+                          `benchmarks/speed/million_items.py`, whose prompts are short
 
 These are upper bounds where completions are as long as `max_tokens` and every item has
 `gradient_rollouts` correct rollouts and `gradient_wrong_rollouts` wrong ones; docs/scaling.md works

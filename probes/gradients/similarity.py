@@ -38,7 +38,7 @@ Bayes methods", the method of limma):
 with f_i one less than the number of distinct completions, and d0 and s0² learned from all items, so
 that one whose few rollouts happen to agree is not believed to be exact. The interval is conditional
 on the references, that is, on the rollouts of the other items. That the x_r of an item share the
-draws that chose their neighbours is not in s²_i; `benchmarks/similarity_estimators.py` measures
+draws that chose their neighbours is not in s²_i; `benchmarks/estimators/similarity.py` measures
 what this costs in coverage.
 
     reliability_i = (k ‖ḡ_i‖² − mean ‖g_r‖²) / ((k − 1) ‖ḡ_i‖²)

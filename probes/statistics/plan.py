@@ -12,7 +12,7 @@ on to `max_rollouts`; a global budget cuts that short where rollouts buy least.
 All K intervals of an item hold at once with probability 1 − α (Bonferroni), so the interval in
 hand holds whatever made the item stop: a boundary, the budget, other items, its gradients, a user
 who looks and stops. With one look it is the Clopper–Pearson interval. Why this one, for looks at
-32, 64, … 1024 and 95 %, as `benchmarks/sampling_plan.py --intervals` prints it:
+32, 64, … 1024 and 95 %, as `benchmarks/estimators/sampling_plan.py --intervals` prints it:
 
     expected width at p =      0.005    0.05     0.1     0.2     0.5   least coverage
     this                       0.042   0.067   0.053   0.243   0.459   97.2 %

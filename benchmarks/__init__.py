@@ -1,0 +1,1 @@
+"""What this project measured, each figure by a command: docs/benchmarks.md."""

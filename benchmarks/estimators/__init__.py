@@ -1,0 +1,1 @@
+"""Estimators against their rivals: the sampling plan, the similarity, gradients of LoRA."""

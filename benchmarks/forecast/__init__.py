@@ -1,0 +1,1 @@
+"""How well forecasts rank items: worlds that are grown, probed and trained, and SmolLM2's items."""

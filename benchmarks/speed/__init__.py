@@ -1,0 +1,1 @@
+"""Seconds and bytes, against rivals or by size."""

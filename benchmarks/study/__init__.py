@@ -1,0 +1,1 @@
+"""Tags against the outcomes of GRPO: the SmolLM2 studies, the payoff and the interventions."""

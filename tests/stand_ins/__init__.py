@@ -1,0 +1,1 @@
+"""Stand-ins for servers, over real HTTP: the Hub, an inference server, a language model."""

@@ -1,0 +1,1 @@
+"""Worlds whose truth is known: bandits, planted skills, and models grown with failures."""
