@@ -24,7 +24,8 @@ COMMANDS = [
 def test_the_command_parses(command: str) -> None:
     program, *arguments = shlex.split(command)
     if program == "python":
-        assert (ROOT / arguments[0]).is_file()
+        assert arguments[0] == "-m"
+        assert (ROOT / f"{arguments[1].replace('.', '/')}.py").is_file()
         return
     found = vars(_parser().parse_args(arguments))
     if found.get("recipes"):
