@@ -25,7 +25,8 @@ LAYERS = ["curate", "probes", "recipes", "cards"]
 TOP_LEVEL = {
     *LAYERS,
     *("tests", "benchmarks", "examples", "docs"),
-    *("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("Makefile", "pyproject.toml", "constraints.txt"),
 }
 
 
