@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curate.version import __version__
 
@@ -25,30 +25,14 @@ __all__ = [
     "validate",
 ]
 
-if TYPE_CHECKING:
-    from curate.commands import (
-        augment,
-        calibrate,
-        card,
-        compare,
-        confirm,
-        doctor,
-        filter,
-        forecast,
-        judge,
-        merge,
-        order,
-        push,
-        report,
-        tag,
-        validate,
-    )
-
 
 def __getattr__(name: str) -> Any:
-    """Import a command when it is first asked for, so that `import curate` stays light."""
-    if name in __all__:
-        from curate import commands
+    """Import a command when it is first asked for, so that `import curate` stays light.
 
-        return getattr(commands, name)
+    What they are is in `__init__.pyi`, for type checkers and editors.
+    """
+    if name in __all__:
+        from curate.commands import command_function
+
+        return command_function(name)
     raise AttributeError(f"module 'curate' has no attribute {name!r}")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import tomli_w
+from typing import Any, Self
 
 from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url, check_key_variable
 from curate.errors import UsageError
+from curate.settings import Settings, argument, declared_in, option, settings
 
 AUTO = "auto"
-_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+HORIZON = (
+    "length of the training that is forecast: 1 is one that solves most easy items, 2 one twice "
+    "as long"
+)
+"""What a horizon is, for the help of every command that has one."""
+_OUTPUT = "where results go"
+_DATASET = "reading the dataset"
+_SAMPLING = "sampling rollouts"
+_SERVER = "sampling with servers that speak OpenAI's protocol (--engine server)"
+_MACHINES = "more than one machine"
+_VERIFYING = "verifying and pass rates"
+_TAGGING = "gradients, forecast and tags"
 
 # Arguments of vLLM's engine that have settings here, that would change what is sampled behind the
 # run's back, that would open pickled weights, or that are secret and would end in config.toml.
@@ -30,231 +34,255 @@ _NOT_FOR_VLLM = frozenset({
     "data_parallel_size",
 })  # fmt: skip
 
-
-def _setting(default: Any, group: str, text: str, metavar: str | None = None, **more: Any) -> Any:
-    metadata = {"group": group, "help": text, "metavar": metavar, **more}
-    if default is dict:
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+RETIRED_SETTINGS = frozenset({"similarity_threshold"})
+"""Settings of earlier versions, which the folders of their runs still name."""
 
 
-@dataclass(frozen=True)
-class TagConfig:
+@settings
+class TagConfig(Settings):
     """Everything that `curate tag` can be told; every field is an option and a TOML key.
 
-    `group` and `help` in the metadata make the command line; a field of the group `tables` is a
-    TOML table and no option. `changes_result=False` marks what may differ between two commands that
-    continue the same run, `may_differ` such keys of a table. The dataset, the model, the target and
-    the predictor may, because a run knows them by their content: a file that was moved is still the
-    same.
+    A mapping is a TOML table and no option. `changes_result=False` marks what may differ between
+    two commands that continue the same run, `may_differ` such keys of a table. The dataset, the
+    model, the target and the predictor may, because a run knows them by their content: a file that
+    was moved is still the same.
     """
 
-    dataset: str = _setting(
-        "", "what", "a file (JSONL, JSON, CSV, Parquet), a folder saved by `datasets`, or a Hub id",
-        changes_result=False,
+    dataset: str = argument(
+        "a file (JSONL, JSON, CSV, Parquet), a folder saved by `datasets`, or a Hub id",
+        metavar="DATASET", default="", changes_result=False,
     )  # fmt: skip
-    model: str = _setting(
-        "", "what", "a model folder, a Hub id (org/name@revision) or a .gguf file",
-        changes_result=False,
+    model: str = option(
+        "a model folder, a Hub id (org/name@revision) or a .gguf file",
+        default="", metavar="MODEL", changes_result=False,
     )  # fmt: skip
-    out: str = _setting(
-        "", "output", "the tagged file (default: DATASET.tagged.EXT here)", "FILE",
-        changes_result=False,
+    out: str = option(
+        "the tagged file (default: DATASET.tagged.EXT here)",
+        default="", group=_OUTPUT, metavar="FILE", changes_result=False,
     )  # fmt: skip
-    run_dir: str = _setting(
-        "", "output", "where the evidence is kept (default: runs/DATASET-MODEL)", "FOLDER",
-        changes_result=False,
+    run_dir: str = option(
+        "where the evidence is kept (default: runs/DATASET-MODEL)",
+        default="", group=_OUTPUT, metavar="FOLDER", changes_result=False,
     )  # fmt: skip
-    replace_columns: bool = _setting(
-        False, "output", "replace tag columns that the dataset already has", changes_result=False
-    )
-    profile: bool = _setting(
-        False, "output",
+    replace_columns: bool = option(
+        "replace tag columns that the dataset already has",
+        default=False, group=_OUTPUT, changes_result=False,
+    )  # fmt: skip
+    profile: bool = option(
         "print where this command's time went, by stage: seconds, share and rate, the time outside "
         "any stage (start, imports) as 'overhead'; also in manifest.json as 'profile'",
-        changes_result=False,
+        default=False, group=_OUTPUT, changes_result=False,
     )  # fmt: skip
 
-    split: str = _setting("train", "dataset", "the split of a Hub dataset or datasets folder")
-    subset: str = _setting("", "dataset", "the configuration of a Hub dataset", "NAME")
-    prompt_field: str = _setting(
-        "", "dataset", "the column of the prompt, when it is not recognised", "COLUMN"
+    split: str = option(
+        "the split of a Hub dataset or datasets folder",
+        default="train",
+        group=_DATASET,
+        metavar="NAME",
     )
-    answer_field: str = _setting(
-        "", "dataset", "the column of the gold answer; dots reach inside objects", "COLUMN"
+    subset: str = option(
+        "the configuration of a Hub dataset", default="", group=_DATASET, metavar="NAME"
     )
-    limit: int = _setting(0, "dataset", "probe only the first N rows (0: all)", "N")
-    instruction: str = _setting(
-        AUTO, "dataset",
+    prompt_field: str = option(
+        "the column of the prompt, when it is not recognised",
+        default="", group=_DATASET, metavar="COLUMN",
+    )  # fmt: skip
+    answer_field: str = option(
+        "the column of the gold answer; dots reach inside objects",
+        default="", group=_DATASET, metavar="COLUMN",
+    )  # fmt: skip
+    limit: int = option(
+        "probe only the first N rows (0: all)", default=0, group=_DATASET, metavar="N", least=0
+    )
+    instruction: str = option(
         "text added to the prompt; 'auto' asks for step-by-step reasoning and \\boxed{} where the "
-        "prompt is plain text and adds nothing to a conversation; '' adds nothing", "TEXT",
+        "prompt is plain text and adds nothing to a conversation; '' adds nothing",
+        default=AUTO, group=_DATASET, metavar="TEXT",
     )  # fmt: skip
 
-    target: str = _setting(
-        "", "dataset",
+    target: str = option(
         "items of the evaluation that you train for, in any form that DATASET has: each item gets "
-        "its similarity to them", "FILE", changes_result=False,
+        "its similarity to them",
+        default="", group=_DATASET, metavar="FILE", changes_result=False,
     )  # fmt: skip
 
-    engine: str = _setting(
-        AUTO, "sampling",
+    engine: str = option(
         "what draws the rollouts (auto: vllm where it and a CUDA GPU are there, else transformers)",
-        choices=("auto", "transformers", "vllm", "server"),
+        default=AUTO, group=_SAMPLING, choices=("auto", "transformers", "vllm", "server"),
     )  # fmt: skip
-    min_rollouts: int = _setting(32, "sampling", "rollouts that every item gets", "N")
-    max_rollouts: int = _setting(
-        1024, "sampling",
+    min_rollouts: int = option(
+        "rollouts that every item gets", default=32, group=_SAMPLING, metavar="N", least=1
+    )
+    max_rollouts: int = option(
         "rollouts that an item gets at most: sampling goes on in rounds, each twice as far, with "
-        "the items that more can still decide; as many as --min-rollouts: all get the same", "N",
+        "the items that more can still decide; as many as --min-rollouts: all get the same",
+        default=1024, group=_SAMPLING, metavar="N", least=1,
     )  # fmt: skip
-    rollout_budget: int = _setting(
-        0, "sampling",
+    rollout_budget: int = option(
         "rollouts of the whole run, spent where they decide most (0: as many as the items need)",
-        "N",
+        default=0, group=_SAMPLING, metavar="N", least=0,
     )  # fmt: skip
-    temperature: float = _setting(1.0, "sampling", "sampling temperature", "T")
-    max_tokens: int = _setting(
-        1024, "sampling", "a completion is cut here and counts as wrong", "N"
+    temperature: float = option(
+        "sampling temperature", default=1.0, group=_SAMPLING, metavar="T", above=0
     )
-    seed: int = _setting(0, "sampling", "the same seed gives the same rollouts here", "N")
-    batch_tokens: int = _setting(
-        0, "sampling", "tokens held in memory at once (0: chosen for this machine)", "N"
-    )
-    trust_remote_code: bool = _setting(
-        False, "sampling", "run Python code that comes with the model: only for authors you trust"
-    )
+    max_tokens: int = option(
+        "a completion is cut here and counts as wrong",
+        default=1024, group=_SAMPLING, metavar="N", least=1,
+    )  # fmt: skip
+    seed: int = option(
+        "the same seed gives the same rollouts here",
+        default=0, group=_SAMPLING, metavar="N", least=0,
+    )  # fmt: skip
+    batch_tokens: int = option(
+        "tokens held in memory at once (0: chosen for this machine)",
+        default=0, group=_SAMPLING, metavar="N", least=0,
+    )  # fmt: skip
+    trust_remote_code: bool = option(
+        "run Python code that comes with the model: only for authors you trust",
+        default=False, group=_SAMPLING,
+    )  # fmt: skip
 
-    executor: str = _setting(
-        "local", "machines",
+    executor: str = option(
         "where rollouts are drawn and differentiated: in this process, or by the workers of a Ray "
-        "cluster (docs/scaling.md)", choices=("local", "ray"), changes_result=False,
+        "cluster (docs/scaling.md)",
+        default="local", group=_MACHINES, choices=("local", "ray"), changes_result=False,
     )  # fmt: skip
-    ray_address: str = _setting(
-        "", "machines", "the Ray cluster (default: RAY_ADDRESS, or one that is started here)",
-        "HOST:PORT", changes_result=False,
+    ray_address: str = option(
+        "the Ray cluster (default: RAY_ADDRESS, or one that is started here)",
+        default="", group=_MACHINES, metavar="HOST:PORT", changes_result=False,
     )  # fmt: skip
-    workers: int = _setting(
-        0, "machines", "Ray workers, each with an engine of its own (0: as many as find room)",
-        "N", changes_result=False,
+    workers: int = option(
+        "Ray workers, each with an engine of its own (0: as many as find room)",
+        default=0, group=_MACHINES, metavar="N", least=0, changes_result=False,
     )  # fmt: skip
-    ray: Mapping[str, Any] = _setting(
-        dict, "tables", "cpus_per_worker and gpus_per_worker of a Ray worker",
-        changes_result=False,
+    ray: Mapping[str, Any] = option(
+        "cpus_per_worker and gpus_per_worker of a Ray worker",
+        default=dict, changes_result=False,
     )  # fmt: skip
-    shard: str = _setting(
-        "", "machines",
+    shard: str = option(
         "do only the I-th of N parts of the items, in the folder shards/I-of-N of --run-dir; "
-        "`curate merge` joins the parts (docs/scaling.md)", "I/N", changes_result=False,
+        "`curate merge` joins the parts (docs/scaling.md)",
+        default="", group=_MACHINES, metavar="I/N", changes_result=False,
     )  # fmt: skip
 
-    vllm: Mapping[str, Any] = _setting(
-        dict, "tables", "engine arguments of vLLM, as its documentation names them",
-        may_differ=(
+    vllm: Mapping[str, Any] = option(
+        "engine arguments of vLLM, as its documentation names them",
+        default=dict, may_differ=(
             "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
             "gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "enforce_eager",
             "max_model_len", "max_num_seqs", "max_num_batched_tokens",
         ),
     )  # fmt: skip
 
-    base_url: tuple[str, ...] = _setting(
-        (), "server",
+    base_url: tuple[str, ...] = option(
         "where a server answers, such as http://localhost:8000/v1; repeatable: requests go to the "
-        "least loaded one", "URL", changes_result=False, repeatable=True,
+        "least loaded one",
+        default=(), group=_SERVER, metavar="URL", changes_result=False,
     )  # fmt: skip
-    served_model: str = _setting(
-        "", "server", "the servers' name for the model, where it is not that of --model",
-        "NAME", changes_result=False,
+    served_model: str = option(
+        "the servers' name for the model, where it is not that of --model",
+        default="", group=_SERVER, metavar="NAME", changes_result=False,
     )  # fmt: skip
-    api_key_env: str = _setting(
-        "", "server",
+    api_key_env: str = option(
         f"the environment variable that holds the API key (default: {DEFAULT_KEY_VARIABLE}, if "
-        "set); the key itself is never written anywhere", "VARIABLE", changes_result=False,
+        "set); the key itself is never written anywhere",
+        default="", group=_SERVER, metavar="VARIABLE", changes_result=False,
     )  # fmt: skip
-    samples_per_request: int = _setting(
-        16, "server", "completions of a prompt that one request asks for, at most", "N",
-        changes_result=False,
+    samples_per_request: int = option(
+        "completions of a prompt that one request asks for, at most",
+        default=16, group=_SERVER, metavar="N", least=1, changes_result=False,
     )  # fmt: skip
-    request_seeds: str = _setting(
-        AUTO, "server",
+    request_seeds: str = option(
         "a seed of its own for each request (auto: where the servers take one; never: for vLLM on "
-        "a CPU, which a seed can crash)", choices=("auto", "never"), changes_result=False,
+        "a CPU, which a seed can crash)",
+        default=AUTO, group=_SERVER, choices=("auto", "never"), changes_result=False,
     )  # fmt: skip
-    requests_in_flight: int = _setting(
-        128, "server", "requests at one server at a time, at most", "N", changes_result=False
-    )
-    request_seconds: float = _setting(
-        600.0, "server", "a request without an answer by then is sent again", "S",
-        changes_result=False,
+    requests_in_flight: int = option(
+        "requests at one server at a time, at most",
+        default=128, group=_SERVER, metavar="N", least=1, changes_result=False,
+    )  # fmt: skip
+    request_seconds: float = option(
+        "a request without an answer by then is sent again",
+        default=600.0, group=_SERVER, metavar="S", above=0, changes_result=False,
     )  # fmt: skip
 
-    verifier: str = _setting(
-        "math", "verifying", "math, exact, numeric, choice, or your own MODULE:FUNCTION", "NAME"
+    verifier: str = option(
+        "math, exact, numeric, choice, or your own MODULE:FUNCTION",
+        default="math", group=_VERIFYING, metavar="NAME",
+    )  # fmt: skip
+    verifier_seconds: float = option(
+        "CPU time one answer may take before it counts as not judged",
+        default=5.0, group=_VERIFYING, metavar="S", above=0,
+    )  # fmt: skip
+    verifier_workers: int = option(
+        "worker processes (0: one a core)", default=0, group=_VERIFYING, metavar="N", least=0
     )
-    verifier_seconds: float = _setting(
-        5.0, "verifying", "CPU time one answer may take before it counts as not judged", "S"
-    )
-    verifier_workers: int = _setting(0, "verifying", "worker processes (0: one a core)", "N")
-    k: tuple[int, ...] = _setting((1, 8), "verifying", "write pass@k for these k", "K")
+    k: tuple[int, ...] = option(
+        "write pass@k for these k",
+        default=(1, 8), group=_VERIFYING, metavar="K", least=1, spread=True,
+    )  # fmt: skip
 
-    tau: float = _setting(0.1, "tagging", "an item is hard below this pass rate", "RATE")
-    gold_prefixes: int = _setting(
-        16, "tagging",
+    tau: float = option(
+        "an item is hard below this pass rate",
+        default=0.1, group=_TAGGING, metavar="RATE", above=0, below=1,
+    )  # fmt: skip
+    gold_prefixes: int = option(
         "rollouts of an item in which the gold is put in the place of the answer and scored: says "
-        "much of items that are rarely right (0: none; not on the workers of --executor ray)", "N",
+        "much of items that are rarely right (0: none; not on the workers of --executor ray)",
+        default=16, group=_TAGGING, metavar="N", least=0,
     )  # fmt: skip
-    gradient_rollouts: int = _setting(
-        16, "tagging", "correct rollouts of an item that are differentiated, at most", "N"
-    )
-    gradient_wrong_rollouts: int = _setting(
-        4, "tagging",
-        "wrong rollouts that are differentiated of an item that has a correct one, at most", "N",
+    gradient_rollouts: int = option(
+        "correct rollouts of an item that are differentiated, at most",
+        default=16, group=_TAGGING, metavar="N", least=1,
     )  # fmt: skip
-    gradient_dim: int = _setting(
-        4096, "tagging", "dimensions that a gradient is projected to", "DIM"
+    gradient_wrong_rollouts: int = option(
+        "wrong rollouts that are differentiated of an item that has a correct one, at most",
+        default=4, group=_TAGGING, metavar="N", least=1,
+    )  # fmt: skip
+    gradient_dim: int = option(
+        "dimensions that a gradient is projected to",
+        default=4096, group=_TAGGING, metavar="DIM", least=1,
+    )  # fmt: skip
+    gradient_rank: int = option(
+        "rank of the LoRA adapter", default=16, group=_TAGGING, metavar="R", least=1
     )
-    gradient_rank: int = _setting(16, "tagging", "rank of the LoRA adapter", "R")
-    gradient_alpha: float = _setting(32.0, "tagging", "alpha of the LoRA adapter", "A")
-    gradient_targets: tuple[str, ...] = _setting(
-        ("auto",), "tagging", "modules to differentiate, by name (auto: all linear layers)", "NAME"
+    gradient_alpha: float = option(
+        "alpha of the LoRA adapter", default=32.0, group=_TAGGING, metavar="A", above=0
     )
-    group_size: int = _setting(
-        8, "tagging", "rollouts of a prompt in a step of the GRPO training that is planned", "G"
-    )
-    policy_loss: str = _setting(
-        "grpo", "tagging",
+    gradient_targets: tuple[str, ...] = option(
+        "modules to differentiate, by name (auto: all linear layers)",
+        default=("auto",), group=_TAGGING, metavar="NAME", spread=True,
+    )  # fmt: skip
+    group_size: int = option(
+        "rollouts of a prompt in a step of the GRPO training that is planned",
+        default=8, group=_TAGGING, metavar="G", least=2,
+    )  # fmt: skip
+    policy_loss: str = option(
         "how that training's loss weighs tokens and groups: grpo divides advantages by their "
         "deviation and averages tokens within a rollout, dapo averages them over the batch, "
-        "dr_grpo does neither", choices=("grpo", "dapo", "dr_grpo"),
+        "dr_grpo does neither",
+        default="grpo", group=_TAGGING, choices=("grpo", "dapo", "dr_grpo"),
     )  # fmt: skip
-    horizon: float = _setting(
-        1.0, "tagging",
-        "length of that training: 1 is one that solves most easy items, 2 one twice as long", "X",
-    )  # fmt: skip
-    predictor: str = _setting(
-        "", "tagging",
+    horizon: float = option(HORIZON, default=1.0, group=_TAGGING, metavar="X", above=0)
+    predictor: str = option(
         "take p_unlearnable and the constants of the forecast from this file of "
-        "`curate calibrate`", "FILE", changes_result=False,
+        "`curate calibrate`",
+        default="", group=_TAGGING, metavar="FILE", changes_result=False,
     )  # fmt: skip
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str, **others: Any) -> Self:
+        """Refuse what was a setting once, too."""
+        for key in RETIRED_SETTINGS & values.keys():
+            raise UsageError(
+                f"{where}: {key!r} is no setting any more: tags go by the forecast "
+                "(docs/forecast.md); leave it out"
+            )
+        return super().from_mapping(values, where, **others)
 
     def __post_init__(self) -> None:
         """Check every value that can be wrong by itself."""
-        for each in dataclasses.fields(self):
-            choices = each.metadata.get("choices")
-            if choices:
-                value = getattr(self, each.name)
-                _require(value in choices, each.name, value, " or ".join(choices))
-        for name in (
-            "min_rollouts", "max_rollouts", "max_tokens",
-            "gradient_rollouts", "gradient_wrong_rollouts", "gradient_dim", "gradient_rank",
-            "samples_per_request", "requests_in_flight",
-        ):  # fmt: skip
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in (
-            "limit", "seed", "batch_tokens", "verifier_workers", "rollout_budget", "workers",
-            "gold_prefixes",
-        ):  # fmt: skip
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(self.group_size >= 2, "group_size", self.group_size, "at least 2")
+        super().__post_init__()
         if self.max_rollouts < self.min_rollouts:
             raise UsageError(
                 f"--max-rollouts is {self.max_rollouts}, below --min-rollouts "
@@ -265,14 +293,8 @@ class TagConfig:
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
                 f"{self.min_rollouts}, which every item gets; 0 sets no limit"
             )
-        for name in (
-            "temperature", "verifier_seconds", "gradient_alpha", "request_seconds", "horizon",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            _require(0 < value < math.inf, name, value, "a number above 0")
-        _require(0 < self.tau < 1, "tau", self.tau, "between 0 and 1")
-        _require(all(k >= 1 for k in self.k), "k", list(self.k), "at least 1 each")
-        _require(len(set(self.k)) == len(self.k), "k", list(self.k), "different numbers")
+        if len(set(self.k)) < len(self.k):
+            raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()
         for name, value in self.ray.items():
             if name not in ("cpus_per_worker", "gpus_per_worker"):
@@ -294,20 +316,6 @@ class TagConfig:
             raise UsageError(f"--base-url is for --engine server; the engine is {self.engine}")
         check_key_variable(self.api_key_env)
 
-    def replace(self, **changes: Any) -> TagConfig:
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
-    if not condition:
-        option = name.replace("_", "-")
-        raise UsageError(f"--{option} is {value!r}; it must be {wanted}")
-
-
-RETIRED_SETTINGS = frozenset({"similarity_threshold"})
-"""Settings of earlier versions, which the folders of their runs still name."""
-
 
 def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
     """Build a configuration from plain values, as TOML and keyword arguments give them.
@@ -315,44 +323,7 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
     Raises:
         UsageError: an unknown key (names the nearest known one) or a value of the wrong type.
     """
-    types_by_name = typing.get_type_hints(TagConfig)
-    checked = {}
-    for key, value in values.items():
-        if key in RETIRED_SETTINGS:
-            raise UsageError(
-                f"{where}: {key!r} is no setting any more: tags go by the forecast "
-                "(docs/forecast.md); leave it out"
-            )
-        if key not in types_by_name:
-            near = difflib.get_close_matches(key, types_by_name, n=1)
-            hint = (
-                f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(types_by_name)}"
-            )
-            raise UsageError(f"{where}: unknown setting {key!r}{hint}")
-        checked[key] = _convert(value, types_by_name[key], f"{where}: {key}")
-    return TagConfig(**checked)
-
-
-def _convert(value: Any, wanted: Any, where: str) -> Any:
-    if typing.get_origin(wanted) is Mapping:
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where} is {value!r}; it must be a table: [name], then key = value")
-        return dict(value)
-    if isinstance(wanted, types.GenericAlias):  # tuple[item, ...]
-        item = typing.get_args(wanted)[0]
-        values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(each, item, where) for each in values)
-    if (
-        wanted is str
-        and isinstance(value, str | Path | int | float)
-        and not isinstance(value, bool)
-    ):
-        return str(value)
-    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise UsageError(f"{where} is {value!r}; it must be {_TYPE_NAMES[wanted]}")
-    return value
+    return TagConfig.from_mapping(values, where)
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
@@ -371,26 +342,22 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
 
 def config_to_toml(config: TagConfig) -> str:
     """Write every setting as TOML; `config_from_mapping` on it gives the same configuration."""
-    values = dataclasses.asdict(config)
-    return tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+    return config.to_toml()
 
 
 def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
     """Name each setting that differs in a way that would change results, as `name: old -> new`."""
     changed = []
-    for each in dataclasses.fields(TagConfig):
-        if not each.metadata.get("changes_result", True):
+    for name, setting in declared_in(TagConfig).items():
+        if name not in old or not setting.declared.get("changes_result", True):
             continue
-        value = getattr(new, each.name)
+        value, before = getattr(new, name), old[name]
         value = list(value) if isinstance(value, tuple) else value
-        if each.name not in old:
-            continue
-        before = old[each.name]
         if isinstance(value, dict) and isinstance(before, dict):
-            may_differ = each.metadata.get("may_differ", ())
+            may_differ = setting.declared.get("may_differ", ())
             before, value = (
                 {k: v for k, v in table.items() if k not in may_differ} for table in (before, value)
             )
         if before != value:
-            changed.append(f"{each.name}: {before!r} -> {value!r}")
+            changed.append(f"{name}: {before!r} -> {value!r}")
     return changed

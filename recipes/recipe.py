@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import tomli_w
+from typing import Any, ClassVar
 
 from curate.config import read_config_file
 from curate.errors import UsageError
+from curate.settings import Settings, option, settings
 
 _FOLDER = Path(__file__).parent
 _LONGEST_CHAIN = 8
@@ -30,11 +26,10 @@ LISTS: dict[str, tuple[str, ...]] = {
     for name, recipes in ((ALL, ("baseline", *_BY_THEMSELVES)), ("pays", _ARMS))
 }
 """Names that stand for several recipes, in the order in which they are run."""
-_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-@dataclass(frozen=True)
-class Recipe:
+@settings
+class Recipe(Settings):
     """What is trained, on which items, how long, and how it is evaluated.
 
     The defaults are the paper's (arXiv 2605.16787) as its released code runs them.
@@ -79,69 +74,49 @@ class Recipe:
             same but for rounding.
     """
 
+    called: ClassVar[str] = "key"
+
     name: str
-    hypothesis: str = ""
-    method: str = "grpo"
-    model: str = ""
-    max_steps: int = 120
-    prompts_per_step: int = 256
-    num_generations: int = 8
-    updates_per_step: int = 4
-    learning_rate: float = 5e-7
-    max_grad_norm: float = 1.0
-    lora_rank: int = 0
-    lora_alpha: float = 32.0
-    beta: float = 1e-4
-    epsilon: float = 0.2
-    epsilon_high: float = 0.2
-    entropy_coefficient: float = 1e-3
-    temperature: float = 1.0
-    max_completion_length: int = 5120
-    dynamic_sampling: bool = True
-    max_sampling_rounds: int = 10
-    oversample: int = 1
-    replay_positives: int = 0
-    replay_reuse: int = 2
-    items: tuple[str, ...] = (ALL,)
-    max_pass_rate: float = 1.0
-    as_many_as: str = ""
-    order: str = "shuffle"
-    extra_items: str = ""
-    rollout_budget: int = 0
-    evaluation_rollouts: int = 32
-    evaluation_temperature: float = 0.7
-    held_out_rollouts: int = 32
-    evaluate_every: int = 0
-    log_every: int = 1
-    save_every: int = 10
-    rows_per_pass: int = 64
+    hypothesis: str = option(default="")
+    method: str = option(default="grpo", choices=("grpo", "sft"))
+    model: str = option(default="")
+    max_steps: int = option(default=120, least=1)
+    prompts_per_step: int = option(default=256, least=1)
+    num_generations: int = option(default=8, least=2)
+    updates_per_step: int = option(default=4, least=1)
+    learning_rate: float = option(default=5e-7, above=0)
+    max_grad_norm: float = option(default=1.0, above=0)
+    lora_rank: int = option(default=0, least=0)
+    lora_alpha: float = option(default=32.0, above=0)
+    beta: float = option(default=1e-4, least=0)
+    epsilon: float = option(default=0.2, above=0)
+    epsilon_high: float = option(default=0.2, above=0)
+    entropy_coefficient: float = option(default=1e-3, least=0)
+    temperature: float = option(default=1.0, above=0)
+    max_completion_length: int = option(default=5120, least=0)
+    dynamic_sampling: bool = option(default=True)
+    max_sampling_rounds: int = option(default=10, least=1)
+    oversample: int = option(default=1, least=1)
+    replay_positives: int = option(default=0, least=0)
+    replay_reuse: int = option(default=2, least=1)
+    items: tuple[str, ...] = option(default=(ALL,), choices=(ALL, *TAGS))
+    max_pass_rate: float = option(default=1.0, above=0)
+    as_many_as: str = option(default="")
+    order: str = option(default="shuffle", choices=ORDERS)
+    extra_items: str = option(default="")
+    rollout_budget: int = option(default=0, least=0)
+    evaluation_rollouts: int = option(default=32, least=1)
+    evaluation_temperature: float = option(default=0.7, above=0)
+    held_out_rollouts: int = option(default=32, least=1)
+    evaluate_every: int = option(default=0, least=0)
+    log_every: int = option(default=1, least=1)
+    save_every: int = option(default=10, least=1)
+    rows_per_pass: int = option(default=64, least=1)
 
     def __post_init__(self) -> None:
-        """Check every value that can be wrong by itself, and those that exclude each other."""
-        self._require(self.method in ("grpo", "sft"), "method", "grpo or sft")
-        self._require(self.order in ORDERS, "order", ", ".join(ORDERS))
-        self._require(
-            bool(self.items) and set(self.items) <= {ALL, *TAGS}, "items", ", ".join((ALL, *TAGS))
-        )
-        for name in (
-            *("max_steps", "prompts_per_step", "updates_per_step", "max_sampling_rounds"),
-            *("oversample", "replay_reuse", "evaluation_rollouts", "held_out_rollouts"),
-            *("log_every", "save_every", "rows_per_pass"),
-        ):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.num_generations >= 2, "num_generations", "at least 2")
-        for name in (
-            *("lora_rank", "beta", "entropy_coefficient", "max_completion_length"),
-            *("replay_positives", "rollout_budget", "evaluate_every"),
-        ):
-            value = getattr(self, name)
-            self._require(0 <= value < math.inf, name, "a number, at least 0")
-        for name in (
-            *("learning_rate", "max_grad_norm", "lora_alpha", "epsilon", "epsilon_high"),
-            *("temperature", "evaluation_temperature", "max_pass_rate"),
-        ):
-            value = getattr(self, name)
-            self._require(0 < value < math.inf, name, "a number above 0")
+        """Check every value by itself, and those that exclude each other."""
+        super().__post_init__()
+        self._require(bool(self.items), "items", ", ".join((ALL, *TAGS)))
         self._require(
             self.prompts_per_step % self.updates_per_step == 0,
             "prompts_per_step",
@@ -155,17 +130,15 @@ class Recipe:
     def _require(self, condition: bool, key: str, wanted: str) -> None:
         if not condition:
             value = getattr(self, key)
-            raise UsageError(f"recipe {self.name}: {key} is {value!r}; it must be {wanted}")
+            raise UsageError(f"{self._where(key)} is {value!r}; it must be {wanted}")
+
+    def _where(self, name: str) -> str:
+        return f"recipe {self.name}: {name}"
 
     @property
     def rollouts_per_group(self) -> int:
         """Rollouts sampled for a prompt, before any are left out."""
         return self.num_generations * self.oversample
-
-    def to_toml(self) -> str:
-        """Write every key but the name; `read_recipe` on it gives the same recipe."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
-        return tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
 
 
 def recipe_names() -> list[str]:
@@ -185,7 +158,7 @@ def read_recipe(name: str) -> Recipe:
         UsageError: no such recipe (names the nearest), not TOML, an unknown key or a wrong value.
     """
     file = _find(name, None)
-    return _recipe(_merged(file, ()), file)
+    return Recipe.from_mapping(_merged(file, ()), f"recipe {file}", name=file.stem)
 
 
 def expand_names(names: Iterable[str]) -> list[str]:
@@ -252,28 +225,3 @@ def _merged(file: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UsageError(f"recipe {file}: extends is {base!r}; it must be text")
     return _merged(_find(base, file.parent), (*chain, file.resolve())) | values
-
-
-def _recipe(values: Mapping[str, Any], file: Path) -> Recipe:
-    hints = typing.get_type_hints(Recipe)
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints or key == "name":
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
-            raise UsageError(f"recipe {file}: unknown key {key!r}; {hint}")
-        checked[key] = _convert(value, hints[key], f"recipe {file}: {key}")
-    return Recipe(name=file.stem, **checked)
-
-
-def _convert(value: Any, wanted: Any, where: str) -> Any:
-    if wanted == tuple[str, ...]:
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(each, str) for each in values):
-            raise UsageError(f"{where} is {value!r}; it must be a list of text")
-        return tuple(values)
-    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise UsageError(f"{where} is {value!r}; it must be {_TYPE_NAMES[wanted]}")
-    return value

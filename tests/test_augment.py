@@ -261,7 +261,7 @@ def test_the_same_again_asks_nothing_and_a_dry_run_tells_so(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--mode", "other"], "invalid choice"),
+        (["--mode", "other"], "--mode is 'other'; it must be similar or subproblems"),
         (["--tags", "hard"], "'hard' is no tag"),
         (["--per-item", "0"], "--per-item"),
         (["-o", "new.parquet"], "must end in .jsonl"),

@@ -1,24 +1,32 @@
 """What is shipped, and what `--help` says and costs."""
 
-import argparse
+import dataclasses
+import inspect
+import os
+import pty
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import curate
 from curate import __version__
-from curate.cli import _parser
+from curate.cli import _settings
+from curate.command import description
+from curate.commands import COMMANDS, command_class, command_function
 from tests.tag_runs import ROOT, run_curate
 
 LAYERS = ["curate", "probes", "recipes", "cards"]
 TOP_LEVEL = {
     *LAYERS,
     *("tests", "benchmarks", "examples", "docs"),
-    *("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("Makefile", "pyproject.toml", "constraints.txt"),
 }
 
 
@@ -64,12 +72,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        *(["--help"], ["--version"], ["tag", "--help"], ["compare", "--help"]),
-        *(["judge", "--help"], ["augment", "--help"], ["forecast", "--help"]),
-        *(["filter", "--help"], ["report", "--help"], ["push", "--help"], ["doctor", "--help"]),
-    ],
+    "command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     script = (
@@ -88,25 +91,119 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert ran.stdout
 
 
-def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            assert {choice.dest for choice in action._choices_actions} == set(action.choices)
-            assert all(choice.help for choice in action._choices_actions)
-            for command in action.choices.values():
-                yield from _parsers(command)
+def test_every_command_of_the_table_is_there_with_its_function_and_its_help() -> None:
+    functions = {name for name in curate.__all__ if not name.startswith("__")}
+    assert set(COMMANDS) == functions
+    stub = Path(curate.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    assert set(re.findall(r" as (\w+)$", stub, re.MULTILINE)) == set(curate.__all__)
+    for name, entry in COMMANDS.items():
+        cls, function = command_class(name), command_function(name)
+        assert f"from {entry.place.partition(':')[0]} import {name} as {name}\n" in stub
+        assert function is getattr(curate, name) and function.__name__ == name
+        assert entry.help and function.__doc__
+        about, _ = description(cls)
+        assert about.endswith(".")
+        assert {field.name for field in dataclasses.fields(cls)} >= set(
+            {each.name for each in _settings(cls)} - {"config", "json"}
+        )
 
 
-def test_every_command_and_option_has_help() -> None:
-    parsers = list(_parsers(_parser()))
-    assert len(parsers) > 1
-    for parser in parsers:
-        assert parser.description
-        for action in parser._actions:
-            if not isinstance(action, argparse._SubParsersAction):
-                said = (action.help or "").partition("(default")[0].strip()
-                assert said and said != argparse.SUPPRESS, action
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_help_that_no_terminal_reads_as_markup(command: str) -> None:
+    from rich.text import Text
+
+    cls = command_class(command)
+    texts = [COMMANDS[command].help, *description(cls), *(each.help for each in _settings(cls))]
+    for each in _settings(cls):
+        assert each.help.partition("(default")[0].strip(), each.name
+    for text in texts:
+        assert Text.from_markup(text).plain == text
+
+
+@pytest.mark.parametrize("command", set(COMMANDS) - {"tag", "doctor", "calibrate"})
+def test_a_function_has_the_settings_of_its_command(command: str) -> None:
+    function = command_function(command)
+    options = {each.name for each in _settings(command_class(command))} - {"json", "list"}
+    assert set(inspect.signature(function).parameters) == options
+    for part in ("Args:", "Returns:", "Raises:", *(f"    {name}: " for name in options)):
+        assert part in function.__doc__
+
+
+def test_help_is_plain_where_it_is_piped_and_framed_on_a_terminal() -> None:
+    environment = {**os.environ, "GITHUB_ACTIONS": "true", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "curate", "judge", "--help"]
+    piped = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "\x1b" not in piped.stdout and "│" not in piped.stdout
+    assert "\nThe language model:\n  --base-url URL " in piped.stdout
+    assert max(map(len, piped.stdout.splitlines())) <= 80
+    shown, other = pty.openpty()
+    with subprocess.Popen(command, stdout=other, env={**environment, "TERM": "xterm"}) as process:
+        os.close(other)
+        text = b""
+        while process.poll() is None or b"example" not in text:
+            try:
+                text += os.read(shown, 65536)
+            except OSError:  # All is read, and the other side is closed.
+                break
+    assert b"The language model" in text and "╭".encode() in text and b"\x1b[" in text
+
+
+# --- Completion ------------------------------------------------------------------------------
+
+
+def _completed(line: str) -> list[str]:
+    """What the shell is told could stand where a command line ends."""
+    words = shlex.split(line) + ([""] if line.endswith(" ") else [])
+    ran = subprocess.run(
+        [sys.executable, "-m", "curate"],
+        env={
+            **os.environ,
+            "_CURATE_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stderr == ""
+    return ran.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("curate a", ["augment"]),
+        ("curate tag x.jsonl --model m --grad", [
+            "--gradient-rollouts", "--gradient-wrong-rollouts", "--gradient-dim",
+            "--gradient-rank", "--gradient-alpha", "--gradient-targets",
+        ]),
+        ("curate tag x.jsonl --k 1 8 --engine v", ["vllm"]),
+        ("curate validate runs/x --recipe replay --recipe clip-higher-s", ["clip-higher-small"]),
+        ("curate augment runs/x --mode ", ["similar", "subproblems"]),
+    ],
+)  # fmt: skip
+def test_the_shell_completes_commands_options_and_choices(line: str, words: list[str]) -> None:
+    assert _completed(line) == words
+
+
+def test_completion_is_shown_for_a_shell_that_is_named_and_installed() -> None:
+    shown = run_curate("--show-completion", "bash")
+    assert shown.status == 0 and "_CURATE_COMPLETE=complete_bash" in shown.stdout
+    refused = run_curate("--show-completion", "tcsh")
+    assert refused.status == 2 and "'tcsh'; it must be bash or zsh" in refused.last_line
+
+
+def test_completion_is_installed(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "curate", "--install-completion", "bash"],
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "bash completion installed in" in ran.stdout
+    assert any("complete_bash" in f.read_text() for f in tmp_path.rglob("*") if f.is_file())
 
 
 def test_the_options_that_users_meet_first_are_there() -> None:

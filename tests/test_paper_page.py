@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curate.cli import _parser
+from curate.cli import parse
 from recipes.recipe import read_recipes
 from tests.tag_runs import ROOT
 
@@ -24,11 +24,15 @@ COMMANDS = [
 def test_the_command_parses(command: str) -> None:
     program, *arguments = shlex.split(command)
     if program == "python":
-        assert (ROOT / arguments[0]).is_file()
+        assert arguments[0] == "-m"
+        assert (ROOT / f"{arguments[1].replace('.', '/')}.py").is_file()
         return
-    found = vars(_parser().parse_args(arguments))
-    if found.get("recipes"):
-        assert read_recipes(found["recipes"])
+    if "--config" in arguments:  # A file that the reader has.
+        at = arguments.index("--config")
+        del arguments[at : at + 2]
+    found = parse(arguments)
+    if arguments[0] == "validate" and not found.list:
+        assert read_recipes(found.recipe)
 
 
 def test_no_recipe_of_the_paper_is_left_out() -> None:

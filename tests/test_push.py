@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cards.push.splits import write_splits
+from curate import push as push_run
 from curate.errors import UsageError
 from curate.tags import tag_schema
 from tests.made.published import write_published_run
@@ -561,6 +562,4 @@ def test_every_format_gives_the_same_tag_columns(tmp_path: Path, suffix: str) ->
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     run = write_published_run(tmp_path, manifest={"stages": {"tags": {"state": "started"}}})
     with pytest.raises(UsageError, match="not finished"):
-        from curate import commands
-
-        commands.push(run, NAME, dry_run=True)
+        push_run(run, NAME, dry_run=True)

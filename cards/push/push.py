@@ -22,6 +22,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from cards.card.card import CARD, dataset_card
 from cards.card.facts import RunFacts, read_run_facts
 from cards.card.merging import read_metadata
+from cards.push.command import Push
 from cards.push.files import (
     check_other_data,
     files_to_delete,
@@ -32,27 +33,10 @@ from cards.push.files import (
 )
 from cards.push.hub import Changed, Hub, check_name
 from curate.errors import RunError, UsageError
+from curate.files import path_or_none
 from curate.run.folder import lock_folder
 
 _MESSAGE = "Add trainability tags by curate"
-
-
-@dataclass(frozen=True)
-class PushSettings:
-    """What a push is asked to do."""
-
-    repo: str
-    """owner/name, or a name of one's own."""
-    private: bool = False
-    with_rollouts: bool = False
-    language: Sequence[str] = ()
-    license: str = ""
-    tagged: Path | None = None
-    """The tagged file, where it was moved."""
-    overwrite: bool = False
-    """Replace files of the repository that this run did not push."""
-    create_pr: bool = False
-    """Ask for the commit to be merged, instead of making it."""
 
 
 @dataclass
@@ -60,7 +44,7 @@ class _Push:
     """One push in progress."""
 
     facts: RunFacts
-    settings: PushSettings
+    settings: Push
     folder: Path
     """What is made for this push, removed at its end."""
     files: dict[str, Path] = field(default_factory=dict)
@@ -70,7 +54,10 @@ class _Push:
         """Make all but the card."""
         settings = self.settings
         self.files = make_files(
-            self.facts, settings.tagged, self.folder, with_rollouts=settings.with_rollouts
+            self.facts,
+            path_or_none(settings.tagged),
+            self.folder,
+            with_rollouts=settings.with_rollouts,
         )
 
     def make_card(self, repo: str, there: str) -> None:
@@ -95,7 +82,7 @@ class _Push:
         return {"repo": repo, "files": files, "deleted": list(deleted)}
 
 
-def push_run(run_dir: Path, settings: PushSettings, *, dry_run: bool = False) -> dict[str, Any]:
+def push_run(run_dir: Path, settings: Push, *, dry_run: bool = False) -> dict[str, Any]:
     """Upload a run as a dataset.
 
     Args:
@@ -178,7 +165,7 @@ def _upload(push: _Push) -> dict[str, Any]:
     }
 
 
-def _look_up(hub: Hub, settings: PushSettings) -> str | None:
+def _look_up(hub: Hub, settings: Push) -> str | None:
     """The newest commit of the repository; None where there is no repository."""
     with hub.asking(f"looking for {hub.repo}"):
         try:
@@ -194,7 +181,7 @@ def _look_up(hub: Hub, settings: PushSettings) -> str | None:
     return str(info.sha)
 
 
-def _create(hub: Hub, settings: PushSettings) -> str:
+def _create(hub: Hub, settings: Push) -> str:
     if settings.create_pr:
         raise UsageError(f"{hub.repo} is not there, or not for this token; --create-pr needs it")
     with hub.asking(f"making {hub.repo}"):

@@ -33,6 +33,7 @@ from curate.datasets.layouts import (
 from curate.datasets.source import Source, json_text
 from curate.errors import UsageError
 from curate.tagged.rows import TaggedDataset, columns_of, tag_columns
+from curate.tagged.training_file import TrainingFile
 from curate.tagged.write import SUFFIXES
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -63,16 +64,6 @@ _ORIGINAL = "original_"
 _NAME_THEM = "name the columns that were, with --prompt-field and --answer-field"
 # The run's verifiers that judge mathematics.
 _MATHEMATICAL = ("math", "numeric")
-
-
-@dataclass(frozen=True)
-class FormatOptions:
-    """What the user says of the rows; what is None is taken from the run, where that is known."""
-
-    prompt_field: str | None = None
-    answer_field: str | None = None
-    instruction: str | None = None
-    data_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,7 @@ def check_format(name: str, out: Path) -> str:
 
 
 def make_formatter(
-    trainer: str, tagged: TaggedDataset, chosen: Source, options: FormatOptions
+    trainer: str, tagged: TaggedDataset, chosen: Source, options: TrainingFile
 ) -> Formatter | None:
     """Prepare writing rows for a trainer; None for a format that is no trainer's.
 

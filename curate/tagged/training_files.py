@@ -26,7 +26,8 @@ from curate.tagged.rows import (
     values_of,
 )
 from curate.tagged.select import CONFIRMED, PREDICTED, Row, Rules, filter_rows
-from curate.tagged.trainers import FormatOptions, check_format, make_formatter
+from curate.tagged.trainers import check_format, make_formatter
+from curate.tagged.training_file import TrainingFile
 from curate.tagged.write import check_out, write_tagged
 from curate.tags import Trainability
 
@@ -36,22 +37,14 @@ _ORDERED_BY = ("trainability", "pass_rate", "gradient_similarity")
 
 
 def filter_file(
-    path: str | Path,
-    out: Path,
-    rules: Rules,
-    *,
-    expression: str = "",
-    dropped: Path | None = None,
-    trainer: str = "",
-    options: FormatOptions,
+    wanted: TrainingFile, rules: Rules, expression: str = "", dropped: Path | None = None
 ) -> dict[str, Any]:
     """Write the rows of a tagged dataset that rules keep, and those that they drop.
 
     Args:
-        path: a tagged file, or the run folder that wrote one.
+        wanted: the tagged dataset, and the file to be written.
         rules: all but the expression, which is parsed here, where the columns are known.
         dropped: where dropped rows go, each with its `dropped_reason`; None: nowhere.
-        trainer: a name of `curate.tagged.trainers.FORMATS`, or "" for the rows as they are.
 
     Returns:
         counts: of rows, of those kept, of those dropped by each rule, and of either by tag.
@@ -60,8 +53,9 @@ def filter_file(
         UsageError: bad input, or no row is left; nothing was written.
         RunError: the disk failed, or the dataset changed meanwhile.
     """
-    suffix = check_format(trainer, out)
-    tagged = open_tagged(path)
+    out = Path(wanted.out)
+    suffix = check_format(wanted.format, out)
+    tagged = open_tagged(wanted.tagged)
     source = tagged.source
     check_out(source, out, suffix)
     if dropped is not None:
@@ -79,7 +73,7 @@ def filter_file(
     if not kept:
         why = "; ".join(f"{count:,}: {rule}" for rule, count in reasons.items())
         raise UsageError(f"no row of {len(decisions):,} is left: {why}")
-    notes = _write(tagged, kept, out, suffix, trainer, options)
+    notes = _write(tagged, kept, suffix, wanted)
     if dropped is not None:
         why_dropped = ({"dropped_reason": drop.reason} for drop in drops.values())
         write_tagged(
@@ -99,22 +93,13 @@ def filter_file(
     }
 
 
-def order_file(
-    path: str | Path,
-    out: Path,
-    by: str,
-    *,
-    seed: int = 0,
-    trainer: str = "",
-    options: FormatOptions,
-) -> dict[str, Any]:
+def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     """Write the rows of a tagged dataset in the order of a strategy; every row stays.
 
     Args:
-        path: a tagged file, or the run folder that wrote one.
+        wanted: the tagged dataset, and the file to be written.
         by: a name of `curate.tagged.orders.ORDERS`.
         seed: of a strategy that draws.
-        trainer: a name of `curate.tagged.trainers.FORMATS`, or "" for the rows as they are.
 
     Returns:
         the number of rows, and of each tag the places of its first and last row, from 1.
@@ -124,12 +109,13 @@ def order_file(
         RunError: the disk failed, or the dataset changed meanwhile.
     """
     order_rows([], by)  # What is wrong with the name shows before anything is read.
-    suffix = check_format(trainer, out)
-    tagged = open_tagged(path)
+    out = Path(wanted.out)
+    suffix = check_format(wanted.format, out)
+    tagged = open_tagged(wanted.tagged)
     check_out(tagged.source, out, suffix)
     rows = [{name: value.get(name) for name in _ORDERED_BY} for value in values_of(tagged.source)]
     places = order_rows(rows, by, seed)
-    notes = _write(tagged, places, out, suffix, trainer, options)
+    notes = _write(tagged, places, suffix, wanted)
     where: dict[str, list[int]] = {}
     for number, place in enumerate(places, 1):
         where.setdefault(str(rows[place]["trainability"] or _NO_TAG), []).append(number)
@@ -148,16 +134,12 @@ def order_file(
 
 
 def _write(
-    tagged: TaggedDataset,
-    places: Sequence[int],
-    out: Path,
-    suffix: str,
-    trainer: str,
-    options: FormatOptions,
+    tagged: TaggedDataset, places: Sequence[int], suffix: str, wanted: TrainingFile
 ) -> list[str]:
     """Write the rows at these places; what the user should know about the file."""
     chosen = take_rows(tagged.source, places)
-    formatter = make_formatter(trainer, tagged, chosen, options)
+    formatter = make_formatter(wanted.format, tagged, chosen, wanted)
+    out = Path(wanted.out)
     if formatter is None:
         write_tagged(chosen, out, repeat({}, len(places)), pa.schema([]), suffix=suffix)
         return []
@@ -178,10 +160,6 @@ def _checked(rules: Rules, expression: str, source: Source) -> Rules:
     for tag in rules.keep:
         if tag not in known:
             raise UsageError(f"no tag is named {tag!r}; the tags are {', '.join(known)}")
-    if rules.sample is not None and rules.sample < 1:
-        raise UsageError(f"--sample is {rules.sample}; it must be at least 1")
-    if rules.seed < 0:
-        raise UsageError(f"--seed is {rules.seed}; it must be at least 0")
     columns = columns_of(source)
     if rules.tag_column not in columns:
         raise UsageError(f"{source.name} has no column {rules.tag_column}")

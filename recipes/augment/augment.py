@@ -19,7 +19,7 @@ from typing import Any
 
 from curate.datasets.layouts import Question as Item
 from curate.errors import RunError, UsageError
-from curate.files import atomic_writer
+from curate.files import atomic_writer, path_or_none
 from curate.run.choose import check_tags, choose_items
 from curate.run.folder import lock_folder
 from curate.run.questions import read_questions
@@ -28,30 +28,15 @@ from curate.run.tables import ANSWERS, AUGMENTATION
 from probes.servers.asking import Asker, LanguageModel, Question, Usage, estimate_tokens
 from probes.servers.kept_answers import KeptAnswers
 from probes.verifiers.pool import VerifierPool
+from recipes.augment.command import Augment
 from recipes.augment.duplicates import DuplicateIndex
 from recipes.augment.prompt import (
     ANSWER_SCHEMA,
-    MODES,
     checker_messages,
     problem_text,
     problems_schema,
     writer_messages,
 )
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """What is written, from which items, and where to."""
-
-    mode: str
-    """similar or subproblems."""
-    per_item: int = 4
-    """New problems of an item that are asked for."""
-    tags: tuple[str, ...] = ("unlearnable",)
-    limit: int = 0
-    """Items, at most; 0: all."""
-    out: Path | None = None
-    """A .jsonl file; `augmentation/MODE.jsonl` in the run folder if None."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ class _Askers:
 
 def augment_run(
     run_dir: Path,
-    settings: AugmentSettings,
+    settings: Augment,
     writer: LanguageModel,
     checker: LanguageModel,
     *,
@@ -99,7 +84,7 @@ def augment_run(
         UsageError: bad input, no such items, or a server that refuses.
         RunError: no server is left, or the disk failed; the same call continues.
     """
-    _check(settings)
+    check_tags(settings.tags)
     run = Run.open(run_dir)
     groups, groups_from = run.groups(run.ids)
     chosen = choose_items(run.ids.to_pylist(), groups, settings.tags, settings.limit)
@@ -150,16 +135,8 @@ def augment_run(
         os.close(lock)
 
 
-def _check(settings: AugmentSettings) -> None:
-    if settings.mode not in MODES:
-        raise UsageError(f"--mode is {settings.mode!r}; it must be {' or '.join(MODES)}")
-    if settings.per_item < 1 or settings.limit < 0:
-        raise UsageError("--per-item must be at least 1, and --limit at least 0")
-    check_tags(settings.tags)
-
-
-def _out(run: Run, settings: AugmentSettings) -> Path:
-    out = settings.out or run.path / AUGMENTATION / f"{settings.mode}.jsonl"
+def _out(run: Run, settings: Augment) -> Path:
+    out = path_or_none(settings.out) or run.path / AUGMENTATION / f"{settings.mode}.jsonl"
     if out.suffix != ".jsonl":
         raise UsageError(f"{out}: the file must end in .jsonl")
     if out.resolve() in (Path(run.config.dataset).resolve(), Path(run.config.out).resolve()):
@@ -176,7 +153,7 @@ def _notes(writer: LanguageModel, checker: LanguageModel) -> list[str]:
     ]
 
 
-def _writer_question(parent: Item, settings: AugmentSettings) -> Question:
+def _writer_question(parent: Item, settings: Augment) -> Question:
     messages = writer_messages(parent, settings.mode, settings.per_item)
     return Question(messages, sum(estimate_tokens(each["content"]) for each in messages))
 
@@ -187,7 +164,7 @@ def _checker_question(problem: str) -> Question:
 
 
 def _checker_estimate(
-    parents: Mapping[str, Item], settings: AugmentSettings, checker: LanguageModel
+    parents: Mapping[str, Item], settings: Augment, checker: LanguageModel
 ) -> Usage:
     """At most so much: every new problem is checked, and as long as its parent."""
     tokens = [_checker_question(problem_text(each)).tokens for each in parents.values()]

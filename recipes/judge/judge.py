@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, RunError, UsageError
-from curate.files import write_atomically
+from curate.files import path_or_none, write_atomically
 from curate.run.choose import check_tags, choose_items
 from curate.run.correct_rollouts import CorrectRollout, correct_rollouts
 from curate.run.folder import lock_folder
@@ -31,25 +31,12 @@ from curate.tags import REASONING_QUALITY
 from probes.gradients.alignment import FEWEST_ITEMS
 from probes.servers.asking import Answer, Asker, LanguageModel, Question, estimate_tokens
 from probes.servers.kept_answers import KeptAnswers
+from recipes.judge.command import Judge
 from recipes.judge.prompt import PASSES, SCORE_SCHEMA, Rubric, judge_messages, read_rubric
 from recipes.statistics.changes import mean_interval
 from recipes.statistics.kappa import score_agreement
 
 _RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """What is judged, and by what."""
-
-    per_item: int = 4
-    """Correct rollouts of an item, at most."""
-    tags: tuple[str, ...] = ()
-    """Items with these tags; empty: all."""
-    limit: int = 0
-    """Items, at most; 0: all."""
-    rubric: Path | None = None
-    """A rubric file; the own one if None."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class _Work:
 
 
 def judge_run(
-    run_dir: Path, settings: JudgeSettings, model: LanguageModel, *, dry_run: bool = False
+    run_dir: Path, settings: Judge, model: LanguageModel, *, dry_run: bool = False
 ) -> dict[str, Any]:
     """Grade correct rollouts of a run.
 
@@ -90,10 +77,8 @@ def judge_run(
         UsageError: bad input, no correct rollout, or a server that refuses.
         RunError: no server is left, or the disk failed; the same call continues.
     """
-    if settings.per_item < 1 or settings.limit < 0:
-        raise UsageError("--per-item must be at least 1, and --limit at least 0")
     check_tags(settings.tags)
-    run, rubric = Run.open(run_dir), read_rubric(settings.rubric)
+    run, rubric = Run.open(run_dir), read_rubric(path_or_none(settings.rubric))
     folder = run_dir / JUDGING
     lock = lock_folder(folder, "stop it")
     try:
@@ -134,7 +119,7 @@ def judge_run(
 def _work(
     run: Run,
     group_of: Mapping[str, str | None],
-    settings: JudgeSettings,
+    settings: Judge,
     rubric: Rubric,
     secret: str,
 ) -> _Work:

@@ -1,0 +1,80 @@
+"""`curate card`: its command line, and the function of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY
+from pathlib import Path
+from typing import Any, ClassVar
+
+from curate.command import Command, library_function
+from curate.files import check_run_folder, path_or_none
+from curate.settings import argument, option, settings
+
+
+@settings
+class Card(Command):
+    """Write a dataset card for the Hugging Face Hub from the run folder alone: what the tags mean,
+    how they were measured, what was found, how far to trust it, how to load and filter. What was
+    not measured is said to be so.
+
+    example: curate card runs/gsm8k-Qwen2.5-0.5B --language en --license mit. Between its two
+    markers the card is written anew each time; what else stands in it stays.
+    """
+
+    json_help: ClassVar[str] = "print the card's metadata as JSON on standard output"
+
+    run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
+    out: str | Path | None = option(
+        "where the card goes (default: RUN/README.md)",
+        default=None, metavar="FILE", flags=("-o", "--out"),
+    )  # fmt: skip
+    _: KW_ONLY
+    merge: str | Path | None = option(
+        "a card whose text and metadata stay (default: that of -o, if curate wrote it before)",
+        default=None, metavar="FILE",
+    )  # fmt: skip
+    repo: str = option(
+        "the dataset's name on the Hub, for the lines that load it",
+        default="", metavar="OWNER/NAME",
+    )  # fmt: skip
+    language: Sequence[str] = option(
+        "language of the items, as en; repeatable (default: none, or the card's)",
+        default=(), metavar="CODE",
+    )  # fmt: skip
+    license: str = option(
+        "license of the dataset, as apache-2.0 (default: none, or the card's)",
+        default="", metavar="ID",
+    )  # fmt: skip
+
+    def work(self) -> dict[str, Any]:
+        """Write the card.
+
+        Returns:
+            the card's metadata.
+
+        Raises:
+            UsageError: not a finished run, or a card that cannot be merged with; nothing was
+                written.
+            RunError: a file of the run is missing or damaged.
+        """
+        check_run_folder(self.run)
+        from cards.card.card import write_card
+
+        return write_card(
+            Path(self.run),
+            path_or_none(self.out),
+            merge=path_or_none(self.merge),
+            repo=self.repo,
+            language=self.language,
+            license=self.license,
+        )
+
+    def text(self, found: dict[str, Any]) -> str:
+        """Where it is."""
+        from cards.card.card import CARD
+
+        return f"card: {path_or_none(self.out) or Path(self.run) / CARD}"
+
+
+card = library_function(Card)

@@ -1,0 +1,84 @@
+"""`curate push`: its command line, and the function of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY
+from pathlib import Path
+from typing import Any, ClassVar
+
+from curate.command import Command, library_function
+from curate.files import check_run_folder
+from curate.settings import argument, option, settings
+
+
+@settings
+class Push(Command):
+    """Upload a run to the Hugging Face Hub as a dataset, in one commit: the tagged rows as Parquet
+    with one split per tag, the card, and the report and figures where there are any. A card that is
+    there keeps its other text and configurations. The token is that of `hf auth login`, or
+    HF_TOKEN. An upload that broke off continues with the same command.
+
+    example: curate push runs/gsm8k-Qwen2.5-0.5B --repo me/gsm8k-tagged --private. Exit status: 0
+    done, 1 failed on its way (the same command continues), 2 bad usage, a refused token, or files
+    that would be replaced unseen.
+    """
+
+    json_help: ClassVar[str] = "print what was uploaded as JSON on standard output"
+
+    run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
+    repo: str = option(
+        "the dataset on the Hub, made if it is not there; without OWNER/ it is yours",
+        metavar="OWNER/NAME",
+    )
+    _: KW_ONLY
+    private: bool = option("make the repository private; never makes one public", default=False)
+    dry_run: bool = option(
+        "list every file with its size, upload nothing, use no network", default=False
+    )
+    with_rollouts: bool = option(
+        "upload every sampled completion too, as the configuration 'rollouts', and leave those in "
+        "the report that it shows; without it no completion is uploaded",
+        default=False,
+    )
+    tagged: str | Path | None = option(
+        "the tagged file, if it is no longer where `curate tag` wrote it",
+        default=None, metavar="FILE",
+    )  # fmt: skip
+    overwrite: bool = option(
+        "replace files of the repository that no push of this run wrote", default=False
+    )
+    create_pr: bool = option("open a pull request instead of committing", default=False)
+    language: Sequence[str] = option(
+        "language of the items, as en; repeatable (default: none, or the card's)",
+        default=(), metavar="CODE",
+    )  # fmt: skip
+    license: str = option(
+        "license of the dataset, as apache-2.0 (default: none, or the card's)",
+        default="", metavar="ID",
+    )  # fmt: skip
+
+    def work(self) -> dict[str, Any]:
+        """Upload the run.
+
+        Returns:
+            `repo`, `files` (`path` and `bytes` of each), `deleted`, `dry_run`, and of a push
+            `changed`, `commit` and `url`.
+
+        Raises:
+            UsageError: bad input, a refused token or name, or files that would be replaced unseen.
+            RunError: the connection was lost, or the repository changed; the same call continues.
+        """
+        check_run_folder(self.run)
+        from cards.push.push import push_run
+
+        return push_run(Path(self.run), self, dry_run=self.dry_run)
+
+    def text(self, found: dict[str, Any]) -> str:
+        """What was uploaded."""
+        from cards.push.text import push_text
+
+        return push_text(found)
+
+
+push = library_function(Push)

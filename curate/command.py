@@ -1,0 +1,84 @@
+"""What a command is: settings, the work that they ask for, and the words in which it is told.
+
+The first paragraphs of a command's docstring are its help, those from "example:" on stand below the
+options. The library function of the same name takes the same settings and does the same work.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
+
+from curate.settings import Settings, declared_in
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Command(Settings):
+    """The base of commands."""
+
+    config_help: ClassVar[str] = ""
+    """Of the option --config, which a command has whose settings may stand in a TOML file."""
+    json_help: ClassVar[str] = "print the summary as JSON on standard output"
+    more_help: ClassVar[tuple[str, ...]] = ()
+    """Paragraphs of help beside those of the docstring."""
+
+    def work(self) -> Any:
+        """Do what the settings say; what comes out of it."""
+        raise NotImplementedError
+
+    def since(self, started: float) -> Any:
+        """The same, for a process that began then, as `time.monotonic` counts."""
+        return self.work()
+
+    def facts(self, found: Any) -> Any:
+        """What --json prints of what came out; nothing if None."""
+        return found
+
+    def text(self, found: Any) -> str:
+        """What is printed for a reader; nothing if empty."""
+        raise NotImplementedError
+
+    def status(self, found: Any) -> int:
+        """The exit status."""
+        return 0
+
+
+class _Works(Protocol[R_co]):
+    def work(self) -> R_co: ...
+
+
+def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
+    """The function of a command's name, with its settings as parameters."""
+
+    def call(*args: P.args, **settings: P.kwargs) -> R:
+        return command(*args, **settings).work()
+
+    assert isinstance(command, type) and issubclass(command, Command)
+    name = command.__name__.lower()
+    functools.update_wrapper(call, command, assigned=("__module__",), updated=())
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = _document(command)
+    call.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    return call
+
+
+def description(command: type[Command]) -> tuple[str, str]:
+    """The help of a command above and below its options, each paragraph in one line."""
+    texts = [each.replace("\n", " ") for each in (inspect.getdoc(command) or "").split("\n\n")]
+    end = next((n for n, text in enumerate(texts) if text.startswith("example:")), len(texts))
+    return "\n\n".join([*texts[:end], *command.more_help]), "\n\n".join(texts[end:])
+
+
+def _document(command: type[Command]) -> str:
+    """What `help` says of the function: the command, its settings, what is returned and raised."""
+    about, _ = description(command)
+    settings = [f"    {name}: {each.help}" for name, each in declared_in(command).items()]
+    _, _, outcome = (inspect.getdoc(command.work) or "").partition("\n\n")
+    return "\n".join([about, "", "Args:", *settings, "", outcome, ""])

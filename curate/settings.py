@@ -1,0 +1,285 @@
+"""Settings: frozen dataclasses in which every field says what it means and what may stand in it.
+
+A field is declared once, by `argument` or `option`. From that come an option of the command line, a
+key of a TOML file and a keyword argument of a function, and the sentence that refuses a value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import tomli_w
+
+from curate.errors import UsageError
+
+T = TypeVar("T")
+_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+# --- Declaring -----------------------------------------------------------------------------------
+
+
+def option(
+    help: str = "",
+    *,
+    default: Any = MISSING,
+    group: str = "",
+    metavar: str = "",
+    flags: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    **more: Any,
+) -> Any:
+    """Declare a field.
+
+    Args:
+        help: what it means, in a line or two.
+        default: without one it must be given.
+        group: under which heading the help of a command line shows it.
+        metavar: what stands for its value there.
+        flags: what it is called there; `--its-name` if empty.
+        choices: the values that it may have.
+        least: the lowest value that it, or each in it, may have.
+        above, below: limits, themselves not allowed.
+        more: `spread=True`: several values follow one flag (`--k 1 8`); `commas=True`: they stand
+            in one word (`1,42`); else a flag is given several times. What else there is is for who
+            declared it.
+    """
+    bounds = {"choices": choices, "least": least, "above": above, "below": below}
+    metadata = {"help": help, "group": group, "metavar": metavar, "flags": flags, **bounds, **more}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def argument(help: str, *, metavar: str, default: Any = MISSING, **more: Any) -> Any:
+    """Declare a field that a command line takes by its place and not by a flag."""
+    return option(help, default=default, metavar=metavar, by_place=True, **more)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option, argument))
+def settings(cls: type[T]) -> type[T]:
+    """Make a class of settings; what is to be given by keyword alone comes after `_: KW_ONLY`."""
+    return dataclass(frozen=True)(cls)
+
+
+# --- What was declared ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field as it was declared."""
+
+    name: str
+    kind: Any
+    """str, int, float, bool or Mapping: of the value, or of each where there may be several."""
+    is_many: bool
+    default: Any
+    """None where it must be given, too."""
+    is_required: bool
+    declared: Mapping[str, Any]
+    """What `option` was told."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a command line calls it, the full name last; its metavar where it goes by place."""
+        if self.declared.get("by_place"):
+            return (self.declared["metavar"],)
+        return self.declared["flags"] or ("--" + self.name.replace("_", "-"),)
+
+    @property
+    def help(self) -> str:
+        """What it means, with the default where that says something."""
+        text, default = str(self.declared["help"]), self.default
+        if self.is_many and default:
+            default = ("," if self.declared.get("commas") else " ").join(map(str, default))
+        if default in (None, "", ()) or self.kind in (bool, Mapping) or "default" in text:
+            return text
+        return text if f"({default}:" in text else f"{text} (default: {default})"
+
+    def convert(self, value: Any, where: str) -> Any:
+        """A plain value as the field holds it.
+
+        Raises:
+            UsageError: it is of another type.
+        """
+        if value is None and self.default is None:
+            return None
+        if self.is_many:
+            values = value if isinstance(value, list | tuple) else [value]
+            if self.kind is str and not all(isinstance(each, str | Path) for each in values):
+                raise UsageError(f"{where} is {value!r}; it must be a list of text")
+            return tuple(self._convert(each, where) for each in values)
+        return self._convert(value, where)
+
+    def _convert(self, value: Any, where: str) -> Any:
+        if self.kind is Mapping:
+            if not isinstance(value, Mapping):
+                raise UsageError(
+                    f"{where} is {value!r}; it must be a table: [name], then key = value"
+                )
+            return dict(value)
+        if self.kind is str and isinstance(value, Path):
+            return str(value)
+        if self.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if type(value) is not self.kind:
+            raise UsageError(f"{where} is {value!r}; it must be {_TYPE_NAMES[self.kind]}")
+        return value
+
+    def read(self, text: str) -> Any:
+        """The value that a word of a command line stands for.
+
+        Raises:
+            UsageError: it is no such value.
+        """
+        words = text.split(",") if self.declared.get("commas") else [text]
+        try:
+            values = [self.kind(word) for word in words]
+        except ValueError:
+            wanted = _TYPE_NAMES[self.kind]
+            if self.declared.get("commas"):
+                wanted = f"{wanted.removeprefix('a ')}s, such as 1,42,37"
+            raise UsageError(f"{self.flags[-1]} is {text!r}; it must be {wanted}") from None
+        return values if self.declared.get("commas") else values[0]
+
+    def check(self, value: Any, where: str) -> None:
+        """Refuse a value that is out of bounds.
+
+        Raises:
+            UsageError: it is.
+        """
+        choices, least = self.declared["choices"], self.declared["least"]
+        above, below = self.declared["above"], self.declared["below"]
+        values = value if self.is_many else [value]
+        each = " each" if self.is_many else ""
+        if value is None:
+            return
+        if choices and not set(values) <= set(choices):
+            self._refuse(value, where, " or ".join(choices))
+        a_number = "a number, " if self.kind is float else ""
+        if least is not None and not all(least <= one < math.inf for one in values):
+            self._refuse(value, where, f"{a_number}at least {least:g}{each}")
+        if below is not None and not all((above or 0) < one < below for one in values):
+            self._refuse(value, where, f"between {above:g} and {below:g}{each}")
+        if above is not None and not all(above < one < math.inf for one in values):
+            self._refuse(value, where, f"a number above {above:g}{each}")
+
+    def _refuse(self, value: Any, where: str, wanted: str) -> None:
+        shown = list(value) if self.is_many else value
+        raise UsageError(f"{where} is {shown!r}; it must be {wanted}")
+
+
+def declared_in(cls: type[Settings]) -> dict[str, Setting]:
+    """The fields of a class of settings, by name and in order."""
+    return _declared_in(typing.cast(Any, cls))
+
+
+@functools.cache
+def _declared_in(cls: Any) -> dict[str, Setting]:
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for each in dataclasses.fields(cls):
+        if "help" in each.metadata:
+            kind, is_many = _kind(hints[each.name])
+            is_required = each.default is MISSING and each.default_factory is MISSING
+            default = None if each.default is MISSING else each.default
+            found[each.name] = Setting(
+                each.name, kind, is_many, default, is_required, each.metadata
+            )
+    return found
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """What kind of value a type stands for, and whether there may be several.
+
+    Several may be given as one alone (`str | Sequence[str]`), and a path as text.
+    """
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if is_union else (hint,)
+    for member in members:
+        origin = typing.get_origin(member)
+        if origin is Mapping:
+            return Mapping, False
+        if origin in (tuple, Sequence):
+            return _kind(typing.get_args(member)[0])[0], True
+    return (str if Path in members else members[0]), False
+
+
+# --- Being settings ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The base of classes of settings: what is made is of the right types and within bounds."""
+
+    called: ClassVar[str] = "setting"
+    """What errors call a field."""
+
+    def __post_init__(self) -> None:
+        """Put every value in its form, and check what can be wrong with it by itself.
+
+        Raises:
+            UsageError: something is.
+        """
+        for name, setting in declared_in(type(self)).items():
+            value = setting.convert(getattr(self, name), self._where(name))
+            object.__setattr__(self, name, value)
+            setting.check(value, self._where(name))
+
+    def _where(self, name: str) -> str:
+        """What errors call this field."""
+        return declared_in(type(self))[name].flags[-1]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str, **others: Any) -> Self:
+        """Make it from plain values, as TOML and keyword arguments give them.
+
+        Args:
+            values: by the names of fields.
+            where: what errors say first: where the values stand.
+            others: fields that are no settings.
+
+        Raises:
+            UsageError: an unknown key (names the nearest known one) or a value of the wrong type.
+        """
+        known = declared_in(cls)
+        for key in values:
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+                raise UsageError(f"{where}: unknown {cls.called} {key!r}{hint}")
+        checked = {
+            key: known[key].convert(value, f"{where}: {key}") for key, value in values.items()
+        }
+        return cls(**others, **checked)
+
+    def to_toml(self) -> str:
+        """Write every setting as TOML; `from_mapping` on it gives the same again."""
+        values = {name: getattr(self, name) for name in declared_in(type(self))}
+        return tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def did_you_mean(name: str, known: Iterable[str], quote: bool = True) -> str:
+    """`; did you mean 'x'?` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {repr(near[0]) if quote else near[0]}?" if near else ""
+
+
+def several(value: str | Sequence[str]) -> tuple[str, ...]:
+    """What may be given as one text or several."""
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -1,0 +1,75 @@
+"""`curate tag`: its command line, and the function of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from curate.command import Command
+from curate.config import TagConfig, config_from_mapping
+from curate.settings import settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@settings
+class Tag(Command, TagConfig):
+    """Sample rollouts of every item, verify them, measure from their gradients how training moves
+    each item, forecast its pass rate, and write the dataset with a tag and its evidence in every
+    row. Everything measured is kept in the run folder: after Ctrl-C or a kill the same command
+    continues where it stopped.
+
+    example: curate tag gsm8k.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --limit 50. Exit status: 0
+    done, 1 failed while running, 2 bad usage or input, 130 interrupted.
+    """
+
+    config_help: ClassVar[str] = "settings from a file; options override it"
+
+    def since(self, started: float) -> dict[str, Any]:
+        """Probe all items, or with --shard a part of them; the summary, or the part's facts."""
+        from probes.summary import summarize
+        from probes.tag import probe_part, tag_dataset
+
+        if self.shard:
+            return probe_part(self)
+        config, _ = tag_dataset(self, started)
+        return summarize(Path(config.run_dir))
+
+    def text(self, found: dict[str, Any]) -> str:
+        """The summary as a table, or what to do after a part."""
+        if self.shard:
+            is_done = f"round {found['round']} is done"
+            state = "this run is finished" if found["finished"] else is_done
+            return (
+                f"shard {found['shard']}: {state}, {found['rollouts']:,} rollouts; next: all "
+                f"others,\nthen curate merge {found['run_dir']}"
+            )
+        from probes.summary import summary_text
+
+        return summary_text(found)
+
+
+def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
+    """Probe every item of a dataset and write the tagged dataset, as `curate tag` does.
+
+    Args:
+        dataset: a file, folder or Hub id.
+        model: a model folder, a Hub id (`org/name@revision`) or a .gguf file.
+        settings: the options of `curate tag`, with underscores: `min_rollouts=64`.
+
+    Returns:
+        the tagged dataset, a row for every row of the input, as it stands in the tagged file.
+
+    Raises:
+        UsageError: bad input or settings.
+        RunError: a stage failed; the same call continues.
+    """
+    from curate.datasets.source import open_source
+    from curate.run.quality import run_schema
+    from curate.tagged.write import read_table, with_types
+    from probes.tag import tag_dataset
+
+    values = {"dataset": dataset, "model": model, **settings}
+    config, out = tag_dataset(config_from_mapping(values, "tag()"))
+    return with_types(read_table(open_source(out)), run_schema(Path(config.run_dir), config))

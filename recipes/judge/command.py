@@ -1,0 +1,79 @@
+"""`curate judge`: its command line, and the function of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY
+from pathlib import Path
+from typing import Any
+
+from curate.command import library_function
+from curate.settings import option, settings, several
+from recipes.language_model import MODEL, TAGS, AsksLanguageModel
+
+
+@settings
+class Judge(AsksLanguageModel):
+    """Have a language model behind an OpenAI-compatible server grade the reasoning of correct
+    rollouts from 0 to 5: a right answer may be a guess or a shortcut, and those of unlearnable
+    items often are. Each rollout is graded twice, with the rubric in two orders; how far both agree
+    is reported. Fills the columns reasoning_quality and reasoning_quality_n of the tagged file.
+    Every request and answer is kept in RUN/judging: the same command continues, and pays for
+    nothing twice.
+
+    example: curate judge runs/train-Qwen2.5-0.5B --base-url https://api.openai.com/v1 --judge-model
+    gpt-5-mini --limit 100 --dry-run. Exit status: 0 done, 1 failed on its way (the same command
+    continues), 2 bad usage or a server that refuses.
+    """
+
+    _: KW_ONLY
+    per_item: int = option(
+        "correct rollouts of an item that are graded, at most", default=4, metavar="N", least=1
+    )
+    tags: Sequence[str] = option(
+        "items with this tag, confirmed or else predicted; repeatable (default: all)",
+        default=(), metavar="TAG", suggested=TAGS,
+    )  # fmt: skip
+    rubric: str | Path | None = option(
+        "what to grade by: a text with lists of lines that begin with '- ', whose order the second "
+        "pass turns round (default: recipes/rubric.md)",
+        default=None, metavar="FILE",
+    )  # fmt: skip
+    max_tokens: int = option(
+        "an answer is cut here; models that think first need more",
+        default=1024, group=MODEL, metavar="N", least=1,
+    )  # fmt: skip
+
+    def work(self) -> dict[str, Any]:
+        """Grade correct rollouts of the run.
+
+        Returns:
+            the summary: what `judging/summary.json` of the run folder then holds.
+
+        Raises:
+            UsageError: bad input, or a server that refuses the key or has no such model.
+            RunError: no server is left, or the disk failed; the same call continues.
+        """
+        run = self.run_folder()
+        from probes.servers.asking import LanguageModel
+        from recipes.judge.judge import judge_run
+
+        model = LanguageModel(
+            self.judge_model,
+            several(self.base_url),
+            api_key_env=self.api_key_env,
+            max_tokens=self.max_tokens,
+            concurrency=self.concurrency,
+            price_in=self.price_in,
+            price_out=self.price_out,
+        )
+        return judge_run(run, self, model, dry_run=self.dry_run)
+
+    def text(self, found: dict[str, Any]) -> str:
+        """The summary as tables."""
+        from recipes.judge.text import judgement_text
+
+        return judgement_text(found)
+
+
+judge = library_function(Judge)

@@ -1,0 +1,62 @@
+"""What `curate judge` and `curate augment` share: a language model is asked about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY
+from pathlib import Path
+
+from curate.command import Command
+from curate.files import check_run_folder
+from curate.settings import argument, option, settings
+
+MODEL = "the language model"
+TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
+
+
+@settings
+class AsksLanguageModel(Command):
+    """A run, and a model that is asked about its items."""
+
+    run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
+    _: KW_ONLY
+    base_url: str | Sequence[str] = option(
+        "an OpenAI-compatible server, as http://localhost:8000/v1; repeatable, for several with "
+        "the same model",
+        group=MODEL, metavar="URL",
+    )  # fmt: skip
+    judge_model: str = option(
+        "the model that is asked: a name that the server knows", group=MODEL, metavar="MODEL"
+    )
+    api_key_env: str = option(
+        "the environment variable with the key, which is written nowhere (default: "
+        "OPENAI_API_KEY, if that is set)",
+        default="", group=MODEL, metavar="VARIABLE",
+    )  # fmt: skip
+    concurrency: int = option(
+        "requests at each server at a time", default=16, group=MODEL, metavar="N", least=1
+    )
+    price_in: float | None = option(
+        "price of a million prompt tokens, to tell the cost (default: not known)",
+        default=None, group=MODEL, metavar="X", least=0,
+    )  # fmt: skip
+    price_out: float | None = option(
+        "price of a million completion tokens, to tell the cost (default: not known)",
+        default=None, group=MODEL, metavar="X", least=0,
+    )  # fmt: skip
+    limit: int = option(
+        "items, at most, equally many of each tag (default: 0, all)",
+        default=0, metavar="N", least=0,
+    )  # fmt: skip
+    dry_run: bool = option(
+        "ask nothing: tell how many requests and tokens it would take", default=False
+    )
+
+    def run_folder(self) -> Path:
+        """The folder of the run.
+
+        Raises:
+            UsageError: it holds no run.
+        """
+        check_run_folder(self.run)
+        return Path(self.run)
