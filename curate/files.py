@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from curate.errors import UsageError
-
 CODE_ROOT = Path(__file__).resolve().parent.parent
 """The folder in which the packages of this distribution lie."""
 
@@ -77,16 +75,6 @@ def _sync_entries(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def check_run_folder(path: str | Path) -> None:
-    """Refuse a folder without a manifest, before what takes seconds to import is imported.
-
-    Raises:
-        UsageError: it is no run folder.
-    """
-    if not (Path(path) / "manifest.json").exists():
-        raise UsageError(f"{Path(path)} is no run folder: it has no manifest.json")
 
 
 def path_or_none(path: str | Path | None) -> Path | None:

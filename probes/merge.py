@@ -23,18 +23,14 @@ from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
+from curate.run.names import CONFIG, MANIFEST, REJECTS, SHARDS, TARGET
 from curate.run.rollouts import drawn_rollouts, rollout_shards
 from curate.run.tables import (
-    CONFIG,
     GOLD,
     ITEMS,
-    MANIFEST,
-    REJECTS,
     ROLLOUTS,
     ROUNDS,
     ROWS,
-    SHARDS,
-    TARGET,
     gradient_shard,
     read_parquet,
     write_parquet,

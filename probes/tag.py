@@ -27,16 +27,10 @@ from curate.profiling import make_profile, profile_text
 from curate.progress import Progress
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
+from curate.run.names import MANIFEST, REJECTS, TARGET
 from curate.run.quality import run_schema
 from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
-from curate.run.tables import (
-    ITEMS,
-    MANIFEST,
-    PASS_RATES,
-    REJECTS,
-    SIMILARITY,
-    TARGET,
-)
+from curate.run.tables import ITEMS, PASS_RATES, SIMILARITY
 from curate.tagged.write import check_columns, check_out
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel

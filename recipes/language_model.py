@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curate.command import Command
-from curate.files import check_run_folder
+from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings, several
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.forecast.data import Probe, World
-from curate.run.tables import PILOTS, SCORED
+from curate.run.names import PILOTS
+from curate.run.tables import SCORED
 from probes.lift.checkpoint import log_ratio_lift
 from probes.stages.lift import ItemLift
 from recipes.forecast.by_pilot import mean_lift

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.command import Command, library_function
-from curate.files import check_run_folder
+from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings
 
 

@@ -18,8 +18,9 @@ from cards.push.splits import write_splits
 from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import write_atomically
+from curate.run.names import REPORT
 from curate.run.quality import run_schema
-from curate.run.tables import REPORT, ROLLOUTS
+from curate.run.tables import ROLLOUTS
 from curate.tags import REASONING_QUALITY, Trainability
 
 # A split is all files of its name, so one that an earlier push left behind would be read with it.

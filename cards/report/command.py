@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.command import Command, library_function
-from curate.files import check_run_folder, path_or_none
+from curate.files import path_or_none
+from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings
 
 

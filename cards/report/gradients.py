@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from cards.report.items import TAGS, Ints, ReportItems, sample_by_tag
 from curate.errors import RunError
 from curate.run.features import RolloutFeatures
+from curate.run.names import GRADIENTS
 from curate.run.run import Run
-from curate.run.tables import GRADIENTS
 from probes.gradients.alignment import align, quantile_interval, resample_items, sum_groups
 from probes.gradients.similarity import mean_directions
 

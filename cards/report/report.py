@@ -23,8 +23,8 @@ from cards.report.items import read_report_items
 from cards.report.page_items import items_in_table, shown_items, shown_rollouts
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
+from curate.run.names import REPORT
 from curate.run.run import Run
-from curate.run.tables import REPORT
 
 _PAGE = files("cards.report") / "page"
 # In the order in which they use each other.

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from cards.report.items import TAGS, Floats, ReportItems
 from curate.errors import RunError
+from curate.run.names import CONFIRMATION
 from curate.run.run import Run
-from curate.run.tables import CONFIRMATION
 from recipes.confirm.dynamics import training_dynamics
 
 _KINDS = ("unlearnable", "learnable", "no_positive", "seeds_disagree", "not_judged")

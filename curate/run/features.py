@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.errors import RunError
+from curate.run.names import ROLLOUT_FEATURES
 from curate.run.rollouts import item_rows
-from curate.run.tables import ROLLOUT_FEATURES, ROLLOUT_INDEX, read_parquet
+from curate.run.tables import ROLLOUT_INDEX, read_parquet
 
 
 @dataclass(frozen=True)

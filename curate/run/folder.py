@@ -24,7 +24,7 @@ from curate.config import (
 )
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.tables import CONFIG, MANIFEST, PILOTS, SHARDS, VALIDATION
+from curate.run.names import CONFIG, MANIFEST, PILOTS, SHARDS, VALIDATION
 from curate.version import __version__
 
 # Folders in a run's whose folders have locks of their own.

@@ -22,20 +22,16 @@ from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from curate.run.features import RolloutFeatures, joined
 from curate.run.folder import read_manifest, read_run_config
+from curate.run.names import COMPARISONS, CONFIRMATION, JUDGEMENT, LIFT_FACTS, ROLLOUT_FEATURES
 from curate.run.quality import read_reasoning_quality
 from curate.run.rollouts import rollout_shards
 from curate.run.tables import (
-    COMPARISONS,
-    CONFIRMATION,
     CONFIRMED,
     FORECAST,
     ITEMS,
-    JUDGEMENT,
     LIFT,
-    LIFT_FACTS,
     PASS_RATES,
     QUALITY,
-    ROLLOUT_FEATURES,
     ROLLOUT_INDEX,
     ROUNDS,
     ROWS,

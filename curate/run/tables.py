@@ -16,41 +16,8 @@ import pyarrow.parquet as pq
 
 from curate.errors import RunError
 from curate.files import atomic_writer
+from curate.run.names import GRADIENTS, JUDGING, VALIDATION
 from curate.tags import REASONING_QUALITY
-
-# Files.
-MANIFEST = "manifest.json"
-CONFIG = "config.toml"
-REJECTS = "rejects.jsonl"
-LIFT_FACTS = "lift.json"
-REPORT = "report.html"
-CARD = "README.md"
-# Folders.
-TARGET = "target"
-"""A run folder of its own: the items of `--target`."""
-SHARDS = "shards"
-"""Where `--shard` keeps the parts of a run, each a run folder."""
-GRADIENTS = "gradients"
-RESCORING = "rescoring"
-PILOTS = "pilot"
-VALIDATION = "validation"
-JUDGING = "judging"
-AUGMENTATION = "augmentation"
-COMPARISONS = "comparison"
-# In folders.
-ROLLOUT_FEATURES = f"{GRADIENTS}/rollouts.npy"
-ITEM_FEATURES = f"{GRADIENTS}/features.npy"
-EMBEDDINGS = f"{VALIDATION}/prompt_embeddings.npy"
-CONFIRMATION = f"{VALIDATION}/summary.json"
-PREDICTOR = f"{VALIDATION}/predictor.json"
-JUDGEMENT = f"{JUDGING}/summary.json"
-ANSWERS = "answers.jsonl"
-"""What language models answered, in the folder of the command that asked."""
-# In the folder of a training, which is that of a seed; the recipe lies beside the seeds.
-TRAINING = "run.json"
-METRICS = "metrics.jsonl"
-POLICY = "policy"
-RECIPE = "recipe.toml"
 
 
 class Folder(Protocol):

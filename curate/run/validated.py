@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from curate.errors import RunError, UsageError
-from curate.run.tables import RECIPE, TRAINING, VALIDATION, Table
+from curate.run.names import RECIPE, TRAINING, VALIDATION
+from curate.run.tables import Table
 from curate.settings import did_you_mean
 
 # What tags are confirmed against, the first that is there.

@@ -19,7 +19,7 @@ from curate.config import TagConfig
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
-from curate.run.tables import MANIFEST
+from curate.run.names import MANIFEST
 from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.errors import UsageError
-from curate.run.tables import SHARDS
+from curate.run.names import SHARDS
 
 
 @dataclass(frozen=True)

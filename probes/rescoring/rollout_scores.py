@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from curate.errors import RunError
 from curate.run.folder import lock_folder
-from curate.run.tables import ITEMS, PASS_RATES, RESCORING, read_parquet, write_parquet
+from curate.run.names import RESCORING
+from curate.run.tables import ITEMS, PASS_RATES, read_parquet, write_parquet
 from probes.lift.checkpoint import CheckpointLift, log_ratio_lift
 from probes.models.checkpoints import open_checkpoint
 from probes.models.load import (

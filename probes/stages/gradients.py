@@ -30,16 +30,9 @@ from curate.files import atomic_writer
 from curate.progress import Progress
 from curate.run.features import RolloutFeatures, features_of, joined
 from curate.run.folder import RunFolder
+from curate.run.names import GRADIENTS, ITEM_FEATURES, ROLLOUT_FEATURES
 from curate.run.rollouts import item_rows, rollout_shards
-from curate.run.tables import (
-    GRADIENTS,
-    ITEM_FEATURES,
-    ITEM_INDEX,
-    ROLLOUT_FEATURES,
-    ROLLOUT_INDEX,
-    read_parquet,
-    write_parquet,
-)
+from curate.run.tables import ITEM_INDEX, ROLLOUT_INDEX, read_parquet, write_parquet
 from probes.gradients.lora import GradientProbe, TokenizedRollout
 from probes.stages.sample import Advance
 

@@ -12,7 +12,8 @@ from curate.datasets.layouts import Layout, Question, RowRejected, read_question
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
-from curate.run.tables import REJECTS, ROWS, Folder
+from curate.run.names import REJECTS
+from curate.run.tables import ROWS, Folder
 
 CheckGolds = Callable[[Sequence[str]], list[str | None]]
 CheckColumns = Callable[[Iterable[str]], None]

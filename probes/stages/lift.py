@@ -27,8 +27,9 @@ from curate.config import TagConfig
 from curate.errors import RunError
 from curate.files import write_atomically
 from curate.run.features import RolloutFeatures
+from curate.run.names import LIFT_FACTS
 from curate.run.rollouts import Outcomes, nullable
-from curate.run.tables import ITEMS, LIFT, LIFT_FACTS, PAIRS, TEACHING, read_json
+from curate.run.tables import ITEMS, LIFT, PAIRS, TEACHING, read_json
 from probes.lift.gradients import GradientLift, LiftInputs, group_weights, measure_lift
 
 Floats = NDArray[np.float64]

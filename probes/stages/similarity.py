@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from curate.run.features import RolloutFeatures, joined
 from curate.run.folder import RunFolder
+from curate.run.names import TARGET
 from curate.run.rollouts import Outcomes, nullable
-from curate.run.tables import ITEMS, TARGET
+from curate.run.tables import ITEMS
 from probes.gradients.similarity import Similarity, measure_similarity
 from probes.gradients.target import measure_target_similarity
 from probes.statistics.plan import Plan, sequential_interval

@@ -22,9 +22,9 @@ from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, path_or_none
 from curate.run.choose import check_tags, choose_items
 from curate.run.folder import lock_folder
+from curate.run.names import ANSWERS, AUGMENTATION
 from curate.run.questions import read_questions
 from curate.run.run import Run
-from curate.run.tables import ANSWERS, AUGMENTATION
 from probes.servers.asking import Asker, LanguageModel, Question, Usage, estimate_tokens
 from probes.servers.kept_answers import KeptAnswers
 from probes.verifiers.pool import VerifierPool

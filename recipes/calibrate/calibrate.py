@@ -39,7 +39,8 @@ from sklearn.preprocessing import StandardScaler
 
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.tables import PREDICTOR, QUALITY
+from curate.run.names import PREDICTOR
+from curate.run.tables import QUALITY
 from curate.tags import Trainability
 from curate.version import __version__
 from probes.forecast.model import Constants

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.command import Command, library_function
-from curate.files import check_run_folder, path_or_none
+from curate.files import path_or_none
+from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings
 
 if TYPE_CHECKING:

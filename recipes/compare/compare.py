@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from curate.errors import RunError, UsageError
 from curate.run.features import RolloutFeatures
+from curate.run.names import GRADIENTS
 from curate.run.run import MEASURED, Run
-from curate.run.tables import GRADIENTS, LIFT, PASS_RATES, QUALITY, SIMILARITY, TAGS
+from curate.run.tables import LIFT, PASS_RATES, QUALITY, SIMILARITY, TAGS
 from curate.tags import REASONING_QUALITY, Trainability
 from probes.gradients.alignment import (
     FEWEST_ITEMS,

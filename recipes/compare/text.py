@@ -12,7 +12,8 @@ from pyarrow import ArrowException
 
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.tables import COMPARISONS, write_parquet
+from curate.run.names import COMPARISONS
+from curate.run.tables import write_parquet
 from curate.tags import Trainability
 from recipes.compare.compare import COMPARISON_SCHEMA, Comparison
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from curate.errors import CurateError, RunError, UsageError
 from curate.files import write_atomically
+from curate.run.names import CONFIRMATION
 from curate.run.run import Run
-from curate.run.tables import CONFIRMATION, CONFIRMED, PASS_RATES, SIMILARITY, TAGS
+from curate.run.tables import CONFIRMED, PASS_RATES, SIMILARITY, TAGS
 from curate.run.validated import FinishedSeeds
 from curate.tagged.fill import fill_column
 from curate.tags import Trainability

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.progress import Progress
+from curate.run.names import EMBEDDINGS
 from curate.run.run import Run
-from curate.run.tables import EMBEDDING_INDEX, EMBEDDINGS, ITEMS
+from curate.run.tables import EMBEDDING_INDEX, ITEMS
 from probes.models.load import Policy, load_policy, resolve_model
 
 NEIGHBOURS = 5

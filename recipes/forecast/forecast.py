@@ -16,7 +16,8 @@ from curate.config import TagConfig
 from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.run.folder import read_manifest, read_run_config
-from curate.run.tables import RESCORING, write_parquet
+from curate.run.names import RESCORING
+from curate.run.tables import write_parquet
 from probes.models.probed import probed_model
 from probes.rescoring.rollout_scores import RolloutScores
 from probes.stages.lift import ItemLift, read_lift, write_lift

@@ -31,7 +31,8 @@ import torch
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.run.folder import lock_folder
-from curate.run.tables import METRICS, PILOTS, POLICY, RECIPE, REWARDS, SCORED, TRAINED
+from curate.run.names import METRICS, PILOTS, POLICY, RECIPE
+from curate.run.tables import REWARDS, SCORED, TRAINED
 from probes.rescoring.rollout_scores import RolloutScores
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints

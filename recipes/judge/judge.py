@@ -24,8 +24,9 @@ from curate.files import path_or_none, write_atomically
 from curate.run.choose import check_tags, choose_items
 from curate.run.correct_rollouts import CorrectRollout, correct_rollouts
 from curate.run.folder import lock_folder
+from curate.run.names import ANSWERS, JUDGEMENT, JUDGING
 from curate.run.run import Run
-from curate.run.tables import ANSWERS, ITEMS, JUDGEMENT, JUDGING, PASS_RATES, QUALITY, SCORES
+from curate.run.tables import ITEMS, PASS_RATES, QUALITY, SCORES
 from curate.tagged.fill import set_columns
 from curate.tags import REASONING_QUALITY
 from probes.gradients.alignment import FEWEST_ITEMS

@@ -18,7 +18,7 @@ import torch
 from curate.config import read_config_file
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.tables import RECIPE, TRAINING
+from curate.run.names import RECIPE, TRAINING
 from recipes.recipe import Recipe
 from recipes.train.train import process_state
 

@@ -76,9 +76,10 @@ class Validate(Command):
         ]
         check_training()
         # TRL takes seconds to import, so what can be wrong with a recipe shows before.
+        from curate.run.tables import OUTCOMES
         from recipes.validate.validate import validate_run
 
-        return [folder / "outcomes.parquet" for folder in validate_run(self, recipes)]
+        return [OUTCOMES.path(folder) for folder in validate_run(self, recipes)]
 
     def facts(self, found: list[Any]) -> list[Any]:
         """The files by name."""

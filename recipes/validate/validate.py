@@ -28,17 +28,9 @@ from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.run.folder import find_run, lock_folder
+from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
 from curate.run.rollouts import rollout_shards
-from curate.run.tables import (
-    HELD_OUT,
-    METRICS,
-    OUTCOMES,
-    POLICY,
-    RECIPE,
-    REWARDS,
-    VALIDATION,
-    read_parquet,
-)
+from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS, read_parquet
 from probes.models.load import load_policy, resolve_model
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
