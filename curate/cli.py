@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import os
@@ -10,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -34,7 +33,6 @@ _STATUS = (
 )
 _INTERRUPTED = 130
 _COMPLETION = ("--install-completion", "--show-completion")
-_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 # Plain help is as wide as the terminal, not at most 80 characters.
 _CONTEXT = {"max_content_width": 10**6, "help_option_names": ["-h", "--help"]}
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -91,91 +89,66 @@ def _run(words: list[str], started: float) -> int:
         raise UsageError(str(error)) from error
 
 
-def parse(words: Sequence[str]) -> Command:
-    """The command that a command line asks for, not yet done.
-
-    Raises:
-        UsageError: it asks for none.
-    """
-    name, *others = words
-    with _load(name).make_context(name, others) as context:
-        return _made(name, context.params)
-
-
-def _made(name: str, words: Mapping[str, Any]) -> Command:
-    """A command from the words that were given for its settings."""
-    cls = command_class(name)
-    known = {setting.name: setting for setting in _settings(cls)}
-    given = {key: each for key, each in words.items() if each not in (None, False, [], ())}
-    values = {
-        key: [known[key].read(word) for word in each]
-        if isinstance(each, list | tuple)
-        else each is True or known[key].read(each)
-        for key, each in given.items()
-        if key in declared_in(cls)
-    }
-    if "config" in given:
-        values = read_config_file(given["config"]) | values
-    made: Command = cls.from_mapping(values, given.get("config", "options"))
-    return made
-
-
 # --- In Typer's words ----------------------------------------------------------------------------
+
+
+def _plain_options(command: Any, ctx: Any, formatter: Any) -> None:
+    """Write options and commands under the headings that a terminal shows as frames."""
+    titles: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for each in command.get_params(ctx):
+        names, text = each.get_help_record(ctx)
+        if each.param_type_name == "argument":
+            titles["Arguments"].append((each.metavar, text))
+        else:
+            titles.setdefault(each.rich_help_panel or "Options", []).append((names, text))
+    for name, entry in COMMANDS.items() if isinstance(command, _Group) else ():
+        titles.setdefault(_title(entry.group), []).append((name, entry.help))
+    for title, rows in titles.items():
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 class _Group(TyperGroup):
     """All commands."""
 
+    format_options = _plain_options
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse what is neither an option of ours nor a command."""
-        if not ctx.resilient_parsing:
-            if not args:
-                raise UsageError(
-                    "the following arguments are required: COMMAND (see curate --help)"
-                )
-            word = args[0]
-            flags = [flag for each in self.get_params(ctx) for flag in each.opts]
-            if word in _COMPLETION and len(args) > 1:
-                _complete(word, args[1])
-            if word not in (*flags, *COMMANDS):
-                what, known = ("argument", flags) if word.startswith("-") else ("command", COMMANDS)
-                hint = did_you_mean(word, known, quote=False)
-                raise UsageError(f"unknown {what} {word!r}{hint} (see curate --help)")
+        params: dict[str, Any] = {flag: each for each in self.get_params(ctx) for flag in each.opts}
+        word = args[0] if args else ""
+        if word in _COMPLETION and len(args) > 1:  # For the shell that is named, not detected.
+            params[word].callback(ctx, params[word], args[1])
+        if not ctx.resilient_parsing and word not in (*params, *COMMANDS):
+            what, known = ("argument", params) if word.startswith("-") else ("command", COMMANDS)
+            hint = did_you_mean(word, known, quote=False)
+            missing = "the following arguments are required: COMMAND"
+            said = f"unknown {what} {word!r}{hint}" if word else missing
+            raise UsageError(f"{said} (see curate --help)")
         return super().parse_args(ctx, args)
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Frames and colours on a terminal, else plain text."""
-        self.rich_markup_mode = _markup()
-        super().format_help(ctx, formatter)
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Plain options and commands."""
-        commands = [(_title(each.group), name, each.help) for name, each in COMMANDS.items()]
-        _write_plain(self, ctx, formatter, commands)
 
 
 class _Command(TyperCommand):
-    """One command, loaded."""
+    """One command, loaded: Typer shows and completes its options, and they are read here."""
+
+    format_options = _plain_options
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse what is unknown or has no value, and write lists as Typer reads them."""
-        if not ctx.resilient_parsing:
-            args = _normal(args, str(self.name))
-        return super().parse_args(ctx, args)
+        """Read the command line, where it is neither half one to be completed nor asks for help."""
+        if ctx.resilient_parsing or {"-h", "--help"} & set(args):
+            return super().parse_args(ctx, args if ctx.resilient_parsing else ["--help"])
+        ctx.params = read(args, str(self.name))
+        return []
+
+    def invoke(self, ctx: Any) -> int:
+        """Do the work of the command's class."""
+        return _work(command_class(str(self.name)), ctx.params, ctx.obj)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What is not required stands in brackets."""
         placed = [each for each in self.params if each.param_type_name == "argument"]
         return ["[OPTIONS]", *(f"{e.metavar}" if e.required else f"[{e.metavar}]" for e in placed)]
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Frames and colours on a terminal, else plain text."""
-        self.rich_markup_mode = _markup()
-        super().format_help(ctx, formatter)
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Plain options."""
-        _write_plain(self, ctx, formatter)
 
 
 class _Unloaded(TyperCommand):
@@ -188,38 +161,14 @@ class _Unloaded(TyperCommand):
         return _load(str(info_name)).make_context(info_name, args, parent, **more)
 
 
-def _markup() -> Literal["rich"] | None:
-    return "rich" if sys.stdout.isatty() else None
-
-
-def _title(group: str) -> str:
-    return group[:1].upper() + group[1:] or "Options"
-
-
-def _write_plain(
-    command: Any,
-    ctx: Any,
-    formatter: Any,
-    commands: Iterable[tuple[str, str, str]] = (),
-) -> None:
-    """Write options and commands under the headings that a terminal shows as frames."""
-    titles: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-    for each in command.get_params(ctx):
-        names, text = each.get_help_record(ctx)
-        if each.param_type_name == "argument":
-            titles["Arguments"].append((each.metavar, text))
-        else:
-            titles.setdefault(each.rich_help_panel or _title(""), []).append((names, text))
-    for title, name, text in commands:
-        titles.setdefault(title, []).append((name, text))
-    for title, rows in titles.items():
-        if rows:
-            with formatter.section(title):
-                formatter.write_dl(rows)
+def _app(**more: Any) -> typer.Typer:
+    """With frames and colours on a terminal, and else plain."""
+    markup: Literal["rich"] | None = "rich" if sys.stdout.isatty() else None
+    return typer.Typer(rich_markup_mode=markup, context_settings=_CONTEXT, **more)
 
 
 def _group() -> Any:
-    app = typer.Typer(cls=_Group, context_settings=_CONTEXT)
+    app = _app(cls=_Group)
 
     def show_version(value: bool) -> None:
         if value:
@@ -235,9 +184,8 @@ def _group() -> Any:
 
     group: Any = typer.main.get_command(app)
     for name, entry in COMMANDS.items():
-        group.add_command(
-            _Unloaded(name, short_help=entry.help, rich_help_panel=_title(entry.group))
-        )
+        panel = _title(entry.group)
+        group.add_command(_Unloaded(name, short_help=entry.help, rich_help_panel=panel))
     return group
 
 
@@ -245,34 +193,47 @@ def _load(name: str) -> Any:
     """The Typer command of a command's class."""
     cls = command_class(name)
 
-    def call(ctx: typer.Context, **words: Any) -> int:
-        command = _made(name, words)
-        found = command.since(ctx.obj)
-        if words["json"]:
-            facts = command.facts(found)
-            said = "" if facts is None else json.dumps(facts, indent=2)
-        else:
-            said = command.text(found)
-        if said:
-            print(said)
-        return command.status(found)
+    def shown() -> None: ...
 
-    parameters = [inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)]
-    for each in _settings(cls):
-        kind: Any = bool if each.kind is bool else str
-        if each.is_many and not each.declared.get("commas"):
-            kind = list[str]
-        default = inspect.Parameter.empty if each.is_required else False if kind is bool else None
-        wanted = kind if each.is_required else kind | None
-        annotated: Any = Annotated[wanted, _parameter(each)]
-        parameters.append(
-            inspect.Parameter(each.name, _KEYWORD, default=default, annotation=annotated)
-        )
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    shown.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_parameter(each) for each in _settings(cls)]
+    )
+    app = _app(add_completion=False)
     about, example = description(cls)
-    app = typer.Typer(add_completion=False, context_settings=_CONTEXT)
-    app.command(name, cls=_Command, help=about, epilog=example)(call)
+    app.command(name, cls=_Command, help=about, epilog=example)(shown)
     return typer.main.get_command(app)
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """What Typer shows and completes of a setting."""
+    declared = setting.declared
+    more: dict[str, Any] = {"help": setting.help, "show_default": False}
+    kind: Any = bool if setting.kind is bool else list[str] if setting.repeats else str
+    if kind is not bool:
+        more["metavar"] = "|".join(declared["choices"]) or declared["metavar"]
+        if setting.is_many and not setting.repeats:
+            more["metavar"] += "..."
+    if words := declared["choices"] or declared.get("suggested"):
+
+        def could_be(incomplete: str) -> list[str]:
+            known = words() if callable(words) else words
+            return [word for word in known if word.startswith(incomplete)]
+
+        more["autocompletion"] = could_be
+    if setting.by_place:
+        shown = typer.Argument(**more)
+    else:
+        shown = typer.Option(*setting.flags, rich_help_panel=_title(declared["group"]), **more)
+    default = inspect.Parameter.empty if setting.is_required else False if kind is bool else None
+    annotation: Any = Annotated[kind if setting.is_required else kind | None, shown]
+    return inspect.Parameter(setting.name, _KEYWORD, default=default, annotation=annotation)
+
+
+def _title(group: str) -> str:
+    return group[:1].upper() + group[1:] or "Options"
+
+
+# --- What a command line says --------------------------------------------------------------------
 
 
 def _settings(cls: type[Command]) -> list[Setting]:
@@ -286,44 +247,17 @@ def _settings(cls: type[Command]) -> list[Setting]:
     return found
 
 
-def _parameter(setting: Setting) -> Any:
-    """What Typer is told of one setting."""
-    declared = setting.declared
-    more: dict[str, Any] = {"help": setting.help, "show_default": False}
-    metavar = "|".join(declared["choices"]) or declared["metavar"]
-    if declared.get("spread") or (declared.get("by_place") and setting.is_many):
-        metavar += "..."
-    if words := declared["choices"] or declared.get("suggested"):
-
-        def could_be(incomplete: str) -> list[str]:
-            known = words() if callable(words) else words
-            return [word for word in known if word.startswith(incomplete)]
-
-        more["autocompletion"] = could_be
-    if setting.kind is not bool:
-        more["metavar"] = metavar
-    if declared.get("by_place"):
-        return typer.Argument(**more)
-    return typer.Option(*setting.flags, rich_help_panel=_title(declared["group"]), **more)
-
-
-# --- Words of the command line -------------------------------------------------------------------
-
-
-def _normal(words: Sequence[str], name: str) -> list[str]:
-    """The same command line as FLAG=VALUE ... -- ARGUMENT ..., where lists are repeated flags.
+def read(words: Sequence[str], name: str) -> dict[str, Any]:
+    """The values that the words after a command's name give to its settings.
 
     Raises:
-        UsageError: a flag is unknown, or has no value or one too much; or too many arguments.
+        UsageError: a flag is unknown, or its value is missing or wrong; or there are too many
+            arguments, or too few.
     """
     see, declared = f"(see curate {name} --help)", _settings(command_class(name))
-    by_flag = {
-        flag: each for each in declared if not each.declared.get("by_place")
-        for flag in each.flags
-    }  # fmt: skip
-    options: dict[str, list[str]] = {}
-    arguments: list[str] = []
-    rest = list(words)
+    by_flag = {flag: each for each in declared if not each.by_place for flag in each.flags}
+    found: dict[str, Any] = {}
+    rest, arguments = list(words), []
     while rest:
         word = rest.pop(0)
         if word == "--":
@@ -333,38 +267,37 @@ def _normal(words: Sequence[str], name: str) -> list[str]:
             arguments.append(word)
             continue
         flag, equals, value = word.partition("=")
-        if flag[:2] in by_flag and not flag.startswith("--") and flag[2:]:  # -oFILE
+        if flag not in by_flag and flag[:2] in by_flag:  # -oFILE
             flag, equals, value = word[:2], "=", word[2:]
-        if flag in ("-h", "--help"):
-            return ["--help"]
-        setting = by_flag.get(flag)
-        if setting is None:
-            raise UsageError(
-                f"unknown argument {word!r}{did_you_mean(flag, by_flag, quote=False)} {see}"
-            )
-        full = setting.flags[-1]
+        if flag not in by_flag:
+            hint = did_you_mean(flag, by_flag, quote=False)
+            raise UsageError(f"unknown argument {word!r}{hint} {see}")
+        setting = by_flag[flag]
         if setting.kind is bool:
             if equals:
                 raise UsageError(f"{flag} takes no value {see}")
-            options[full] = [full]
+            found[setting.name] = True
             continue
-        values = [value] if equals else rest[:1]
-        if not equals and (not rest or _is_flag(rest.pop(0))):
+        values = [value] if equals else []
+        while not equals and rest and not _is_flag(rest[0]):
+            values.append(rest.pop(0))
+            if not setting.declared.get("spread"):
+                break
+        if not values:
             raise UsageError(f"{flag} needs a value {see}")
-        if setting.declared.get("spread"):
-            while not equals and rest and not _is_flag(rest[0]):
-                values.append(rest.pop(0))
-        given = [f"{full}={value}" for value in values]
-        adds = setting.is_many and not (setting.declared.keys() & {"spread", "commas"})
-        options[full] = options.get(full, []) + given if adds else given
-    placed = [each for each in declared if each.declared.get("by_place")]
-    if len(arguments) > len(placed) and not any(each.is_many for each in placed):
-        raise UsageError(f"unknown argument {arguments[len(placed)]!r} {see}")
-    given = [*options, *(each.flags[-1] for each, _ in zip(placed, arguments, strict=False))]
-    missing = [each.flags[-1] for each in declared if each.is_required]
-    if missing := [flag for flag in missing if flag not in given]:
+        before = found.get(setting.name, []) if setting.repeats else []
+        found[setting.name] = before + setting.read(values) if before else setting.read(values)
+    for setting in declared:
+        if setting.by_place and arguments:
+            taken = len(arguments) if setting.is_many else 1
+            found[setting.name] = setting.read(arguments[:taken])
+            arguments = arguments[taken:]
+    if arguments:
+        raise UsageError(f"unknown argument {arguments[0]!r} {see}")
+    missing = [each.flags[-1] for each in declared if each.is_required and each.name not in found]
+    if missing:
         raise UsageError(f"the following arguments are required: {', '.join(missing)} {see}")
-    return [*(word for each in options.values() for word in each), "--", *arguments]
+    return found
 
 
 def _is_flag(word: str) -> bool:
@@ -372,18 +305,16 @@ def _is_flag(word: str) -> bool:
     return word[:1] == "-" and word != "-" and " " not in word and not _NUMBER.fullmatch(word)
 
 
-def _complete(flag: str, shell: str) -> NoReturn:
-    """Show or install the completion of a shell that is named, not detected."""
-    if shell not in _SHELLS:
-        raise UsageError(f"{flag} is {shell!r}; it must be {' or '.join(_SHELLS)}")
-    of_typer: Any = importlib.import_module("typer.completion")
-    if flag == "--show-completion":
-        name, variable = "curate", "_CURATE_COMPLETE"
-        print(of_typer.get_completion_script(prog_name=name, complete_var=variable, shell=shell))
-    else:
-        _, file = of_typer.install(shell=shell, prog_name="curate")
-        print(f"{shell} completion installed in {file}; it works in the next shell")
-    raise typer.Exit
+def _work(cls: type[Command], given: dict[str, Any], started: float) -> int:
+    """Do what was asked for, print what came out, and return the exit status."""
+    as_json, file = given.pop("json", False), given.pop("config", "")
+    values = read_config_file(file) | given if file else given
+    command = cls.from_mapping(values, file or "options")
+    found = command.since(started)
+    said = command.facts(found) if as_json else command.text(found)
+    if said not in (None, ""):
+        print(json.dumps(said, indent=2) if as_json else said)
+    return command.status(found)
 
 
 if __name__ == "__main__":

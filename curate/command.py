@@ -7,6 +7,7 @@ options. The library function of the same name takes the same settings and does 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Command(Settings):
     config_help: ClassVar[str] = ""
     """Of the option --config, which a command has whose settings may stand in a TOML file."""
     json_help: ClassVar[str] = "print the summary as JSON on standard output"
+    words: ClassVar[str] = ""
+    """MODULE:FUNCTION that makes of what came out the text for a reader."""
     more_help: ClassVar[tuple[str, ...]] = ()
     """Paragraphs of help beside those of the docstring."""
 
@@ -43,7 +46,8 @@ class Command(Settings):
 
     def text(self, found: Any) -> str:
         """What is printed for a reader; nothing if empty."""
-        raise NotImplementedError
+        module, _, name = self.words.partition(":")
+        return str(getattr(importlib.import_module(module), name)(found)) if name else ""
 
     def status(self, found: Any) -> int:
         """The exit status."""

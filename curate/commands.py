@@ -14,62 +14,39 @@ class Entry(NamedTuple):
 
     place: str
     """MODULE:CLASS; the library function is beside the class, under the command's name."""
-    help: str
     group: str
+    help: str
 
 
 COMMANDS = {
-    "tag": Entry(
-        "probes.tag_command:Tag", "probe every item and write the tagged dataset", _TAG
-    ),
-    "merge": Entry(
-        "probes.merge_command:Merge", "join the shards that several machines did of a run", _TAG
-    ),
-    "forecast": Entry(
-        "recipes.forecast.command:Forecast",
-        "measure how training moves each item, and tag a finished run anew by it", _TAG,
-    ),
-    "doctor": Entry(
-        "probes.doctor.command:Doctor",
-        "tell what this machine can do, and what is in the way of `tag`", _TAG,
-    ),
-    "filter": Entry(
-        "curate.tagged.filter:Filter", "write the rows that are worth training on", _CHOOSE
-    ),
-    "order": Entry(
-        "curate.tagged.order:Order",
-        "write the dataset in the order in which to train on it", _CHOOSE,
-    ),
-    "validate": Entry(
-        "recipes.validate.command:_ValidateOrList",
-        "train with GRPO by a recipe and write every item's outcome", _TRAIN,
-    ),
-    "confirm": Entry(
-        "recipes.confirm.command:Confirm",
-        "compare the predicted tags with what GRPO made of the items", _TRAIN,
-    ),
-    "calibrate": Entry(
-        "recipes.calibrate.command:Calibrate",
-        "fit a predictor of unlearnable items on what GRPO confirmed", _TRAIN,
-    ),
-    "compare": Entry(
-        "recipes.compare.command:Compare",
-        "tell how pass rates, gradients and tags moved between two probes", _TRAIN,
-    ),
-    "judge": Entry(
-        "recipes.judge.command:Judge",
-        "have a language model grade the reasoning of correct rollouts", _ASK,
-    ),
-    "augment": Entry(
-        "recipes.augment.command:Augment",
-        "have language models write and check problems like those that are not learned", _ASK,
-    ),
-    "report": Entry(
-        "cards.report.command:Report",
-        "write one HTML file that shows a run: what is in it, how sure, and every item", _SHOW,
-    ),
-    "card": Entry("cards.card.command:Card", "write a dataset card for the Hub", _SHOW),
-    "push": Entry("cards.push.command:Push", "upload the tagged dataset to the Hub", _SHOW),
+    "tag": Entry("probes.tag_command:Tag", _TAG,
+        "probe every item and write the tagged dataset"),
+    "merge": Entry("probes.merge_command:Merge", _TAG,
+        "join the shards that several machines did of a run"),
+    "forecast": Entry("recipes.forecast.command:Forecast", _TAG,
+        "measure how training moves each item, and tag a finished run anew by it"),
+    "doctor": Entry("probes.doctor.command:Doctor", _TAG,
+        "tell what this machine can do, and what is in the way of `tag`"),
+    "filter": Entry("curate.tagged.filter:Filter", _CHOOSE,
+        "write the rows that are worth training on"),
+    "order": Entry("curate.tagged.order:Order", _CHOOSE,
+        "write the dataset in the order in which to train on it"),
+    "validate": Entry("recipes.validate.command:_ValidateOrList", _TRAIN,
+        "train with GRPO by a recipe and write every item's outcome"),
+    "confirm": Entry("recipes.confirm.command:Confirm", _TRAIN,
+        "compare the predicted tags with what GRPO made of the items"),
+    "calibrate": Entry("recipes.calibrate.command:Calibrate", _TRAIN,
+        "fit a predictor of unlearnable items, and the forecast, to what GRPO confirmed"),
+    "compare": Entry("recipes.compare.command:Compare", _TRAIN,
+        "tell how pass rates, gradients and tags moved between two probes"),
+    "judge": Entry("recipes.judge.command:Judge", _ASK,
+        "have a language model grade the reasoning of correct rollouts"),
+    "augment": Entry("recipes.augment.command:Augment", _ASK,
+        "have language models write and check problems like those that are not learned"),
+    "report": Entry("cards.report.command:Report", _SHOW,
+        "write one HTML file that shows a run: what is in it, how sure, and every item"),
+    "card": Entry("cards.card.command:Card", _SHOW, "write a dataset card for the Hub"),
+    "push": Entry("cards.push.command:Push", _SHOW, "upload the tagged dataset to the Hub"),
 }  # fmt: skip
 
 

@@ -92,9 +92,19 @@ class Setting:
     """What `option` was told."""
 
     @property
+    def by_place(self) -> bool:
+        """Whether a command line takes it by its place, without a flag."""
+        return bool(self.declared.get("by_place"))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its flag is given once for each value."""
+        return self.is_many and not self.declared.keys() & {"by_place", "spread", "commas"}
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """What a command line calls it, the full name last; its metavar where it goes by place."""
-        if self.declared.get("by_place"):
+        if self.by_place:
             return (self.declared["metavar"],)
         return self.declared["flags"] or ("--" + self.name.replace("_", "-"),)
 
@@ -138,21 +148,21 @@ class Setting:
             raise UsageError(f"{where} is {value!r}; it must be {_TYPE_NAMES[self.kind]}")
         return value
 
-    def read(self, text: str) -> Any:
-        """The value that a word of a command line stands for.
+    def read(self, words: Sequence[str]) -> Any:
+        """The value that words of a command line stand for.
 
         Raises:
             UsageError: it is no such value.
         """
-        words = text.split(",") if self.declared.get("commas") else [text]
+        commas = self.declared.get("commas")
         try:
-            values = [self.kind(word) for word in words]
+            values = [
+                self.kind(one) for word in words for one in (word.split(",") if commas else [word])
+            ]
         except ValueError:
-            wanted = _TYPE_NAMES[self.kind]
-            if self.declared.get("commas"):
-                wanted = f"{wanted.removeprefix('a ')}s, such as 1,42,37"
-            raise UsageError(f"{self.flags[-1]} is {text!r}; it must be {wanted}") from None
-        return values if self.declared.get("commas") else values[0]
+            wanted = "whole numbers, such as 1,42,37" if commas else _TYPE_NAMES[self.kind]
+            raise UsageError(f"{self.flags[-1]} is {words[-1]!r}; it must be {wanted}") from None
+        return values if self.is_many else values[0]
 
     def check(self, value: Any, where: str) -> None:
         """Refuse a value that is out of bounds.

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from curate.command import Command
 from curate.files import check_run_folder
-from curate.settings import argument, option, settings
+from curate.settings import argument, option, settings, several
+
+if TYPE_CHECKING:
+    from probes.servers.asking import LanguageModel
 
 MODEL = "the language model"
 TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
@@ -44,6 +48,10 @@ class AsksLanguageModel(Command):
         "price of a million completion tokens, to tell the cost (default: not known)",
         default=None, group=MODEL, metavar="X", least=0,
     )  # fmt: skip
+    max_tokens: int = option(
+        "an answer is cut here; models that think first need more",
+        default=1024, group=MODEL, metavar="N", least=1,
+    )  # fmt: skip
     limit: int = option(
         "items, at most, equally many of each tag (default: 0, all)",
         default=0, metavar="N", least=0,
@@ -60,3 +68,18 @@ class AsksLanguageModel(Command):
         """
         check_run_folder(self.run)
         return Path(self.run)
+
+    def asked(self, temperature: float = 0.0) -> LanguageModel:
+        """The model that the settings name."""
+        from probes.servers.asking import LanguageModel
+
+        return LanguageModel(
+            self.judge_model,
+            several(self.base_url),
+            api_key_env=self.api_key_env,
+            max_tokens=self.max_tokens,
+            temperature=temperature,
+            concurrency=self.concurrency,
+            price_in=self.price_in,
+            price_out=self.price_out,
+        )

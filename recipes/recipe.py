@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.config import read_config_file
 from curate.errors import UsageError
-from curate.settings import Settings, option, settings
+from curate.settings import Settings, did_you_mean, option, settings
 
 _FOLDER = Path(__file__).parent
 _LONGEST_CHAIN = 8
@@ -208,9 +207,9 @@ def _find(name: str, beside: Path | None) -> Path:
             raise UsageError(f"no such recipe: {path} is no file")
         return path
     if name not in recipe_names():
-        near = difflib.get_close_matches(name, [*recipe_names(), *LISTS], n=1)
-        hint = f"did you mean {near[0]}?" if near else "curate validate --list shows them"
-        raise UsageError(f"no recipe is named {name!r}; {hint}")
+        hint = did_you_mean(name, [*recipe_names(), *LISTS], quote=False)
+        hint = hint or "; curate validate --list shows them"
+        raise UsageError(f"no recipe is named {name!r}{hint}")
     return _FOLDER / f"{name}.toml"
 
 

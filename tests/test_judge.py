@@ -421,11 +421,11 @@ def test_a_rubric_of_ones_own(run: Path, tmp_path: Path) -> None:
         (["--tags", "no_positive"], "has no item with the tag no_positive with a correct rollout"),
         (["--per-item", "0"], "--per-item"),
         (["--judge-model", "another"], "has no model 'another'; it has scripted"),
-        (["--concurrency", "0"], "concurrency is 0"),
+        (["--concurrency", "0"], "--concurrency is 0; it must be at least 1"),
         (["--base-url", "ftp://host"], "--base-url"),
         (["--api-key-env", "NOT_SET"], "NOT_SET for the API key is not set"),
         (["--rubric", "not-there.md"], "cannot read the rubric"),
-        (["--price-in", "-1"], "price_in is -1"),
+        (["--price-in", "-1"], "--price-in is -1.0; it must be a number, at least 0"),
     ],
 )
 def test_bad_usage_is_one_line(run: Path, options: list[str], why: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curate.cli import parse
+from curate.cli import read
 from recipes.recipe import read_recipes
 from tests.tag_runs import ROOT
 
@@ -27,12 +27,9 @@ def test_the_command_parses(command: str) -> None:
         assert arguments[0] == "-m"
         assert (ROOT / f"{arguments[1].replace('.', '/')}.py").is_file()
         return
-    if "--config" in arguments:  # A file that the reader has.
-        at = arguments.index("--config")
-        del arguments[at : at + 2]
-    found = parse(arguments)
-    if arguments[0] == "validate" and not found.list:
-        assert read_recipes(found.recipe)
+    found = read(arguments[1:], arguments[0])
+    if isinstance(found.get("recipe"), list):
+        assert read_recipes(found["recipe"])
 
 
 def test_no_recipe_of_the_paper_is_left_out() -> None:

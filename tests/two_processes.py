@@ -10,6 +10,7 @@ import torch
 from recipes.recipe import read_recipe
 from recipes.train.train import process_state
 from recipes.validate import validate as validation
+from recipes.validate.command import Validate
 
 
 def main(run: str, recipe: str) -> None:
@@ -33,7 +34,7 @@ def main(run: str, recipe: str) -> None:
 
     validation.train_grpo = noting
     torch.set_num_threads(1)
-    validation.validate_run(Path(run), [read_recipe(recipe)], [1], validation.Wanted())
+    validation.validate_run(Validate(run, seeds=[1]), [read_recipe(recipe)])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Push(Command):
     """
 
     json_help: ClassVar[str] = "print what was uploaded as JSON on standard output"
+    words: ClassVar[str] = "cards.push.text:push_text"
 
     run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
     repo: str = option(
@@ -73,12 +74,6 @@ class Push(Command):
         from cards.push.push import push_run
 
         return push_run(Path(self.run), self, dry_run=self.dry_run)
-
-    def text(self, found: dict[str, Any]) -> str:
-        """What was uploaded."""
-        from cards.push.text import push_text
-
-        return push_text(found)
 
 
 push = library_function(Push)

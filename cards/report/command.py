@@ -22,6 +22,7 @@ class Report(Command):
     """
 
     json_help: ClassVar[str] = "print the numbers of every chart as JSON on standard output"
+    words: ClassVar[str] = "cards.report.report:report_text"
 
     run: str | Path = argument("the run folder of `curate tag`", metavar="RUN")
     out: str | Path | None = option(
@@ -44,12 +45,6 @@ class Report(Command):
 
         file, facts = report_run(Path(self.run), path_or_none(self.out))
         return {"file": str(file), **facts}
-
-    def text(self, found: dict[str, Any]) -> str:
-        """Where the report is, and what it could not tell."""
-        from cards.report.report import report_text
-
-        return report_text(found)
 
 
 report = library_function(Report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from curate.errors import RunError, UsageError
 from curate.run.folder import read_parquet
+from curate.settings import did_you_mean
 
 # What tags are confirmed against, the first that is there.
 _BASELINES = ("baseline", "baseline-small")
@@ -124,8 +124,7 @@ def _choose(recipe: str, names: list[str], folder: Path) -> str:
     if recipe:
         name = Path(recipe).stem if recipe.endswith(".toml") else recipe
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names)
             raise UsageError(f"no outcomes of {name!r} in {folder}, only of {_listed(names)}{hint}")
         return name
     for name in _BASELINES:

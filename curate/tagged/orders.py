@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curate.errors import UsageError
+from curate.settings import did_you_mean
 from curate.tagged.expressions import as_number, plain_value
 
 Row = Mapping[str, Any]
@@ -138,9 +138,8 @@ def order_rows(rows: Sequence[Row], by: str, seed: int = 0) -> list[int]:
         UsageError: no such strategy.
     """
     if by not in ORDERS:
-        near = difflib.get_close_matches(by, ORDERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ORDERS)}"
-        raise UsageError(f"no order is named {by!r}; {hint}")
+        hint = did_you_mean(by, ORDERS, quote=False) or f"; known: {', '.join(ORDERS)}"
+        raise UsageError(f"no order is named {by!r}{hint}")
     key = ORDERS[by].key
     if key is None:
         return _interleaved(rows, seed)

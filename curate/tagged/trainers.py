@@ -14,7 +14,6 @@ describe a row (data_source, ability, extra_info, dataset, info) stay where the 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from curate.datasets.layouts import (
 )
 from curate.datasets.source import Source, json_text
 from curate.errors import UsageError
+from curate.settings import did_you_mean
 from curate.tagged.rows import TaggedDataset, columns_of, tag_columns
 from curate.tagged.training_file import TrainingFile
 from curate.tagged.write import SUFFIXES
@@ -141,9 +141,8 @@ def check_format(name: str, out: Path) -> str:
             raise UsageError(f"{out}: the suffix must be one of {', '.join(SUFFIXES)}")
         return given
     if name not in _SUFFIXES:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}"
-        raise UsageError(f"no format is named {name!r}; {hint}")
+        hint = did_you_mean(name, FORMATS, quote=False) or f"; known: {', '.join(FORMATS)}"
+        raise UsageError(f"no format is named {name!r}{hint}")
     if given in SUFFIXES and given not in _SUFFIXES[name]:
         raise UsageError(
             f"{out}: {name} files end in {' or '.join(_SUFFIXES[name])}, not in {given}"

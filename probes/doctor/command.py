@@ -32,6 +32,7 @@ class Doctor(Command):
     """
 
     json_help: ClassVar[str] = "print the findings as JSON on standard output"
+    words: ClassVar[str] = "probes.doctor.findings:doctor_text"
 
     file: str | None = option(
         "settings of `tag` from a file", default=None, metavar="FILE.toml", flags=("--config",)
@@ -60,12 +61,6 @@ class Doctor(Command):
         values = read_config_file(self.file) if self.file else {}
         values |= {name: value for name, value in given.items() if value is not None}
         return doctor(config_from_mapping(values, self.file or "options"), items=self.items)
-
-    def text(self, found: dict[str, Any]) -> str:
-        """The findings, each with its remedy."""
-        from probes.doctor.findings import doctor_text
-
-        return doctor_text(found)
 
     def status(self, found: dict[str, Any]) -> int:
         """Whether something blocks `curate tag`."""

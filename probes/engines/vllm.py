@@ -17,7 +17,6 @@ how vLLM batches them, so another machine or memory size draws other rollouts.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
 import random
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 
 from curate.errors import RunError, UsageError
+from curate.settings import did_you_mean
 from probes.engines.base import Rollout, SampleRequest
 from probes.models.export import exported_folder
 from probes.models.load import ModelFiles, choose_device, choose_dtype, eos_token_ids
@@ -257,8 +257,7 @@ def _check_names(vllm: Any, options: Mapping[str, Any]) -> None:
     known = [each.name for each in dataclasses.fields(vllm.EngineArgs)]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise UsageError(f"[vllm] {name}: vLLM {vllm.__version__} has no such option{hint}")
 
 

@@ -63,13 +63,6 @@ class LanguageModel:
             raise UsageError("no server given: name one by --base-url http://HOST:PORT/v1")
         for url in self.base_urls:
             check_base_url(url)
-        for name in ("max_tokens", "concurrency"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("temperature", "price_in", "price_out"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{name} is {value}; it must be a number, at least 0")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Price of so many tokens; None where prices are not known."""

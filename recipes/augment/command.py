@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from curate.command import library_function
 from curate.settings import option, settings, several
@@ -27,6 +27,8 @@ class Augment(AsksLanguageModel):
     validate runs/train-Qwen2.5-0.5B --recipe augment-similar --extra-items
     runs/train-Qwen2.5-0.5B/augmentation/similar.jsonl
     """
+
+    words: ClassVar[str] = "recipes.augment.text:augmentation_text"
 
     mode: str = option(
         "problems like the item, or the steps of its solution", choices=("similar", "subproblems")
@@ -86,22 +88,12 @@ class Augment(AsksLanguageModel):
         from probes.servers.asking import LanguageModel
         from recipes.augment.augment import augment_run
 
-        urls = several(self.base_url)
-        check_urls = several(self.check_base_url) or urls
-        writer = LanguageModel(
-            self.judge_model,
-            urls,
-            api_key_env=self.api_key_env,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            concurrency=self.concurrency,
-            price_in=self.price_in,
-            price_out=self.price_out,
-        )
-        same_key = self.api_key_env if check_urls == urls else ""
+        writer = self.asked(self.temperature)
+        urls = several(self.check_base_url) or writer.base_urls
+        same_key = self.api_key_env if urls == writer.base_urls else ""
         checker = LanguageModel(
             self.check_model or self.judge_model,
-            check_urls,
+            urls,
             api_key_env=self.check_api_key_env or same_key,
             max_tokens=self.max_tokens,
             concurrency=self.concurrency,
@@ -109,12 +101,6 @@ class Augment(AsksLanguageModel):
             price_out=self.price_out if self.check_price_out is None else self.check_price_out,
         )
         return augment_run(run, self, writer, checker, dry_run=self.dry_run)
-
-    def text(self, found: dict[str, Any]) -> str:
-        """The summary as tables."""
-        from recipes.augment.text import augmentation_text
-
-        return augmentation_text(found)
 
 
 augment = library_function(Augment)

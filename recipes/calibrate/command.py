@@ -25,6 +25,7 @@ class Calibrate(Command):
     """
 
     json_help: ClassVar[str] = "print what the file holds as JSON on standard output"
+    words: ClassVar[str] = "recipes.calibrate.text:calibration_text"
 
     runs: Sequence[str | Path] = argument(
         "a run folder of `curate tag`, confirmed by `curate confirm`; the items of several are "
@@ -51,12 +52,6 @@ class Calibrate(Command):
 
         quality = self.reasoning_quality
         return calibrate_run(runs, path_or_none(self.out), reasoning_quality=quality)
-
-    def text(self, found: dict[str, Any]) -> str:
-        """What the file holds, as tables."""
-        from recipes.calibrate.text import calibration_text
-
-        return calibration_text(found)
 
 
 def calibrate(

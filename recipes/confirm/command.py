@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from curate.command import Command, library_function
 from curate.files import check_run_folder
@@ -20,6 +20,8 @@ class Confirm(Command):
     example: curate confirm runs/gsm8k-Qwen2.5-0.5B-Instruct. Writes validation/confirmed.parquet
     and validation/summary.json in the run folder.
     """
+
+    words: ClassVar[str] = "recipes.confirm.text:confirmation_text"
 
     run: str | Path = argument("the run folder of a validated `curate tag`", metavar="RUN")
     recipe: str = option(
@@ -41,12 +43,6 @@ class Confirm(Command):
         from recipes.confirm.confirm import confirm_run
 
         return confirm_run(Path(self.run), self.recipe)
-
-    def text(self, found: dict[str, Any]) -> str:
-        """The summary as tables."""
-        from recipes.confirm.text import confirmation_text
-
-        return confirmation_text(found)
 
 
 confirm = library_function(Confirm)

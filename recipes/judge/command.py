@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from curate.command import library_function
-from curate.settings import option, settings, several
-from recipes.language_model import MODEL, TAGS, AsksLanguageModel
+from curate.settings import option, settings
+from recipes.language_model import TAGS, AsksLanguageModel
 
 
 @settings
@@ -26,6 +26,8 @@ class Judge(AsksLanguageModel):
     continues), 2 bad usage or a server that refuses.
     """
 
+    words: ClassVar[str] = "recipes.judge.text:judgement_text"
+
     _: KW_ONLY
     per_item: int = option(
         "correct rollouts of an item that are graded, at most", default=4, metavar="N", least=1
@@ -39,10 +41,6 @@ class Judge(AsksLanguageModel):
         "pass turns round (default: recipes/rubric.md)",
         default=None, metavar="FILE",
     )  # fmt: skip
-    max_tokens: int = option(
-        "an answer is cut here; models that think first need more",
-        default=1024, group=MODEL, metavar="N", least=1,
-    )  # fmt: skip
 
     def work(self) -> dict[str, Any]:
         """Grade correct rollouts of the run.
@@ -55,25 +53,9 @@ class Judge(AsksLanguageModel):
             RunError: no server is left, or the disk failed; the same call continues.
         """
         run = self.run_folder()
-        from probes.servers.asking import LanguageModel
         from recipes.judge.judge import judge_run
 
-        model = LanguageModel(
-            self.judge_model,
-            several(self.base_url),
-            api_key_env=self.api_key_env,
-            max_tokens=self.max_tokens,
-            concurrency=self.concurrency,
-            price_in=self.price_in,
-            price_out=self.price_out,
-        )
-        return judge_run(run, self, model, dry_run=self.dry_run)
-
-    def text(self, found: dict[str, Any]) -> str:
-        """The summary as tables."""
-        from recipes.judge.text import judgement_text
-
-        return judgement_text(found)
+        return judge_run(run, self, self.asked(), dry_run=self.dry_run)
 
 
 judge = library_function(Judge)

@@ -70,26 +70,19 @@ class Validate(Command):
             UsageError: bad input; nothing was spent.
             RunError: a step failed; the same call continues.
         """
-        model, extra_items = str(self.model), str(self.extra_items)
         recipes = [
-            with_options(each, model=model, extra_items=extra_items)
+            with_options(each, model=str(self.model), extra_items=str(self.extra_items))
             for each in read_recipes(several(self.recipe))
         ]
         check_training()
         # TRL takes seconds to import, so what can be wrong with a recipe shows before.
-        from recipes.validate.validate import Wanted, validate_run
+        from recipes.validate.validate import validate_run
 
-        wanted = Wanted(model=model, held_out=str(self.held_out), keep=self.keep)
-        folders = validate_run(Path(self.path), recipes, self.seeds, wanted)
-        return [folder / "outcomes.parquet" for folder in folders]
+        return [folder / "outcomes.parquet" for folder in validate_run(self, recipes)]
 
     def facts(self, found: list[Any]) -> list[Any]:
         """The files by name."""
         return [str(file) for file in found]
-
-    def text(self, found: list[Any]) -> str:
-        """Nothing: what was done has been told on its way."""
-        return ""
 
 
 @settings

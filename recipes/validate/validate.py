@@ -40,31 +40,16 @@ from recipes.train.settings import trainer_settings
 from recipes.train.sft import train_sft
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.validate.command import Validate
 from recipes.validate.evaluation import evaluate, write_outcomes
 
-KEEP = ("none", "policy", "all")
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a `curate validate` command asks for beside run, recipes and seeds.
-
-    Attributes:
-        model: where the probed model lies now, if it was moved.
-        held_out: a dataset file of items that are evaluated on the way and not trained on.
-        keep: `none`: weights are dropped once outcomes are there; `policy`: the final policy is
-            kept as a Hugging Face folder; `all`: one for every checkpoint too.
-    """
-
-    model: str = ""
-    held_out: str = ""
-    keep: str = "none"
-
-
-def validate_run(
-    path: Path, recipes: Sequence[Recipe], seeds: Sequence[int], wanted: Wanted
-) -> list[Path]:
+def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
     """Train and evaluate every recipe with every seed.
+
+    Args:
+        wanted: the run, the seeds, and what else is asked for.
+        recipes: with all that they ask the user for.
 
     Returns:
         the folders of the runs, each with `outcomes.parquet`.
@@ -73,10 +58,8 @@ def validate_run(
         UsageError: bad input; nothing was spent.
         RunError: a step failed; the same call continues.
     """
-    if wanted.keep not in KEEP:
-        raise UsageError(f"keep is {wanted.keep!r}; it must be {', '.join(KEEP)}")
-    run = TaggedRun(find_run(path))
-    jobs = [_Job(run, recipe, seed, wanted) for recipe in recipes for seed in dict.fromkeys(seeds)]
+    run, seeds = TaggedRun(find_run(Path(wanted.path))), dict.fromkeys(wanted.seeds)
+    jobs = [_Job(run, recipe, seed, wanted) for recipe in recipes for seed in seeds]
     for job in jobs:
         job.check()
     alone = process_state().num_processes == 1
@@ -96,7 +79,7 @@ class _Job:
     run: TaggedRun
     recipe: Recipe
     seed: int
-    wanted: Wanted
+    wanted: Validate
 
     @property
     def folder(self) -> Path:
@@ -105,7 +88,7 @@ class _Job:
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
         check_recipe(self.folder.parent, self.recipe)
-        self.run.files(self.recipe, self.wanted.model)
+        self.run.files(self.recipe, str(self.wanted.model))
         training = self._training
         if self.recipe.method == "sft":
             self._demonstrations()
@@ -148,17 +131,17 @@ class _Job:
             name = open_source(recipe.extra_items).fingerprint[:16]
             items += self.run.read_prompts(recipe.extra_items, validation / ".items" / name)
         held_out: list[TrainingItem] = []
-        if self.wanted.held_out:
-            name = open_source(self.wanted.held_out).fingerprint[:16]
-            held_out = self.run.read_prompts(self.wanted.held_out, validation / ".items" / name)
+        if file := str(self.wanted.held_out):
+            name = open_source(file).fingerprint[:16]
+            held_out = self.run.read_prompts(file, validation / ".items" / name)
             known = {item.item_id for item in items}
             held_out = [item for item in held_out if item.item_id not in known]
             if not held_out:
-                raise UsageError(f"every item of {self.wanted.held_out} is trained on")
+                raise UsageError(f"every item of {file} is trained on")
         return Training(
             recipe=recipe,
             seed=self.seed,
-            files=self.run.files(recipe, self.wanted.model),
+            files=self.run.files(recipe, str(self.wanted.model)),
             items=items,
             held_out=held_out,
             max_tokens=recipe.max_completion_length or config.max_tokens,
