@@ -11,6 +11,11 @@ _TERMINAL_EVERY = 0.2
 _PLAIN_EVERY = 10.0
 
 
+def say(text: str) -> None:
+    """Tell the user something beside the results, which go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts one stage's work and tells rate and time left on stderr.
 

@@ -8,7 +8,6 @@ run that was killed in a round ends it, and goes on as it would have.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import UsageError
+from curate.progress import say
 from curate.run.folder import RunFolder
 from curate.run.rollouts import Outcomes, count_outcomes
 from curate.run.tables import ROUNDS, read_parquet, write_parquet
@@ -137,11 +137,9 @@ class Rounds:
             target = found.drawn + extra
             self._write_target(number, target)
             entry["state"] = "open"
-        print(
+        say(
             f"round {number + 1}: {goes_on.sum():,} of {len(extra):,} items go on, to "
-            f"{target[goes_on].max():,} rollouts; {found.drawn.sum():,} rollouts so far",
-            file=sys.stderr,
-            flush=True,
+            f"{target[goes_on].max():,} rollouts; {found.drawn.sum():,} rollouts so far"
         )
         return False
 

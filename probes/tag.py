@@ -6,7 +6,6 @@ items -> rounds of (sample -> verify -> gradients -> gold -> lift -> plan)
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -24,7 +23,7 @@ from curate.datasets.layouts import choose_layout
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
-from curate.progress import Progress
+from curate.progress import Progress, say
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST, REJECTS, TARGET
@@ -350,7 +349,7 @@ class _Tagging:
                     work[stage] = (counts[f"{unit}_this_time"], unit)
         profile = make_profile(self.run.seconds, work, time.monotonic() - started)
         self.run.update(profile=profile)
-        _say(profile_text(profile))
+        say(profile_text(profile))
 
     def _stage(self, name: str, work: Callable[[], dict[str, Any]], *, again: bool = False) -> None:
         if again or not self.run.is_done(name):
@@ -409,7 +408,7 @@ class _Tagging:
     def _read_and_render(self) -> dict[str, Any]:
         layout = choose_layout(self.source, self.config.prompt_field, self.config.answer_field)
         answer_field = layout.answer_field or "the last assistant turn"
-        _say(f"layout {layout.name}: prompt in {layout.prompt_field}, answer in {answer_field}")
+        say(f"layout {layout.name}: prompt in {layout.prompt_field}, answer in {answer_field}")
         self.run.update(
             dataset={
                 **self.run.manifest["dataset"],
@@ -454,7 +453,7 @@ class _Tagging:
         self._check_budget(counts["items"])
         self.run.update(counts=counts)
         if counts["rows_rejected"]:
-            _say(
+            say(
                 f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "
                 f"each with its reason in {self.run / REJECTS}"
             )
@@ -478,7 +477,7 @@ class _Tagging:
         echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
         self.run.update(echoes={"prompts_checked": len(checked), "accepted": len(echoes)})
         if echoes:
-            _say(
+            say(
                 f"warning: the verifier accepts the prompt itself as an answer for {len(echoes):,} "
                 f"of {len(checked):,} items, first in row {echoes[0].row}: a policy can learn to "
                 "repeat the prompt; look at correct rollouts, or use another --verifier"
@@ -539,7 +538,7 @@ class _Tagging:
         found, totals = count_rollouts(self.run, self._row_of, self.config.k, self.plan)
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
-            _say(
+            say(
                 f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
                 f"{self.config.max_tokens} and count as wrong; a run of its own (--run-dir) with "
                 "more, or with an --instruction that asks for shorter answers, may tell more"
@@ -559,7 +558,7 @@ class _Tagging:
             return 0.0
         risk = label_risk(plan, found.judged, found.correct)
         changes = max(float(np.nansum(risk[early])), 0.0)  # Never -0.0.
-        _say(
+        say(
             f"sampling stopped early: about {changes:.1f} of {len(risk):,} labels would be "
             f"different after {plan.max_rollouts:,} rollouts an item"
         )
@@ -592,7 +591,7 @@ class _Tagging:
         """
         config = self.config
         if self.ray and config.gold_prefixes:
-            _say("the gold is not scored on Ray workers: the forecast goes by the counts alone")
+            say("the gold is not scored on Ray workers: the forecast goes by the counts alone")
         if self.ray or not config.gold_prefixes:
             return {"items_with_gold": 0}
         return score_golds(
@@ -664,7 +663,7 @@ class _Tagging:
             "dataset": {"fingerprint": self.target.fingerprint},
             "model": {n: self.run.manifest["model"][n] for n in ("weight_hash", "dtype")},
         }
-        _say(f"target: {config.target}")
+        say(f"target: {config.target}")
         with open_run(self.run / TARGET, own, identity) as run:
             probing = replace(
                 self,
@@ -690,7 +689,3 @@ class _Tagging:
 
     def _write(self) -> dict[str, Any]:
         return write_rows(self.run, self.config, self.source, self.schema, self._row_of)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from curate.errors import CurateError, RunError, UsageError
+from curate.progress import say
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class Hub:
                 if error.response.status_code != 429:
                     raise
                 seconds = _seconds_asked_for(error)
-            print(f"the Hub asks to wait; going on in {seconds:.0f} s", file=sys.stderr, flush=True)
+            say(f"the Hub asks to wait; going on in {seconds:.0f} s")
             time.sleep(seconds)
         return call()
 

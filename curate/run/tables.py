@@ -134,147 +134,80 @@ def gradient_shard(run: Folder, number: int, suffix: str) -> Path:
     return run / GRADIENTS / f"shard-{number:05d}.{suffix}"
 
 
-def _all(kind: pa.DataType, *names: str) -> dict[str, pa.DataType]:
-    """Columns of one type."""
-    return dict.fromkeys(names, kind)
+# Types of columns.
+TEXT, TEXTS, FLAG = pa.string(), pa.list_(pa.string()), pa.bool_()
+INT8, INT32, INT, INTS = pa.int8(), pa.int32(), pa.int64(), pa.list_(pa.int32())
+FLOAT32, FLOAT, FLOATS = pa.float32(), pa.float64(), pa.list_(pa.float64())
 
 
 # --- Of `curate tag` ----------------------------------------------------------------------------
 
-ROWS = Table("rows.parquet", {"row": pa.int64(), "item_id": pa.string(), "reason": pa.string()})
+ROWS = Table("rows.parquet", {"row": INT, "item_id": TEXT, "reason": TEXT})
 """A row for every row of the dataset: its item, null where it is not probed, and why not."""
 
-ITEMS = Table(
-    "items.parquet",
-    {
-        "item_id": pa.string(),
-        "row": pa.int64(),
-        "prompt": pa.string(),
-        "prompt_token_ids": pa.list_(pa.int32()),
-        "answer": pa.string(),
-    },
-)
+ITEMS = Table("items.parquet", {
+    "item_id": TEXT, "row": INT, "prompt": TEXT, "prompt_token_ids": INTS, "answer": TEXT,
+})  # fmt: skip
 """A row for every distinct question; all tables of items have its order."""
 
-ROUNDS = NumberedTables("rounds", 3, {"item_id": pa.string(), "rollouts": pa.int64()})
+ROUNDS = NumberedTables("rounds", 3, {"item_id": TEXT, "rollouts": INT})
 """How many rollouts each item is to have after a round."""
 
-ROLLOUTS = NumberedTables(
-    "rollouts",
-    5,
-    {
-        "item_id": pa.string(),
-        "sample": pa.int32(),
-        "completion": pa.string(),
-        "completion_token_ids": pa.list_(pa.int32()),
-        "finish_reason": pa.string(),
-        "reward": pa.int8(),
-        "verdict": pa.string(),
-        "answer_found": pa.string(),
-        "log_probability": pa.float32(),
-    },
-)
+ROLLOUTS = NumberedTables("rollouts", 5, {
+    "item_id": TEXT, "sample": INT32, "completion": TEXT, "completion_token_ids": INTS,
+    "finish_reason": TEXT, "reward": INT8, "verdict": TEXT, "answer_found": TEXT,
+    "log_probability": FLOAT32,
+})  # fmt: skip
 
-PASS_RATES = Table(
-    "pass_rates.parquet",
-    {
-        "item_id": pa.string(),
-        "total_rollouts": pa.int64(),
-        "total_correct_rollouts": pa.int64(),
-        **_all(pa.float64(), "pass_rate", "pass_rate_low", "pass_rate_high"),
-        "unjudged_rollouts": pa.int64(),
-        "truncated_rollouts": pa.int64(),
-        "mean_completion_tokens": pa.float64(),
-    },
-)
+PASS_RATES = Table("pass_rates.parquet", {
+    "item_id": TEXT, "total_rollouts": INT, "total_correct_rollouts": INT,
+    "pass_rate": FLOAT, "pass_rate_low": FLOAT, "pass_rate_high": FLOAT,
+    "unjudged_rollouts": INT, "truncated_rollouts": INT, "mean_completion_tokens": FLOAT,
+})  # fmt: skip
 
-ROLLOUT_INDEX = Table(
-    f"{GRADIENTS}/rollouts.parquet",
-    {
-        "item_id": pa.string(),
-        **_all(pa.int32(), "sample", "weight", "tokens", "completion_tokens"),
-        "reward": pa.int8(),
-    },
-)
+ROLLOUT_INDEX = Table(f"{GRADIENTS}/rollouts.parquet", {
+    "item_id": TEXT, "sample": INT32, "weight": INT32, "tokens": INT32,
+    "completion_tokens": INT32, "reward": INT8,
+})  # fmt: skip
 """Whose each row of `rollouts.npy` is."""
 
-ITEM_INDEX = Table(
-    f"{GRADIENTS}/index.parquet",
-    {
-        "item_id": pa.string(),
-        "feature_row": pa.int64(),
-        "rollouts_used": pa.int64(),
-        "mean_squared_norm": pa.float64(),
-    },
-)
+ITEM_INDEX = Table(f"{GRADIENTS}/index.parquet", {
+    "item_id": TEXT, "feature_row": INT, "rollouts_used": INT, "mean_squared_norm": FLOAT,
+})  # fmt: skip
 """Whose each row of `features.npy` is."""
 
-SIMILARITY = Table(
-    "similarity.parquet",
-    {
-        "item_id": pa.string(),
-        **_all(
-            pa.float64(),
-            "gradient_similarity",
-            "gradient_similarity_low",
-            "gradient_similarity_high",
-            "standard_error",
-            "degrees_of_freedom",
-            "gradient_reliability",
-        ),
-        "rollouts_used": pa.int64(),
-        "similarity_easy": pa.float64(),
-        "similarity_hard": pa.float64(),
-        "nearest": pa.list_(pa.string()),
-    },
-)
+SIMILARITY = Table("similarity.parquet", {
+    "item_id": TEXT, "gradient_similarity": FLOAT, "gradient_similarity_low": FLOAT,
+    "gradient_similarity_high": FLOAT, "standard_error": FLOAT, "degrees_of_freedom": FLOAT,
+    "gradient_reliability": FLOAT, "rollouts_used": INT, "similarity_easy": FLOAT,
+    "similarity_hard": FLOAT, "nearest": TEXTS,
+})  # fmt: skip
 
-GOLD = Table(
-    "gold.parquet",
-    {
-        "item_id": pa.string(),
-        "gold_probability": pa.float64(),
-        "standard_error": pa.float64(),
-        **_all(pa.int32(), "prefixes", "distinct_prefixes", "seen_rollouts", "seen_correct"),
-    },
-)
+GOLD = Table("gold.parquet", {
+    "item_id": TEXT, "gold_probability": FLOAT, "standard_error": FLOAT, "prefixes": INT32,
+    "distinct_prefixes": INT32, "seen_rollouts": INT32, "seen_correct": INT32,
+})  # fmt: skip
 
-_LIFT = _all(pa.float64(), "lift", "lift_low", "lift_high", "standard_error", "from_others")
-LIFT = Table("lift.parquet", {"item_id": pa.string(), **_LIFT}, later=tuple(_LIFT))
+_LIFT = ("lift", "lift_low", "lift_high", "standard_error", "from_others")
+LIFT = Table("lift.parquet", {"item_id": TEXT, **dict.fromkeys(_LIFT, FLOAT)}, later=_LIFT)
 
 PAIRS = ("teachers", "helps", "hurts")
-_TEACHING = {
-    "teaching": pa.float64(),
-    **{name: pa.list_(pa.string()) for name in PAIRS},
-    **{f"{name}_by": pa.list_(pa.float64()) for name in PAIRS},
-}
-TEACHING = Table("teaching.parquet", {"item_id": pa.string(), **_TEACHING}, later=tuple(_TEACHING))
+_TEACHING = {"teaching": FLOAT, **dict.fromkeys(PAIRS, TEXTS)}
+_TEACHING |= dict.fromkeys((f"{name}_by" for name in PAIRS), FLOATS)
+TEACHING = Table("teaching.parquet", {"item_id": TEXT, **_TEACHING}, later=tuple(_TEACHING))
 
 FORECAST = ("forecast_pass_rate", "forecast_low", "forecast_high")
-TAGS = Table(
-    "tags.parquet",
-    {
-        "item_id": pa.string(),
-        "trainability": pa.string(),
-        "p_unlearnable": pa.float64(),
-        **dict.fromkeys(FORECAST, pa.float64()),
-        "tag_reason": pa.string(),
-    },
-    later=FORECAST,
-)
+TAGS = Table("tags.parquet", {
+    "item_id": TEXT, "trainability": TEXT, "p_unlearnable": FLOAT,
+    **dict.fromkeys(FORECAST, FLOAT), "tag_reason": TEXT,
+}, later=FORECAST)  # fmt: skip
 
-# --- Of `curate validate` and `curate confirm` ----------------------------------------------------
+# --- Of trainings: in the folder of a seed ------------------------------------------------------
 
-REWARDS = Table(
-    "rewards.parquet",
-    {
-        "step": pa.int32(),
-        "item_id": pa.string(),
-        "rollouts": pa.int32(),
-        **_all(pa.float64(), "mean_reward", "truncated_fraction", "clipped_fraction"),
-        "trained": pa.bool_(),
-    },
-)
+REWARDS = Table("rewards.parquet", {
+    "step": INT32, "item_id": TEXT, "rollouts": INT32, "mean_reward": FLOAT,
+    "truncated_fraction": FLOAT, "clipped_fraction": FLOAT, "trained": FLAG,
+})  # fmt: skip
 """A row for every group that was generated, in the order of generation.
 
 mean_reward is null where nothing could be judged; truncated_fraction is the share of its rollouts
@@ -283,87 +216,51 @@ clipped in the loss, null for a group that did not reach it; trained tells that 
 rewards.
 """
 
-OUTCOMES = Table(
-    "outcomes.parquet",
-    {
-        "item_id": pa.string(),
-        "initial_pass_rate": pa.float64(),
-        "initial_rollouts": pa.int64(),
-        "initial_correct": pa.int64(),
-        "final_pass_rate": pa.float64(),
-        "final_rollouts": pa.int64(),
-        "final_correct": pa.int64(),
-        "positive_in_training": pa.bool_(),
-        "ever_positive": pa.bool_(),
-        "visits": pa.int32(),
-    },
-)
+OUTCOMES = Table("outcomes.parquet", {
+    "item_id": TEXT, "initial_pass_rate": FLOAT, "initial_rollouts": INT, "initial_correct": INT,
+    "final_pass_rate": FLOAT, "final_rollouts": INT, "final_correct": INT,
+    "positive_in_training": FLAG, "ever_positive": FLAG, "visits": INT32,
+})  # fmt: skip
 """A row for every item of the run, in its order.
 
 ever_positive: a correct rollout in training or in the probe of the initial policy; visits: groups
 generated for it in training.
 """
 
-HELD_OUT = Table(
-    "held_out.parquet",
-    {
-        "step": pa.int32(),
-        "rollouts": pa.int64(),
-        "item_id": pa.string(),
-        "total_rollouts": pa.int64(),
-        "total_correct_rollouts": pa.int64(),
-    },
-)
+HELD_OUT = Table("held_out.parquet", {
+    "step": INT32, "rollouts": INT, "item_id": TEXT, "total_rollouts": INT,
+    "total_correct_rollouts": INT,
+})  # fmt: skip
 """A row for every held-out item each time that it was evaluated; rollouts: spent on training."""
 
-TRAINED = Table("trained.parquet", {"item_id": pa.string(), "sample": pa.int32()})
+TRAINED = Table("trained.parquet", {"item_id": TEXT, "sample": INT32})
 """The rollouts of the probe that a pilot's first step was trained on."""
 
-SCORED = Table(
-    "log_probabilities.parquet",
-    {
-        "item_id": pa.string(),
-        "sample": pa.int32(),
-        "reward": pa.int8(),
-        "tokens": pa.int32(),
-        "weight": pa.int32(),
-        "log_probability": pa.float64(),
-    },
-)
+SCORED = Table("log_probabilities.parquet", {
+    "item_id": TEXT, "sample": INT32, "reward": INT8, "tokens": INT32, "weight": INT32,
+    "log_probability": FLOAT,
+})  # fmt: skip
 """Distinct rollouts of the probe, scored under the policy of a pilot."""
 
-EMBEDDING_INDEX = Table(f"{VALIDATION}/prompt_embeddings.parquet", {"item_id": pa.string()})
+# --- Of other commands ----------------------------------------------------------------------------
+
+EMBEDDING_INDEX = Table(f"{VALIDATION}/prompt_embeddings.parquet", {"item_id": TEXT})
 """Whose each row of `prompt_embeddings.npy` is."""
 
-CONFIRMED = Table(
-    f"{VALIDATION}/confirmed.parquet",
-    {
-        "item_id": pa.string(),
-        "initial_pass_rate": pa.float64(),
-        "final_pass_rates": pa.list_(pa.float64()),
-        "final_pass_rate": pa.float64(),
-        "trainability": pa.string(),
-        "p_unlearnable": pa.float64(),
-        "confirmed_trainability": pa.string(),
-    },
-)
+CONFIRMED = Table(f"{VALIDATION}/confirmed.parquet", {
+    "item_id": TEXT, "initial_pass_rate": FLOAT, "final_pass_rates": FLOATS,
+    "final_pass_rate": FLOAT, "trainability": TEXT, "p_unlearnable": FLOAT,
+    "confirmed_trainability": TEXT,
+})  # fmt: skip
 
-# --- Of `curate judge` ----------------------------------------------------------------------------
+SCORES = Table(f"{JUDGING}/scores.parquet", {
+    "item_id": TEXT, "sample": INT32, "pass": INT32, "score": INT32, "reason": TEXT,
+    "problem": TEXT,
+})  # fmt: skip
+"""Each score of `curate judge` with the judge's reason, or why there is none."""
 
-SCORES = Table(
-    f"{JUDGING}/scores.parquet",
-    {
-        "item_id": pa.string(),
-        **_all(pa.int32(), "sample", "pass", "score"),
-        "reason": pa.string(),
-        "problem": pa.string(),
-    },
-)
-"""Each score with the judge's reason, or why there is none."""
-
-QUALITY = Table(
-    f"{JUDGING}/quality.parquet",
-    {"item_id": pa.string(), **{field.name: field.type for field in REASONING_QUALITY}},
-)
+QUALITY = Table(f"{JUDGING}/quality.parquet", {
+    "item_id": TEXT, **{field.name: field.type for field in REASONING_QUALITY},
+})  # fmt: skip
 """A row an item: the mean score, 0 to 5, of its correct rollouts that were judged, over both
 passes, null where none was; and how many were."""

@@ -1,14 +1,14 @@
-"""Filling in columns of a tagged file in place: every other value, row and column stays.
+"""Filling columns of a tagged file in place: every other value, row and column stays.
 
-JSON rows keep their own text but for the one value; Parquet keeps its schema, metadata and row
-groups; CSV is written as `curate.tagged.write` writes it.
+JSON rows keep their own text but for the values; Parquet keeps its metadata and row groups; CSV is
+written as `curate.tagged.write` writes it. A column that the file does not have comes at its end.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,55 +16,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.datasets.json_objects import row_object, with_value
+from curate.datasets.json_objects import row_object, with_members, with_value
 from curate.datasets.source import Source, json_text, open_source
-from curate.errors import RunError, UsageError
+from curate.errors import CurateError, RunError, UsageError
 from curate.files import atomic_writer
-from curate.tagged import write as tagged
-from curate.tagged.write import Annotation
+from curate.run.run import Run
+from curate.tagged.write import Annotation, csv_cell
 
 _KEY = "item_id"
-# What a row is known by, and what the column shall say of it.
-_Filled = tuple[str | None, str | None]
+_NOTHING: Annotation = {}
 
 
-def fill_column(path: Path, column: str, rows: Sequence[_Filled]) -> None:
-    """Write the values of one column of a tagged file; the file is replaced at one stroke.
+def fill_tagged(run: Run, schema: pa.Schema, found: Mapping[str, Annotation]) -> list[str]:
+    """Fill columns of the tagged file of a run; a note where that file is not there to be filled.
 
     Args:
-        path: a tagged file, in any of its formats.
-        column: that it has, of text or null.
-        rows: `item_id` and the new value of every row, in order; None is null.
-
-    Raises:
-        UsageError: the file cannot be read, or is another: its rows are not these; it stays as it
-            is.
-        RunError: the disk fails, or the file changed meanwhile.
+        run: that wrote the file.
+        schema: the columns.
+        found: their values by item_id; what is missing is null.
     """
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    source = open_source(path)
-    missing = [name for name in (_KEY, column) if name not in source.columns]
-    if missing:
-        raise UsageError(f"{path} is no tagged file: it has no column {' or '.join(missing)}")
+    rows = [(each, found.get(each, _NOTHING)) for each in run.rows(_KEY)[_KEY].to_pylist()]
     try:
-        with atomic_writer(path) as file:
-            _WRITERS[source.format](file, source, _Rows(path, column, rows))
-            source.check_unchanged()
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from (
-            error
-        )
+        set_columns(Path(run.config.out), schema, rows)
+    except CurateError as error:
+        return [f"the tagged file was not filled in: {error}; `curate tag` writes it anew"]
+    return []
 
 
 def set_columns(
     path: Path, schema: pa.Schema, rows: Sequence[tuple[str | None, Annotation]]
 ) -> None:
-    """Write columns of a tagged file, which may have them or not, at its end; at one stroke.
+    """Write the values of columns of a tagged file; the file is replaced at one stroke.
 
     Args:
         path: a tagged file, in any of its formats.
-        schema: the columns.
+        schema: the columns, which the file may have or not.
         rows: `item_id` and the values of every row, in order; what is missing is null.
 
     Raises:
@@ -77,25 +63,27 @@ def set_columns(
     source = open_source(path)
     if _KEY not in source.columns:
         raise UsageError(f"{path} is no tagged file: it has no column {_KEY}")
-    expected = _Rows(path, _KEY, [(item_id, item_id) for item_id, _ in rows])
-    is_json = source.format in ("jsonl", "json")
-    for row in source.rows():
-        value = row_object(row)[0] if is_json else row.value or {}
-        expected.take([value.get(_KEY)])
-    expected.check_complete()
-    tagged.set_columns(source, [values for _, values in rows], schema)
+    values = _Values(path, rows)
+    try:
+        with atomic_writer(path) as file:
+            _WRITERS[source.format](file, source, values, schema)
+            values.check_complete()
+            source.check_unchanged()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from (
+            error
+        )
 
 
-class _Rows:
+class _Values:
     """Hands out the new values in order, and refuses a file whose rows are others."""
 
-    def __init__(self, path: Path, column: str, rows: Sequence[_Filled]) -> None:
+    def __init__(self, path: Path, rows: Sequence[tuple[str | None, Annotation]]) -> None:
         self.path = path
-        self.column = column
         self.rows = rows
         self.taken = 0
 
-    def take(self, item_ids: Sequence[str | None]) -> list[str | None]:
+    def take(self, item_ids: Sequence[str | None]) -> list[Annotation]:
         taken = self.rows[self.taken : self.taken + len(item_ids)]
         for place, item_id in enumerate(item_ids):
             # In CSV null is an empty cell.
@@ -115,60 +103,68 @@ class _Rows:
             )
 
 
-def _json_rows(source: Source, rows: _Rows) -> Iterator[str]:
+def _json_rows(source: Source, values: _Values, schema: pa.Schema) -> Iterator[str]:
     for row in source.rows():
         value, text = row_object(row)
-        filled = rows.take([value.get(_KEY)])
-        if rows.column not in value:
-            raise UsageError(f"{source.path}: row {row.row} has no {rows.column}")
-        yield with_value(text, rows.column, json_text(filled[0]))
-    rows.check_complete()
+        (new,) = values.take([value.get(_KEY)])
+        for name in schema.names:
+            if name in value:
+                text = with_value(text, name, json_text(new.get(name)))
+            elif name in source.columns:
+                raise UsageError(f"{source.path}: row {row.row} has no {name}")
+            else:
+                text = with_members(text, json_text({name: new.get(name)}))
+        yield text
 
 
-def _fill_jsonl(file: IO[bytes], source: Source, rows: _Rows) -> None:
-    for text in _json_rows(source, rows):
+def _fill_jsonl(file: IO[bytes], source: Source, values: _Values, schema: pa.Schema) -> None:
+    for text in _json_rows(source, values, schema):
         file.write(text.encode("utf-8") + b"\n")
 
 
-def _fill_json(file: IO[bytes], source: Source, rows: _Rows) -> None:
+def _fill_json(file: IO[bytes], source: Source, values: _Values, schema: pa.Schema) -> None:
     before = b"[\n"
-    for text in _json_rows(source, rows):
+    for text in _json_rows(source, values, schema):
         file.write(before + text.encode("utf-8"))
         before = b",\n"
     file.write(b"\n]\n")
 
 
-def _fill_csv(file: IO[bytes], source: Source, rows: _Rows) -> None:
+def _fill_csv(file: IO[bytes], source: Source, values: _Values, schema: pa.Schema) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(source.columns)
+    writer.writerow(dict.fromkeys([*source.columns, *schema.names]))
     for row in source.rows():
         if row.value is None:
             raise UsageError(f"{source.path}: row {row.row} cannot be read: {row.problem}")
-        filled = rows.take([row.value[_KEY]])
-        writer.writerow((row.value | {rows.column: filled[0] or ""}).values())
-    rows.check_complete()
+        (new,) = values.take([row.value[_KEY]])
+        cells = {name: csv_cell(new.get(name)) for name in schema.names}
+        writer.writerow((row.value | cells).values())
     text.flush()
     text.detach()  # Or it would close the file under its owner.
 
 
-def _fill_parquet(file: IO[bytes], source: Source, rows: _Rows) -> None:
+def _fill_parquet(file: IO[bytes], source: Source, values: _Values, schema: pa.Schema) -> None:
     with pq.ParquetFile(source.path) as given:
-        schema = given.schema_arrow
-        place = schema.get_field_index(rows.column)
-        field = schema.field(place)
-        if pa.types.is_null(field.type):  # Written by a program that types nulls as such.
-            field = field.with_type(pa.string())
-        with pq.ParquetWriter(file, schema.set(place, field)) as writer:
+        filled = given.schema_arrow
+        for field in schema:
+            place = filled.get_field_index(field.name)
+            if place < 0:
+                filled = filled.append(field)
+            elif pa.types.is_null(filled.field(place).type):  # As some programs type nulls.
+                filled = filled.set(place, field)
+        with pq.ParquetWriter(file, filled) as writer:
             for group in range(given.num_row_groups):
                 table = given.read_row_group(group)
-                item_ids = pc.cast(table[_KEY], pa.string()).to_pylist()
-                filled = pa.array(rows.take(item_ids), field.type)
-                writer.write_table(table.set_column(place, field, filled))
-    rows.check_complete()
+                new = values.take(pc.cast(table[_KEY], pa.string()).to_pylist())
+                columns = {name: table[name] for name in table.column_names}
+                for name in schema.names:
+                    kind = filled.field(name).type
+                    columns[name] = pa.array([each.get(name) for each in new], kind)
+                writer.write_table(pa.table(list(columns.values()), schema=filled))
 
 
-_WRITERS: dict[str, Callable[[IO[bytes], Source, _Rows], None]] = {
+_WRITERS: dict[str, Callable[[IO[bytes], Source, _Values, pa.Schema], None]] = {
     "jsonl": _fill_jsonl,
     "json": _fill_json,
     "csv": _fill_csv,

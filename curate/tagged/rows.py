@@ -65,16 +65,6 @@ def tag_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if _tag_type(name) is not None]
 
 
-def columns_of(source: Source) -> list[str]:
-    """The columns of all rows, in the order in which they first occur."""
-    if source.schema is not None or source.format == "csv":
-        return list(source.columns)
-    columns: dict[str, None] = {}
-    for row in source.rows():
-        columns.update(dict.fromkeys(row.value or ()))
-    return list(columns)
-
-
 def values_of(source: Source) -> Iterator[dict[str, Any]]:
     """Every row's values; none where a row cannot be read."""
     return (row.value or {} for row in source.rows())

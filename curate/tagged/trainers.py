@@ -32,9 +32,9 @@ from curate.datasets.layouts import (
 from curate.datasets.source import Source, json_text
 from curate.errors import UsageError
 from curate.settings import did_you_mean
-from curate.tagged.rows import TaggedDataset, columns_of, tag_columns
+from curate.tagged.rows import TaggedDataset, tag_columns
 from curate.tagged.training_file import TrainingFile
-from curate.tagged.write import SUFFIXES
+from curate.tagged.write import SUFFIXES, columns_of
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STYLED = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])

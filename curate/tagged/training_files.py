@@ -19,7 +19,6 @@ from curate.tagged.expressions import parse_expression, unknown_column
 from curate.tagged.orders import order_rows
 from curate.tagged.rows import (
     TaggedDataset,
-    columns_of,
     open_tagged,
     tag_columns,
     take_rows,
@@ -28,7 +27,7 @@ from curate.tagged.rows import (
 from curate.tagged.select import CONFIRMED, PREDICTED, Row, Rules, filter_rows
 from curate.tagged.trainers import check_format, make_formatter
 from curate.tagged.training_file import TrainingFile
-from curate.tagged.write import check_out, write_tagged
+from curate.tagged.write import check_out, columns_of, write_tagged
 from curate.tags import Trainability
 
 _REASON = pa.schema([("dropped_reason", pa.string())])

@@ -63,29 +63,6 @@ def write_tagged(
     check_out(source, out, suffix)
     check_columns(source.columns, schema, replace_columns)
     write = _WRITERS[suffix or out.suffix.lower()]
-    return _write(write, source, out, annotations, schema, replace_columns)
-
-
-def set_columns(source: Source, annotations: Iterable[Annotation], schema: pa.Schema) -> None:
-    """Write the columns of `schema` into the file that the source was read from, at its end.
-
-    Where it has them, they are replaced. One annotation a row, as for `write_tagged`.
-
-    Raises RunError where rows and annotations differ in number, the file has changed since it was
-    opened, or the disk fails.
-    """
-    assert source.path is not None
-    _write(_WRITERS[f".{source.format}"], source, source.path, annotations, schema, True)
-
-
-def _write(
-    write: _Writer,
-    source: Source,
-    out: Path,
-    annotations: Iterable[Annotation],
-    schema: pa.Schema,
-    replace_columns: bool,
-) -> int:
     counted = _Counted(source, annotations)
     try:
         with atomic_writer(out) as file:
@@ -191,7 +168,9 @@ def _json_objects(
 def _write_csv(
     file: IO[bytes], source: Source, counted: _Counted, schema: pa.Schema, replace: bool
 ) -> None:
-    columns = [name for name in _loose_columns(source, schema, replace) if name not in schema.names]
+    found = columns_of(source)
+    check_columns(found, schema, replace)
+    columns = [name for name in found if name not in schema.names]
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*columns, *schema.names])
@@ -199,12 +178,13 @@ def _write_csv(
         value = row.value or {}
         cells = [value.get(name) for name in columns]
         tags = [annotation.get(name) for name in schema.names]
-        writer.writerow([_cell(item) for item in cells + tags])
+        writer.writerow([csv_cell(item) for item in cells + tags])
     text.flush()
     text.detach()  # Or it would close the file under its owner.
 
 
-def _cell(value: object) -> str:
+def csv_cell(value: object) -> str:
+    """A value as it stands in CSV."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return _as_string(value)
@@ -216,14 +196,13 @@ def _as_string(value: object) -> str:
     return text if isinstance(value, str) or text[:1] != '"' else str(json.loads(text))
 
 
-def _loose_columns(source: Source, schema: pa.Schema, replace: bool) -> list[str]:
+def columns_of(source: Source) -> list[str]:
     """The columns of all rows, in the order in which they first occur."""
     if source.schema is not None or source.format == "csv":
         return list(source.columns)
     columns: dict[str, None] = {}
     for row in source.rows():
         columns.update(dict.fromkeys(row.value or ()))
-    check_columns(columns, schema, replace)
     return list(columns)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import sys
 
 import torch
 
 from curate.config import AUTO, TagConfig
+from curate.progress import say
 from probes.engines.base import Engine
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe
@@ -72,7 +72,7 @@ class LoadedModel:
         """
         if self._engine is None:
             self._engine = self._new_engine()
-            _say(f"engine {self.choice}: {self.why}; {self._where()}")
+            say(f"engine {self.choice}: {self.why}; {self._where()}")
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()
@@ -104,7 +104,7 @@ class LoadedModel:
         if self._take_turns and self._engine and self._engine.has_own_weights:
             self._engine.close()
         if self._policy is None:
-            _say(f"loading {self.files.name}")
+            say(f"loading {self.files.name}")
             self._policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
         return self._policy
 
@@ -166,7 +166,3 @@ class LoadedModel:
             max_tokens=config.max_tokens,
             batch_tokens=config.batch_tokens or None,
         )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

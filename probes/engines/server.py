@@ -17,7 +17,6 @@ can otherwise draw the same completions of the same prompt. How they batch still
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -25,6 +24,7 @@ from typing import Any
 
 from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
+from curate.progress import say
 from probes.engines.base import Rollout, SampleRequest
 from probes.models.load import ModelFiles, Policy, PolicyOutline
 from probes.servers.pool import Failure, Json, RequestRefused, Server, ServerFault, ServerPool
@@ -117,7 +117,7 @@ class ServerEngine:
         self._pool: ServerPool | None = None
         self._opened()
         if not self._known().token_ids:
-            _say(
+            say(
                 "warning: the servers give back text and no token ids; it is tokenized here, "
                 "which can differ from what was sampled"
             )
@@ -335,7 +335,7 @@ class ServerEngine:
         count = (answer.get("usage") or {}).get("prompt_tokens")
         if count is None:
             self._unchecked.add(server.url)
-            _say(f"warning: {server.url} does not tell its tokenizer, which was not compared")
+            say(f"warning: {server.url} does not tell its tokenizer, which was not compared")
         elif count not in (ours, len(self.tokenizer(_TEXT)["input_ids"])):
             self._refuse_tokenizer(server, f"{count} tokens there and {ours} here")
 
@@ -429,7 +429,3 @@ def _request_seed(seed: int, part: SampleRequest) -> int:
     """A seed for one request, 31 bits, which every server takes."""
     content = f"{seed}\0{part.item_id}\0{part.first_sample}".encode()
     return int.from_bytes(hashlib.sha256(content).digest()[:4], "little") >> 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from curate.errors import RunError, UsageError
+from curate.progress import say
 from curate.settings import did_you_mean
 from probes.engines.base import Rollout, SampleRequest
 from probes.models.export import exported_folder
@@ -169,7 +170,7 @@ class VllmEngine:
 
     def _loaded(self) -> Any:
         if self._llm is None:
-            print(f"loading {self.files.name} into vLLM", file=sys.stderr, flush=True)
+            say(f"loading {self.files.name} into vLLM")
             vllm = _import_vllm()
             try:
                 with _quiet(), _own_process_kept():

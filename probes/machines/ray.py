@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
+from curate.progress import say
 from probes.machines.ray_worker import (
     Differentiator,
     Row,
@@ -106,7 +106,7 @@ class RayExecutor:
             RunError: no worker could be started, or it lacks our packages.
         """
         found: dict[str, str] = self._call(describe_machine)
-        _say(
+        say(
             f"Ray: {self._workers} workers of {self._cpus:g} CPUs and {self._gpus:g} GPUs, on "
             f"{found['name']}"
         )
@@ -186,7 +186,7 @@ class RayExecutor:
                     "see the logs of Ray"
                 )
             if lost:
-                _say(f"workers were lost, and {len(lost)} shards with them: they are done again")
+                say(f"workers were lost, and {len(lost)} shards with them: they are done again")
 
     def _wave(self, worker: type, rows: list[pa.Table]) -> Iterator[Row]:
         """Run rows through a pool of actors; yield what comes back, in the order in which it does.
@@ -300,7 +300,3 @@ def _start_failed(error: Exception) -> str:
     """One line of an error of Ray: its last one names what was raised on the worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"a Ray worker could not be started: {lines[-1] if lines else type(error).__name__}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

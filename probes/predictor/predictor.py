@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from scipy.stats import binom
 
 from curate.config import TagConfig
 from curate.errors import UsageError
+from curate.progress import say
 from curate.run.folder import RunFolder
 from curate.run.tables import QUALITY
 from probes.predictor.features import (
@@ -141,11 +141,7 @@ def apply_predictor(
     features = read_features(run.path, config)
     outside = outside_reasons(predictor, run.manifest, config, features)
     for reason in outside:
-        print(
-            f"warning: {predictor.name} lies outside of what it was fitted on: {reason}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"warning: {predictor.name} lies outside of what it was fitted on: {reason}")
     facts = {"name": predictor.name, "outside": outside, "quality": _quality_hash(predictor, run)}
     run.update(predictor={**run.manifest["predictor"], **facts})
     found = predictor.p_unlearnable(features.values).tolist()

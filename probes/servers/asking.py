@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 
 from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
-from curate.progress import Progress
+from curate.progress import Progress, say
 from probes.servers.json_schema import schema_problem
 from probes.servers.kept_answers import KeptAnswers, Reply
 from probes.servers.pool import Failure, Json, RequestRefused, Server, ServerPool, read_api_key
@@ -255,7 +254,7 @@ class Asker:
             if adaptation.field in body and adaptation.fits(failure.reason):
                 if adaptation.change not in self._adapted:
                     self._adapted.append(adaptation.change)
-                    _say(f"{adaptation.said} ({failure.reason})")
+                    say(one_line(f"{adaptation.said} ({failure.reason})"))
                 return True
         return False
 
@@ -409,7 +408,3 @@ async def _has_model(server: Server, *, model: str) -> None:
             f"the server {server.url} has no model {model!r}; it has "
             f"{one_line(', '.join(names[:_NAMES_SHOWN]))}{more}"
         )
-
-
-def _say(text: str) -> None:
-    print(one_line(text), file=sys.stderr, flush=True)

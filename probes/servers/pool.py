@@ -20,7 +20,6 @@ import os
 import queue
 import random
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -37,6 +36,7 @@ import httpx
 
 from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url, check_key_variable
 from curate.errors import RunError, UsageError, one_line
+from curate.progress import say
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -432,7 +432,7 @@ class ServerPool:
         if len(absent) == len(self.servers):
             raise self._none_left()
         for server in absent:
-            _say(f"server {server.url} is not used yet: {server.reason}")
+            say(f"server {server.url} is not used yet: {server.reason}")
             self._expect_back(server)
 
     async def _first_look(self, server: Server) -> None:
@@ -565,7 +565,7 @@ class ServerPool:
         for_good = for_good or server.returns >= _RETURNS
         left = sum(each.is_in for each in self.servers)
         stays = " for good" if for_good else ""
-        _say(f"server {server.url} leaves the pool{stays}: {reason}; {left} left")
+        say(f"server {server.url} leaves the pool{stays}: {reason}; {left} left")
         if not for_good:
             self._expect_back(server)
         if not left:
@@ -589,7 +589,7 @@ class ServerPool:
                 server.reason = str(fault)
             except UsageError as error:
                 server.reason = str(error)
-                _say(f"server {server.url} stays out: {error}")
+                say(f"server {server.url} stays out: {error}")
                 self._returning.discard(asyncio.current_task())
                 if not any(each.is_in for each in self.servers):
                     self._wait_or_give_up()
@@ -598,7 +598,7 @@ class ServerPool:
         server.faults = 0
         server.returns += 1
         self._is_lost = False
-        _say(f"server {server.url} is in the pool")
+        say(f"server {server.url} is in the pool")
         if self._lost_timer:
             self._lost_timer.cancel()
             self._lost_timer = None
@@ -634,7 +634,3 @@ def _note(
 def _wrong(error: Exception) -> str:
     text = one_line(str(error))[:_MOST_MESSAGE]
     return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from typing import Any
 from curate.datasets.layouts import Question as Item
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, path_or_none
+from curate.progress import say
 from curate.run.choose import check_tags, choose_items
 from curate.run.folder import lock_folder
 from curate.run.names import ANSWERS, AUGMENTATION
@@ -180,16 +180,14 @@ def _usage(askers: _Askers, name: str) -> dict[str, Any]:
 
 
 def _say_start(facts: Mapping[str, Any]) -> None:
-    print(
+    say(
         f"writing {facts['mode']} problems from {facts['parents']:,} items: "
         + ", ".join(
             f"{who} {each['requests']:,} requests at most, about {each['prompt_tokens']:,} tokens "
             f"in and at most {each['completion_tokens']:,} out"
             + ("" if each["cost"] is None else f", cost at most {each['cost']:,.4g}")
             for who, each in facts["estimate"].items()
-        ),
-        file=sys.stderr,
-        flush=True,
+        )
     )
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError, RunError, UsageError
+from curate.errors import RunError, UsageError
 from curate.files import write_atomically
 from curate.run.names import CONFIRMATION
 from curate.run.run import Run
 from curate.run.tables import CONFIRMED, PASS_RATES, SIMILARITY, TAGS
 from curate.run.validated import FinishedSeeds
-from curate.tagged.fill import fill_column
+from curate.tagged.fill import fill_tagged
 from curate.tags import Trainability
 from recipes.confirm.dynamics import training_dynamics
 from recipes.confirm.embedding import prompt_embeddings, semantic_similarity
@@ -32,6 +32,8 @@ from recipes.statistics.agreement import (
     confusion,
     too_few_items,
 )
+
+_CONFIRMED = pa.field("confirmed_trainability", pa.string())
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
     notes += note
     confirmed = _confirmed_table(items, tables[0]["initial_pass_rate"], outcomes, tags)
     CONFIRMED.write(run.path, confirmed)
-    notes += _fill_tagged(run, items, tags)
+    values = ({_CONFIRMED.name: tag} for tag in tags.tolist())
+    notes += fill_tagged(run, pa.schema([_CONFIRMED]), dict(zip(run.row_of, values, strict=True)))
     summary = (
         _facts(run, found, tags)
         | _figures(items, outcomes, tags, config.tau, semantic)
@@ -179,18 +182,6 @@ def _mean_final(outcomes: SeedOutcomes) -> Floats:
     mean = np.full(final.shape[1], np.nan)
     np.divide(np.nansum(final, axis=0), known, out=mean, where=known > 0)
     return mean
-
-
-def _fill_tagged(run: Run, items: _Items, tags: Tags) -> list[str]:
-    """Fill the column of the tagged file; a note if that file is not there to be filled."""
-    confirmed = dict(zip(items.item_ids.to_pylist(), tags.tolist(), strict=True))
-    rows = run.rows("item_id")["item_id"].to_pylist()
-    filled = [(item_id, confirmed.get(item_id)) for item_id in rows]
-    try:
-        fill_column(Path(run.config.out), "confirmed_trainability", filled)
-    except CurateError as error:
-        return [f"the tagged file was not filled in: {error}; `curate tag` writes it anew"]
-    return []
 
 
 def _facts(run: Run, found: FinishedSeeds, tags: Tags) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError, RunError, UsageError
+from curate.errors import RunError, UsageError
 from curate.files import path_or_none, write_atomically
+from curate.progress import say
 from curate.run.choose import check_tags, choose_items
 from curate.run.correct_rollouts import CorrectRollout, correct_rollouts
 from curate.run.folder import lock_folder
 from curate.run.names import ANSWERS, JUDGEMENT, JUDGING
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES, QUALITY, SCORES
-from curate.tagged.fill import set_columns
+from curate.tagged.fill import fill_tagged
 from curate.tags import REASONING_QUALITY
 from probes.gradients.alignment import FEWEST_ITEMS
 from probes.servers.asking import Answer, Asker, LanguageModel, Question, estimate_tokens
@@ -181,12 +181,10 @@ def _secret(folder: Path) -> str:
 def _say_estimate(facts: Mapping[str, Any]) -> None:
     estimate = facts["estimate"]
     cost = "" if estimate["cost"] is None else f", at most {estimate['cost']:,.4g}"
-    print(
+    say(
         f"judging {facts['rollouts']:,} rollouts of {facts['items']:,} items: "
         f"{estimate['requests']:,} requests, about {estimate['prompt_tokens']:,} tokens in, at "
-        f"most {estimate['completion_tokens']:,} out{cost}",
-        file=sys.stderr,
-        flush=True,
+        f"most {estimate['completion_tokens']:,} out{cost}"
     )
 
 
@@ -218,7 +216,9 @@ def _write(
         "problems": dict(sorted(problems.items(), key=lambda entry: -entry[1])[:10]),
         "agreement": score_agreement([a for a, _ in pairs], [b for _, b in pairs]),
         "groups": _groups(quality, group_of),
-        "notes": _fill_tagged(run, quality),
+        "notes": fill_tagged(
+            run, REASONING_QUALITY, {row["item_id"]: row for row in quality.to_pylist()}
+        ),
     }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     try:
@@ -284,19 +284,3 @@ def _groups(quality: pa.Table, group_of: Mapping[str, str | None]) -> list[dict[
              "high": high}
         )  # fmt: skip
     return told
-
-
-def _fill_tagged(run: Run, quality: pa.Table) -> list[str]:
-    """Fill the columns of the tagged file; a note if that file is not there to be filled."""
-    names = REASONING_QUALITY.names
-    found = {row["item_id"]: {name: row[name] for name in names} for row in quality.to_pylist()}
-    rows = run.rows("item_id")["item_id"].to_pylist()
-    try:
-        set_columns(
-            Path(run.config.out),
-            REASONING_QUALITY,
-            [(item_id, found.get(item_id, {})) for item_id in rows],
-        )
-    except CurateError as error:
-        return [f"the tagged file was not filled in: {error}; `curate tag` writes it anew"]
-    return []
