@@ -1,29 +1,11 @@
 """Tag RL training sets by trainability: the library behind the `curate` command."""
 
-from __future__ import annotations
-
 from typing import Any
 
+from curate.commands import COMMANDS, command_function
 from curate.version import __version__
 
-__all__ = [
-    "__version__",
-    "augment",
-    "calibrate",
-    "card",
-    "compare",
-    "confirm",
-    "doctor",
-    "filter",
-    "forecast",
-    "judge",
-    "merge",
-    "order",
-    "push",
-    "report",
-    "tag",
-    "validate",
-]
+__all__ = ["__version__", *COMMANDS]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,8 +13,6 @@ def __getattr__(name: str) -> Any:
 
     What they are is in `__init__.pyi`, for type checkers and editors.
     """
-    if name in __all__:
-        from curate.commands import command_function
-
+    if name in COMMANDS:
         return command_function(name)
     raise AttributeError(f"module 'curate' has no attribute {name!r}")

@@ -1,7 +1,5 @@
 """The command line: Typer in front of the commands, which are found by name when they are used."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -31,6 +29,7 @@ _STATUS = (
     "Exit status: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted. After 1 "
     "and 130 the same command continues."
 )
+_JSON = "print what came out as JSON on standard output"
 _INTERRUPTED = 130
 _COMPLETION = ("--install-completion", "--show-completion")
 # Plain help is as wide as the terminal, not at most 80 characters.
@@ -239,12 +238,10 @@ def _title(group: str) -> str:
 def _settings(cls: type[Command]) -> list[Setting]:
     """The settings that a command line has: no tables, but how to print, and a file of others."""
     found = [each for each in declared_in(cls).values() if each.kind is not Mapping]
-    others = {"config": (str, cls.config_help, "FILE.toml"), "json": (bool, cls.json_help, "")}
-    for name, (kind, text, metavar) in others.items():
-        if text:
-            declared = option(text, default=None, metavar=metavar).metadata
-            found.append(Setting(name, kind, False, None, False, declared))
-    return found
+    if cls.config_help:
+        file = option(cls.config_help, metavar="FILE.toml")
+        found.append(Setting("config", str, file.metadata))
+    return [*found, Setting("json", bool, option(_JSON).metadata)]
 
 
 def read(words: Sequence[str], name: str) -> dict[str, Any]:

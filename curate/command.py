@@ -18,6 +18,11 @@ from curate.settings import Settings, declared_in
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+_RAISES = """
+
+Raises:
+    UsageError: bad input; nothing was spent.
+    RunError: it failed on its way, or a file is damaged; the same call continues."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,6 @@ class Command(Settings):
 
     config_help: ClassVar[str] = ""
     """Of the option --config, which a command has whose settings may stand in a TOML file."""
-    json_help: ClassVar[str] = "print the summary as JSON on standard output"
     words: ClassVar[str] = ""
     """MODULE:FUNCTION that makes of what came out the text for a reader."""
     more_help: ClassVar[tuple[str, ...]] = ()
@@ -68,7 +72,7 @@ def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
     name = command.__name__.lower()
     functools.update_wrapper(call, command, assigned=("__module__",), updated=())
     call.__name__ = call.__qualname__ = name
-    call.__doc__ = _document(command)
+    call.__doc__ = document(command)
     call.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
     return call
 
@@ -80,9 +84,10 @@ def description(command: type[Command]) -> tuple[str, str]:
     return "\n\n".join([*texts[:end], *command.more_help]), "\n\n".join(texts[end:])
 
 
-def _document(command: type[Command]) -> str:
+def document(command: type[Command]) -> str:
     """What `help` says of the function: the command, its settings, what is returned and raised."""
     about, _ = description(command)
     settings = [f"    {name}: {each.help}" for name, each in declared_in(command).items()]
     _, _, outcome = (inspect.getdoc(command.work) or "").partition("\n\n")
+    outcome += "" if "Raises:" in outcome else _RAISES
     return "\n".join([about, "", "Args:", *settings, "", outcome, ""])

@@ -1,7 +1,5 @@
 """The commands by name, as strings: what one needs is imported when it is used, and not before."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any, NamedTuple
 

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -84,12 +85,12 @@ class Setting:
     name: str
     kind: Any
     """str, int, float, bool or Mapping: of the value, or of each where there may be several."""
-    is_many: bool
-    default: Any
-    """None where it must be given, too."""
-    is_required: bool
     declared: Mapping[str, Any]
     """What `option` was told."""
+    is_many: bool = False
+    default: Any = None
+    """None where it must be given, too."""
+    is_required: bool = False
 
     @property
     def by_place(self) -> bool:
@@ -127,7 +128,8 @@ class Setting:
         if value is None and self.default is None:
             return None
         if self.is_many:
-            values = value if isinstance(value, list | tuple) else [value]
+            is_one = isinstance(value, str | Mapping) or not isinstance(value, Iterable)
+            values = [value] if is_one else list(value)
             if self.kind is str and not all(isinstance(each, str | Path) for each in values):
                 raise UsageError(f"{where} is {value!r}; it must be a list of text")
             return tuple(self._convert(each, where) for each in values)
@@ -142,11 +144,11 @@ class Setting:
             return dict(value)
         if self.kind is str and isinstance(value, Path):
             return str(value)
-        if self.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if type(value) is not self.kind:
+        # Those of numpy are numbers, too.
+        wanted = {int: Integral, float: Real}.get(self.kind, self.kind)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
             raise UsageError(f"{where} is {value!r}; it must be {_TYPE_NAMES[self.kind]}")
-        return value
+        return self.kind(value)
 
     def read(self, words: Sequence[str]) -> Any:
         """The value that words of a command line stand for.
@@ -206,7 +208,7 @@ def _declared_in(cls: Any) -> dict[str, Setting]:
             is_required = each.default is MISSING and each.default_factory is MISSING
             default = None if each.default is MISSING else each.default
             found[each.name] = Setting(
-                each.name, kind, is_many, default, is_required, each.metadata
+                each.name, kind, each.metadata, is_many, default, is_required
             )
     return found
 

@@ -1,11 +1,9 @@
 """`curate merge`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from curate.command import Command, library_function
 from curate.errors import UsageError
@@ -22,8 +20,6 @@ class Merge(Command):
     example: curate merge runs/gsm8k. Exit status: 0 joined (finished or not: see the output), 1 a
     file is damaged or the disk full, 2 the shards do not belong together.
     """
-
-    json_help: ClassVar[str] = "print what was done as JSON on standard output"
 
     run: str | Path = argument("the --run-dir that the shards were given", metavar="RUN")
     shards: Sequence[str | Path] = option(
@@ -46,10 +42,6 @@ class Merge(Command):
         Returns:
             `finished`; `round`, the one that is open or the last; `shards`, `run_dir`,
             `tagged_file`.
-
-        Raises:
-            UsageError: the shards do not belong together, or one is missing or not finished.
-            RunError: a file is damaged or the disk is full; the same call continues.
         """
         others = [Path(each) for each in self.shards]
         for place in (Path(self.run), *others):

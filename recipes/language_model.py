@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curate.command import Command
-from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings, several
 
 if TYPE_CHECKING:
     from probes.servers.asking import LanguageModel
 
 MODEL = "the language model"
-TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
 
 
 @settings
@@ -59,15 +57,6 @@ class AsksLanguageModel(Command):
     dry_run: bool = option(
         "ask nothing: tell how many requests and tokens it would take", default=False
     )
-
-    def run_folder(self) -> Path:
-        """The folder of the run.
-
-        Raises:
-            UsageError: it holds no run.
-        """
-        check_run_folder(self.run)
-        return Path(self.run)
 
     def asked(self, temperature: float = 0.0) -> LanguageModel:
         """The model that the settings name."""

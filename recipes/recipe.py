@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -195,6 +196,15 @@ def with_options(recipe: Recipe, *, model: str = "", extra_items: str = "") -> R
                 raise UsageError(f"recipe {recipe.name} needs {option}")
             asked[key] = value
     return dataclasses.replace(recipe, **asked)
+
+
+def check_training() -> None:
+    """Raise UsageError that names what training by a recipe needs and is not installed."""
+    missing = [name for name in ("trl", "peft", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"training needs {', '.join(missing)}: pip install 'rl-curate[train]' installs it"
+        )
 
 
 def _find(name: str, beside: Path | None) -> Path:

@@ -1,11 +1,9 @@
 """`curate card`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from curate.command import Command, library_function
 from curate.files import path_or_none
@@ -22,8 +20,6 @@ class Card(Command):
     example: curate card runs/gsm8k-Qwen2.5-0.5B --language en --license mit. Between its two
     markers the card is written anew each time; what else stands in it stays.
     """
-
-    json_help: ClassVar[str] = "print the card's metadata as JSON on standard output"
 
     run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
     out: str | Path | None = option(
@@ -53,11 +49,6 @@ class Card(Command):
 
         Returns:
             the card's metadata.
-
-        Raises:
-            UsageError: not a finished run, or a card that cannot be merged with; nothing was
-                written.
-            RunError: a file of the run is missing or damaged.
         """
         check_run_folder(self.run)
         from cards.card.card import write_card

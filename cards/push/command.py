@@ -1,7 +1,5 @@
 """`curate push`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
@@ -24,7 +22,6 @@ class Push(Command):
     that would be replaced unseen.
     """
 
-    json_help: ClassVar[str] = "print what was uploaded as JSON on standard output"
     words: ClassVar[str] = "cards.push.text:push_text"
 
     run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
@@ -65,10 +62,6 @@ class Push(Command):
         Returns:
             `repo`, `files` (`path` and `bytes` of each), `deleted`, `dry_run`, and of a push
             `changed`, `commit` and `url`.
-
-        Raises:
-            UsageError: bad input, a refused token or name, or files that would be replaced unseen.
-            RunError: the connection was lost, or the repository changed; the same call continues.
         """
         check_run_folder(self.run)
         from cards.push.push import push_run

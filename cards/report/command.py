@@ -1,7 +1,5 @@
 """`curate report`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +20,6 @@ class Report(Command):
     a browser. Exit status: 0 done, 1 a file of the run is missing or damaged, 2 bad usage or input.
     """
 
-    json_help: ClassVar[str] = "print the numbers of every chart as JSON on standard output"
     words: ClassVar[str] = "cards.report.report:report_text"
 
     run: str | Path = argument("the run folder of `curate tag`", metavar="RUN")
@@ -36,10 +33,6 @@ class Report(Command):
 
         Returns:
             the numbers of every chart in it, with its name as `file`.
-
-        Raises:
-            UsageError: no run folder, one that is not finished, or a bad name for the file.
-            RunError: a file of the run is missing or damaged, or the disk is full.
         """
         check_run_folder(self.run)
         from cards.report.report import report_run

@@ -1,7 +1,5 @@
 """`curate filter`: the rows that are worth training on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`curate order`: the dataset in the order in which to train on it."""
 
-from __future__ import annotations
-
 from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 

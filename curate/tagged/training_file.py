@@ -1,11 +1,9 @@
 """What `curate filter` and `curate order` have in common: a tagged file in, a training file out."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from curate.command import Command
 from curate.errors import one_line
@@ -18,8 +16,6 @@ _TRAINER = "ready for a trainer (docs/use.md)"
 @settings
 class TrainingFile(Command):
     """Rows of a tagged dataset, written for a trainer."""
-
-    json_help: ClassVar[str] = "print the counts as JSON on standard output"
 
     tagged: str | Path = argument(
         "a tagged file, or the run folder of `curate tag`", metavar="TAGGED"

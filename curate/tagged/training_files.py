@@ -45,12 +45,7 @@ def filter_file(
         rules: all but the expression, which is parsed here, where the columns are known.
         dropped: where dropped rows go, each with its `dropped_reason`; None: nowhere.
 
-    Returns:
-        counts: of rows, of those kept, of those dropped by each rule, and of either by tag.
-
-    Raises:
-        UsageError: bad input, or no row is left; nothing was written.
-        RunError: the disk failed, or the dataset changed meanwhile.
+    What is returned and raised is told in `curate.tagged.filter`.
     """
     out = Path(wanted.out)
     suffix = check_format(wanted.format, out)
@@ -95,17 +90,7 @@ def filter_file(
 def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     """Write the rows of a tagged dataset in the order of a strategy; every row stays.
 
-    Args:
-        wanted: the tagged dataset, and the file to be written.
-        by: a name of `curate.tagged.orders.ORDERS`.
-        seed: of a strategy that draws.
-
-    Returns:
-        the number of rows, and of each tag the places of its first and last row, from 1.
-
-    Raises:
-        UsageError: bad input, or a row that the trainer could not use; nothing was written.
-        RunError: the disk failed, or the dataset changed meanwhile.
+    What is returned and raised is told in `curate.tagged.order`.
     """
     order_rows([], by)  # What is wrong with the name shows before anything is read.
     out = Path(wanted.out)

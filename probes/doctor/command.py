@@ -1,7 +1,5 @@
 """`curate doctor`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from curate.command import Command
@@ -31,7 +29,6 @@ class Doctor(Command):
     `curate tag` can run, 1 something blocks it, 2 bad usage or input.
     """
 
-    json_help: ClassVar[str] = "print the findings as JSON on standard output"
     words: ClassVar[str] = "probes.doctor.findings:doctor_text"
 
     file: str | None = option(
@@ -56,8 +53,7 @@ class Doctor(Command):
         """Look at everything that a run needs."""
         if self.dataset is not None and self.items is not None:
             raise UsageError("--items is not allowed with --dataset: either says how many")
-        names = set(declared_in(TagConfig)) & set(declared_in(Doctor))
-        given = {name: getattr(self, name) for name in declared_in(Doctor) if name in names}
+        given = {name: getattr(self, name, None) for name in declared_in(TagConfig)}
         values = read_config_file(self.file) if self.file else {}
         values |= {name: value for name, value in given.items() if value is not None}
         return doctor(config_from_mapping(values, self.file or "options"), items=self.items)

@@ -1,15 +1,15 @@
 """`curate augment`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.command import library_function
+from curate.files import check_run_folder
 from curate.settings import option, settings, several
-from recipes.language_model import MODEL, TAGS, AsksLanguageModel
+from recipes.language_model import MODEL, AsksLanguageModel
+from recipes.recipe import TAGS
 
 _CHECK = "the model that answers the new problems"
 
@@ -79,28 +79,23 @@ class Augment(AsksLanguageModel):
 
         Returns:
             the summary, which also stands beside the dataset as `.json`.
-
-        Raises:
-            UsageError: bad input, or a server that refuses the key or has no such model.
-            RunError: no server is left, or the disk failed; the same call continues.
         """
-        run = self.run_folder()
-        from probes.servers.asking import LanguageModel
+        check_run_folder(self.run)
         from recipes.augment.augment import augment_run
 
         writer = self.asked(self.temperature)
         urls = several(self.check_base_url) or writer.base_urls
         same_key = self.api_key_env if urls == writer.base_urls else ""
-        checker = LanguageModel(
-            self.check_model or self.judge_model,
-            urls,
+        checker = replace(
+            writer,
+            model=self.check_model or self.judge_model,
+            base_urls=urls,
             api_key_env=self.check_api_key_env or same_key,
-            max_tokens=self.max_tokens,
-            concurrency=self.concurrency,
+            temperature=0.0,
             price_in=self.price_in if self.check_price_in is None else self.check_price_in,
             price_out=self.price_out if self.check_price_out is None else self.check_price_out,
         )
-        return augment_run(run, self, writer, checker, dry_run=self.dry_run)
+        return augment_run(Path(self.run), self, writer, checker, dry_run=self.dry_run)
 
 
 augment = library_function(Augment)

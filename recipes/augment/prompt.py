@@ -9,8 +9,6 @@ from curate.datasets.layouts import Question as Item
 from probes.servers.asking import Messages
 from probes.servers.json_schema import json_object
 
-MODES = ("similar", "subproblems")
-
 _MOST_PROBLEM, _MOST_ANSWER, _MOST_SOLUTION = 2000, 200, 4000
 
 _TASKS = {

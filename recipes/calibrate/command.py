@@ -1,13 +1,11 @@
 """`curate calibrate`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any, ClassVar
 
-from curate.command import Command
+from curate.command import Command, document
 from curate.files import path_or_none
 from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings
@@ -25,7 +23,6 @@ class Calibrate(Command):
     --model SmolLM2 --predictor smollm2.json
     """
 
-    json_help: ClassVar[str] = "print what the file holds as JSON on standard output"
     words: ClassVar[str] = "recipes.calibrate.text:calibration_text"
 
     runs: Sequence[str | Path] = argument(
@@ -45,7 +42,12 @@ class Calibrate(Command):
     )
 
     def work(self) -> dict[str, Any]:
-        """Fit the predictor and write its file."""
+        """Fit the predictor and write its file.
+
+        Returns:
+            what the file holds, with its name as `file`: the coefficients, what they were fitted
+            on, and under `cross_validation` how well they predict other items.
+        """
         runs = [Path(each) for each in self.runs]
         for run in runs:
             check_run_folder(run)
@@ -61,20 +63,8 @@ def calibrate(
     out: str | Path | None = None,
     reasoning_quality: bool = False,
 ) -> dict[str, Any]:
-    """Fit a predictor of unlearnable items on confirmed runs, as `curate calibrate` does.
-
-    Args:
-        run: a run folder of `curate tag`, confirmed by `curate confirm`.
-        more_runs: others, whose items are pooled with its own.
-        out: the predictor file; `validation/predictor.json` in the first run if None.
-        reasoning_quality: let it go by the scores of `curate judge` too, which all runs must have.
-
-    Returns:
-        what the file holds, with its name as `file`: the coefficients, what they were fitted on,
-        and under `cross_validation` how well they predict other items.
-
-    Raises:
-        UsageError: a run is not confirmed, the runs do not go together, or there are too few items.
-        RunError: a file of a run is missing or damaged.
-    """
+    """Calibrate on a first run and others, as `Calibrate` tells."""
     return Calibrate((run, *more_runs), out=out, reasoning_quality=reasoning_quality).work()
+
+
+calibrate.__doc__ = document(Calibrate)

@@ -47,10 +47,6 @@ class Compare(Command):
         Returns:
             the items that both runs have (`COMPARISON_SCHEMA` of `recipes.compare.compare`), and
             the summary.
-
-        Raises:
-            UsageError: bad input, or no item is in both.
-            RunError: a file of a run is missing or damaged.
         """
         for run in (self.run_a, self.run_b, self.groups_from):
             if run is not None:

@@ -1,7 +1,5 @@
 """`curate confirm`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,10 +32,6 @@ class Confirm(Command):
 
         Returns:
             the summary: what `validation/summary.json` of the run folder then holds.
-
-        Raises:
-            UsageError: not a run folder, nothing validated, or outcomes of other items.
-            RunError: a file is damaged, or the disk is full.
         """
         check_run_folder(self.run)
         from recipes.confirm.confirm import confirm_run

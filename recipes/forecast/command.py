@@ -1,16 +1,14 @@
 """`curate forecast`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from curate.command import Command, library_function
 from curate.config import HORIZON
 from curate.settings import argument, option, settings
-from recipes.recipe import read_recipe, recipe_names, with_options
+from recipes.recipe import check_training, read_recipe, recipe_names, with_options
 
 
 @settings
@@ -25,8 +23,6 @@ class Forecast(Command):
     forecast runs/gsm8k-Qwen2.5-0.5B-Instruct --lift outputs/checkpoint-20. Exit status: 0 done, 1
     failed on its way (the same command continues), 2 bad usage or input.
     """
-
-    json_help: ClassVar[str] = "print what was done as JSON on standard output"
 
     path: str | Path = argument("a run folder of `curate tag`, or its tagged file", metavar="RUN")
     lift: str | Path = option(
@@ -57,18 +53,12 @@ class Forecast(Command):
         Returns:
             `run_dir`, `tagged_file`, and `lift`: where it comes from and what it cost. Of several
             processes that train a pilot (`accelerate launch`) only the main one gets them.
-
-        Raises:
-            UsageError: bad input; nothing was spent.
-            RunError: a step failed; the same call continues.
         """
         from curate.run.folder import find_run
 
         run, model = find_run(Path(self.path)), str(self.model)
         if str(self.lift) == "pilot":
             recipe = with_options(read_recipe(str(self.recipe)))
-            from recipes.train.installed import check_training
-
             check_training()
             # TRL takes seconds to import, so what can be wrong with a recipe shows before.
             from recipes.forecast.by_pilot import forecast_by_pilot

@@ -1,15 +1,15 @@
 """`curate judge`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.command import library_function
+from curate.files import check_run_folder
 from curate.settings import option, settings
-from recipes.language_model import TAGS, AsksLanguageModel
+from recipes.language_model import AsksLanguageModel
+from recipes.recipe import TAGS
 
 
 @settings
@@ -47,15 +47,11 @@ class Judge(AsksLanguageModel):
 
         Returns:
             the summary: what `judging/summary.json` of the run folder then holds.
-
-        Raises:
-            UsageError: bad input, or a server that refuses the key or has no such model.
-            RunError: no server is left, or the disk failed; the same call continues.
         """
-        run = self.run_folder()
+        check_run_folder(self.run)
         from recipes.judge.judge import judge_run
 
-        return judge_run(run, self, self.asked(), dry_run=self.dry_run)
+        return judge_run(Path(self.run), self, self.asked(), dry_run=self.dry_run)
 
 
 judge = library_function(Judge)

@@ -1,18 +1,15 @@
 """`curate validate`: its command line, and the function of its name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from curate.command import Command, library_function
 from curate.errors import UsageError
 from curate.settings import argument, option, settings, several
 from recipes.listing import list_recipes, recipes_text
-from recipes.recipe import LISTS, read_recipes, recipe_names, with_options
-from recipes.train.installed import check_training
+from recipes.recipe import LISTS, check_training, read_recipes, recipe_names, with_options
 
 _RUN = "a run folder of `curate tag`, or its tagged file"
 _RECIPE = "what the recipe asks for"
@@ -28,8 +25,6 @@ class Validate(Command):
 
     example: curate validate runs/gsm8k-Qwen2.5-0.5B --recipe baseline --seeds 1,42,37
     """
-
-    json_help: ClassVar[str] = "print what was written as JSON on standard output"
 
     path: str | Path = argument(_RUN, metavar="RUN")
     _: KW_ONLY
@@ -65,10 +60,6 @@ class Validate(Command):
 
         Returns:
             the `outcomes.parquet` of every recipe and seed.
-
-        Raises:
-            UsageError: bad input; nothing was spent.
-            RunError: a step failed; the same call continues.
         """
         recipes = [
             with_options(each, model=str(self.model), extra_items=str(self.extra_items))
