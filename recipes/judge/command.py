@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.command import library_function
-from curate.files import check_run_folder
+from curate.run.names import check_run_folder
 from curate.settings import option, settings
 from recipes.language_model import AsksLanguageModel
 from recipes.recipe import TAGS
