@@ -14,15 +14,17 @@ every number is checked, and none can be made to run anything.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from scipy.stats import binom
+from typing_extensions import TypedDict
 
 from curate.config import TagConfig
 from curate.errors import UsageError
@@ -59,40 +61,67 @@ _MANY_OUTSIDE = 0.1
 _CHANCE_LEVEL = 0.01
 
 
-@dataclass(frozen=True)
+_STRICT = ConfigDict(strict=True)
+_Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+_Constant = Annotated[float, Field(ge=-_LARGEST_CONSTANT, le=_LARGEST_CONSTANT)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Feature:
     """One feature, as it was where the predictor was fitted."""
 
-    name: str
-    mean: float
+    name: Literal[FEATURES]  # type: ignore[valid-type]
+    mean: _Number
     """Of the known values; also stands for an unknown one."""
-    scale: float
+    scale: Annotated[float, Field(ge=1 / _LARGEST, le=_LARGEST)]
     """Standard deviation after that, above 0."""
-    coefficient: float
+    coefficient: _Number
     """Of the standardised feature, in log-odds of being unlearnable."""
-    low: float
+    low: _Number
     """1 % quantile of the known values."""
-    high: float
+    high: _Number
     """99 % quantile."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a range upside down."""
+        if self.low > self.high:
+            raise ValueError("'low' is above 'high'")
 
-@dataclass(frozen=True)
+
+class FittedForecast(TypedDict):
+    """Refitted constants of the forecast, and the source of the lift that they are for."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    source: Literal[tuple(CONSTANTS)]  # type: ignore[valid-type]
+    drift: _Constant
+    gain: _Constant
+    spread: Annotated[float, Field(ge=1 / _LARGEST_CONSTANT, le=_LARGEST_CONSTANT)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Predictor:
-    """A predictor as read from its file."""
+    """A predictor as its file has it, which may tell more beside it."""
 
-    features: tuple[Feature, ...]
-    intercept: float
-    items: int
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    intercept: _Number
+    items: Annotated[int, Field(ge=1)]
     """That it was fitted on."""
-    models: Mapping[str, str]
+    models: dict[str, str]
     """Of the runs that it was fitted on: their names, by weight hash."""
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     """The `FITTED_SETTINGS` of those runs."""
-    forecast: Mapping[str, Any]
-    """Refitted constants of the forecast and the `source` of the lift that they are for."""
+    forecast: FittedForecast
     name: str = ""
     """File name and the start of its hash."""
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a feature that is there twice, or a setting that is not."""
+        if len({feature.name for feature in self.features}) < len(self.features):
+            raise ValueError("a feature stands there twice")
+        if not set(FITTED_SETTINGS) <= set(self.settings):
+            raise ValueError(f"'settings' lacks some of {', '.join(FITTED_SETTINGS)}")
 
     @property
     def reads_quality(self) -> bool:
@@ -243,25 +272,24 @@ def run_settings(config: TagConfig) -> dict[str, Any]:
 # --- The file --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, config=_STRICT)
+class _Header:
+    format: Literal["curate predictor"]
+    version: Literal[2]
+
+
 def predictor_fields(predictor: Predictor) -> dict[str, Any]:
     """What of a predictor file `parse_predictor` reads; a file may tell more beside it."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "intercept": predictor.intercept,
-        "features": [asdict(feature) for feature in predictor.features],
-        "items": predictor.items,
-        "models": dict(predictor.models),
-        "settings": dict(predictor.settings),
-        "forecast": dict(predictor.forecast),
-    }
+    fields = asdict(predictor)
+    order = ("intercept", "features", "items", "models", "settings", "forecast")
+    return {"format": FORMAT, "version": VERSION, **{name: fields[name] for name in order}}
 
 
 def read_predictor(path: str | Path) -> Predictor:
     """Read and check a predictor file.
 
     Raises:
-        UsageError: there is no such file, or it is not a predictor, damaged, or of a newer version.
+        UsageError: there is no such file, or it is not a predictor, damaged, or of another version.
     """
     path = Path(path)
     try:
@@ -274,78 +302,21 @@ def read_predictor(path: str | Path) -> Predictor:
     if len(content) > _MOST_BYTES:
         raise UsageError(f"predictor {path} is larger than any predictor (1 MiB)")
     try:
-        document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return parse_predictor(document, f"predictor {path.name} ({sha256[:8]})", sha256)
-    # A RecursionError comes from brackets within brackets, many times over.
-    except (ValueError, RecursionError) as error:
+        predictor = parse_predictor(content)
+    except ValueError as error:
         raise UsageError(
             f"predictor {path} is damaged or no predictor: {error}; `curate calibrate` writes one"
         ) from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    return replace(predictor, name=f"predictor {path.name} ({sha256[:8]})", sha256=sha256)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a finite number")
-
-
-def parse_predictor(document: object, name: str = "", sha256: str = "") -> Predictor:
-    """Check what a predictor file holds. Raises ValueError that says what is wrong."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"its 'format' is not {FORMAT!r}")
-    version = document.get("version")
-    if version != VERSION:
-        raise ValueError(f"its version is {version!r}, and this curate reads {VERSION}")
-    features = document.get("features")
-    if not isinstance(features, list) or not features:
-        raise ValueError("'features' is not a list of features")
-    parsed = tuple(_parse_feature(entry, f"feature {n}") for n, entry in enumerate(features, 1))
-    if len({feature.name for feature in parsed}) != len(parsed):
-        raise ValueError("a feature stands there twice")
-    models = document.get("models")
-    if not isinstance(models, dict) or not all(isinstance(v, str) for v in models.values()):
-        raise ValueError("'models' is not an object of names by weight hash")
-    settings = document.get("settings")
-    if not isinstance(settings, dict) or not set(FITTED_SETTINGS) <= set(settings):
-        raise ValueError(f"'settings' is not an object with {', '.join(FITTED_SETTINGS)}")
-    items, intercept = (_number(document, key, "the file") for key in ("items", "intercept"))
-    if items < 1 or items != round(items):
-        raise ValueError("the file: 'items' is not a count")
-    forecast = _parse_forecast(document.get("forecast"))
-    return Predictor(parsed, intercept, round(items), models, settings, forecast, name, sha256)
-
-
-def _parse_forecast(entry: object) -> dict[str, Any]:
-    """Source and constants, which are all that is used of the entry."""
-    if not isinstance(entry, dict):
-        raise ValueError("'forecast' is not an object")
-    if entry.get("source") not in tuple(CONSTANTS):
-        raise ValueError(f"'forecast': 'source' is not one of {', '.join(CONSTANTS)}")
-    found = {name: _number(entry, name, "'forecast'") for name in ("drift", "gain", "spread")}
-    if max(map(abs, found.values())) > _LARGEST_CONSTANT or found["spread"] < 1 / _LARGEST_CONSTANT:
-        raise ValueError("'forecast': a constant is of no sensible size")
-    return {"source": entry["source"], **found}
-
-
-def _parse_feature(entry: object, where: str) -> Feature:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is not an object")
-    name = entry.get("name")
-    if name not in FEATURES:
-        raise ValueError(f"{where} is {name!r}, which this curate does not measure")
-    numbers = {
-        key: _number(entry, key, where) for key in ("mean", "scale", "coefficient", "low", "high")
-    }
-    if numbers["scale"] < 1 / _LARGEST:
-        raise ValueError(f"{where}: 'scale' is not above 0")
-    if numbers["low"] > numbers["high"]:
-        raise ValueError(f"{where}: 'low' is above 'high'")
-    return Feature(name, **numbers)
-
-
-def _number(entry: Mapping[str, Any], key: str, where: str) -> float:
-    value = entry.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{where}: {key!r} is not a number")
-    if not -_LARGEST <= value <= _LARGEST:
-        raise ValueError(f"{where}: {key!r} is not a finite number of a sensible size")
-    return float(value)
+def parse_predictor(content: bytes) -> Predictor:
+    """Check what a predictor file holds. Raises ValueError that says in a line what is wrong."""
+    try:
+        TypeAdapter(_Header).validate_json(content)
+        return TypeAdapter(Predictor).validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error

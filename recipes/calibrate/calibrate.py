@@ -134,7 +134,7 @@ def calibrate_run(
         ),
     }
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    parse_predictor(json.loads(text))  # What cannot be read again must not be written.
+    parse_predictor(text.encode())  # What cannot be read again must not be written.
     try:
         write_atomically(out, text)
     except OSError as error:
@@ -207,7 +207,7 @@ def _as_predictor(
     names: Sequence[str],
     models: dict[str, str],
     settings: dict[str, Any],
-    forecast: dict[str, Any],
+    forecast: Any,
 ) -> Predictor:
     _, scaler, regression = (step for _, step in fitted.steps)
     features = []
