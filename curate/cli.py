@@ -206,12 +206,11 @@ def _load(name: str) -> Any:
 def _parameter(setting: Setting) -> inspect.Parameter:
     """What Typer shows and completes of a setting."""
     declared = setting.declared
-    more: dict[str, Any] = {"help": setting.help, "show_default": False}
     kind: Any = bool if setting.kind is bool else list[str] if setting.repeats else str
-    if kind is not bool:
-        more["metavar"] = "|".join(declared["choices"]) or declared["metavar"]
-        if setting.is_many and not setting.repeats:
-            more["metavar"] += "..."
+    metavar = "|".join(declared["choices"]) or declared["metavar"]
+    if setting.is_many and not setting.repeats:
+        metavar += "..."
+    more: dict[str, Any] = {"help": setting.help, "show_default": False, "metavar": metavar}
     if words := declared["choices"] or declared.get("suggested"):
 
         def could_be(incomplete: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
@@ -73,7 +74,10 @@ def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
     functools.update_wrapper(call, command, assigned=("__module__",), updated=())
     call.__name__ = call.__qualname__ = name
     call.__doc__ = document(command)
-    call.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    outcome = inspect.signature(command.work).return_annotation
+    call.__signature__ = inspect.signature(command).replace(  # type: ignore[attr-defined]
+        return_annotation=outcome
+    )
     return call
 
 
@@ -86,8 +90,11 @@ def description(command: type[Command]) -> tuple[str, str]:
 
 def document(command: type[Command]) -> str:
     """What `help` says of the function: the command, its settings, what is returned and raised."""
-    about, _ = description(command)
-    settings = [f"    {name}: {each.help}" for name, each in declared_in(command).items()]
+    about = [textwrap.fill(each, 98) for each in description(command)[0].split("\n\n")]
+    settings = [
+        textwrap.fill(f"    {name}: {each.help}", 98, subsequent_indent=" " * 8)
+        for name, each in declared_in(command).items()
+    ]
     _, _, outcome = (inspect.getdoc(command.work) or "").partition("\n\n")
     outcome += "" if "Raises:" in outcome else _RAISES
-    return "\n".join([about, "", "Args:", *settings, "", outcome, ""])
+    return "\n".join(["\n\n".join(about), "", "Args:", *settings, "", outcome, ""])
