@@ -263,13 +263,13 @@ def test_figures_and_page_of_a_world(tmp_path):
     tables = world_tables(found)
     for name in at.ranking:
         assert tables.count(f"| {name} |") >= 3
-    whole = page([dataclasses.replace(found, name="j1")], CONSTANTS)
+    whole = page([dataclasses.replace(found, name="k1")], CONSTANTS)
     assert "Chosen on** d1 and d2" in whole
-    assert "Judged on** j1" in whole
+    assert "Judged on** k1" in whole
 
 
 def test_design_and_judging_worlds_are_kept_apart(tmp_path, capsys):
-    for arguments in (["fit", "j1"], ["show", "j2"], ["judge", "d1", "--out", "page.md"]):
+    for arguments in (["fit", "k1"], ["show", "k2"], ["judge", "d1", "--out", "page.md"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--folder", str(tmp_path)])
         assert "judging worlds judge" in capsys.readouterr().err
