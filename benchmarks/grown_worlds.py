@@ -15,7 +15,7 @@ FOLDER/NAME:
 Rollouts are numbered within an item, so that the first 16, 32, 64, ... of them are what a smaller
 probe would have drawn.
 
-The judging worlds k1 and k2 judge a method and its constants, and may choose nothing of either:
+The judging worlds k1, k2 and k3 judge a method and its constants, and may choose nothing of either:
 they were specified before any of their outcomes was there, trainings and all. The others may be
 used to choose: the design worlds d1, d2, d3, and j1, j2, j3, which judged the method before. Of
 those the share of hard items that is learned, and how far the seeds agree, was looked at to set
@@ -144,6 +144,12 @@ _K2 = (
     *("rotate", "shift", "first", "last", "at", "ends", "ones", "count", "codes1", "codes3"),
     *("codes6", "sum_times", "median"),
 )
+_K3_WORKING = ("median", "sum_times", "double")
+_K3 = (
+    *("plus", "gap", "times", "gcd", "max", "back", "compare", "sevens", "double", "fall", "order"),
+    *("copy", "last", "place", "swap", "highest", "rotate", "count", "codes2", "codes4", "median"),
+    *("sum_times", "at"),
+)
 
 WORLDS = (
     BenchmarkWorld(
@@ -215,6 +221,15 @@ WORLDS = (
             items=300, largest_skill=0.1, seed=22,
         ),
         Training(steps=100, learning_rate=7e-4, prompts=48),
+    ),
+    BenchmarkWorld(
+        "k3",
+        WorldSettings(
+            *(_K3, _K3_WORKING),
+            width=64, layers=2, steps=550, batch=144, learning_rate=3e-3,
+            items=300, largest_skill=0.1, candidates=200, working_samples=128, seed=23,
+        ),
+        Training(steps=60, learning_rate=1.2e-3, prompts=80),
     ),
 )  # fmt: skip
 
