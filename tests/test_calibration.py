@@ -102,6 +102,15 @@ def test_features_of_noise_do_not_hurt(tmp_path: Path) -> None:
     assert 0.8 < scores["boosted_trees"]["auroc"] < 1
 
 
+def test_a_feature_that_no_item_has_is_no_obstacle(tmp_path: Path) -> None:
+    items = _items(write_confirmed_run(tmp_path / "run", make_world(200, similarity_effect=2.0)))
+    values = items.values.copy()
+    values[:, FEATURES.index("gradient_reliability")] = np.nan
+    scores = _scores(dataclasses.replace(items, values=values))
+    assert 0.8 < scores["predictor"]["auroc"] < 1
+    assert 0.8 < scores["boosted_trees"]["auroc"] < 1
+
+
 def test_shuffled_outcomes_cannot_be_predicted(tmp_path: Path) -> None:
     items = _items(write_confirmed_run(tmp_path / "run", make_world(100, similarity_effect=3.0)))
     aurocs = []

@@ -12,6 +12,7 @@ from scipy.special import expit, logit, ndtr
 
 from benchmarks.forecast import __main__ as command
 from benchmarks.forecast.cache import Draws
+from benchmarks.forecast.calibrated import calibrated
 from benchmarks.forecast.data import (
     ROUNDS,
     World,
@@ -20,7 +21,7 @@ from benchmarks.forecast.data import (
 )
 from benchmarks.forecast.figures import auroc_within, decided, measure_world
 from benchmarks.forecast.fit import Evidence, fit_constants
-from benchmarks.forecast.page import page, world_tables
+from benchmarks.forecast.page import calibrated_table, page, world_tables
 from benchmarks.forecast.pilot import pilot_folders, pilot_lift, pilot_pass_rate
 from benchmarks.forecast.scores import (
     BY_GRADIENTS,
@@ -37,6 +38,7 @@ from probes.stages.forecast import CONSTANTS
 from probes.stages.lift import GRADIENTS
 
 DIM = 48
+FAR_OFF = Constants(drift=-3.0, gain=0.5, spread=1.0)
 
 
 def made_world(run=Path("nowhere"), *, items=60, rollouts=256, seed=0):
@@ -263,13 +265,33 @@ def test_figures_and_page_of_a_world(tmp_path):
     tables = world_tables(found)
     for name in at.ranking:
         assert tables.count(f"| {name} |") >= 3
-    whole = page([dataclasses.replace(found, name="j1")], CONSTANTS)
-    assert "Chosen on** d1 and d2" in whole
-    assert "Judged on** j1" in whole
+    whole = page([dataclasses.replace(found, name="k1")], CONSTANTS)
+    assert "Chosen on** d1, d2, d3, j1, j2 and j3" in whole
+    assert "Judged on** k1" in whole
+
+
+def test_constants_of_one_training_are_judged_on_the_others(world):
+    found = calibrated(first_rollouts(world, 256), first_rollouts(world, 256).lift, FAR_OFF)
+    before, half, whole = (found[name] for name in ("built in", "half", "all"))
+    assert whole.error < before.error - 0.2
+    assert half.error < before.error - 0.2
+    assert before.right < 0.7 < 0.9 < whole.right
+    assert calibrated_table([]).count("\n") == 1
+
+
+def test_no_item_is_judged_by_constants_that_saw_it(world):
+    """Items of either half end as the other half does not: what was fitted on them is wrong."""
+    first = np.arange(60) % 2 == 0
+    final = np.where(world.is_hard & first, 0.9, 0.01)
+    turned = dataclasses.replace(world, final=np.tile(final, (3, 1)))
+    probe = first_rollouts(turned, 256)
+    found = calibrated(probe, probe.lift, CONSTANTS[GRADIENTS])
+    assert found["half"].error > 0.4
+    assert found["half"].error > found["all"].error + 0.2
 
 
 def test_design_and_judging_worlds_are_kept_apart(tmp_path, capsys):
-    for arguments in (["fit", "j1"], ["show", "j2"], ["judge", "d1", "--out", "page.md"]):
+    for arguments in (["fit", "k1"], ["show", "k2"], ["judge", "d1", "--out", "page.md"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--folder", str(tmp_path)])
         assert "judging worlds judge" in capsys.readouterr().err

@@ -189,6 +189,10 @@ def test_the_population_is_estimated_without_the_noise():
     assert variance == pytest.approx(1.44, abs=0.25)
     noise = Lifts(error * random.normal(size=items), error)
     assert fit_population(noise, np.ones(items, dtype=bool))[1] < 0.15
+    # A few of no worth must not hide what the others show.
+    error[:400] = 20.0
+    mixed = Lifts(truth + error * random.normal(size=items), error)
+    assert fit_population(mixed, np.ones(items, dtype=bool))[1] == pytest.approx(1.44, abs=0.4)
     # Only the chosen speak.
     chosen = np.arange(items) < 2
     two = Lifts(np.where(chosen, 2.0, truth), np.full(items, 0.1))

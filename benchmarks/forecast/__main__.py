@@ -2,7 +2,7 @@
 
     python -m benchmarks.forecast fit d1 d2 d3                constants, on design worlds
     python -m benchmarks.forecast show d1 d2 d3               figures of design worlds
-    python -m benchmarks.forecast judge j1 j2 j3 --out FILE   figures of judging worlds
+    python -m benchmarks.forecast judge k1 k2 --out FILE      figures of judging worlds
 
 reads worlds that `benchmarks/forecast/grown_worlds.py` has made in `--folder`. `fit` prints the
 constants of greatest likelihood of each world and of all (`benchmarks/forecast/fit.py`), which
@@ -14,16 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.forecast.calibrated import calibrated_world
 from benchmarks.forecast.data import BUDGETS, World, probe_at, read_world
-from benchmarks.forecast.figures import auroc_within, measure_world
+from benchmarks.forecast.figures import WorldFigures, auroc_within, measure_world
 from benchmarks.forecast.fit import LiftOf, evidence, fit_constants, mean_loss
 from benchmarks.forecast.grown_worlds import WORLDS
-from benchmarks.forecast.page import page, world_tables
+from benchmarks.forecast.page import calibrated_table, page, world_tables
 from benchmarks.forecast.pilot import pilot_folders, pilot_lift
 from benchmarks.forecast.scores import KIN_WEIGHT, KIN_WEIGHTS, with_kin
 from probes.forecast.model import Constants
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fit(worlds)
     elif chosen.what == "show":
         for world in worlds:
-            print(world_tables(measure_world(world, CONSTANTS)), flush=True)
+            found = _measured(world)
+            print(f"{world_tables(found)}\n\n{calibrated_table([found])}", flush=True)
     else:
         judge(worlds, chosen.out)
 
@@ -108,9 +110,13 @@ def _kin_aurocs(world: World) -> list[tuple[float, float]]:
     return found
 
 
+def _measured(world: World) -> WorldFigures:
+    return replace(measure_world(world, CONSTANTS), calibrated=calibrated_world(world, CONSTANTS))
+
+
 def judge(worlds: Sequence[World], out: Path) -> None:
     """Write the page and its figures."""
-    found = [measure_world(world, CONSTANTS) for world in worlds]
+    found = [_measured(world) for world in worlds]
     out.write_text(page(found, CONSTANTS), encoding="utf-8")
     figures = {
         "constants": {source: asdict(constants) for source, constants in CONSTANTS.items()},

@@ -60,6 +60,22 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """What a forecast is worth on the seeds that its constants were not fitted on."""
+
+    error: float
+    """Of calibration, over hard items and seeds."""
+    error_by_chance: float
+    """What a calibrated forecast would show, were the seeds independent."""
+    auroc: float | None
+    """Of hard items on which these seeds agree."""
+    tagged: float
+    """Share of the hard items."""
+    right: float | None
+    """Of those of them on which these seeds agree."""
+
+
+@dataclass(frozen=True)
 class WorldFigures:
     """Of one world."""
 
@@ -70,6 +86,8 @@ class WorldFigures:
     learned: int
     """Of the judged ones."""
     by_budget: dict[str, Figures] = field(default_factory=dict)
+    calibrated: dict[str, dict[str, dict[str, Calibrated]]] = field(default_factory=dict)
+    """By budget, source of the lift, and what the constants were fitted on."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

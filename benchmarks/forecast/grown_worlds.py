@@ -1,6 +1,6 @@
 """Grown worlds to judge forecasts by: each is grown, probed, and trained with three seeds.
 
-    python -m benchmarks.forecast.grown_worlds d1 j1 --folder runs/worlds        some
+    python -m benchmarks.forecast.grown_worlds d1 k1 --folder runs/worlds        some
     python -m benchmarks.forecast.grown_worlds --folder runs/worlds              all
 
 A world is a small Llama with items out of its own failures (`tests/worlds/grown.py`). In
@@ -9,15 +9,17 @@ FOLDER/NAME:
     model/, items.jsonl, world.json    the world, from `grow_world`
     run/                               `curate tag`, as many rollouts of every item
     run/validation/world/SEED/         `curate validate`: outcomes after GRPO, three seeds
+    run/pilot/tenth/1/                 `curate forecast --lift pilot`, a tenth of the steps
     DONE                               all of it is there
 
 Rollouts are numbered within an item, so that the first 16, 32, 64, ... of them are what a smaller
 probe would have drawn.
 
-The design worlds d1, d2, d3 may be used to choose a method and its constants; the judging worlds
-j1, j2, j3 may not. Of the judging worlds only the share of hard items that is learned, and how
-far the seeds agree, was looked at before, to set learning rate and steps. They differ from the
-design worlds and among each other in skills, width, depth, label noise, pretraining, lengths of
+The judging worlds k1, k2 and k3 judge a method and its constants, and may choose nothing of either:
+they were specified before any of their outcomes was there, trainings and all. The others may be
+used to choose: the design worlds d1, d2, d3, and j1, j2, j3, which judged the method before. Of
+those the share of hard items that is learned, and how far the seeds agree, was looked at to set
+learning rate and steps. Worlds differ in skills, width, depth, label noise, pretraining, lengths of
 answers, and length of the training.
 """
 
@@ -41,6 +43,8 @@ from tests.worlds.grown import WorldSettings, grow_world
 
 TAU = 0.1
 TRAINING_SEEDS = (1, 42, 37)
+PILOT_PART = 10
+"""A pilot is the first of so many parts of the training."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,12 @@ class Training:
     prompts: int = 64
     most_rounds: int = 3
 
-    def recipe(self) -> str:
-        """The recipe as a TOML file."""
+    def recipe(self, part: int = 1) -> str:
+        """The recipe of one part in so many of the steps, as a TOML file."""
+        steps = max(self.steps // part, 1)
         return f"""\
 extends = "baseline"
-max_steps = {self.steps}
+max_steps = {steps}
 prompts_per_step = {self.prompts}
 updates_per_step = 1
 learning_rate = {self.learning_rate}
@@ -73,7 +78,7 @@ max_sampling_rounds = {self.most_rounds}
 evaluation_temperature = 1.0
 evaluation_rollouts = 128
 rows_per_pass = 512
-save_every = {self.steps}
+save_every = {steps}
 """
 
 
@@ -96,7 +101,7 @@ class BenchmarkWorld:
     @property
     def judges(self) -> bool:
         """Whether it was kept out of all choices of method."""
-        return self.name.startswith("j")
+        return self.name.startswith("k")
 
 
 _STEPPED = ("total", "sum_times", "product_plus", "span", "digit_sum", "median")
@@ -126,6 +131,24 @@ _J3_STEPPED = ("total", "median", "span")
 _J3 = (
     *("plus", "sum", "times", "gcd", "clock", "back", "double", "successor", "sort", "rotate"),
     *("shift", "first", "at", "distinct", "ones", "codes4", "codes5", "codes6", *_J3_STEPPED),
+)
+_K1_STEPPED = ("total", "product_plus", "digit_sum", "span")
+_K1_WORKING = ("minus", "product", "sequence", "place", "reverse", *_K1_STEPPED)
+_K1 = (
+    *("minus", "gap", "product", "mod", "min", "lower", "back", "double", "tens", "sequence"),
+    *("fall", "reverse", "swap", "copy", "place", "highest", "distinct", "codes0", "codes5"),
+    *_K1_STEPPED,
+)
+_K2 = (
+    *("sum", "times", "gcd", "max", "clock", "compare", "successor", "sevens", "order", "sort"),
+    *("rotate", "shift", "first", "last", "at", "ends", "ones", "count", "codes1", "codes3"),
+    *("codes6", "sum_times", "median"),
+)
+_K3_WORKING = ("median", "sum_times", "double")
+_K3 = (
+    *("plus", "gap", "times", "gcd", "max", "back", "compare", "sevens", "double", "fall", "order"),
+    *("copy", "last", "place", "swap", "highest", "rotate", "count", "codes2", "codes4", "median"),
+    *("sum_times", "at"),
 )
 
 WORLDS = (
@@ -181,6 +204,33 @@ WORLDS = (
         ),
         Training(steps=200, learning_rate=7e-4, prompts=48),
     ),
+    BenchmarkWorld(
+        "k1",
+        WorldSettings(
+            *(_K1, _K1_WORKING),
+            width=112, layers=2, steps=500, batch=128, learning_rate=3e-3, noise=0.8,
+            items=300, largest_skill=0.1, candidates=200, working_samples=128, seed=21,
+        ),
+        Training(steps=50, learning_rate=8e-4, prompts=80),
+    ),
+    BenchmarkWorld(
+        "k2",
+        WorldSettings(
+            _K2,
+            width=48, layers=4, steps=700, batch=160, learning_rate=3e-3,
+            items=300, largest_skill=0.1, seed=22,
+        ),
+        Training(steps=100, learning_rate=7e-4, prompts=48),
+    ),
+    BenchmarkWorld(
+        "k3",
+        WorldSettings(
+            *(_K3, _K3_WORKING),
+            width=64, layers=2, steps=550, batch=144, learning_rate=3e-3,
+            items=300, largest_skill=0.1, candidates=200, working_samples=128, seed=23,
+        ),
+        Training(steps=60, learning_rate=1.2e-3, prompts=80),
+    ),
 )  # fmt: skip
 
 
@@ -211,6 +261,11 @@ def build(world: BenchmarkWorld, folder: Path) -> None:
     with _clock(world, "trained"):
         seeds = ",".join(map(str, TRAINING_SEEDS))
         _curate("validate", str(run), "--recipe", str(recipe), "--seeds", seeds)
+    pilot = folder / "tenth.toml"
+    if not pilot.exists():
+        pilot.write_text(world.training.recipe(PILOT_PART), encoding="utf-8")
+        with _clock(world, "piloted"):
+            _curate("forecast", str(run), "--lift", "pilot", "--recipe", str(pilot))
     (folder / "DONE").touch()
 
 

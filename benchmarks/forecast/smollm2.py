@@ -198,10 +198,11 @@ def page(studies: dict[str, dict[str, Any]]) -> str:
         "no lift or forecast before rule and constants were. That the gold probability enters as a",
         "factor was chosen when the counts of the second study's probe had been looked at.",
         "",
-        "Where measured lifts differ no more than their errors say, the forecast takes the lift of",
-        "all items for the same: so it was in both studies, most of whose hard items have one to",
-        "three correct rollouts here. What it is ahead by comes from the gold probability. Kin,",
-        "which it does not use, does better than either.",
+        "Most hard items have one to three correct rollouts here, so that lifts are drawn far",
+        "towards their mean, and most of what the forecast is ahead by comes from the gold",
+        "probability. Kin, which it does not use, does better than either. The spread of lifts",
+        "between items and the constants were fitted anew since, on grown worlds alone: before,",
+        "the lift told nothing here, and the calibration error was 0.180 and 0.254.",
     ]
     for name, study in studies.items():
         for which, title in (

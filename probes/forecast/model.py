@@ -12,8 +12,9 @@ what training does by chance and what a first order does not see.
 
 p and ℓ are not known either. p has its posterior given the counts
 (`probes.forecast.pass_probability`). ℓ is measured with an error, and items differ in it: over the
-run's hard items ℓ ~ N(m, v), fitted by moments (DerSimonian and Laird 1986), so that what is
-measured badly is drawn towards the others, and an item without a lift has theirs.
+run's hard items ℓ ~ N(m, v), with m their mean and v such that they scatter about it as much as v
+and their errors say (Paule and Mandel 1982), so that what is measured badly is drawn towards the
+others, and an item without a lift has theirs.
 
     p_unlearnable = P(p' < τ)
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtr
 
 Floats = NDArray[np.float64]
@@ -113,7 +115,12 @@ def fit_population(lifts: Lifts, chosen: Flags) -> tuple[float, float]:
     mean = float(np.mean(value))
     if len(value) == 1:
         return mean, float(variance[0])
-    return mean, max(float(np.var(value, ddof=1) - np.mean(variance)), 0.0)
+    squares = (value - mean) ** 2
+
+    def excess(between: float) -> float:
+        return float((squares / (variance + between)).sum()) - (len(value) - 1)
+
+    return mean, float(brentq(excess, 0.0, squares.sum())) if excess(0.0) > 0 else 0.0
 
 
 def saturated(lift: Floats) -> Floats:

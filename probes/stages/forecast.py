@@ -26,13 +26,12 @@ from probes.tag_rules import DOUBT
 
 Flags = NDArray[np.bool_]
 
-# Rounded from the fit of `python -m benchmarks.forecast fit` on the trainings of the grown worlds
-# d1 and d2 (docs/evidence/forecast.md), before any judging world was looked at. Of a pilot's or a
-# checkpoint's lift, in log odds of its own few steps, only d1 was there to fit the gain on.
+# Rounded from the fit of `python -m benchmarks.forecast fit` on the trainings of six grown worlds
+# (docs/evidence/forecast.md), before anything was scored on those that judge it.
 CONSTANTS: Mapping[str, Constants] = {
-    GRADIENTS: Constants(drift=-0.2, gain=2.4, spread=1.5),
-    PILOT: Constants(drift=0.2, gain=2.8, spread=1.5),
-    CHECKPOINT: Constants(drift=0.2, gain=2.8, spread=1.5),
+    GRADIENTS: Constants(drift=0.7, gain=2.5, spread=1.5),
+    PILOT: Constants(drift=1.3, gain=1.0, spread=1.4),
+    CHECKPOINT: Constants(drift=1.3, gain=1.0, spread=1.4),
 }
 # Evidence narrower than this share of what training does by chance changes no forecast much.
 _NARROW = 0.5

@@ -177,12 +177,16 @@ def fit_logistic(values: Floats, outcome: Booleans, groups: Groups, seed: int) -
 def _penalised(c: float) -> Fit:
     def fit(values: Floats, outcome: Booleans, _: Groups) -> Pipeline:
         return make_pipeline(
-            SimpleImputer(strategy="mean", keep_empty_features=True),
+            _imputer(),
             StandardScaler(),
             LogisticRegression(C=c, max_iter=1000),
         ).fit(values, outcome)
 
     return fit
+
+
+def _imputer() -> SimpleImputer:
+    return SimpleImputer(strategy="mean", keep_empty_features=True)
 
 
 def _splits(outcome: Booleans, groups: Groups, seed: int) -> Splits:
@@ -319,7 +323,8 @@ def _boosted_trees(values: Floats, outcome: Booleans, _: Groups) -> Any:
     trees = HistGradientBoostingClassifier(
         max_depth=3, max_iter=100, learning_rate=0.05, random_state=0
     )
-    return trees.fit(values, outcome)
+    # They take unknown values, but no feature that is unknown of all.
+    return make_pipeline(_imputer(), trees).fit(values, outcome)
 
 
 def _losses(outcome: Booleans, probability: Floats, resamples: int, seed: int) -> dict[str, float]:
