@@ -105,10 +105,27 @@ def _plain_options(command: Any, ctx: Any, formatter: Any) -> None:
     for title, rows in titles.items():
         if rows:
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl([(names, _whole(text)) for names, text in rows])
 
 
-class _Group(TyperGroup):
+# Plain help would break lines at the hyphens of an option or a name, which nobody finds then.
+_HYPHEN, _NO_BREAK = "-", "\N{NON-BREAKING HYPHEN}"
+
+
+def _whole(text: str) -> str:
+    """A text for plain help, whose words stay whole."""
+    return text if sys.stdout.isatty() else text.replace(_HYPHEN, _NO_BREAK)
+
+
+class _Whole:
+    """Help whose hyphens are in the end what they were."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Write the help."""
+        return str(super().get_help(ctx)).replace(_NO_BREAK, _HYPHEN)  # type: ignore[misc]
+
+
+class _Group(_Whole, TyperGroup):
     """All commands."""
 
     format_options = _plain_options
@@ -128,7 +145,7 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-class _Command(TyperCommand):
+class _Command(_Whole, TyperCommand):
     """One command, loaded: Typer shows and completes its options, and they are read here."""
 
     format_options = _plain_options
@@ -199,7 +216,7 @@ def _load(name: str) -> Any:
     )
     app = _app(add_completion=False)
     about, example = description(cls)
-    app.command(name, cls=_Command, help=about, epilog=example)(shown)
+    app.command(name, cls=_Command, help=_whole(about), epilog=_whole(example))(shown)
     return typer.main.get_command(app)
 
 
