@@ -79,17 +79,22 @@ class TagConfig(Settings):
         default="train",
         group=_DATASET,
         metavar="NAME",
+        or_number=True,
     )
     subset: str = option(
-        "the configuration of a Hub dataset", default="", group=_DATASET, metavar="NAME"
+        "the configuration of a Hub dataset",
+        default="",
+        group=_DATASET,
+        metavar="NAME",
+        or_number=True,
     )
     prompt_field: str = option(
         "the column of the prompt, when it is not recognised",
-        default="", group=_DATASET, metavar="COLUMN",
+        default="", group=_DATASET, metavar="COLUMN", or_number=True,
     )  # fmt: skip
     answer_field: str = option(
         "the column of the gold answer; dots reach inside objects",
-        default="", group=_DATASET, metavar="COLUMN",
+        default="", group=_DATASET, metavar="COLUMN", or_number=True,
     )  # fmt: skip
     limit: int = option(
         "probe only the first N rows (0: all)", default=0, group=_DATASET, metavar="N", least=0
@@ -181,7 +186,7 @@ class TagConfig(Settings):
     )  # fmt: skip
     served_model: str = option(
         "the servers' name for the model, where it is not that of --model",
-        default="", group=_SERVER, metavar="NAME", changes_result=False,
+        default="", group=_SERVER, metavar="NAME", or_number=True, changes_result=False,
     )  # fmt: skip
     api_key_env: str = option(
         f"the environment variable that holds the API key (default: {DEFAULT_KEY_VARIABLE}, if "

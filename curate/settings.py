@@ -54,7 +54,8 @@ def option(
         least: the lowest value that it, or each in it, may have.
         above, below: limits, themselves not allowed.
         more: `spread=True`: several values follow one flag (`--k 1 8`); `commas=True`: they stand
-            in one word (`1,42`); else a flag is given several times. What else there is is for who
+            in one word (`1,42`); else a flag is given several times. `or_number=True`: a number is
+            taken for text. What else there is is for who
             declared it.
     """
     bounds = {"choices": choices, "least": least, "above": above, "below": below}
@@ -142,7 +143,9 @@ class Setting:
                     f"{where} is {value!r}; it must be a table: [name], then key = value"
                 )
             return dict(value)
-        if self.kind is str and isinstance(value, Path):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        may_be_number = is_number and self.declared.get("or_number")
+        if self.kind is str and (isinstance(value, Path) or may_be_number):
             return str(value)
         # Those of numpy are numbers, too.
         wanted = {int: Integral, float: Real}.get(self.kind, self.kind)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curate.config import config_from_mapping
 from curate.errors import UsageError
 from curate.settings import Settings, argument, declared_in, option, settings
 
@@ -80,3 +81,11 @@ def test_the_help_tells_a_default_that_says_something() -> None:
         "a run", "seeds (default: 1,2)", "names", "a rate (default: 0.5)", "a price",
         "a loss (default: grpo)", "nothing is done", "a table",
     ]  # fmt: skip
+
+
+def test_a_name_in_a_dataset_may_be_a_number() -> None:
+    values = {"subset": 2024, "split": 0, "answer_field": 1.5}
+    config = config_from_mapping(values, "config.toml")
+    assert (config.subset, config.split, config.answer_field) == ("2024", "0", "1.5")
+    with pytest.raises(UsageError, match="subset is True; it must be text"):
+        config_from_mapping({"subset": True}, "config.toml")
