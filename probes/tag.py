@@ -613,6 +613,7 @@ class _Tagging:
         forecast = run_forecast(
             found,
             lift,
+            GRADIENTS,
             constants,
             run_probability(self.run, found),
             tau=self.config.tau,

@@ -271,7 +271,8 @@ def test_figures_and_page_of_a_world(tmp_path):
 
 
 def test_constants_of_one_training_are_judged_on_the_others(world):
-    found = calibrated(first_rollouts(world, 256), first_rollouts(world, 256).lift, FAR_OFF)
+    probe = first_rollouts(world, 256)
+    found = calibrated(probe, probe.lift, GRADIENTS, {GRADIENTS: FAR_OFF})
     before, half, whole = (found[name] for name in ("built in", "half", "all"))
     assert whole.error < before.error - 0.2
     assert half.error < before.error - 0.2
@@ -285,7 +286,7 @@ def test_no_item_is_judged_by_constants_that_saw_it(world):
     final = np.where(world.is_hard & first, 0.9, 0.01)
     turned = dataclasses.replace(world, final=np.tile(final, (3, 1)))
     probe = first_rollouts(turned, 256)
-    found = calibrated(probe, probe.lift, CONSTANTS[GRADIENTS])
+    found = calibrated(probe, probe.lift, GRADIENTS, CONSTANTS)
     assert found["half"].error > 0.4
     assert found["half"].error > found["all"].error + 0.2
 

@@ -214,13 +214,14 @@ def test_saturated_is_odd_and_flattens():
 # --- A run -----------------------------------------------------------------------------------
 
 
-def _run(counts, lift, error, judged=64):
+def _run(counts, lift, error, judged=64, source="gradients"):
     c = np.array(counts)
     n = np.full(len(c), judged)
     return run_forecast(
         Outcomes(n, n, c),
         ItemLift(np.array(lift, float), np.array(error, float)),
-        BUILT_IN,
+        source,
+        CONSTANTS[source],
         fit_pass_probability(n, c),
         tau=TAU,
         horizon=1.0,
@@ -245,6 +246,23 @@ def test_easy_items_are_no_population_of_the_hard():
     base = _run([2, 2, 2, 0, 50, 50], [1, 1.5, 0.5, np.nan, 1, 1], [0.3] * 6)
     moved = _run([2, 2, 2, 0, 50, 50], [1, 1.5, 0.5, np.nan, 9, 9], [0.3] * 6)
     np.testing.assert_array_equal(base.p_unlearnable[:4], moved.p_unlearnable[:4])
+
+
+def test_a_pilot_tells_the_level_by_items_with_room_and_the_rest_in_deviations():
+    counts, error = [2, 2, 2, 0, 30, 40, 64], [0.1] * 7
+    hard = [1.0, 1.5, 0.5, np.nan]
+    base = _run(counts, [*hard, 0.2, 0.4, 0.0], error, source="pilot")
+    # What all hard items share, and their unit, is not what the forecast goes by.
+    again = [3.0, 5.0, 1.0, np.nan]
+    far = _run(counts, [*again, 0.2, 0.4, 0.0], [0.4] * 4 + [0.1] * 3, source="pilot")
+    assert far.p_unlearnable[:4] == pytest.approx(base.p_unlearnable[:4], abs=1e-4)
+    # The level is; the solved item has no room to tell it.
+    lifted = _run(counts, [*hard, 1.2, 1.4, 0.0], error, source="pilot")
+    same = _run(counts, [*hard, 0.2, 0.4, 9.0], error, source="pilot")
+    assert (lifted.p_unlearnable[:4] < base.p_unlearnable[:4] - 0.05).all()
+    np.testing.assert_array_equal(same.p_unlearnable[:4], base.p_unlearnable[:4])
+    by_gradients = [_run(counts, [*hard, each, 0.4, 0.0], error) for each in (0.2, 1.2)]
+    np.testing.assert_array_equal(*(each.p_unlearnable[:4] for each in by_gradients))
 
 
 def test_more_rollouts_without_a_correct_one_expect_less():

@@ -74,7 +74,9 @@ def fit(worlds: Sequence[World]) -> None:
         if not known:
             print(f"{source}: no world has it")
             continue
-        found = {world.name: evidence(world, lift_of, CONSTANTS[GRADIENTS]) for world in known}
+        found = {
+            world.name: evidence(world, lift_of, source, CONSTANTS[GRADIENTS]) for world in known
+        }
         print(f"{source}, constants; loss in nats an item and seed, and that of the present ones")
         for names in [*([name] for name in found), list(found)][: 1 if len(found) == 1 else None]:
             each = [found[name] for name in names]

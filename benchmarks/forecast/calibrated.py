@@ -22,7 +22,8 @@ from benchmarks.forecast.data import ROUNDS, Probe, World, probe_at
 from benchmarks.forecast.figures import Calibrated, decided
 from benchmarks.forecast.pilot import pilot_folders, pilot_lift
 from benchmarks.forecast.scores import forecast
-from probes.forecast.model import Constants, Lifts, fit_population
+from probes.forecast.model import Constants, Lifts
+from probes.stages.forecast import lift_evidence
 from probes.stages.lift import GRADIENTS, PILOT, ItemLift
 from recipes.calibrate.confirmed_items import RunOutcomes
 from recipes.calibrate.forecast_constants import fit_constants
@@ -50,33 +51,36 @@ def calibrated_world(
         if folders := pilot_folders(world):
             lifts[PILOT] = pilot_lift(probe, folders)
         found[str(budget)] = {
-            source: calibrated(probe, lift, constants[source]) for source, lift in lifts.items()
+            source: calibrated(probe, lift, source, constants) for source, lift in lifts.items()
         }
     return found
 
 
-def calibrated(probe: Probe, lift: ItemLift, built_in: Constants) -> dict[str, Calibrated]:
+def calibrated(
+    probe: Probe, lift: ItemLift, source: str, constants: Mapping[str, Constants]
+) -> dict[str, Calibrated]:
     """What the forecast by a lift is worth before and after `curate calibrate`.
 
     Args:
         probe: of a world with two seeds or more.
-        lift: of its items, by some source.
-        built_in: constants of that source.
+        lift: of its items.
+        source: of the lift.
+        constants: the built-in ones, by source.
     """
     seeds = range(len(probe.world.final))
     found: dict[str, list[Calibrated]] = {"built in": [], "half": [], "all": []}
     first = np.arange(len(probe.world.item_ids)) % 2 == 0
     for seed in seeds:
-        outcomes = _outcomes(probe, lift, seed)
+        outcomes = _outcomes(probe, lift, source, seed)
         halves = [outcomes.only(first[_rows(outcomes)] == side) for side in (True, False)]
         from_first, from_second, from_all = (
-            forecast(probe, lift, fit_constants([part], built_in).constants, probe.probability)
+            _forecast(probe, lift, source, fit_constants([part], constants[source]).constants)
             for part in (*halves, outcomes)
         )
         final = np.delete(probe.world.final, seed, axis=0)
         others = replace(probe, world=replace(probe.world, final=final))
         for name, p in (
-            ("built in", forecast(probe, lift, built_in, probe.probability)),
+            ("built in", _forecast(probe, lift, source, constants[source])),
             ("half", np.where(first, from_second, from_first)),
             ("all", from_all),
         ):
@@ -84,11 +88,16 @@ def calibrated(probe: Probe, lift: ItemLift, built_in: Constants) -> dict[str, C
     return {name: _mean(each) for name, each in found.items()}
 
 
-def _outcomes(probe: Probe, lift: ItemLift, seed: int) -> RunOutcomes:
+def _forecast(probe: Probe, lift: ItemLift, source: str, constants: Constants) -> Floats:
+    return forecast(probe, lift, source, {source: constants}, probe.probability)
+
+
+def _outcomes(probe: Probe, lift: ItemLift, source: str, seed: int) -> RunOutcomes:
     """What `curate calibrate` would read of a run of this probe, trained with one seed."""
     world, tau = probe.world, probe.world.config.tau
     hard = ~probe.found.is_easy(tau)
-    lifts = Lifts(lift.lift, lift.standard_error)
+    evidence = lift_evidence(probe.found, lift, source, tau)
+    lifts = evidence.lifts
     rows = np.flatnonzero(hard & (probe.found.judged > 0) & np.isfinite(world.final[seed]))
     rates, weights = probe.probability.posterior(rows)
     return RunOutcomes(
@@ -97,9 +106,10 @@ def _outcomes(probe: Probe, lift: ItemLift, seed: int) -> RunOutcomes:
         rates,
         weights,
         Lifts(lifts.lift[rows], lifts.standard_error[rows]),
-        fit_population(lifts, hard),
+        evidence.population,
         tau,
         world.config.horizon,
+        evidence.level,
     )
 
 

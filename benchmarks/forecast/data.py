@@ -27,7 +27,7 @@ from curate.run.tables import read_parquet
 from probes.forecast.model import Constants
 from probes.forecast.pass_probability import GoldEvidence, PassProbability, fit_pass_probability
 from probes.stages.forecast import is_decided, run_forecast
-from probes.stages.lift import ItemLift, measured_lift
+from probes.stages.lift import GRADIENTS, ItemLift, measured_lift
 from probes.statistics.plan import Plan, next_round
 
 Floats = NDArray[np.float64]
@@ -214,6 +214,7 @@ def probe_at(world: World, budget: int | str, constants: Constants) -> Probe:
         forecast = run_forecast(
             found,
             probe.lift,
+            GRADIENTS,
             constants,
             probe.probability,
             tau=config.tau,

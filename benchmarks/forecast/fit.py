@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from benchmarks.forecast.data import ROUNDS, Probe, World, probe_at
-from probes.forecast.model import Constants, Lifts, fit_population, forecast_items
+from probes.forecast.model import Constants, Lifts, forecast_items
+from probes.stages.forecast import lift_evidence
 from probes.stages.lift import ItemLift
 
 Floats = NDArray[np.float64]
@@ -41,6 +42,7 @@ class Evidence:
     learned: Floats
     """(items,): share of seeds that learned it."""
     tau: float
+    level: float = 0.0
 
     def loss(self, constants: Constants) -> float:
         """Mean negative log likelihood of an item and seed, in nats."""
@@ -50,6 +52,7 @@ class Evidence:
             self.population,
             constants,
             tau=self.tau,
+            level=self.level,
         ).p_unlearnable
         below = np.clip(below, _SURE, 1 - _SURE)
         likelihood = self.learned * np.log1p(-below) + (1 - self.learned) * np.log(below)
@@ -59,19 +62,20 @@ class Evidence:
 LiftOf = Callable[[Probe], ItemLift]
 
 
-def evidence(world: World, lift_of: LiftOf, constants: Constants) -> list[Evidence]:
+def evidence(world: World, lift_of: LiftOf, source: str, constants: Constants) -> list[Evidence]:
     """The evidence of a world at each of the budgets.
 
     Args:
         world: a design world.
-        lift_of: the lift of a probe's items, by some source.
+        lift_of: the lift of a probe's items.
+        source: of the lift.
         constants: of the forecast that ends the rounds.
     """
     found = []
     for budget in FIT_BUDGETS:
         probe = probe_at(world, budget, constants)
-        lift = lift_of(probe)
-        lifts = Lifts(lift.lift, lift.standard_error)
+        known = lift_evidence(probe.found, lift_of(probe), source, world.config.tau)
+        lifts = known.lifts
         hard = np.flatnonzero(world.is_hard)
         rates, posterior = probe.probability.posterior(hard)
         found.append(
@@ -79,9 +83,10 @@ def evidence(world: World, lift_of: LiftOf, constants: Constants) -> list[Eviden
                 rates,
                 posterior,
                 Lifts(lifts.lift[hard], lifts.standard_error[hard]),
-                fit_population(lifts, ~probe.found.is_easy(world.config.tau)),
+                known.population,
                 world.is_learned[:, hard].mean(axis=0),
                 world.config.tau,
+                known.level,
             )
         )
     return found

@@ -79,34 +79,45 @@ def all_scores(probe: Probe, constants: Mapping[str, Constants]) -> Scores:
     counts_alone = fit_pass_probability(found.judged, found.correct)
     all_counts = fit_pass_probability(*_all_counts(world))
     probabilities = {
-        BY_GRADIENTS: forecast(probe, gradients, constants[GRADIENTS], probe.probability),
-        "the same without gold": forecast(probe, gradients, constants[GRADIENTS], counts_alone),
-        "the same, p known": forecast(probe, gradients, constants[GRADIENTS], all_counts),
+        BY_GRADIENTS: forecast(probe, gradients, GRADIENTS, constants, probe.probability),
+        "the same without gold": forecast(probe, gradients, GRADIENTS, constants, counts_alone),
+        "the same, p known": forecast(probe, gradients, GRADIENTS, constants, all_counts),
     }
     folders = pilot_folders(world)
     if folders:
         pilot = pilot_lift(probe, folders)
         ranking["pilot's rewards"] = pilot_pass_rate(probe, folders)
         ranking["lift by pilot"] = last(pilot.lift)
-        probabilities[BY_PILOT] = forecast(probe, pilot, constants[PILOT], probe.probability)
+        probabilities[BY_PILOT] = forecast(probe, pilot, PILOT, constants, probe.probability)
     ranking |= {name: 1 - value for name, value in probabilities.items()}
     return Scores(ranking, probabilities)
 
 
 def forecast(
-    probe: Probe, lift: ItemLift, constants: Constants, probability: PassProbability
+    probe: Probe,
+    lift: ItemLift,
+    source: str,
+    constants: Mapping[str, Constants],
+    probability: PassProbability,
 ) -> Floats:
     """p_unlearnable of every item, (items,), as the product computes it.
 
     Args:
         probe: of a world.
         lift: of its items.
-        constants: of the lift's source.
+        source: of the lift.
+        constants: of the forecast, by source.
         probability: posterior of the pass rates.
     """
     config = probe.world.config
     return run_forecast(
-        probe.found, lift, constants, probability, tau=config.tau, horizon=config.horizon
+        probe.found,
+        lift,
+        source,
+        constants[source],
+        probability,
+        tau=config.tau,
+        horizon=config.horizon,
     ).p_unlearnable
 
 

@@ -112,7 +112,13 @@ def _scores(run: Path, found: Any, task: NDArray[np.str_], tags: Any) -> dict[st
 
     def forecast(of: ItemLift, posterior: Any) -> Floats:
         made = run_forecast(
-            found, of, CONSTANTS[GRADIENTS], posterior, tau=config.tau, horizon=config.horizon
+            found,
+            of,
+            GRADIENTS,
+            CONSTANTS[GRADIENTS],
+            posterior,
+            tau=config.tau,
+            horizon=config.horizon,
         )
         return -made.p_unlearnable
 

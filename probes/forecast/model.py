@@ -2,13 +2,15 @@
 
 In log odds, with p the pass rate under the initial policy and ℓ the lift of the item,
 
-    logit p' = logit p + H (drift + gain · sign(ℓ) log(1 + |ℓ|)) + spread √H · ε,   ε ~ N(0, 1)
+    logit p' = logit p + H (level + drift + gain · sign(ℓ) log(1 + |ℓ|)) + spread √H · ε,
+    ε ~ N(0, 1)
 
 H is the length of the training in units of the recipe's (`--horizon`). The logarithm is because a
 lift to first order does not last: what is lifted soon is solved soon, and then teaches no more.
 `drift`, `gain` and `spread` are fitted on grown worlds (docs/evidence/forecast.md says on which,
 and how well they do on others), or by `curate calibrate` on a user's own outcomes. `spread` is
-what training does by chance and what a first order does not see.
+what training does by chance and what a first order does not see. `level` is what a pilot says of
+the training as a whole (`probes.stages.forecast`); gradients, whose unit is relative, say nothing.
 
 p and ℓ are not known either. p has its posterior given the counts
 (`probes.forecast.pass_probability`). ℓ is measured with an error, and items differ in it: over the
@@ -22,7 +24,7 @@ others, and an item without a lift has theirs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,7 @@ def forecast_items(
     tau: float,
     horizon: float = 1.0,
     confidence: float = CONFIDENCE,
+    level: float = 0.0,
 ) -> Forecast:
     """Forecast every item.
 
@@ -148,6 +151,7 @@ def forecast_items(
         tau: where an item counts as learned, inside (0, 1).
         horizon: length of the training in units of the recipe's, above 0.
         confidence: of the interval.
+        level: log odds that this training adds to any item, beside the drift.
 
     Raises:
         ValueError: tau or horizon outside of their range.
@@ -156,6 +160,7 @@ def forecast_items(
         raise ValueError(f"tau must lie in (0, 1) and horizon above 0, got {tau} and {horizon}")
     items = len(lifts.lift)
     found = np.empty((5, items))
+    constants = replace(constants, drift=constants.drift + level)
     for start in range(0, items, _ITEMS_AT_ONCE):
         rows = np.arange(start, min(start + _ITEMS_AT_ONCE, items))
         part = Lifts(lifts.lift[rows], lifts.standard_error[rows])

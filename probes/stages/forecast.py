@@ -1,6 +1,12 @@
 """The forecast of a run: its counts, its lift and the constants of the lift's source, put together.
 
 It is made after every round of sampling, to tell which items are decided, and at the end.
+
+The lift by gradients is in units of what training does for its own items, so that it says which
+items move, and not how far all of them do. That of a pilot or a checkpoint is in log odds, and says
+both: its median over the items that are right now and then, with a pass rate from τ to 0.95, is the
+level of the training. Of a hard item counts how far its lift stands from the mean of the hard ones,
+in deviations between them, since between trainings these deviations differ by a factor of ten.
 """
 
 from __future__ import annotations
@@ -30,16 +36,55 @@ Flags = NDArray[np.bool_]
 # (docs/evidence/forecast.md), before anything was scored on those that judge it.
 CONSTANTS: Mapping[str, Constants] = {
     GRADIENTS: Constants(drift=0.7, gain=2.5, spread=1.5),
-    PILOT: Constants(drift=1.3, gain=1.0, spread=1.4),
-    CHECKPOINT: Constants(drift=1.3, gain=1.0, spread=1.4),
+    PILOT: Constants(drift=0.3, gain=1.2, spread=1.3),
+    CHECKPOINT: Constants(drift=0.3, gain=1.2, spread=1.3),
 }
+_SOLVED = 0.95
+"""Items of this pass rate have no room to tell how far training moves them."""
+_LEAST_DEVIATION = 0.05
+"""Log odds that a pilot's lifts are taken to differ by at least."""
 # Evidence narrower than this share of what training does by chance changes no forecast much.
 _NARROW = 0.5
+
+
+@dataclass(frozen=True)
+class LiftEvidence:
+    """What a forecast takes from the lifts of a run."""
+
+    lifts: Lifts
+    """(items,)."""
+    population: tuple[float, float]
+    """Mean and variance over the hard items."""
+    level: float
+    """Of the training, in log odds."""
+
+
+def lift_evidence(found: Outcomes, lift: ItemLift, source: str, tau: float) -> LiftEvidence:
+    """Bring the lifts of a source to the unit of its constants.
+
+    Args:
+        found: counts of all rollouts.
+        lift: from the source.
+        source: gradients, pilot or checkpoint.
+        tau: where an item is easy.
+    """
+    lifts, easy = Lifts(lift.lift, lift.standard_error), found.is_easy(tau)
+    mean, variance = fit_population(lifts, ~easy)
+    if source == GRADIENTS:
+        return LiftEvidence(lifts, (mean, variance), 0.0)
+    telling = easy & (found.correct <= _SOLVED * found.judged) & lifts.is_known
+    deviation = max(variance**0.5, _LEAST_DEVIATION)
+    return LiftEvidence(
+        Lifts((lifts.lift - mean) / deviation, lifts.standard_error / deviation),
+        (0.0, variance / deviation**2),
+        float(np.median(lifts.lift[telling])) if telling.any() else 0.0,
+    )
 
 
 def run_forecast(
     found: Outcomes,
     lift: ItemLift,
+    source: str,
     constants: Constants,
     probability: PassProbability,
     *,
@@ -51,20 +96,21 @@ def run_forecast(
     Args:
         found: counts of all rollouts.
         lift: from one of the sources.
+        source: which.
         constants: of that source, or refitted.
         probability: posterior of the pass rates.
         tau: where an item is easy.
         horizon: length of the training.
     """
-    lifts = Lifts(lift.lift, lift.standard_error)
-    hard = ~found.is_easy(tau)
+    evidence = lift_evidence(found, lift, source, tau)
     return forecast_items(
         probability.posterior,
-        lifts,
-        fit_population(lifts, hard),
+        evidence.lifts,
+        evidence.population,
         constants,
         tau=tau,
         horizon=horizon,
+        level=evidence.level,
     )
 
 
@@ -106,11 +152,14 @@ def read_forecast(
     found = outcomes_of(rates)
     lifted, facts = read_lift(run)
     lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
-    constants = run_constants(facts["source"], fitted)
+    source = facts["source"]
+    constants = run_constants(source, fitted)
     probability = run_probability(run, found)
     horizon = run_horizon(run, config)
-    forecast = run_forecast(found, lift, constants, probability, tau=config.tau, horizon=horizon)
-    return RunForecast(forecast, found, facts["source"], constants, probability, horizon)
+    forecast = run_forecast(
+        found, lift, source, constants, probability, tau=config.tau, horizon=horizon
+    )
+    return RunForecast(forecast, found, source, constants, probability, horizon)
 
 
 def run_probability(run: Folder, found: Outcomes) -> PassProbability:

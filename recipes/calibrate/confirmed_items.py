@@ -16,11 +16,11 @@ from curate.run.rollouts import floats
 from curate.run.run import Run
 from curate.run.tables import CONFIRMED
 from curate.tags import Trainability
-from probes.forecast.model import Constants, Lifts, fit_population, forecast_items
+from probes.forecast.model import Constants, Lifts, forecast_items
 from probes.predictor.features import read_features
 from probes.predictor.predictor import run_settings
-from probes.stages.forecast import read_forecast, run_horizon
-from probes.stages.lift import read_lift
+from probes.stages.forecast import lift_evidence, read_forecast, run_horizon
+from probes.stages.lift import ItemLift, read_lift
 
 FEWEST_OF_EACH = 10
 """With fewer learnable or unlearnable items than this nothing is fitted."""
@@ -194,6 +194,7 @@ class RunOutcomes:
     population: tuple[float, float]
     tau: float
     horizon: float
+    level: float = 0.0
 
     def p_unlearnable(self, constants: Constants) -> Floats:
         """What the forecast says of the items with other constants, (items,)."""
@@ -204,6 +205,7 @@ class RunOutcomes:
             constants,
             tau=self.tau,
             horizon=self.horizon,
+            level=self.level,
         ).p_unlearnable
 
     def only(self, chosen: Booleans) -> RunOutcomes:
@@ -231,7 +233,9 @@ def read_run_outcomes(run_dir: Path) -> RunOutcomes:
     below = np.array([_share_below(final.get(each), config.tau) for each in item_ids])
     hard = ~made.found.is_easy(config.tau)
     lifted, _ = read_lift(run_dir)
-    lifts = Lifts(floats(lifted["lift"]), floats(lifted["standard_error"]))
+    lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
+    evidence = lift_evidence(made.found, lift, made.source, config.tau)
+    lifts = evidence.lifts
     rows = np.flatnonzero(hard & (made.found.judged > 0) & np.isfinite(below))
     rates, weights = made.probability.posterior(rows)
     return RunOutcomes(
@@ -240,9 +244,10 @@ def read_run_outcomes(run_dir: Path) -> RunOutcomes:
         rates,
         weights,
         Lifts(lifts.lift[rows], lifts.standard_error[rows]),
-        fit_population(lifts, hard),
+        evidence.population,
         config.tau,
         made.horizon,
+        evidence.level,
     )
 
 
