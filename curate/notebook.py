@@ -32,8 +32,12 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+# Notebooks give all columns of a table the same width unless told.
+_TABLE = "table-layout:auto;border-collapse:collapse"
+# A share of the column is what they allow a drawing, and then leave it no room of its own.
+_SQUARE = "width:10px;height:10px;max-width:none;margin-right:6px"
 _CELL = "text-align:left;vertical-align:top;padding:3px 10px 3px 0"
-_WIDE = f"{_CELL};white-space:normal;overflow-wrap:anywhere"
+_WIDE = f"{_CELL};white-space:normal;overflow-wrap:anywhere;min-width:180px"
 _NARROW = f"{_CELL};white-space:nowrap"
 
 
@@ -74,9 +78,9 @@ def tag_bar(counts: Mapping[str, int]) -> str:
                 f'<rect x="{1000 * left:.2f}" y="0" width="{1000 * share:.2f}" height="16" '
                 f'fill="{color}"><title>{said}</title></rect>'
             )
-        square = f'<svg width="10" height="10" style="width:10px;height:10px" aria-hidden="true">\
-<rect width="10" height="10" rx="2" fill="{color}"/></svg>'
-        words.append(f'<span style="margin-right:16px;white-space:nowrap">{square} {said}</span>')
+        words.append(
+            f'<span style="margin-right:16px;white-space:nowrap">{_square(color)}{said}</span>'
+        )
         left += share
     label = ", ".join(f"{tag} {count:,}" for tag, count in counts.items())
     return (
@@ -106,7 +110,7 @@ def tagged_html(
         [
             _td(f"{number:,}"),
             _td(text(prompt), is_wide=True),
-            _td(text(row["trainability"])),
+            _td(_tag(row["trainability"])),
             _td(_pass_rate(row)),
             _td(_forecast(row)),
             _td(text(row["tag_reason"]), is_wide=True),
@@ -117,7 +121,8 @@ def tagged_html(
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     more = f"<p>… {len(tags) - len(rows):,} more</p>" if len(tags) > len(rows) else ""
     table = (
-        f'<table style="width:100%"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+        f'<table style="{_TABLE};width:100%">'
+        f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
     )
     return _box(f"<p><b>{says}</b></p>{tag_bar(counts)}{table}{more}")
 
@@ -134,7 +139,19 @@ def run_html(facts: Mapping[str, Any], tags: Sequence[str | None]) -> str:
         for name, fact in facts.items()
         if fact is not None
     )
-    return _box(f"<table><tbody>{rows}</tbody></table>{tag_bar(tag_counts(tags))}")
+    table = f'<table style="{_TABLE}"><tbody>{rows}</tbody></table>'
+    return _box(f"{table}{tag_bar(tag_counts(tags))}")
+
+
+def _square(color: str) -> str:
+    return (
+        f'<svg width="10" height="10" style="{_SQUARE}" '
+        f'aria-hidden="true"><rect width="10" height="10" rx="2" fill="{color}"/></svg>'
+    )
+
+
+def _tag(tag: str | None) -> str:
+    return (_square(COLORS[Trainability(tag)]) if tag in COLORS else "") + text(tag)
 
 
 def _pass_rate(row: Mapping[str, Any]) -> str:
