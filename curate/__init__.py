@@ -5,14 +5,18 @@ from typing import Any
 from curate.commands import COMMANDS, command_function
 from curate.version import __version__
 
-__all__ = ["__version__", *COMMANDS]
+__all__ = ["Run", "__version__", *COMMANDS]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a command when it is first asked for, so that `import curate` stays light.
+    """Import a command, or `Run`, when it is first asked for, so that `import curate` stays light.
 
     What they are is in `__init__.pyi`, for type checkers and editors.
     """
     if name in COMMANDS:
         return command_function(name)
+    if name == "Run":
+        from curate.run.run import Run
+
+        return Run
     raise AttributeError(f"module 'curate' has no attribute {name!r}")

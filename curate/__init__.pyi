@@ -2,6 +2,7 @@
 from cards.card.command import card as card
 from cards.push.command import push as push
 from cards.report.command import report as report
+from curate.run.run import Run as Run
 from curate.tagged.filter import filter as filter
 from curate.tagged.order import order as order
 from curate.version import __version__ as __version__

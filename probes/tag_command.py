@@ -10,7 +10,7 @@ from curate.config import TagConfig, config_from_mapping
 from curate.settings import settings
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from curate.tagged.table import TaggedTable
 
 
 @settings
@@ -50,7 +50,7 @@ class Tag(Command, TagConfig):
         return summary_text(found)
 
 
-def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
+def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     """Probe every item of a dataset and write the tagged dataset, as `curate tag` does.
 
     Args:
@@ -59,17 +59,25 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> pa.Table:
         settings: the options of `curate tag`, with underscores: `min_rollouts=64`.
 
     Returns:
-        the tagged dataset, a row for every row of the input, as it stands in the tagged file.
+        the tagged dataset, a row for every row of the input, as it stands in the tagged file: an
+        Arrow table that a notebook shows (`.arrow` is the `pyarrow.Table`).
 
     Raises:
         UsageError: bad input or settings.
         RunError: a stage failed; the same call continues.
     """
+    from curate.datasets.layouts import choose_layout
     from curate.datasets.source import open_source
     from curate.run.quality import run_schema
+    from curate.tagged.table import TaggedTable
     from curate.tagged.write import read_table, with_types
     from probes.tag import tag_dataset
 
     values = {"dataset": dataset, "model": model, **settings}
     config, out = tag_dataset(config_from_mapping(values, "tag()"))
-    return with_types(read_table(open_source(out)), run_schema(Path(config.run_dir), config))
+    source, run_dir = open_source(out), Path(config.run_dir)
+    return TaggedTable(
+        with_types(read_table(source), run_schema(run_dir, config)),
+        run_dir,
+        choose_layout(source, config.prompt_field, config.answer_field),
+    )

@@ -646,7 +646,7 @@ def test_the_function_returns_the_same_table(
         min_rollouts=ROLLOUTS,
         max_rollouts=ROLLOUTS,
     )
-    assert isinstance(table, pa.Table)
+    assert isinstance(table.arrow, pa.Table)
     names = ["question", *TAG_COLUMNS]
     assert table.select(names).to_pylist() == [
         {name: row.get(name) for name in names} for row in tagged.rows

@@ -10,12 +10,18 @@ import sys
 from pathlib import Path
 
 _BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
+_PYTHON = re.compile(r"(?<=^```python\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
 
 
 def commands(page: str) -> list[list[str]]:
     """The arguments of every command of a page, in order."""
     lines = "".join(_BLOCK.findall(page)).splitlines()
     return [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
+
+
+def code_blocks(page: str) -> list[str]:
+    """The Python of a page, block by block."""
+    return _PYTHON.findall(page)
 
 
 def run_block(block: str) -> str:

@@ -207,7 +207,7 @@ def shown_rollouts(run: Run, items: ReportItems) -> dict[str, Any]:
     texts: dict[int, set[str]] = {at: set() for at in found}
     room = np.full((len(chosen), len(_KINDS)), MOST_OF_EACH, dtype=np.int64)
     ids = pa.array(items.ids[chosen])
-    for batch in run.rollouts(*_COLUMNS):
+    for batch in run.rollout_batches(*_COLUMNS):
         places = pc.fill_null(pc.index_in(batch["item_id"], value_set=ids), -1).to_numpy()
         reward = pc.fill_null(batch["reward"].cast(pa.int64()), -1).to_numpy()
         kind = np.where(reward == 1, 0, np.where(reward == 0, 1, 2))

@@ -34,7 +34,7 @@ def correct_rollouts(
         RunError: a file is damaged.
     """
     found: dict[str, list[CorrectRollout]] = {item_id: [] for item_id in item_ids}
-    for table in run.rollouts(*_COLUMNS):
+    for table in run.rollout_batches(*_COLUMNS):
         table = table.filter(pc.equal(table["reward"], 1))
         columns = [
             *(table[name].to_pylist() for name in ("item_id", "sample", "completion")),

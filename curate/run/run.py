@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
+from curate.notebook import run_html
+from curate.run.evidence import in_order_of, item_evidence
 from curate.run.features import RolloutFeatures, joined
-from curate.run.folder import read_manifest, read_run_config
+from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import COMPARISONS, CONFIRMATION, JUDGEMENT, LIFT_FACTS, ROLLOUT_FEATURES
 from curate.run.quality import read_reasoning_quality
 from curate.run.rollouts import rollout_shards
@@ -33,6 +35,7 @@ from curate.run.tables import (
     PASS_RATES,
     QUALITY,
     ROLLOUT_INDEX,
+    ROLLOUTS,
     ROUNDS,
     ROWS,
     SIMILARITY,
@@ -70,12 +73,16 @@ class Run:
     manifest: Mapping[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> Run:
-        """Open a run folder whose items have tags.
+    def open(cls, path: str | Path) -> Run:
+        """Open a run whose items have tags: its folder, or the tagged file that it wrote.
+
+        The run of a file is looked for in `./runs`.
 
         Raises:
-            UsageError: it is no run folder, or has not come that far.
+            UsageError: it is no run folder and no tagged file, or has not come that far.
         """
+        path = Path(path)
+        path = find_run(path) if path.is_file() else path
         manifest = read_manifest(path)
         if manifest["stages"].get("tags", {}).get("state") != "done":
             raise UsageError(
@@ -83,6 +90,10 @@ class Run:
                 "command"
             )
         return cls(path, read_run_config(path), manifest)
+
+    def _repr_html_(self) -> str:
+        """What was probed, by which model, and the bar of tags, for a notebook."""
+        return run_html(self.facts, self.tags())
 
     # --- Items ----------------------------------------------------------------------------------
 
@@ -93,6 +104,10 @@ class Run:
         if ids.null_count or len(ids.unique()) < len(ids):
             raise RunError(f"{ITEMS.path(self.path)} is damaged: item_id is not unique")
         return ids
+
+    def items(self) -> pa.Table:
+        """All that is known of the items, a row each: see `item_evidence`."""
+        return item_evidence(self)
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -110,11 +125,7 @@ class Run:
         read = pa.table({})
         if there:
             read = self._read(table, *dict.fromkeys(("item_id", *there)))
-            places = pc.index_in(ids, value_set=read["item_id"])
-            if places.null_count:
-                missing = ids.filter(pc.is_null(places))[0]
-                raise RunError(f"{table.path(self.path)} is damaged: item {missing} is not in it")
-            read = read.take(places)
+            read = in_order_of(ids, read, table.path(self.path))
         return pa.table(
             {
                 name: read[name] if name in there else pa.nulls(len(ids), table.columns[name])
@@ -177,10 +188,24 @@ class Run:
     # --- Rows and rollouts ----------------------------------------------------------------------
 
     def rows(self, *names: str) -> pa.Table:
-        """Columns of the table of the dataset's rows."""
+        """A row for every row of the dataset: its item, or why it was not probed.
+
+        Args:
+            names: of the columns; all if none is named.
+        """
         return ROWS.read(self.path, *names)
 
-    def rollouts(self, *names: str) -> Iterator[pa.RecordBatch]:
+    def rollouts(self, *names: str) -> pa.Table:
+        """All rollouts, in the order in which they were drawn.
+
+        Args:
+            names: of the columns; all if none is named. Completions take most of the memory.
+        """
+        schema = pa.schema([ROLLOUTS.schema.field(name) for name in names or ROLLOUTS.columns])
+        batches = (batch.cast(schema) for batch in self.rollout_batches(*schema.names))
+        return pa.Table.from_batches(batches, schema=schema)
+
+    def rollout_batches(self, *names: str) -> Iterator[pa.RecordBatch]:
         """Columns of the rollouts, some at a time, in the order in which they were drawn."""
         for file in rollout_shards(self.path):
             try:

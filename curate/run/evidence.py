@@ -1,0 +1,106 @@
+"""All that a run knows of its items in one table, a row an item."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.errors import RunError
+from curate.run.tables import (
+    CONFIRMED,
+    GOLD,
+    ITEMS,
+    LIFT,
+    PASS_RATES,
+    QUALITY,
+    SIMILARITY,
+    TAGS,
+    TEACHING,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from curate.run.run import Run
+
+_TABLES = (TAGS, PASS_RATES, LIFT, TEACHING, SIMILARITY, GOLD)
+_LATER = {CONFIRMED: ("confirmed_trainability", "final_pass_rate"), QUALITY: ()}
+"""Tables of other commands, and which of their columns; all if none is named."""
+_OPTIONAL = (TEACHING, GOLD, *_LATER)
+"""Tables that a finished run need not have."""
+_OF_OPTIONS = {PASS_RATES: "pass_at_", SIMILARITY: "target_similarity"}
+"""How columns begin that are there by the settings of the run."""
+_BEFORE = {LIFT: "lift_", SIMILARITY: "similarity_", GOLD: "gold_"}
+"""What stands before the names of columns that say too little beside those of other tables."""
+_UNCLEAR = {
+    "standard_error",
+    *("degrees_of_freedom", "rollouts_used", "nearest", "from_others"),
+    *("prefixes", "distinct_prefixes", "seen_rollouts", "seen_correct"),
+}
+
+
+def item_evidence(run: Run) -> pa.Table:
+    """Every item with its prompt, its answer, its tag, and what all tables of the run say of it.
+
+    Returns:
+        item_id, row, prompt (as rendered), answer, then the columns of the tables, in the order of
+        the items. What a table of the run does not know of an item is null, and so are all columns
+        of a table that the run does not have. `standard_error` and others whose names are clear in
+        their own table only have its name before them: `lift_standard_error`.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    columns = _columns(run.columns(ITEMS, "row", "prompt", "answer"))
+    for table in _TABLES:
+        named = [name for name in table.columns if name != "item_id"]
+        found = _columns(_known(run, table, named)) | _columns(_by_options(run, table))
+        before = _BEFORE.get(table, "")
+        columns |= {
+            f"{before}{name}" if name in _UNCLEAR else name: values
+            for name, values in found.items()
+        }
+    for table, names in _LATER.items():
+        columns |= _columns(_known(run, table, list(names or table.columns)))
+    return pa.table({"item_id": run.ids, **columns})
+
+
+def in_order_of(ids: pa.Array, read: pa.Table, where: object) -> pa.Table:
+    """The rows of a table that has all of these items, in their order.
+
+    Raises:
+        RunError: an item is not in it; names `where`.
+    """
+    places = pc.index_in(ids, value_set=read["item_id"])
+    if places.null_count:
+        missing = ids.filter(pc.is_null(places))[0]
+        raise RunError(f"{where} is damaged: item {missing} is not in it")
+    return read.take(places)
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    return {name: values for name, values in columns.items() if name != "item_id"}
+
+
+def _known(run: Run, table: Table, names: list[str]) -> pa.Table:
+    """Columns of the list; null throughout where the run has no such table."""
+    if table in _OPTIONAL and not table.is_in(run.path):
+        return pa.table({name: pa.nulls(len(run.ids), table.columns[name]) for name in names})
+    if table is QUALITY:
+        quality = run.quality(run.ids)
+        assert quality is not None
+        return quality
+    return run.columns(table, *names)
+
+
+def _by_options(run: Run, table: Table) -> pa.Table:
+    """Columns that are there by the settings of the run."""
+    if table not in _OF_OPTIONS:
+        return pa.table({})
+    read = table.read(run.path)
+    names = [name for name in read.column_names if name.startswith(_OF_OPTIONS[table])]
+    if not names:
+        return pa.table({})
+    return in_order_of(run.ids, read.select(["item_id", *names]), table.path(run.path))
