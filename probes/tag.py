@@ -437,6 +437,7 @@ class _Tagging:
             items,
             self._tokenizer,
             instruction=self.config.instruction,
+            prompt_end=self.config.prompt_end,
             max_tokens=self.config.max_tokens,
             context_length=self._check_model(),
         )

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 
 from curate import tag as tag_function
 from curate.datasets.layouts import INSTRUCTION
+from recipes.train.tagged_run import TaggedRun
 from tests.tag_runs import (
     ROOT,
     Ran,
@@ -379,6 +380,41 @@ def test_a_chat_template_renders_and_only_plain_text_gets_the_instruction(small:
         "plain": f"<user>what is 3 ? {INSTRUCTION}<assistant>",
         "talk": "<system>0<user>what is 3 ?<assistant>",
     }
+
+
+def test_without_a_template_the_prompt_ends_as_it_is_told(small: Path, tiny_model: Path) -> None:
+    sums = write_jsonl(small / "sums.jsonl", additions(4))
+    target = write_jsonl(small / "target.jsonl", additions(6)[4:])
+    ran = tag(
+        *(sums, "--model", tiny_model, "--min-rollouts", "1", "--target", target),
+        *("--prompt-end", " =", "--run-dir", "ended"),
+    )
+    assert ran.status == 0, ran.stderr
+    for folder, questions in (("ended", additions(4)), ("ended/target", additions(6)[4:])):
+        items = pq.read_table(f"{folder}/items.parquet").to_pylist()
+        assert [item["prompt"] for item in items] == [q["question"] + " =" for q in questions]
+    # What a training is evaluated on is rendered as what it trains on.
+    held_out = write_jsonl(small / "held_out.jsonl", additions(4)[:2])
+    found = TaggedRun(Path("ended")).read_prompts(str(held_out), small / "held")
+    ended = {item["item_id"]: item for item in pq.read_table("ended/items.parquet").to_pylist()}
+    for item in found:
+        assert list(item.prompt_token_ids) == ended[item.item_id]["prompt_token_ids"]
+    assert len(found) == 2
+
+
+def test_a_run_that_does_not_name_its_prompt_end_had_a_line_end(
+    copied: Tagged, tiny_model: Path
+) -> None:
+    config = copied.run / "config.toml"
+    lines = config.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith("prompt_end")]
+    assert len(older) == len(lines) - 1
+    config.write_text("".join(older))
+    same = (copied.dataset, "--model", tiny_model)
+    assert r"changed: prompt_end: '\n' -> ''." in _refused(copied, *same, "--prompt-end", "")
+    ran = tag(*same, "--run-dir", copied.run, "--out", copied.out)
+    assert ran.status == 0, ran.stderr
+    assert tomllib.loads(config.read_text())["prompt_end"] == "\n"
 
 
 # --- Repeating, continuing, refusing ---------------------------------------------------------
