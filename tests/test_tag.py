@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from scipy.stats import beta
 from transformers import AutoTokenizer
 
@@ -642,6 +643,29 @@ def test_prompts_that_the_verifier_accepts_as_answers_are_warned_of(
     write_jsonl(dataset, sums)
     ran = tag(dataset, "--model", tiny_model, "--run-dir", "other", "--min-rollouts", "1")
     assert "the prompt itself" not in ran.stderr
+
+
+def test_others_at_work_are_warned_of_once_and_only_where_it_matters(
+    small: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = write_jsonl(small / "sums.jsonl", additions(2))
+    command = (sums, "--model", tiny_model, "--min-rollouts", "1", "--run-dir")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(time, "process_time", lambda: 6.0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0))
+    monkeypatch.setattr("probes.models.load.choose_device", lambda: torch.device("cpu"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (line,) = [
+        line for line in tag(*command, "busy").stderr.splitlines() if "other processes" in line
+    ]
+    assert line.startswith("warning: other processes wanted 1.5 of 2 cores in the last minute")
+    assert "OMP_NUM_THREADS=1 curate tag" in line
+    assert "other processes" not in tag(*command, "busy").stderr  # all is done
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.1, 0.0, 0.0))
+    assert "other processes" not in tag(*command, "calm").stderr
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert "other processes" not in tag(*command, "told").stderr
 
 
 def test_many_cut_completions_are_warned_of(tagged: Tagged, small: Path, tiny_model: Path) -> None:
