@@ -38,9 +38,11 @@ gsm8k: install
 	$(BIN)/curate tag $(DATA)/gsm8k_train.jsonl --limit 50 --model $(SMOLLM2) --min-rollouts 8 --max-rollouts 8 \
 		--max-tokens 256 --out runs/gsm8k.tagged.jsonl --run-dir runs/gsm8k
 
-# The study of tags against GRPO outcomes in docs/evidence: hours on two cores.
+# The study of tags against GRPO outcomes in docs/evidence: hours on two cores. Its items are made by
+# reasoning-gym, which nothing else here needs.
 .PHONY: study
 study: install
+	$(BIN)/pip install --quiet --constraint constraints.txt reasoning-gym
 	$(BIN)/python -m benchmarks.study.smollm2
 
 # verl and verifiers, whose dependencies exclude ours, for the tests that load files by their code.

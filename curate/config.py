@@ -45,7 +45,8 @@ class TagConfig(Settings):
     A mapping is a TOML table and no option. `changes_result=False` marks what may differ between
     two commands that continue the same run, `may_differ` such keys of a table. The dataset, the
     model, the target and the predictor may, because a run knows them by their content: a file that
-    was moved is still the same.
+    was moved is still the same. `was_default=True`: runs of versions that did not have it yet did
+    what its default says.
     """
 
     dataset: str = argument(
@@ -103,6 +104,11 @@ class TagConfig(Settings):
         "text added to the prompt; 'auto' asks for step-by-step reasoning and \\boxed{} where the "
         "prompt is plain text and adds nothing to a conversation; '' adds nothing",
         default=AUTO, group=_DATASET, metavar="TEXT",
+    )  # fmt: skip
+    prompt_end: str = option(
+        "text after a prompt where the model has no chat template (default: a line end; '' adds "
+        "nothing)",
+        default="\n", group=_DATASET, metavar="TEXT", was_default=True,
     )  # fmt: skip
 
     target: str = option(
@@ -354,9 +360,11 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
     """Name each setting that differs in a way that would change results, as `name: old -> new`."""
     changed = []
     for name, setting in declared_in(TagConfig).items():
-        if name not in old or not setting.declared.get("changes_result", True):
+        known = {name: setting.default} if setting.declared.get("was_default") else {}
+        known |= old
+        if name not in known or not setting.declared.get("changes_result", True):
             continue
-        value, before = getattr(new, name), old[name]
+        value, before = getattr(new, name), known[name]
         value = list(value) if isinstance(value, tuple) else value
         if isinstance(value, dict) and isinstance(before, dict):
             may_differ = setting.declared.get("may_differ", ())

@@ -6,6 +6,7 @@ items -> rounds of (sample -> verify -> gradients -> gold -> lift -> plan)
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -35,6 +36,7 @@ from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel
 from probes.gradients.lora import Adapter, target_modules
 from probes.lift.gradients import LiftInputs
+from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part, parse_part
 from probes.models.load import ModelFiles, describe_machine, load_tokenizer, resolve_model
 from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
@@ -96,6 +98,7 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
     with _remote(config) as ray:
         config, source, model = resolve(config, ray)
         with open_tagging(config, source, model, ray=ray) as tagging:
+            tagging.begin()
             tagging.all_stages()
             if config.profile:
                 tagging.profile(started)
@@ -122,6 +125,7 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         finished = _is_sampled(whole)
         if not finished:
             with open_tagging(config, source, model, folder, ray) as tagging:
+                tagging.begin()
                 tagging.one_part(part, whole)
                 rounds = len(tagging.run.manifest["shard"]["files"])
                 rollouts = tagging.run.manifest["stages"]["sample"]["rollouts"]
@@ -282,6 +286,14 @@ class _Tagging:
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
 
+    def begin(self) -> None:
+        """Say what can make this command slow: others on the CPU that the model runs on."""
+        if self.ray or self.machine["device"] != "cpu" or os.environ.get(THREADS):
+            return
+        busy = "" if self.run.is_done("tags") else found_busy()
+        if busy:
+            say(f"warning: {busy}, which can make this several times slower; {busy_remedy()}")
+
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
         self._probe_items()
@@ -437,6 +449,7 @@ class _Tagging:
             items,
             self._tokenizer,
             instruction=self.config.instruction,
+            prompt_end=self.config.prompt_end,
             max_tokens=self.config.max_tokens,
             context_length=self._check_model(),
         )

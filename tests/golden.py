@@ -219,6 +219,7 @@ def _same_on_every_machine(folder: Path) -> Iterator[None]:
     with (
         mock.patch("torch.cuda.is_available", lambda: False),
         mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: False),
+        mock.patch("os.getloadavg", lambda: (0.0, 0.0, 0.0)),
         mock.patch("torch.cpu._is_amx_tile_supported", lambda: False),
         mock.patch.dict(os.environ, variables),
     ):

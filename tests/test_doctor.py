@@ -20,6 +20,7 @@ from probes.doctor import findings as doctor
 from probes.doctor import installation
 from probes.doctor.expected_size import expected_size
 from probes.doctor.installation import DISTRIBUTION, PACKAGES, Dependency, dependencies
+from probes.machines import busy
 from tests.tag_runs import ROOT, additions, curate_command, run_curate, write_jsonl
 
 _CLASHES = (
@@ -237,6 +238,50 @@ def test_the_function_says_what_the_command_does(
     asked = {finding["about"]: finding for finding in curate.doctor(config, items=7)["findings"]}
     assert ran.status == 1 and told.keys() == asked.keys()
     assert told["torch"] == asked["torch"] and "7 items" in asked["memory"]["text"]
+
+
+# --- Others on the machine -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("load", "own_seconds", "cores", "threads", "state"),
+    [
+        (2.1, 0.0, 4, "", "limit"),
+        (2.1, 0.0, 4, "1", "ok"),
+        (1.9, 0.0, 4, "", None),
+        (2.1, 12.0, 4, "", None),  # 0.2 of it are our own
+        (9.0, 0.0, 1, "", None),  # one thread waits for no other
+        (None, 0.0, 4, "", None),
+    ],
+)
+def test_others_at_work_are_found_and_what_to_do(
+    load: float | None,
+    own_seconds: float,
+    cores: int,
+    threads: str,
+    state: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_averages() -> tuple[float, float, float]:
+        if load is None:
+            raise OSError("not known")
+        return load, 0.0, 0.0
+
+    monkeypatch.setattr(os, "getloadavg", load_averages)
+    monkeypatch.setattr(busy.time, "process_time", lambda: own_seconds)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    torch_ = {"gpus": [], "dtype": "float32", "cpu_dtype": "float32", "cuda": None}
+    monkeypatch.setattr(doctor, "look_at", lambda names: {"torch": torch_})
+    found = {f.about: f for f in doctor.examine(TagConfig(run_dir=str(tmp_path)), 7)}
+    assert ("load" in found) == (state is not None)
+    if state:
+        assert found["load"].state == state
+        assert "2.1 of 4 cores" in found["load"].text
+        assert ("OMP_NUM_THREADS=1 curate tag" in found["load"].remedy) == (state == "limit")
+    on_gpu = list(doctor._others("other processes", {"gpus": [{}]}))
+    assert on_gpu == []
 
 
 def test_a_broken_torch_blocks() -> None:

@@ -68,6 +68,16 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert run_curate("--version").stdout == f"curate {__version__}\n"
 
 
+def test_make_study_first_installs_what_its_items_are_made_by() -> None:
+    dry = subprocess.run(
+        ["make", "-n", "study"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    installing = ".venv/bin/pip install --quiet --constraint constraints.txt reasoning-gym\n"
+    assert dry.endswith(f"{installing}.venv/bin/python -m benchmarks.study.smollm2\n")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert re.search(r"^reasoning_gym==[\d.]+$", pins, re.MULTILINE)
+
+
 # --- Help ------------------------------------------------------------------------------------
 
 

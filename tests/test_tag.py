@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from scipy.stats import beta
 from transformers import AutoTokenizer
 
 from curate import tag as tag_function
 from curate.datasets.layouts import INSTRUCTION
+from recipes.train.tagged_run import TaggedRun
 from tests.tag_runs import (
     ROOT,
     Ran,
@@ -381,6 +383,41 @@ def test_a_chat_template_renders_and_only_plain_text_gets_the_instruction(small:
     }
 
 
+def test_without_a_template_the_prompt_ends_as_it_is_told(small: Path, tiny_model: Path) -> None:
+    sums = write_jsonl(small / "sums.jsonl", additions(4))
+    target = write_jsonl(small / "target.jsonl", additions(6)[4:])
+    ran = tag(
+        *(sums, "--model", tiny_model, "--min-rollouts", "1", "--target", target),
+        *("--prompt-end", " =", "--run-dir", "ended"),
+    )
+    assert ran.status == 0, ran.stderr
+    for folder, questions in (("ended", additions(4)), ("ended/target", additions(6)[4:])):
+        items = pq.read_table(f"{folder}/items.parquet").to_pylist()
+        assert [item["prompt"] for item in items] == [q["question"] + " =" for q in questions]
+    # What a training is evaluated on is rendered as what it trains on.
+    held_out = write_jsonl(small / "held_out.jsonl", additions(4)[:2])
+    found = TaggedRun(Path("ended")).read_prompts(str(held_out), small / "held")
+    ended = {item["item_id"]: item for item in pq.read_table("ended/items.parquet").to_pylist()}
+    for item in found:
+        assert list(item.prompt_token_ids) == ended[item.item_id]["prompt_token_ids"]
+    assert len(found) == 2
+
+
+def test_a_run_that_does_not_name_its_prompt_end_had_a_line_end(
+    copied: Tagged, tiny_model: Path
+) -> None:
+    config = copied.run / "config.toml"
+    lines = config.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith("prompt_end")]
+    assert len(older) == len(lines) - 1
+    config.write_text("".join(older))
+    same = (copied.dataset, "--model", tiny_model)
+    assert r"changed: prompt_end: '\n' -> ''." in _refused(copied, *same, "--prompt-end", "")
+    ran = tag(*same, "--run-dir", copied.run, "--out", copied.out)
+    assert ran.status == 0, ran.stderr
+    assert tomllib.loads(config.read_text())["prompt_end"] == "\n"
+
+
 # --- Repeating, continuing, refusing ---------------------------------------------------------
 
 
@@ -606,6 +643,29 @@ def test_prompts_that_the_verifier_accepts_as_answers_are_warned_of(
     write_jsonl(dataset, sums)
     ran = tag(dataset, "--model", tiny_model, "--run-dir", "other", "--min-rollouts", "1")
     assert "the prompt itself" not in ran.stderr
+
+
+def test_others_at_work_are_warned_of_once_and_only_where_it_matters(
+    small: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = write_jsonl(small / "sums.jsonl", additions(2))
+    command = (sums, "--model", tiny_model, "--min-rollouts", "1", "--run-dir")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(time, "process_time", lambda: 6.0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0))
+    monkeypatch.setattr("probes.models.load.choose_device", lambda: torch.device("cpu"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (line,) = [
+        line for line in tag(*command, "busy").stderr.splitlines() if "other processes" in line
+    ]
+    assert line.startswith("warning: other processes wanted 1.5 of 2 cores in the last minute")
+    assert "OMP_NUM_THREADS=1 curate tag" in line
+    assert "other processes" not in tag(*command, "busy").stderr  # all is done
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.1, 0.0, 0.0))
+    assert "other processes" not in tag(*command, "calm").stderr
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert "other processes" not in tag(*command, "told").stderr
 
 
 def test_many_cut_completions_are_warned_of(tagged: Tagged, small: Path, tiny_model: Path) -> None:

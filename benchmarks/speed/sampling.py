@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curate.config import config_from_mapping, read_config_file
+from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.datasets.layouts import choose_layout, instruct, read_question
 from curate.datasets.source import open_source
 from probes.engines.base import SampleRequest
@@ -80,7 +80,7 @@ def default_model() -> str:
     return f"{spec.submodule_search_locations[0]}/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def rendered_prompts(policy: Policy, items: int, instruction: str) -> list[list[int]]:
+def rendered_prompts(policy: Policy, items: int, settings: TagConfig) -> list[list[int]]:
     """Token ids of `items` prompts of the example dataset, spread over it."""
     source = open_source(EXAMPLES / "arithmetic.jsonl")
     layout = choose_layout(source, "", "")
@@ -89,7 +89,11 @@ def rendered_prompts(policy: Policy, items: int, instruction: str) -> list[list[
         raise SystemExit(f"--items: {source.name} has {len(rows)}")
     chosen = [rows[i * len(rows) // items] for i in range(items)]
     return [
-        render(instruct(read_question(row, layout), instruction), policy.tokenizer)[1]
+        render(
+            instruct(read_question(row, layout), settings.instruction),
+            policy.tokenizer,
+            prompt_end=settings.prompt_end,
+        )[1]
         for row in chosen
     ]
 
@@ -184,7 +188,7 @@ def main() -> int:
     if rollouts < 2:
         parser.error("--rollouts must be 2 or more")
     policy = load_policy(resolve_model(options.model or default_model()))
-    prompts = rendered_prompts(policy, options.items, settings.instruction)
+    prompts = rendered_prompts(policy, options.items, settings)
     own_attention = policy.model.config._attn_implementation
     at_once = min(len(prompts), max(1, options.rows // rollouts))
     torch.manual_seed(options.seed)

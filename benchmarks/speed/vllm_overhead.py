@@ -49,7 +49,7 @@ def main() -> int:
     options = parser.parse_args()
 
     files = resolve_model(options.model or default_model())
-    prompts = rendered_prompts(load_policy(files), options.items, settings.instruction)
+    prompts = rendered_prompts(load_policy(files), options.items, settings)
     engine = VllmEngine(files, seed=0, temperature=1.0, max_tokens=options.max_tokens)
     requests = [SampleRequest(str(i), ids, 0, options.rollouts) for i, ids in enumerate(prompts)]
 

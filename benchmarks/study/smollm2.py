@@ -7,6 +7,7 @@ docs/evidence/smollm2.json, smollm2.md and its plots; `--items first` writes smo
 so on, of the items that the rule by similarity was made on. It takes hours on two CPU cores. What
 is done already is not done again: a finished folder gives the page anew in a minute or two, and one
 that was cut off goes on. `--page-only` writes the page from the JSON file, without the folder.
+The items are made by reasoning-gym, which `make study` installs first.
 """
 
 from __future__ import annotations

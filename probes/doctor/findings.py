@@ -21,6 +21,7 @@ from curate.errors import UsageError
 from probes.doctor.expected_size import ExpectedSize, expected_size
 from probes.doctor.installation import Dependency, clashes, dependencies
 from probes.doctor.machine import LOOKS, Facts, look_at
+from probes.machines.busy import THREADS, busy_remedy, found_busy, usable_cores
 
 State = Literal["ok", "limit", "blocks"]
 
@@ -59,10 +60,12 @@ def examine(config: TagConfig, items: int | None = None) -> list[Finding]:
     """
     if items is not None and items < 1:
         raise UsageError(f"--items is {items}; it must be at least 1")
+    busy = found_busy()  # Before the libraries are looked at, which keeps the cores busy itself.
     used = dependencies()
     missing = {each.extra for each in used if each.extra and each.version is None}
     facts = look_at(name for name in LOOKS if name not in missing)
     findings = [_python(), *_packages(used), *_clashes(), *_devices(facts["torch"])]
+    findings += _others(busy, facts["torch"])
     findings += _engines(facts, used)
     findings += [_training(facts.get("train"), used), _ray(facts.get("ray"))]
     if items is None:
@@ -164,20 +167,31 @@ def _devices(torch: Facts) -> Iterator[Finding]:
             "fine for some hundred items and a small model; else use a machine with a GPU, or "
             "sample on one with --engine server",
         )  # fmt: skip
+    cores = usable_cores()
     if torch["cpu_dtype"] == "bfloat16":
-        yield Finding("CPU", "ok", f"{_cores()} cores, computes in bfloat16")
+        yield Finding("CPU", "ok", f"{cores} cores, computes in bfloat16")
     else:
         yield Finding(
             "CPU", "ok" if torch["gpus"] else "limit",
-            f"{_cores()} cores, does not compute in bfloat16: models take 4 bytes a parameter",
+            f"{cores} cores, does not compute in bfloat16: models take 4 bytes a parameter",
             "" if torch["gpus"] else "a CPU with AVX512-BF16 or AMX is about twice as fast",
         )  # fmt: skip
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _others(busy: str, torch: Facts) -> Iterator[Finding]:
+    """Whether a model on the CPU would have to wait for other processes."""
+    if not busy or torch.get("gpus"):
+        return
+    threads = os.environ.get(THREADS)
+    if threads:
+        yield Finding("load", "ok", f"{busy}; {THREADS} is {threads}")
+    else:
+        yield Finding(
+            "load", "limit",
+            f"{busy}: torch's threads wait for each other, and a run can take several times as "
+            "long",
+            busy_remedy(),
+        )  # fmt: skip
 
 
 def _engines(facts: Mapping[str, Facts], used: list[Dependency]) -> Iterator[Finding]:

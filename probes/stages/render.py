@@ -18,12 +18,14 @@ from probes.stages.items import Item
 _ROWS_AT_ONCE = 4096
 
 
-def render(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[int]]:
+def render(
+    conversation: list[dict[str, str]], tokenizer: Any, *, prompt_end: str
+) -> tuple[str, list[int]]:
     """Render a conversation for a policy.
 
     With a chat template the text ends where the policy's turn begins, and the template brings its
-    own special tokens. Without one it is the turns' plain text, a line end, and whatever special
-    tokens the tokenizer puts before a text.
+    own special tokens. Without one it is the turns' plain text, an empty line between two, then
+    `prompt_end`, and whatever special tokens the tokenizer puts before a text.
 
     Returns:
         the text, and its token ids.
@@ -41,7 +43,7 @@ def render(conversation: list[dict[str, str]], tokenizer: Any) -> tuple[str, lis
         except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"the chat template refuses it: {error}") from error
         return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    text = "\n\n".join(turn["content"] for turn in conversation) + "\n"
+    text = "\n\n".join(turn["content"] for turn in conversation) + prompt_end
     return text, list(tokenizer(text)["input_ids"])
 
 
@@ -51,6 +53,7 @@ def render_items(
     tokenizer: Any,
     *,
     instruction: str,
+    prompt_end: str,
     max_tokens: int,
     context_length: int,
 ) -> dict[str, str]:
@@ -71,7 +74,9 @@ def render_items(
             for item in items[start : start + _ROWS_AT_ONCE]:
                 progress.advance()
                 try:
-                    text, token_ids = render(instruct(item.question, instruction), tokenizer)
+                    text, token_ids = render(
+                        instruct(item.question, instruction), tokenizer, prompt_end=prompt_end
+                    )
                 except UsageError as error:
                     refused[item.item_id] = str(error)
                     continue

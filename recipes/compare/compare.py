@@ -220,7 +220,7 @@ def _warnings(a: Run, b: Run, ids: pa.Array, source: Run) -> list[str]:
     if rendered:
         said.append(
             f"{rendered:,} of {len(ids):,} prompts were rendered differently (chat template, "
-            "instruction): changes are of the prompt as well as of the policy"
+            "instruction, prompt end): changes are of the prompt as well as of the policy"
         )
     if a.weight_hash is not None and a.weight_hash == b.weight_hash:
         said.append("both runs probed the same weights: what moved, moved by chance or settings")

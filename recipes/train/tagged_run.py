@@ -103,6 +103,7 @@ class TaggedRun:
                 items,
                 load_tokenizer(resolve_model(config.model)),
                 instruction=config.instruction,
+                prompt_end=config.prompt_end,
                 max_tokens=config.max_tokens,
                 context_length=2**31,
             )

@@ -44,7 +44,10 @@ def prompt_token_ids(world: PlantedWorld, policy: Policy) -> list[list[int]]:
     """Every item's prompt as `curate tag --instruction ""` renders it."""
     lines = world.items.read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
-    return [render([{"role": "user", "content": p}], policy.tokenizer)[1] for p in prompts]
+    return [
+        render([{"role": "user", "content": p}], policy.tokenizer, prompt_end="\n")[1]
+        for p in prompts
+    ]
 
 
 def probe_world(
