@@ -95,7 +95,7 @@ def test_the_page_is_found_and_its_picture_is_there() -> None:
 
 
 def test_the_table_can_do_what_its_arrow_table_can(page: dict[str, Any]) -> None:
-    table = page["table"]
+    table = page["tagged"]
     arrow = table.arrow
     assert type(arrow) is pa.Table
     assert table.column_names == arrow.column_names and table.num_rows == len(table) == 13
@@ -110,7 +110,7 @@ def test_the_table_can_do_what_its_arrow_table_can(page: dict[str, Any]) -> None
 
 
 def test_other_libraries_take_it_for_an_arrow_table(page: dict[str, Any]) -> None:
-    table = page["table"]
+    table = page["tagged"]
     assert pa.table(table).equals(table.arrow)
     assert pa.schema(table).equals(table.arrow.schema)
     pd.testing.assert_frame_equal(pd.DataFrame.from_arrow(table), table.to_pandas())
@@ -153,7 +153,7 @@ def assert_harmless(shown: Shown) -> None:
 
 
 def test_it_shows_the_tags_and_the_first_rows(page: dict[str, Any]) -> None:
-    table = page["table"]
+    table = page["tagged"]
     shown = Shown(table._repr_html_())
     assert_harmless(shown)
     counts = Counter(table["trainability"].to_pylist())
@@ -234,7 +234,7 @@ def test_the_colors_are_those_of_the_report() -> None:
 
 
 def test_the_items_have_what_the_tagged_file_says_of_them(page: dict[str, Any]) -> None:
-    table, items = page["table"], page["run"].items()
+    table, items = page["tagged"], page["run"].items()
     said = {row["item_id"]: row for row in table.to_pylist() if row["item_id"]}
     names = [name for name in table.column_names if name not in ("question", "answer")]
     assert any(name.startswith("pass_at_") for name in names)
@@ -258,7 +258,7 @@ def test_rollouts_and_rows_are_those_of_the_folder(page: dict[str, Any]) -> None
     assert run.rollouts("reward", "item_id").column_names == ["reward", "item_id"]
     rows = run.rows().to_pylist()
     assert [row["row"] for row in rows] == list(range(1, 14))
-    assert [row["item_id"] for row in rows] == page["table"]["item_id"].to_pylist()
+    assert [row["item_id"] for row in rows] == page["tagged"]["item_id"].to_pylist()
     assert rows[-1]["reason"] == "empty prompt"
 
 
