@@ -2,7 +2,7 @@
 
     python -m benchmarks.forecast fit d1 d2 d3                constants, on design worlds
     python -m benchmarks.forecast show d1 d2 d3               figures of design worlds
-    python -m benchmarks.forecast judge k1 k2 --out FILE      figures of judging worlds
+    python -m benchmarks.forecast judge k1 k2 k3 --out FILE   figures of judging worlds
 
 reads worlds that `benchmarks/forecast/grown_worlds.py` has made in `--folder`. `fit` prints the
 constants of greatest likelihood of each world and of all (`benchmarks/forecast/fit.py`), which

@@ -93,7 +93,8 @@ def page(found: Sequence[WorldFigures], constants: Mapping[str, Constants]) -> s
         "none had been seen, as the command that grows worlds prints them; of the others nothing. "
         "By gradients each was judged once. By a pilot k3 was; k1 and k2 had been judged before by "
         "the pilot's lift in log odds without a level (calibration error 0.08 and 0.12 to 0.13, "
-        "ahead by as much as now within 0.02), and then again, nothing having been chosen on them.",
+        "ahead by as much as now within 0.02); the level was looked for after that, on the worlds "
+        "that choose alone, and they were judged again with it.",
         "The constants before these were judged on j1, j2 and j3: "
         "[forecast-first.md](forecast-first.md).",
         "A pilot is the first tenth of the world's own training, one seed: its recipe with a tenth "
