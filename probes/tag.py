@@ -34,6 +34,7 @@ from curate.run.tables import ITEMS, PASS_RATES, SIMILARITY
 from curate.tagged.write import check_columns, check_out
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel
+from probes.found_work import found_work
 from probes.gradients.lora import Adapter, target_modules
 from probes.lift.gradients import LiftInputs
 from probes.machines.busy import THREADS, busy_remedy, found_busy
@@ -285,14 +286,30 @@ class _Tagging:
     """Who draws and differentiates in place of this process."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
+    tells_what_is_found: bool = False
+    """Whether it says what earlier commands left: `curate tag` does, `curate merge` does not."""
 
     def begin(self) -> None:
-        """Say what can make this command slow: others on the CPU that the model runs on."""
+        """Say what earlier commands left, and what can make this one slow: others on the CPU."""
+        self.tells_what_is_found = True
+        self._say_what_is_found()
         if self.ray or self.machine["device"] != "cpu" or os.environ.get(THREADS):
             return
         busy = "" if self.run.is_done("tags") else found_busy()
         if busy:
             say(f"warning: {busy}, which can make this several times slower; {busy_remedy()}")
+
+    def _say_what_is_found(self) -> None:
+        if not self.tells_what_is_found:
+            return
+        found = found_work(
+            self.run,
+            self.config.min_rollouts,
+            has_target=self.target is not None,
+            is_part=bool(self.config.shard),
+        )
+        if found:
+            say(found)
 
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
@@ -689,6 +706,7 @@ class _Tagging:
                 predictor=None,
                 this_time={},
             )
+            probing._say_what_is_found()
             if self.part:
                 probing.one_part(self.part, self.run / TARGET)
             else:

@@ -67,6 +67,19 @@ MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
     ),
 }
 
+# What the next command says that it found.
+FOUND = {
+    "sampling": "128 of at least 192 rollouts drawn, 0 judged; next: sample",
+    "verifying": "192 of at least 192 rollouts drawn, 64 judged; next: verify",
+    "gradients": (
+        "192 of 192 rollouts drawn, 192 judged, gradients of 2 of 3 files; next: gradients"
+    ),
+    "joining gradients": (
+        "192 of 192 rollouts drawn, 192 judged, gradients of 3 of 3 files; next: gradients"
+    ),
+    "lift": "192 of 192 rollouts drawn, 192 judged, all gradients taken; next: lift",
+}
+
 
 def _stages(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "manifest.json").read_text())["stages"])
@@ -89,6 +102,8 @@ def test_a_killed_run_is_finished_by_the_same_command(
 
     ran = tag(*command)
     assert ran.status == 0, ran.stderr
+    found = [line for line in ran.stderr.splitlines() if line.startswith("continuing")]
+    assert found == [f"continuing {run}: {FOUND[moment]}"]
     rollouts = read_rollouts(run)
     samples = Counter(
         zip(rollouts["item_id"].to_pylist(), rollouts["sample"].to_pylist(), strict=True)
@@ -198,6 +213,9 @@ def test_a_run_killed_in_a_later_round_ends_like_one_that_was_not(
 
     ran = tag(*command)
     assert ran.status == 0, ran.stderr
+    (found,) = (line for line in ran.stderr.splitlines() if line.startswith("continuing"))
+    following = {"sampling": "sample", "gradients": "gradients"}.get(moment, "plan")
+    assert " of at least " in found and found.endswith(f"; next: {following}")
     whole = uninterrupted_rounds / "run"
     tables = {str(path.relative_to(whole)) for path in whole.rglob("*.parquet")}
     assert {str(path.relative_to(run)) for path in run.rglob("*.parquet")} == tables

@@ -232,7 +232,11 @@ def test_a_killed_shard_goes_on(
     assert len(written) == 1
     ran = merge(run)
     assert ran.status == 2 and "has not finished its first round" in ran.last_line
-    assert tag(*command).status == 0
+    again = tag(*command)
+    assert again.status == 0
+    found = next(line for line in again.stderr.splitlines() if str(shard) in line)
+    assert found.startswith(f"continuing {shard}: ") and found.endswith("; next: sample")
+    assert "continuing" not in tag(*command).stderr  # It waits for the others now.
     assert_same_rollouts(read_rollouts(shard), read_rollouts(drawn / "shards/2-of-3"))
     assert merge(run).status == 0
 

@@ -475,6 +475,8 @@ def test_a_finished_run_is_not_sampled_again(
     assert ran.status == 0, ran.stderr
     assert states() == before
     assert "loading" not in ran.stderr  # nor is the model
+    said = f"{copied.run} is finished already; the tagged file is written again"
+    assert ran.stderr.splitlines()[0] == said
     assert copied.out.read_bytes() == tagged.out.read_bytes()
 
 

@@ -52,6 +52,22 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise RunError(f"{path} is missing or damaged: {error}") from error
 
 
+def count_values(path: Path, column: str) -> tuple[int, int]:
+    """Count rows, and those with a value in a column, by what the end of the file says of them.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        found = pq.read_metadata(path)
+        number = found.schema.names.index(column)
+        groups = [found.row_group(n).column(number) for n in range(found.num_row_groups)]
+        nulls = sum(group.statistics.null_count for group in groups)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+    return found.num_rows, found.num_rows - nulls
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
