@@ -206,6 +206,53 @@ def test_without_seeds_none_is_sent(tiny_model: Path, outline: PolicyOutline) ->
         assert not any("seed" in body for body in servers[0].posted)
 
 
+@pytest.mark.parametrize("seeds", [True, False])
+@pytest.mark.parametrize("how", ["crashed", "gone", "after one answer", "unpaid", "wrong"])
+def test_where_servers_break_at_seeds_the_error_says_how_to_leave_them_out(
+    how: str, seeds: bool, tiny_model: Path, outline: PolicyOutline
+) -> None:
+    with _servers(outline) as servers:
+        engine = _engine(servers, tiny_model, outline, request_seeds=seeds, in_flight=1)
+        assert engine._pool
+        engine._pool.first_wait_seconds, engine._pool.patience_seconds = 0.01, 0.2
+        crash = status(500, "CPU Generator does not use offset")
+        if how == "gone":
+            servers[0].always = DROPPED
+        elif how == "after one answer":
+            servers[0].faults.append(crash)
+            answer = servers[0].answer
+
+            def once(path: str, body: dict[str, Any]) -> object:
+                servers[0].always = status(402, "your account is empty")
+                return answer(path, body)
+
+            servers[0].answer = once
+        else:
+            faults = {"crashed": crash, "unpaid": status(402), "wrong": instead(b"{}")}
+            servers[0].always = faults[how]
+        with pytest.raises(RunError) as error:
+            _drawn(engine)
+        engine.close()
+    assert ("--request-seeds never" in str(error.value)) == (seeds and how in ("crashed", "gone"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seeds", [True, False])
+def test_a_server_that_dies_of_the_first_request_is_told_so_too(
+    seeds: bool, tiny_model: Path, outline: PolicyOutline
+) -> None:
+    with _servers(outline) as servers:
+        whole = servers[0].answer
+
+        def dead(path: str, body: dict[str, Any]) -> object:
+            return status(500, "dead") if path == "/v1/completions" else whole(path, body)
+
+        servers[0].answer = dead
+        with pytest.raises(RunError, match="no server is left") as error:
+            _engine(servers, tiny_model, outline, request_seeds=seeds)
+    assert ("--request-seeds never" in str(error.value)) == seeds
+
+
 def test_an_end_token_that_the_server_keeps_to_itself_is_put_back(
     tiny_model: Path, outline: PolicyOutline
 ) -> None:

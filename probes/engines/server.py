@@ -27,12 +27,24 @@ from curate.errors import RunError, UsageError, one_line
 from curate.progress import say
 from probes.engines.base import Rollout, SampleRequest
 from probes.models.load import ModelFiles, Policy, PolicyOutline
-from probes.servers.pool import Failure, Json, RequestRefused, Server, ServerFault, ServerPool
+from probes.servers.pool import (
+    Failure,
+    Json,
+    RequestRefused,
+    Server,
+    ServerBroke,
+    ServerFault,
+    ServerPool,
+)
 
 # Digits, accents, another script, LaTeX, white space: where tokenizers differ.
 _TEXT = "Curate 12 x 7 = 84,\n\tnaïve café, 東京; \\boxed{x^{2}} isn't THE end 3.14159"
 # A server that has just been started takes its time over the first request.
 _FIRST_SECONDS = 120.0
+_SEEDS_CRASH = (
+    "requests had seeds, of which vLLM on a CPU can die: where the server's log says so, "
+    "--request-seeds never leaves them out"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ class ServerEngine:
         self._context_length = outline.context_length
         self._manner: _Manner | None = None
         self._unchecked: set[str] = set()
+        self._broke_at_seed = False
         self._pool: ServerPool | None = None
         self._opened()
         if not self._known().token_ids:
@@ -151,15 +164,21 @@ class ServerEngine:
         """
         self._check_lengths(requests)
         parts = list(self._parts(requests))
-        answers = self._opened().post("completions", map(self._body, parts), self._completions)
-        for number, found in answers:
-            if isinstance(found, Failure):
-                raise RunError(
-                    f"a request for rollouts failed: {found.reason}; the same command continues"
-                )
-            part = parts[number]
-            for sample, (token_ids, reason) in enumerate(found, start=part.first_sample):
-                yield Rollout(part.item_id, sample, token_ids, reason)
+        pool = self._opened()
+        answers = pool.post("completions", map(self._body, parts), self._completions)
+        try:
+            for number, found in answers:
+                if isinstance(found, Failure):
+                    raise RunError(
+                        f"a request for rollouts failed: {found.reason}; the same command continues"
+                    )
+                part = parts[number]
+                for sample, (token_ids, reason) in enumerate(found, start=part.first_sample):
+                    yield Rollout(part.item_id, sample, token_ids, reason)
+        except RunError as error:
+            if self._known().seeds and any(server.broke for server in pool.servers):
+                raise RunError(f"{error}; {_SEEDS_CRASH}") from error
+            raise
 
     def close(self) -> None:
         """Abandon what is under way and close the connections."""
@@ -176,7 +195,12 @@ class ServerEngine:
                 in_flight=self.in_flight,
                 admit=self._admit,
             )
-            self._pool = pool.open()
+            try:
+                self._pool = pool.open()
+            except RunError as error:
+                if self._broke_at_seed:
+                    raise RunError(f"{error}; {_SEEDS_CRASH}") from error
+                raise
         return self._pool
 
     def _known(self) -> _Manner:
@@ -360,10 +384,13 @@ class ServerEngine:
             except RequestRefused as refusal:
                 if manner == ways[-1] or refusal.status in (401, 403):
                     raise
-            except ServerFault:
+            except ServerFault as fault:
+                if manner.seeds and isinstance(fault, ServerBroke):
+                    self._broke_at_seed = True
                 if manner == ways[-1]:
                     raise
             else:
+                self._broke_at_seed = False  # It goes on without, if it did.
                 return replace(manner, token_ids=self._gives_token_ids(server, body, answer))
         raise AssertionError("the last way either works or raises")
 

@@ -82,7 +82,11 @@ class ServerFault(Exception):
     """A server gave no answer, or none that can be used; another try may help."""
 
 
-class _Unreachable(ServerFault):
+class ServerBroke(ServerFault):
+    """The server answered 5xx, or went away: it may have crashed."""
+
+
+class _Unreachable(ServerBroke):
     """Nothing listens there: the request was never sent."""
 
 
@@ -123,12 +127,15 @@ class Server:
         url: its address, which holds no secret.
         is_in: whether it gets requests.
         reason: why it is not in the pool.
+        broke: whether it answered 5xx to a request of the caller's, or went away, and has answered
+            none since.
     """
 
     def __init__(self, url: str, pool: ServerPool) -> None:
         self.url = url
         self.is_in = False
         self.reason = "not asked yet"
+        self.broke = False
         self.in_flight = 0
         self.room = float(pool.in_flight)
         self.faults = 0
@@ -170,7 +177,7 @@ class Server:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _Unreachable(f"cannot be reached ({hide(_name(error))})") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise ServerFault(f"the connection broke ({hide(_name(error))})") from None
+            raise ServerBroke(f"the connection broke ({hide(_name(error))})") from None
         if response.status_code == 200:
             return _parse(content)
         message = hide(f"HTTP {response.status_code}{_message(content)}")
@@ -178,7 +185,9 @@ class Server:
             response.status_code == 503 and "retry-after" in response.headers
         ):
             raise _Busy(message, _retry_after(response))
-        if response.status_code in _TRY_AGAIN or response.status_code >= 500:
+        if response.status_code >= 500:
+            raise ServerBroke(message)
+        if response.status_code in _TRY_AGAIN:
             raise ServerFault(message)
         raise RequestRefused(response.status_code, message)
 
@@ -463,9 +472,11 @@ class ServerPool:
                 self._rest(server, busy)
                 continue
             except _Unreachable as fault:
+                server.broke = True
                 self._leave(server, str(fault))
                 continue
             except ServerFault as fault:
+                server.broke = server.broke or isinstance(fault, ServerBroke)
                 reason = str(fault)
             except _WRONG_ANSWER as error:
                 reason = self.hide_key(f"its answer is not what was asked for ({_wrong(error)})")
@@ -529,6 +540,7 @@ class ServerPool:
 
     def _answered(self, server: Server) -> None:
         server.faults = server.returns = server.busy_answers = 0
+        server.broke = False
         server.busy_since = None
         server.room = min(self.in_flight, server.room + 1 / server.room)
 
