@@ -16,7 +16,6 @@ from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.progress import Progress, say
 from curate.run.folder import RunFolder
-from curate.run.names import REJECTS
 from probes.stages.items import CheckColumns, Item, read_items, reject_items
 from probes.stages.render import render_items
 from probes.statistics.plan import Plan, next_round
@@ -99,11 +98,6 @@ def read_and_render(
         counts["items"] -= len(refused)
     _check_budget(plan, config, counts["items"])
     run.update(counts=counts)
-    if counts["rows_rejected"]:
-        say(
-            f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "
-            f"each with its reason in {run / REJECTS}"
-        )
     return {"rows_this_time": counts["rows"]}
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from curate.config import TagConfig
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
-from curate.run.folder import open_run, read_manifest, read_run_config
+from curate.run.folder import check_run, open_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST
 from curate.run.quality import run_schema
 from curate.tagged.write import check_columns, check_out
@@ -181,13 +181,18 @@ def open_tagging(
     policy: PolicyFiles,
     folder: Path | None = None,
     ray: RayExecutor | None = None,
+    *,
+    is_dry: bool = False,
 ) -> Iterator[Tagging]:
-    """Open a run, new or to be continued, in `folder` or else in its run folder."""
+    """Open a run, new or to be continued, in `folder` or else in its run folder.
+
+    A dry one is opened in a folder that goes at the end, and leaves no other behind.
+    """
     plan = plan_of(config)
     target = open_source(config.target, split=config.split) if config.target else None
     predictor = read_predictor(config.predictor) if config.predictor else None
     schema = run_schema(Path(config.run_dir), config)
-    check_out(source, Path(config.out))
+    check_out(source, Path(config.out), make_folder=not is_dry)
     check_columns(source.columns, schema, config.replace_columns)
     files, machine = policy.files, policy.machine
     identity: dict[str, dict[str, Any]] = {
@@ -196,8 +201,23 @@ def open_tagging(
         "predictor": {"sha256": predictor.sha256 if predictor else None},
         "model": {"weight_hash": files.weight_hash, "dtype": machine["dtype"]},
     }
+    if is_dry:
+        part = Path(config.run_dir)
+        check_run(parse_part(config.shard).folder(part) if config.shard else part, config, identity)
     with (
         open_run(folder or Path(config.run_dir), config, identity) as run,
         closing(LoadedModel(config, files)) as model,
     ):
-        yield Tagging(config, plan, source, model, machine, run, schema, target, predictor, ray=ray)
+        yield Tagging(
+            config,
+            plan,
+            source,
+            model,
+            machine,
+            run,
+            schema,
+            target,
+            predictor,
+            ray=ray,
+            is_dry=is_dry,
+        )

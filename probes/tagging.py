@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
@@ -24,7 +25,7 @@ from curate.profiling import make_profile, profile_text
 from curate.progress import say
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run
-from curate.run.names import TARGET
+from curate.run.names import REJECTS, TARGET
 from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
 from curate.run.tables import ITEMS, PASS_RATES, SIMILARITY
 from curate.tagged.write import check_columns
@@ -61,6 +62,7 @@ from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk
+from probes.trial import Trial, try_out
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class Tagging:
     """Who draws and differentiates in place of this process."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
+    is_dry: bool = False
+    """Whether its folder goes at the end, and nobody is sent to files in it."""
     tells_what_is_found: bool = False
     """Whether it says what earlier commands left: `curate tag` does, `curate merge` does not."""
 
@@ -178,9 +182,39 @@ class Tagging:
         self.all_stages()
         return True
 
-    def _read_inputs(self) -> None:
+    def read(self) -> list[Tagging]:
+        """Read the items and draw nothing; this run, and that of the target's items if any."""
+        self._read_items()
+        found = [self]
+        if self.target:
+            with open_run(self.run / TARGET, *self._target_run()) as run:
+                found.append(self._for_target(run))
+                found[-1]._read_items()
+        return found
+
+    def try_out(self) -> Trial:
+        """Draw a few rollouts of the items that were read, judge them, and take a few gradients."""
+        return try_out(
+            self.model.engine(),
+            self._items,
+            self._tokenizer,
+            self._pool(),
+            lambda: self.model.probe(self._adapter),
+            self.config,
+            is_slow=self.machine["device"] == "cpu",
+        )
+
+    def prompt_tokens(self) -> NDArray[np.int64]:
+        """Tokens of the prompts of the items that were read, shape (items,)."""
+        lengths = pc.list_value_length(self._items["prompt_token_ids"])
+        return np.asarray(lengths.to_numpy(), np.int64)
+
+    def _read_items(self) -> None:
         self._record_inputs()
         self._stage("items", self._read_and_render)
+
+    def _read_inputs(self) -> None:
+        self._read_items()
         if self.target:
             # First, because what is wrong with it must show before much is spent.
             self._stage("target", self._probe_target)
@@ -258,7 +292,7 @@ class Tagging:
         )
 
     def _read_and_render(self) -> dict[str, Any]:
-        return read_and_render(
+        read = read_and_render(
             self.run,
             self.config,
             self.plan,
@@ -268,6 +302,13 @@ class Tagging:
             check_columns=self._check_columns,
             check_model=self._check_model,
         )
+        counts = self.run.manifest["counts"]
+        if counts["rows_rejected"] and not self.is_dry:
+            say(
+                f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "
+                f"each with its reason in {self.run / REJECTS}"
+            )
+        return read
 
     def _check_model(self) -> int:
         """Show a wrong option or name now, not once all is sampled; return the context length."""
@@ -428,6 +469,21 @@ class Tagging:
 
     def _probe_target(self) -> dict[str, Any]:
         """Probe the target as a run of its own, in the folder `target` of this one."""
+        config, identity = self._target_run()
+        say(f"target: {config.dataset}")
+        with open_run(self.run / TARGET, config, identity) as run:
+            probing = self._for_target(run)
+            probing._say_what_is_found()
+            if self.part:
+                probing.one_part(self.part, self.run / TARGET)
+            else:
+                probing._probe_items()
+            counts = run.manifest["counts"]
+            rollouts = run.manifest["stages"]["sample"]["rollouts"]
+        return {"items": counts["items"], "rollouts_this_time": rollouts}
+
+    def _target_run(self) -> tuple[TagConfig, dict[str, dict[str, Any]]]:
+        """Settings and identity of the run of the target's items."""
         assert self.target is not None
         config, columns = self.config, self.target.columns
         own = config.replace(
@@ -447,26 +503,22 @@ class Tagging:
             "dataset": {"fingerprint": self.target.fingerprint},
             "model": {n: self.run.manifest["model"][n] for n in ("weight_hash", "dtype")},
         }
-        say(f"target: {config.target}")
-        with open_run(self.run / TARGET, own, identity) as run:
-            probing = replace(
-                self,
-                config=own,
-                plan=plan_of(own),
-                source=self.target,
-                run=run,
-                target=None,
-                predictor=None,
-                this_time={},
-            )
-            probing._say_what_is_found()
-            if self.part:
-                probing.one_part(self.part, self.run / TARGET)
-            else:
-                probing._probe_items()
-            counts = run.manifest["counts"]
-            rollouts = run.manifest["stages"]["sample"]["rollouts"]
-        return {"items": counts["items"], "rollouts_this_time": rollouts}
+        return own, identity
+
+    def _for_target(self, run: RunFolder) -> Tagging:
+        """The run of the target's items, in its folder."""
+        config, _ = self._target_run()
+        assert self.target is not None
+        return replace(
+            self,
+            config=config,
+            plan=plan_of(config),
+            source=self.target,
+            run=run,
+            target=None,
+            predictor=None,
+            this_time={},
+        )
 
     def _tags(self) -> dict[str, Any]:
         learned = apply_predictor(self.predictor, self.run, self.config)

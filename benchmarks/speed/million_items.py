@@ -150,6 +150,10 @@ class GeneratedRollouts:
                 token_ids = [*self._bytes.encode(text), END]
                 yield Rollout(request.item_id, request.first_sample + number, token_ids, "stop")
 
+    def unfinished(self) -> list[int]:
+        """None: a rollout is there at once."""
+        return []
+
     def facts(self) -> dict[str, Any]:
         """Nothing is known of it but its name."""
         return {"name": self.name}
