@@ -13,8 +13,8 @@
                 first gradient_wrong_rollouts wrong ones, equal ones once; × (prompt + length) ×
                 seconds a token. Where no gradient was taken, a token costs what sampling one costs,
                 between a third (a GPU, which samples slower than it computes) and twice
-    gold        gold_prefixes rollouts of an item, those that were cut left out; a forward pass
-                without the backward one: half of a gradient's seconds a token
+    gold        a forward pass without the backward one, half of a gradient's seconds a token: of an
+                item its prompt once, and gold_prefixes rollouts, equal ones and cut ones left out
     disk        bytes a token and a rollout as in `probes.doctor.expected_size`, features at their
                 largest, while they are joined, and 500 bytes an item
     memory      the peak of this process so far, and 3 kB an item
@@ -56,6 +56,8 @@ _PRIOR_ITEMS = 4.0
 """How many items of the sample the mixtures of the paper's Table 1 count as."""
 _EM_STEPS = 50
 _CONFIDENCE = 0.9
+# One prompt tells little of others, but rollouts of it tell something of each other.
+_LEAST_DEGREES = 3
 
 
 class Span(NamedTuple):
@@ -178,11 +180,8 @@ class Sample:
             # Rollouts of a prompt are alike in length, so that prompts count and not rollouts.
             deviation = float(np.std(means, ddof=1))
         prompts = max(len(means), 1)
-        error = (
-            deviation
-            / math.sqrt(prompts)
-            * float(t.ppf((1 + _CONFIDENCE) / 2, max(prompts - 1, 1)))
-        )
+        degrees = max(prompts - 1, _LEAST_DEGREES)
+        error = deviation / math.sqrt(prompts) * float(t.ppf((1 + _CONFIDENCE) / 2, degrees))
         return Span(mean - error, mean, mean + error).within(min(mean, 1.0), float(most))
 
 
@@ -347,13 +346,14 @@ class _Seconds:
         items = work.items + work.target_items
         whole = Span(*(work.prompt_tokens + each for each in self.length))
         prefixes = work.gold_prefixes * (1 - self.sample.cut_share) * self.sample.distinct
+        read = Span(*(work.prompt_tokens + prefixes * each for each in self.length))
         return {
             "start": exactly(prices.ready),
             "sampling": product(rollouts, self.length, prices.token),
             "verifying": rollouts.times(prices.verdict),
             "gradients": product(gradients.times(items), whole, prices.gradient),
             "gold": product(
-                exactly(prefixes * work.items), whole, prices.gradient.times(GOLD_TOKEN)
+                exactly(work.items if prefixes else 0), read, prices.gradient.times(GOLD_TOKEN)
             ),
         }
 

@@ -22,9 +22,7 @@ def estimate_lines(
     """
     cut = f", {sample.cut_share:.0%} cut at --max-tokens {work.max_tokens:,}"
     at_most = f", at most {about(cost.most_seconds)}" if _has_rounds(work) else ""
-    stages = [
-        f"{name} {about(span.middle)}" for name, span in cost.seconds.items() if span.middle >= 0.5
-    ]
+    stages = [f"{name} {about(span.middle)}" for name, span in cost.seconds.items() if span.middle]
     disk = f", at most {size(cost.most_disk_bytes)}"
     lines = [
         f"  rollouts  {_rollouts(work, cost)}",
@@ -38,7 +36,15 @@ def estimate_lines(
     return lines
 
 
-def basis(sample: Sample, tokens: int, seconds: float, prices: Prices, differentiated: int) -> str:
+def basis(
+    sample: Sample,
+    tokens: int,
+    seconds: float,
+    prices: Prices,
+    differentiated: int = 0,
+    *,
+    first: bool = False,
+) -> str:
     """What an estimate was reckoned from.
 
     Args:
@@ -47,8 +53,10 @@ def basis(sample: Sample, tokens: int, seconds: float, prices: Prices, different
         seconds: that they took.
         prices: whether a gradient was measured.
         differentiated: rollouts that were, for that.
+        first: whether they are of the run's first prompts, and not of some from anywhere.
     """
-    text = f"from {_counted(sample.rollouts, 'rollout')} of {_counted(sample.prompts, 'prompt')}"
+    prompts = _counted(sample.prompts, "first prompt" if first else "prompt")
+    text = f"from {_counted(sample.rollouts, 'rollout')} of {'its ' if first else ''}{prompts}"
     unfinished = len(list(sample.unfinished))  # type: ignore[arg-type]
     if unfinished:
         text += f" and {unfinished:,} in the making"

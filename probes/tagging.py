@@ -27,16 +27,19 @@ from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run
 from curate.run.names import REJECTS, TARGET
 from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
-from curate.run.tables import ITEMS, PASS_RATES, SIMILARITY
+from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, SIMILARITY, read_parquet
 from curate.tagged.write import check_columns
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel
+from probes.estimate import Work
 from probes.found_work import found_work
 from probes.gradients.lora import Adapter, target_modules
 from probes.lift.gradients import LiftInputs
 from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part
 from probes.models.load import load_tokenizer
+from probes.opening import COLUMNS as OPENING
+from probes.opening import Opening
 from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew
 from probes.reading import read_and_render
 from probes.rounds import Rounds
@@ -111,6 +114,8 @@ class Tagging:
     """Who draws and differentiates in place of this process."""
     this_time: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What this process did in each stage, over all rounds."""
+    opening: Opening | None = None
+    """Tells, as sampling begins, what the run will cost."""
     is_dry: bool = False
     """Whether its folder goes at the end, and nobody is sent to files in it."""
     tells_what_is_found: bool = False
@@ -347,14 +352,42 @@ class Tagging:
             # The GPUs are elsewhere.
             shard_tokens = _SHARD_TOKENS["cuda"] * len(self.config.base_url)
         shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
+        if len(ROUNDS.files(self.run)) == 1 and not self.opening:
+            self.opening = self._opening(drawn, target)
+        opening = self.opening if self.opening and not self.opening.is_told else None
         if self.ray and self.model.choice != SERVER:
             draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
         else:
-            draw = draw_here(self._engine(), self._tokenizer)
+            engine = self._engine()
+            draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
+        if opening:
+            draw = opening.watch(draw)
         return sample_items(self.run, self._items, drawn, target, draw, shard_size)
 
+    def _opening(self, drawn: NDArray[np.int64], target: NDArray[np.int64]) -> Opening:
+        """What tells, from the rollouts that are missing of round one, what the run will cost."""
+        own = target > 0
+        work = Work.of(
+            self.config, self.plan, int(own.sum()), float(self.prompt_tokens()[own].mean())
+        )
+        return Opening(
+            work,
+            int(np.maximum(target - drawn, 0).sum()),
+            lambda item_id: str(self._items["answer"][self._row_of[item_id]].as_py()),
+            self._tokenizer,
+            self._pool,
+        )
+
     def _verify(self) -> dict[str, Any]:
-        return verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
+        found = verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
+        drawing = self.this_time.get("sample", {})
+        if self.opening and not self.opening.is_told and drawing.get("tokens_this_time"):
+            # Round one was over before there was anything to tell.
+            tables = [read_parquet(file, OPENING) for file in rollout_shards(self.run)]
+            self.opening.tell(
+                pa.concat_tables(tables), drawing["tokens_this_time"], drawing["seconds_this_time"]
+            )
+        return found
 
     # --- After the last round ----------------------------------------------------------------
 
@@ -518,6 +551,7 @@ class Tagging:
             target=None,
             predictor=None,
             this_time={},
+            opening=None,
         )
 
     def _tags(self) -> dict[str, Any]:

@@ -5,8 +5,8 @@ engine's batches or the time is up. The transformers engine on a CPU begins with
 knows how slow a model is there; on a GPU, and at servers, a wave takes hardly longer the larger it
 is, so there is one.
 
-    a sampled token   where the engine tells what is in the making: seconds until half of the last
-                      wave was finished, by all tokens that were drawn by then. That is a batch
+    a sampled token   where the engine tells what is in the making: seconds until a quarter of the
+                      last wave was finished, by all tokens that were drawn by then. That is a batch
                       that is full, as it is in the run, where new rollouts join. Of n rollouts at
                       once, fewer than the engine takes, a token costs a/n + b: a and b from two
                       waves. Where the engine does not tell: seconds of the wave by its tokens, and
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.progress import Progress, say
@@ -48,6 +49,8 @@ _LEAST_PROMPTS = 8
 _MOST_DIFFERENTIATED = 8
 _SHORT_SECONDS = 10.0
 """Of a first gradient, for more to be taken."""
+_FULL_SHARE = 0.25
+"""Of a wave: as long as fewer are finished, the batch is as full as in the run."""
 _STEADY = (0.8, 1.0, 1.25)
 """How far the speed of a full batch may be from that of the run."""
 _GRADIENT = (0.7, 1.0, 1.3)
@@ -137,13 +140,19 @@ def try_out(
     prompt_of = np.array([number[rollout.item_id] for rollout in rollouts], np.int64)
     row_of = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
     golds = [items["answer"][row_of[item_id]].as_py() for item_id in asked]
-    judged, correct, verdict_seconds = judge(rollouts, prompt_of, golds, tokenizer, pool)
+    is_cut = np.array([rollout.finish_reason == "length" for rollout in rollouts], bool)
+    texts = tokenizer.batch_decode(
+        [rollout.completion_token_ids for rollout in rollouts],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    judged, correct, verdict_seconds = judge(texts, is_cut, prompt_of, golds, pool)
     price, differentiated = _gradient_price(rollouts, items, row_of, probe)
     sample = Sample(
         prompts=len(asked),
         lengths=np.array([len(rollout.completion_token_ids) for rollout in rollouts], np.int64),
         prompt_of=prompt_of,
-        is_cut=np.array([rollout.finish_reason == "length" for rollout in rollouts], bool),
+        is_cut=is_cut,
         unfinished=np.array(unfinished, np.int64),
         judged=judged,
         correct=correct,
@@ -162,28 +171,23 @@ def try_out(
 
 
 def judge(
-    rollouts: Sequence[Rollout],
-    prompt_of: Sequence[int] | np.ndarray,
+    texts: Sequence[str],
+    is_cut: NDArray[np.bool_],
+    prompt_of: NDArray[np.int64],
     golds: Sequence[str],
-    tokenizer: Any,
     pool: VerifierPool,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Judge rollouts: how many of each prompt were judged and correct, and seconds a verdict.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
+    """Judge completions: how many of each prompt were judged and correct, and seconds a verdict.
 
     Args:
-        rollouts: those that were cut count as wrong, unread.
-        prompt_of: which of the prompts each is of.
+        texts: the completions.
+        is_cut: whether each was cut, and so is wrong, unread; shape (completions,).
+        prompt_of: which of the prompts each is of, shape (completions,).
         golds: of the prompts.
-        tokenizer: decodes as the sampling stage does.
         pool: of the verifier, not entered.
     """
     judged, correct = np.zeros((2, len(golds)), np.int64)
-    texts = tokenizer.batch_decode(
-        [rollout.completion_token_ids for rollout in rollouts],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
-    ended = [n for n, rollout in enumerate(rollouts) if rollout.finish_reason != "length"]
+    ended = np.flatnonzero(~is_cut).tolist()
     with pool:
         start = time.monotonic()
         verdicts = pool.judge([(texts[n], golds[prompt_of[n]]) for n in ended])
@@ -194,7 +198,7 @@ def judge(
         if reward is not None:
             judged[prompt] += 1
             correct[prompt] += reward
-    return judged, correct, seconds / max(len(rollouts), 1)
+    return judged, correct, seconds / max(len(texts), 1)
 
 
 def peak_memory() -> int:
@@ -258,21 +262,24 @@ def _requests(
 def _wave(engine: Engine, requests: list[SampleRequest], progress: Progress) -> _Wave:
     asked = sum(request.samples for request in requests)
     rollouts: list[Rollout] = []
-    start, half = time.monotonic(), math.nan
+    start, full = time.monotonic(), math.nan
     for rollout in engine.sample(requests):
         rollouts.append(rollout)
         progress.advance()
         making = engine.unfinished()
-        if making is not None and len(rollouts) == math.ceil(asked / 2):
+        if making is not None and len(rollouts) == math.ceil(asked * _FULL_SHARE):
             tokens = sum(len(each.completion_token_ids) for each in rollouts) + sum(making)
-            half = (time.monotonic() - start) / max(tokens, 1)
+            full = (time.monotonic() - start) / max(tokens, 1)
     seconds = time.monotonic() - start
     making = engine.unfinished()
-    # Of a wave that ended by itself none is in the making.
-    left = list(making or ()) if len(rollouts) < asked else []
-    whole = _Wave(asked, rollouts, left, seconds, math.nan, making is not None)
-    price = half if not math.isnan(half) else seconds / max(whole.tokens, 1)
-    return _Wave(asked, rollouts, left, seconds, price, whole.is_steady)
+    left: list[int] = []
+    if len(rollouts) < asked:
+        # Where the engine does not tell, they are at least as long as the longest one so far.
+        longest = max((len(each.completion_token_ids) for each in rollouts), default=0)
+        left = [longest] * (asked - len(rollouts)) if making is None else list(making)
+    tokens = sum(len(rollout.completion_token_ids) for rollout in rollouts) + sum(left)
+    price = seconds / max(tokens, 1) if math.isnan(full) else full
+    return _Wave(asked, rollouts, left, seconds, price, making is not None)
 
 
 def _token_price(

@@ -87,7 +87,7 @@ def test_one_round_costs_what_is_reckoned_by_hand() -> None:
     seconds = {name: span.middle for name, span in cost.seconds.items()}
     assert seconds["start"] == 5 and seconds["verifying"] == pytest.approx(0.08)
     assert seconds["sampling"] == pytest.approx(16)
-    assert seconds["gold"] == pytest.approx(100 * 8 * 70 * 2e-3 * GOLD_TOKEN)
+    assert seconds["gold"] == pytest.approx(100 * (50 + 8 * 20) * 2e-3 * GOLD_TOKEN)
     # Of four items that are always right and four that the paper's mixtures stand for.
     most = 100 * 8 * 70 * 2e-3
     assert 0.5 * most < seconds["gradients"] < 0.9 * most
