@@ -164,7 +164,7 @@ class Sample:
     @property
     def cut_share(self) -> float:
         """Share of the finished ones that were cut."""
-        return float(np.mean(self.is_cut)) if self.rollouts else 0.0
+        return float(np.asarray(self.is_cut, float).mean()) if self.rollouts else 0.0
 
     def length(self, most: int) -> Span:
         """Mean tokens of a completion that is cut at `most`, at most the sample's max_tokens."""
@@ -492,7 +492,9 @@ def _candidates(work: Work, sample: Sample, now: float) -> list[tuple[str, str, 
     found = []
 
     def add(options: str, loses: str, **changes: Any) -> None:
-        of_plan = {name: changes.pop(name) for name in list(changes) if hasattr(plan, name)}
+        of_plan: dict[str, Any] = {
+            name: changes.pop(name) for name in list(changes) if hasattr(plan, name)
+        }
         if of_plan:
             changes["plan"] = replace(plan, **of_plan)
         found.append((options, loses, replace(work, **changes)))
@@ -504,7 +506,7 @@ def _candidates(work: Work, sample: Sample, now: float) -> list[tuple[str, str, 
     if many > few and tenth > items * few and plan.rollout_budget is None:
         loses = "rollouts go where they decide most"
         add(f"--rollout-budget {tenth}", loses, rollout_budget=tenth)
-    one_round = {"max_rollouts": few, "rollout_budget": None}
+    one_round: dict[str, Any] = {"max_rollouts": few, "rollout_budget": None}
     if many > few:
         add(f"--max-rollouts {few}", "one round, as many rollouts for every item", **one_round)
     half = work.max_tokens // 2
@@ -529,5 +531,5 @@ def _both(work: Work, few: int, fewer: int) -> tuple[str, str, Work]:
 
 def _round_down(value: float) -> int:
     """To two digits, at least 1."""
-    unit = 10 ** max(math.floor(math.log10(max(value, 1.0))) - 1, 0)
+    unit: int = 10 ** max(math.floor(math.log10(max(value, 1.0))) - 1, 0)
     return max(int(value // unit) * unit, 1)

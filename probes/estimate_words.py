@@ -55,8 +55,10 @@ def basis(
         differentiated: rollouts that were, for that.
         first: whether they are of the run's first prompts, and not of some from anywhere.
     """
-    prompts = _counted(sample.prompts, "first prompt" if first else "prompt")
-    text = f"from {_counted(sample.rollouts, 'rollout')} of {'its ' if first else ''}{prompts}"
+    prompts = _counted(sample.prompts, "prompt")
+    if first:
+        prompts = f"its first {prompts}" if sample.prompts > 1 else "its first prompt"
+    text = f"from {_counted(sample.rollouts, 'rollout')} of {prompts}"
     unfinished = len(list(sample.unfinished))  # type: ignore[arg-type]
     if unfinished:
         text += f" and {unfinished:,} in the making"

@@ -1,9 +1,9 @@
 """A few rollouts drawn, judged and differentiated before a run, to see what it will cost.
 
-Waves of rollouts, each of other items or other samples, grow until one is about as large as the
-engine's batches or the time is up. The transformers engine on a CPU begins with few, since nobody
-knows how slow a model is there; on a GPU, and at servers, a wave takes hardly longer the larger it
-is, so there is one.
+The transformers engine on a CPU, where the rollouts of a large batch come slowly, first draws a few
+for some seconds, which tell most of the lengths, and then a batch about as large as the run's,
+which tells the speed. On a GPU and at servers a batch takes hardly longer the larger it is, so
+there is one. Where that was quick, it is drawn again, of other items or other samples.
 
     a sampled token   where the engine tells what is in the making: seconds until a quarter of the
                       last wave was finished, by all tokens that were drawn by then. That is a batch
@@ -12,7 +12,8 @@ is, so there is one.
                       waves. Where the engine does not tell: seconds of the wave by its tokens, and
                       less by mean by longest length, as far as a step takes as long for few as
                       for many
-    a gradient        seconds by tokens of some distinct rollouts of one item, after a first one
+    a gradient        seconds by tokens of the last of up to three batches: one rollout, a few, and
+                      as many as the run takes at once, which also shows the memory that it needs
 
 A wave that the clock ends leaves rollouts in the making, which `probes.estimate` counts as such.
 """
@@ -32,7 +33,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.progress import Progress, say
+from curate.progress import Progress
 from probes.engines.base import Engine, Rollout, SampleRequest
 from probes.estimate import Prices, Sample, Span
 from probes.gradients.lora import GradientProbe, TokenizedRollout
@@ -42,13 +43,14 @@ SECONDS = 60.0
 """After which nothing more is drawn."""
 _ENOUGH_SECONDS = 20.0
 """Below which a last wave is drawn again, of other rollouts, for steadier figures."""
-_WAVES = (4, 32, 128)
-"""Rollouts of the waves of an engine that tells what is in the making, on a CPU."""
-_ONE_WAVE = (256,)
+_WAVES = ((4, 15.0), (128, math.inf))
+"""Rollouts and most seconds of each wave of an engine on a CPU that tells what is in the making."""
+_ONE_WAVE = ((256, math.inf),)
 _LEAST_PROMPTS = 8
-_MOST_DIFFERENTIATED = 8
-_SHORT_SECONDS = 10.0
-"""Of a first gradient, for more to be taken."""
+_MOST_OF_AN_ITEM = 8
+_FEW_TOKENS = 512
+_GRADIENT_SECONDS = 25.0
+"""That a batch of gradients is expected to take at most."""
 _FULL_SHARE = 0.25
 """Of a wave: as long as fewer are finished, the batch is as full as in the run."""
 _STEADY = (0.8, 1.0, 1.25)
@@ -217,22 +219,18 @@ def _draw(engine: Engine, items: pa.Table, config: TagConfig, *, grows: bool) ->
     sizes = list(_WAVES if grows else _ONE_WAVE)
     waves: list[_Wave] = []
     begun = time.monotonic()
-    engine.stops_at = begun + SECONDS
     try:
         with Progress("trying", None, "rollouts") as progress:
             while sizes:
-                requests = _requests(items, config, sizes[0], waiting, taken)
+                size, most = sizes[0]
+                requests = _requests(items, config, size, waiting, taken)
                 if not requests:
                     break
-                size = sum(request.samples for request in requests)
-                left = engine.stops_at - time.monotonic()
-                # A wave that is cut short tells much, too, if it is not cut at once.
-                if waves and waves[-1].seconds * size / waves[-1].asked > 4 * left:
-                    break
+                engine.stops_at = min(begun + SECONDS, time.monotonic() + most)
                 waves.append(_wave(engine, requests, progress))
                 if len(sizes) > 1 or time.monotonic() - begun > _ENOUGH_SECONDS:
                     sizes.pop(0)
-                if waves[-1].unfinished or time.monotonic() >= engine.stops_at:
+                if time.monotonic() - begun >= SECONDS:
                     break
     finally:
         engine.stops_at = math.inf
@@ -298,8 +296,12 @@ def _token_price(
     wide = Span(*(price * factor for factor in _STEADY))
     room = _at_once(engine, items, config)
     before = next((wave for wave in reversed(waves) if wave.asked < last.asked), None)
-    if last.asked >= room or before is None:
-        return wide if last.asked >= room else wide._replace(low=price * last.asked / room)
+    if last.asked >= room:
+        return wide
+    if before is None:
+        # Nothing says what a larger batch gains: nothing, or all that there is to gain.
+        least = wide.low * last.asked / room
+        return Span(least, math.sqrt(least * wide.high), wide.high)
     # a/n + b through two waves, for a full batch; each part is at least 0.
     each = (price * last.asked - before.token_seconds * before.asked) / (last.asked - before.asked)
     of_token = min(max(each, 0.0), price)
@@ -335,21 +337,37 @@ def _gradient_price(
     by_item: dict[str, dict[tuple[int, ...], None]] = {}
     for rollout in rollouts:
         by_item.setdefault(rollout.item_id, {})[tuple(rollout.completion_token_ids)] = None
-    if not by_item:
+    # Items of many distinct rollouts first: in the run, too, rollouts share their prompt.
+    chosen = [
+        TokenizedRollout(items["prompt_token_ids"][row_of[item_id]].as_py(), list(ids))
+        for item_id, completions in sorted(by_item.items(), key=lambda each: -len(each[1]))
+        for ids in list(completions)[:_MOST_OF_AN_ITEM]
+    ]
+    if not chosen:
         return None, 0
-    item_id = max(by_item, key=lambda each: len(by_item[each]))
-    prompt = items["prompt_token_ids"][row_of[item_id]].as_py()
-    # Short and long ones, as they come.
-    chosen = [TokenizedRollout(prompt, list(ids)) for ids in list(by_item[item_id])]
-    chosen = chosen[: _MOST_DIFFERENTIATED + 1]
     gradients = probe()
-    say("trying gradients")
-    price = _timed(gradients, chosen[:1])
-    done = 1
-    if len(chosen) > 1 and price * chosen[0].tokens < _SHORT_SECONDS:
-        # The first one also pays for what is made once.
-        price, done = _timed(gradients, chosen[1:]), len(chosen)
+    done, price = 0, 0.0
+    with Progress("trying", None, "gradients") as progress:
+        # The first also pays for what is made once; the last is as large as a batch of the run.
+        for tokens in (1, _FEW_TOKENS, gradients.batch_tokens):
+            batch = _up_to(chosen[done:], tokens)
+            if not batch or price * sum(each.tokens for each in batch) > _GRADIENT_SECONDS:
+                break
+            price = _timed(gradients, batch)
+            done += len(batch)
+            progress.advance(len(batch))
     return Span(*(price * factor for factor in _GRADIENT)), done
+
+
+def _up_to(rollouts: Sequence[TokenizedRollout], tokens: int) -> list[TokenizedRollout]:
+    """The first rollouts whose padded batch has at most so many tokens; one at least."""
+    count = widest = 0
+    for rollout in rollouts:
+        widest = max(widest, rollout.tokens)
+        if count and widest * (count + 1) > tokens:
+            break
+        count += 1
+    return list(rollouts[:count])
 
 
 def _timed(probe: GradientProbe, rollouts: list[TokenizedRollout]) -> float:
