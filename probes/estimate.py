@@ -17,7 +17,8 @@
                 item its prompt once, and gold_prefixes rollouts, equal ones and cut ones left out
     disk        bytes a token and a rollout as in `probes.doctor.expected_size`, features at their
                 largest, while they are joined, and 500 bytes an item
-    memory      the peak of this process so far, and 3 kB an item
+    memory      the peak of this process so far, and 3 kB an item; where no gradient was taken, what
+                gradients need comes on top
 
 Each figure is a span from low to high about what is expected. Factors count as independent: of a
 product the logarithms of their errors are added in squares, of a sum the errors themselves.

@@ -24,12 +24,13 @@ def estimate_lines(
     at_most = f", at most {about(cost.most_seconds)}" if _has_rounds(work) else ""
     stages = [f"{name} {about(span.middle)}" for name, span in cost.seconds.items() if span.middle]
     disk = f", at most {size(cost.most_disk_bytes)}"
+    memory = "" if prices.gradient_token else " so far, and more for gradients"
     lines = [
         f"  rollouts  {_rollouts(work, cost)}",
         f"  tokens    about {count(cost.tokens.middle)}: {_of(cost.length)} a rollout{cut}",
         f"  time      {duration_of(cost.whole)}{at_most}: {', '.join(stages)}",
         f"  disk      about {size(cost.disk_bytes.middle)}{disk}",
-        f"  memory    about {size(cost.memory_bytes)}",
+        f"  memory    about {size(cost.memory_bytes)}{memory}",
     ]
     if cost.is_long:
         lines += smaller_lines(smaller)

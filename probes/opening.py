@@ -92,8 +92,11 @@ class Opening:
         self, requests: Sequence[SampleRequest], rollouts: Sequence[Rollout], engine: Engine
     ) -> None:
         """Look at the rollouts that a call of an engine has finished so far; tell if it is time."""
-        making, seconds = engine.unfinished(), time.monotonic() - self._begun
-        if seconds < (_SECONDS_BLIND if making is None else SECONDS):
+        seconds = time.monotonic() - self._begun
+        if seconds < SECONDS:
+            return
+        making = engine.unfinished()
+        if making is None and seconds < _SECONDS_BLIND:
             return
         table = rollout_table(requests, rollouts, self._tokenizer)
         tokens = sum(len(rollout.completion_token_ids) for rollout in rollouts)

@@ -77,7 +77,8 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     Args:
         dataset: a file, folder or Hub id.
         model: a model folder, a Hub id (`org/name@revision`) or a .gguf file.
-        settings: the options of `curate tag`, with underscores: `min_rollouts=64`.
+        settings: the options of `curate tag`, with underscores: `min_rollouts=64`. What a run would
+            cost tells `probes.dry_run.dry_run`.
 
     Returns:
         the tagged dataset, a row for every row of the input, as it stands in the tagged file: an

@@ -20,7 +20,8 @@ from curate.config import TagConfig
 from probes import estimate, opening, tagging, trial
 from probes.engines.base import Rollout, SampleRequest
 from probes.estimate import Span
-from probes.trial import _draw, _token_price, _Wave
+from probes.gradients.lora import TokenizedRollout
+from probes.trial import _draw, _token_price, _up_to, _Wave
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 
 ROWS: list[Any] = [
@@ -307,6 +308,14 @@ def test_an_engine_that_does_not_tell_gets_one_wave_and_a_range(clock: list[floa
     assert found.low < 0.356 / 256 < found.high
     lengths = [len(rollout.completion_token_ids) for rollout in waves[-1].rollouts]
     assert found.low / found.high == pytest.approx(float(np.mean(lengths)) / max(lengths))
+
+
+def test_a_batch_of_gradients_counts_its_padding() -> None:
+    rollouts = [TokenizedRollout([1] * 10, [2] * length) for length in (5, 20, 20, 90)]
+    assert [len(_up_to(rollouts, tokens)) for tokens in (1, 59, 60, 90, 399, 400)] == [
+        *(1, 1, 2, 3, 3, 4)
+    ]
+    assert _up_to([], 100) == []
 
 
 def test_few_items_and_few_rollouts_are_all_drawn_once(clock: list[float]) -> None:
