@@ -21,7 +21,7 @@ from curate.errors import UsageError
 from curate.run.names import MANIFEST
 from curate.run.tables import ROWS
 from probes.estimate import Work, estimate, smaller_plans
-from probes.estimate_words import basis, estimate_lines
+from probes.estimate_words import basis, counted, estimate_lines
 from probes.machines.shard import parse_part
 from probes.tag import open_tagging, resolve
 from probes.tagging import Tagging
@@ -38,10 +38,10 @@ def dry_run(config: TagConfig, started: float | None = None) -> dict[str, Any]:
 
     Returns:
         dataset, model, run_dir, tagged_file, continues (whether the run folder is there already);
-        rows, rows_probed, rows_rejected, items; rejects (reason, rows, first_rows); golds_refused;
-        echoes; prompt_tokens (min, median, max); engine; sample (what was drawn); estimate;
-        smaller_plans (options, loses, seconds, rollouts); target, the same facts of the items of
-        `--target`, or None; and text, the lines of the estimate.
+        layout, rows, rows_probed, rows_rejected, items, rejects (reason, rows, first_rows), echoes
+        and prompt_tokens (min, median, max); target, the same of the items of `--target`, or None;
+        engine, with why and where; sample (what was drawn); estimate; smaller_plans (options,
+        loses, seconds, rollouts); basis and lines, the estimate in words.
 
     Raises:
         UsageError: bad input or settings, as `tag_dataset` would find them.
@@ -140,13 +140,15 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
         lines += ["", f"target: {found['target']['items']:,} items"]
         lines += _read_lines(found["target"])
     judged, correct = sample["judged"], sample["correct"]
+    making = f"; {sample['unfinished']:,} in the making" if sample["unfinished"] else ""
     there = "there already, and continued" if found["continues"] else "not there yet"
     return "\n".join(
         [
             *lines,
             f"engine    {engine['name']}: {engine['why']}; {engine['where']}",
-            f"tried     {sample['rollouts']:,} rollouts of {sample['prompts']:,} prompts: "
-            f"{correct:,} of {judged:,} correct, {sample['cut']:,} cut",
+            f"tried     {counted(sample['rollouts'], 'rollout')} of "
+            f"{counted(sample['prompts'], 'prompt')}: {correct:,} of {judged:,} correct, "
+            f"{sample['cut']:,} cut{making}",
             f"run       {found['run_dir']}: {there}; tagged file: {found['tagged_file']}",
             "",
             f"estimate, {found['basis']}:",

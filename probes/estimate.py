@@ -162,22 +162,23 @@ class Sample:
         """How many are finished."""
         return len(np.asarray(self.lengths))
 
-    @property
-    def cut_share(self) -> float:
-        """Share of the finished ones that were cut."""
-        return float(np.asarray(self.is_cut, float).mean()) if self.rollouts else 0.0
+    def cut_share(self, most: int) -> float:
+        """Share of the completions that a limit of `most` tokens cuts, as `length`."""
+        return self._restricted(most)[2]
 
-    def length(self, most: int) -> Span:
-        """Mean tokens of a completion that is cut at `most`, at most the sample's max_tokens."""
+    def _restricted(self, most: int) -> tuple[float, float, float]:
         finished, cut = np.asarray(self.lengths, float), np.asarray(self.is_cut, bool)
         known = np.concatenate([finished, np.asarray(self.unfinished, float)])
         ends = np.concatenate([~cut, np.zeros(len(known) - len(finished), bool)])
-        mean, deviation = _restricted(known, ends, float(most))
-        groups = [
-            np.minimum(finished[np.asarray(self.prompt_of) == p], most) for p in range(self.prompts)
-        ]
+        return _restricted(known, ends, float(most))
+
+    def length(self, most: int) -> Span:
+        """Mean tokens of a completion that is cut at `most`, at most the sample's max_tokens."""
+        mean, deviation, _ = self._restricted(most)
+        finished, prompt_of = np.minimum(np.asarray(self.lengths, float), most), self.prompt_of
+        groups = [finished[np.asarray(prompt_of) == prompt] for prompt in range(self.prompts)]
         means = [float(group.mean()) for group in groups if len(group)]
-        if len(known) == len(finished) and len(means) > 1:
+        if not len(np.asarray(self.unfinished)) and len(means) > 1:
             # Rollouts of a prompt are alike in length, so that prompts count and not rollouts.
             deviation = float(np.std(means, ddof=1))
         prompts = max(len(means), 1)
@@ -186,12 +187,17 @@ class Sample:
         return Span(mean - error, mean, mean + error).within(min(mean, 1.0), float(most))
 
 
-def _restricted(lengths: Floats, ends: NDArray[np.bool_], most: float) -> tuple[float, float]:
-    """Mean and deviation of min(length, most), from lengths of which some are only bounds."""
+def _restricted(
+    lengths: Floats, ends: NDArray[np.bool_], most: float
+) -> tuple[float, float, float]:
+    """Mean and deviation of min(length, most), from lengths of which some are only bounds.
+
+    And the share that is cut there.
+    """
     ends = ends & (lengths <= most)
     lengths = np.minimum(lengths, most)
     if not len(lengths):
-        return most, 0.0
+        return most, 0.0, 1.0
     at, deaths = np.unique(lengths[ends], return_counts=True)
     at_risk = (lengths[None, :] >= at[:, None]).sum(axis=1)
     survival = np.concatenate([[1.0], np.cumprod(1 - deaths / at_risk)])
@@ -199,13 +205,15 @@ def _restricted(lengths: Floats, ends: NDArray[np.bool_], most: float) -> tuple[
     edges = np.concatenate([[0.0], at, [last]])
     mean = float(np.diff(edges) @ survival)
     square = float(np.diff(edges**2) @ survival)
-    rest, hazard = most - last, ends.sum() / max(lengths.sum(), 1.0)
-    if rest > 0 and survival[-1] > 0:
+    cut, rest = float(survival[-1]), most - last
+    if rest > 0 and cut > 0:
         # Beyond what was seen they end as often as they did before.
+        hazard = ends.sum() / max(lengths.sum(), 1.0)
         beyond = rest if not hazard else (1 - math.exp(-hazard * rest)) / hazard
-        mean += survival[-1] * beyond
-        square += survival[-1] * beyond * (last + most)
-    return mean, math.sqrt(max(square - mean**2, 0.0))
+        mean += cut * beyond
+        square += cut * beyond * (last + most)
+        cut *= math.exp(-hazard * rest)
+    return mean, math.sqrt(max(square - mean**2, 0.0)), cut
 
 
 @dataclass(frozen=True)
@@ -300,7 +308,7 @@ def estimate(work: Work, sample: Sample, prices: Prices) -> Estimate:
         prices: of this machine.
     """
     plan, items = work.plan, work.items
-    rates = Rates.of(plan, sample)
+    rates = Rates.of(work, sample)
     cap = float(plan.max_rollouts)
     if plan.rollout_budget is not None:
         cap = min(cap, plan.rollout_budget / items)
@@ -346,7 +354,9 @@ class _Seconds:
         work, prices = self.work, self.prices
         items = work.items + work.target_items
         whole = Span(*(work.prompt_tokens + each for each in self.length))
-        prefixes = work.gold_prefixes * (1 - self.sample.cut_share) * self.sample.distinct
+        prefixes = (
+            work.gold_prefixes * (1 - self.sample.cut_share(work.max_tokens)) * self.sample.distinct
+        )
         read = Span(*(work.prompt_tokens + prefixes * each for each in self.length))
         return {
             "start": exactly(prices.ready),
@@ -380,12 +390,12 @@ class Rates:
     distinct: float
 
     @classmethod
-    def of(cls, plan: Plan, sample: Sample) -> Rates:
+    def of(cls, work: Work, sample: Sample) -> Rates:
         """Fit them to a sample."""
         judged, correct = np.asarray(sample.judged, np.int64), np.asarray(sample.correct, np.int64)
         known = judged > 0
-        prior = fit_rates(judged[known], correct[known])
-        return cls(plan, prior, _PRIOR_ITEMS + known.sum(), sample.distinct)
+        prior = fit_rates(judged[known], correct[known], sample.cut_share(work.max_tokens))
+        return cls(work.plan, prior, _PRIOR_ITEMS + known.sum(), sample.distinct)
 
     @cached_property
     def _to_come(self) -> tuple[Floats, Floats]:
@@ -429,18 +439,20 @@ class Rates:
         return np.asarray(binom.pmf(np.arange(n + 1), n, self.prior.rates[:, None]))
 
 
-def fit_rates(judged: ArrayLike, correct: ArrayLike) -> PassRatePrior:
+def fit_rates(judged: ArrayLike, correct: ArrayLike, cut_share: float = 0.0) -> PassRatePrior:
     """Distribution of the pass rates of a run, from a few items of it.
 
     The posterior mode of its weights where the mixtures of the paper's Table 1, half of the items
-    easy, count as a handful of items beside the sample's.
+    easy, count as a handful of items beside the sample's. What is cut is wrong, so that their rates
+    are lower where many completions are.
 
     Args:
         judged, correct: rollouts of each item of the sample, shape (items,); may be none.
+        cut_share: of the completions.
     """
     n, c = np.asarray(judged, np.int64), np.asarray(correct, np.int64)
     rates = rate_grid()
-    base = _paper_weights(rates)
+    base = _paper_weights(rates / max(1 - cut_share, 1e-3))
     weights = base
     for _ in range(_EM_STEPS if len(n) else 0):
         responsible = PassRatePrior(rates, weights).posterior(n, c).sum(axis=0)
@@ -450,7 +462,7 @@ def fit_rates(judged: ArrayLike, correct: ArrayLike) -> PassRatePrior:
 
 def _paper_weights(rates: Floats) -> Floats:
     """Of the mean mixture of Table 1, as `benchmarks/estimators/sampling_plan.py` assumes it."""
-    edges = np.concatenate([[0.0], (rates[1:] + rates[:-1]) / 2, [1.0]])
+    edges = np.concatenate([[0.0], (rates[1:] + rates[:-1]) / 2, [max(rates[-1], 1.0)]])
     weights = np.zeros(len(rates))
     for share, (a, b), (low, high) in (
         (0.5, (1.0, 1.0), (0.1, 1.0)),
@@ -512,8 +524,7 @@ def _candidates(work: Work, sample: Sample, now: float) -> list[tuple[str, str, 
         add(f"--max-rollouts {few}", "one round, as many rollouts for every item", **one_round)
     half = work.max_tokens // 2
     if half and sample.length(half).middle < 0.9 * sample.length(work.max_tokens).middle:
-        share = float(np.mean(np.asarray(sample.lengths) > half)) if sample.rollouts else 1.0
-        loses = f"{share:.0%} of the completions are cut, and count as wrong"
+        loses = f"{sample.cut_share(half):.0%} of the completions are cut, and count as wrong"
         add(f"--max-tokens {half}", loses, max_tokens=half)
     if now > DAY and items > 1:
         fewer = _round_down(items * DAY / now)

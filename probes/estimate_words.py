@@ -20,7 +20,7 @@ def estimate_lines(
         cost: the estimate.
         smaller: plans that cost less, dearest first; told only where the run is long.
     """
-    cut = f", {sample.cut_share:.0%} cut at --max-tokens {work.max_tokens:,}"
+    cut = f", {sample.cut_share(work.max_tokens):.0%} cut at --max-tokens {work.max_tokens:,}"
     at_most = f", at most {about(cost.most_seconds)}" if _has_rounds(work) else ""
     stages = [f"{name} {about(span.middle)}" for name, span in cost.seconds.items() if span.middle]
     disk = f", at most {size(cost.most_disk_bytes)}"
@@ -56,16 +56,16 @@ def basis(
         differentiated: rollouts that were, for that.
         first: whether they are of the run's first prompts, and not of some from anywhere.
     """
-    prompts = _counted(sample.prompts, "prompt")
+    prompts = counted(sample.prompts, "prompt")
     if first:
         prompts = f"its first {prompts}" if sample.prompts > 1 else "its first prompt"
-    text = f"from {_counted(sample.rollouts, 'rollout')} of {prompts}"
+    text = f"from {counted(sample.rollouts, 'rollout')} of {prompts}"
     unfinished = len(list(sample.unfinished))  # type: ignore[arg-type]
     if unfinished:
         text += f" and {unfinished:,} in the making"
     text += f" ({tokens:,} tokens in {about(seconds)})"
     if prices.gradient_token:
-        return f"{text}; gradients from {_counted(differentiated, 'rollout')}"
+        return f"{text}; gradients from {counted(differentiated, 'rollout')}"
     low, _, high = SAMPLED_TOKEN
     return (
         f"{text}; gradients not measured: a token is taken to cost {low:.2g} to {high:g} times "
@@ -106,7 +106,8 @@ def _of(span: Span) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """So many of a kind: `1 prompt`, `8 prompts`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

@@ -72,9 +72,17 @@ def test_rollouts_in_the_making_count_as_far_as_they_are() -> None:
     assert lengths[done].mean() < 0.5 * lengths.mean()  # The short ones finish first.
     assert seen.length(100).middle == pytest.approx(lengths.mean(), rel=0.06)
 
+    assert seen.cut_share(100) == pytest.approx((lengths == 100).mean(), abs=0.04)
+    assert seen.cut_share(50) == pytest.approx((lengths > 50).mean(), abs=0.04)
+
 
 def test_where_none_has_ended_all_may_be_cut() -> None:
-    assert _sample([], unfinished=[7, 9]).length(100).middle == 100
+    sample = _sample([], unfinished=[7, 9])
+    assert sample.length(100).middle == 100 and sample.cut_share(100) == 1
+    cost = estimate(_work(), sample, PRICES)
+    # What is cut is wrong, and so there is nothing to differentiate and no gold to score.
+    assert cost.seconds["sampling"].middle == pytest.approx(80)
+    assert cost.seconds["gradients"].middle < 1 and cost.seconds["gold"].middle < 5.1
 
 
 # --- Costs ---------------------------------------------------------------------------------------
@@ -185,7 +193,7 @@ def test_spans_add_and_multiply() -> None:
 def test_smaller_plans_are_dearest_first_and_each_is_smaller() -> None:
     plan = Plan(min_rollouts=32, max_rollouts=1024)
     work = _work(items=17_000, plan=plan, max_tokens=1024)
-    sample = _sample(np.arange(100, 900, 10))
+    sample = _sample(np.arange(100, 900, 10), judged=[20] * 4, correct=[0, 2, 5, 20])
     now = estimate(work, sample, PRICES)
     assert now.is_long
     found = smaller_plans(work, sample, PRICES)
