@@ -351,7 +351,7 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        slots = self._most_slots(max(width, *batch.lengths.tolist()))
+        slots = self._most_slots(max([width, *batch.lengths.tolist()]))
         for ours, theirs in zip(batch.layers, prefilled.layers, strict=True):
             if not ours.is_initialized:
                 ours.lazy_initialization(theirs.keys[:0], theirs.values[:0])
