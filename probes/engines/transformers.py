@@ -31,6 +31,8 @@ _GROWTH = 64
 _REFILL_SHARE = 0.25
 # How fast the share of rows to samples, which says how many samples to let in, is learned anew.
 _SHARE_MEMORY = 0.05
+# Logits that are drawn from in one go on a CPU.
+_VALUES_AT_ONCE = 2**20
 # Tokens of prompts run through the model in one pass.
 _PREFILL_TOKENS = 1024
 
@@ -211,7 +213,7 @@ class TransformersEngine:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
-        self.max_rows = max_rows or (128 if policy.device.type == "cpu" else 512)
+        self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
         # Rows a sample, as it was lately: how much the rollouts have in common.
         self._rows_per_sample = 1.0
 
@@ -472,11 +474,13 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     Returns:
         token ids, (rows, draws) int64.
     """
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
-    # Scaling by the last entry keeps rounding from leaving a gap below 1.
-    target = uniform.float() * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True)
-    return tokens.clamp_max(logits.shape[-1] - 1)
+    tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
+    for some in _few_rows(logits):
+        cumulative = torch.softmax(logits[some].float() / temperature, dim=-1).cumsum(dim=-1)
+        # Scaling by the last entry keeps rounding from leaving a gap below 1.
+        target = uniform[some].float() * cumulative[:, -1:]
+        tokens[some] = torch.searchsorted(cumulative, target, right=True)
+    return tokens.clamp_max_(logits.shape[-1] - 1)
 
 
 def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -489,8 +493,19 @@ def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     Returns:
         (rows, draws) float32, in nats.
     """
-    normalizers = torch.logsumexp(logits.float(), dim=-1, keepdim=True)
-    return logits.gather(1, tokens).float() - normalizers
+    normalizers = [torch.logsumexp(logits[some].float(), dim=-1) for some in _few_rows(logits)]
+    return logits.gather(1, tokens).float() - torch.cat(normalizers)[:, None]
+
+
+def _few_rows(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows a few at a time on a CPU, where the steps between would each take a copy of them all.
+
+    On a GPU that has memory, fewer and larger steps are faster.
+    """
+    rows = len(logits)
+    few = max(1, _VALUES_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else rows
+    for first in range(0, rows, max(1, few)):
+        yield slice(first, first + few)
 
 
 def _default_batch_tokens(policy: Policy) -> int:
