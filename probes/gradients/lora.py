@@ -479,7 +479,7 @@ def _default_batch_tokens(policy: Policy) -> int:
     inner = inner if isinstance(inner, int) else 4 * hidden
     # What autograd keeps of a layer: inputs of its projections and norms, gates, attention.
     kept = int(config.num_hidden_layers) * (8 * hidden + 4 * inner)
-    weights = sum(parameter.numel() for parameter in policy.model.parameters())
+    weights: int = sum(parameter.numel() for parameter in policy.model.parameters())
     return min(2048, max(192, weights // 2 // kept))
 
 
