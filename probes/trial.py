@@ -217,13 +217,15 @@ def _draw(engine: Engine, items: pa.Table, config: TagConfig, *, grows: bool) ->
     waiting = [int(row) for row in rng.permutation(len(items))]
     taken = np.zeros(len(items), np.int64)
     sizes = list(_WAVES if grows else _ONE_WAVE)
+    # Of what waits until there is room nothing would be known.
+    room = int(_at_once(engine, items, config)) if grows else max(size for size, _ in sizes)
     waves: list[_Wave] = []
     begun = time.monotonic()
     try:
         with Progress("trying", None, "rollouts") as progress:
             while sizes:
                 size, most = sizes[0]
-                requests = _requests(items, config, size, waiting, taken)
+                requests = _requests(items, config, min(size, room), waiting, taken)
                 if not requests:
                     break
                 engine.stops_at = min(begun + SECONDS, time.monotonic() + most)
