@@ -459,6 +459,8 @@ class _Tagging:
                 self.run,
                 check_columns=self._check_columns,
                 check_golds=check_golds,
+                into_csv=Path(self.config.out).suffix.lower() == ".csv"
+                and self.source.format != "csv",
             )
             self._warn_of_echoes(items, pool)
         refused = render_items(

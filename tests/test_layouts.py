@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from curate.datasets.layouts import (
-    Layout,
-    Question,
-    RowRejected,
-    extract_gold,
-    last_boxed,
-    read_question,
-    recognise_layout,
-)
+from curate.datasets.fields import RowRejected
+from curate.datasets.golds import extract_gold, last_boxed
+from curate.datasets.layouts import Layout, Question, read_question, recognise_layout
 from curate.errors import UsageError
 
 USER = [{"role": "user", "content": "2 + 2?"}]

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from curate.datasets.layouts import Layout, Question, RowRejected, read_question
+from curate.datasets.fields import RowRejected
+from curate.datasets.layouts import Layout, Question, read_question
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
 from curate.run.names import REJECTS
 from curate.run.tables import ROWS, Folder
+from curate.tagged.csv_files import check_reads_back
 
 CheckGolds = Callable[[Sequence[str]], list[str | None]]
 CheckColumns = Callable[[Iterable[str]], None]
@@ -45,6 +47,7 @@ def read_items(
     *,
     check_columns: CheckColumns,
     check_golds: CheckGolds,
+    into_csv: bool = False,
 ) -> tuple[list[Item], dict[str, int]]:
     """Read the dataset into `rows.parquet` and `rejects.jsonl`; return its items and counts.
 
@@ -56,15 +59,17 @@ def read_items(
             columns that no row before it had, and the time to refuse them is before sampling.
         check_golds: says of each gold answer why the verifier does not accept it against itself,
             None where it does.
+        into_csv: whether the tagged file will be CSV and the dataset is not.
 
     Raises:
-        UsageError: not one row can be used, or what `check_columns` raises.
+        UsageError: not one row can be used, what `check_columns` raises, or a question that could
+            not be read again from CSV.
     """
     items: dict[str, Item] = {}
     rows: list[int] = []
     item_ids: list[str | None] = []
     reasons: list[str | None] = []
-    for row, found in _questions(source, layout, limit, check_columns):
+    for row, found in _questions(source, layout, limit, check_columns, into_csv):
         rows.append(row)
         item_ids.append(None)
         reasons.append(None)
@@ -108,7 +113,7 @@ def read_items(
 
 
 def _questions(
-    source: Source, layout: Layout, limit: int, check_columns: CheckColumns
+    source: Source, layout: Layout, limit: int, check_columns: CheckColumns, into_csv: bool
 ) -> Iterator[tuple[int, Question | str]]:
     """Yield every row's number, and its question or the reason why it has none."""
     for position, row in enumerate(source.rows()):
@@ -123,6 +128,9 @@ def _questions(
                 found = read_question(row.value, layout)
             except RowRejected as error:
                 found = str(error)
+            else:
+                if into_csv:
+                    check_reads_back(row.row, row.value, found, layout)
         yield row.row, found
 
 
