@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.datasets.layouts import choose_layout
+from curate.datasets.layouts import choices_line, choose_layout
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
@@ -75,6 +75,8 @@ if TYPE_CHECKING:
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
+# Rows an item from which on it is said that rows repeat.
+_REPEATED = 2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
 _PROMPTS_CHECKED = 200
 
@@ -438,6 +440,8 @@ class _Tagging:
         layout = choose_layout(self.source, self.config.prompt_field, self.config.answer_field)
         answer_field = layout.answer_field or "the last assistant turn"
         say(f"layout {layout.name}: prompt in {layout.prompt_field}, answer in {answer_field}")
+        if layout.choices:
+            say(f"warning: {choices_line(layout, self.config.verifier)}")
         self.run.update(
             dataset={
                 **self.run.manifest["dataset"],
@@ -484,6 +488,11 @@ class _Tagging:
             counts["items"] -= len(refused)
         self._check_budget(counts["items"])
         self.run.update(counts=counts)
+        if counts["rows_probed"] >= _REPEATED * counts["items"]:
+            say(
+                f"{counts['rows_probed']:,} rows are {counts['items']:,} items: what repeats "
+                "prompt and answer is probed once"
+            )
         if counts["rows_rejected"]:
             say(
                 f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "

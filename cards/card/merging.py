@@ -82,7 +82,8 @@ def merge_card(card: str, metadata: Mapping[str, Any], section: str, name: str) 
 def _with_last_line_end(card: str) -> str:
     """A card that is metadata alone, with the line end that it may lack after the closing line."""
     line_end = "\r\n" if "\r\n" in card else "\n"
-    return card + line_end if card.rstrip(" \t").endswith("\n---") else card
+    bare = card.rstrip(" \t")
+    return bare + line_end if bare.endswith("\n---") else card
 
 
 def has_section(card: str) -> bool:

@@ -183,6 +183,17 @@ def choose_layout(source: Source, prompt_field: str, answer_field: str) -> Layou
     return recognise_layout(list(rows), prompt_field or None, answer_field or None)
 
 
+def choices_line(layout: Layout, verifier: str) -> str:
+    """What becomes of answers that are positions or letters of choices, in a line."""
+    line = (
+        f"answers are positions or letters of the choices in {layout.choices!r}: prompts that do "
+        "not show them get them, lettered from A, and the gold is the letter"
+    )
+    if layout.first_choice:
+        line += f" (positions count from {layout.first_choice})"
+    return line if verifier == "choice" else f"{line}; --verifier choice judges letters"
+
+
 def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
     """Read a row's prompt and gold answer. Raises RowRejected with the reason where it cannot."""
     prompt = lookup(value, layout.prompt_field)

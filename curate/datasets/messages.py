@@ -25,6 +25,8 @@ _MEDIA_COLUMN = re.compile(
     r"(?:(?:decoded|input|question|problem)_)?(?:image|img|picture|figure|video|audio)s?(?:_?\d+)?",
     re.IGNORECASE,
 )
+# Characters of a text that are looked at to tell a file from words.
+_LOOKED_AT = 200
 # What else templates read of a message.
 _CALLS = ("tool_calls", "function_call", "tool_call_id", "name")
 
@@ -128,7 +130,10 @@ def _is_media(value: Any) -> bool:
         return any(_is_media(each) for each in value)
     if isinstance(value, Mapping):
         return any(value.get(name) for name in ("bytes", "path", "url", "src", "array"))
-    return isinstance(value, str | bytes) and bool(value.strip())
+    if isinstance(value, str):
+        # A path, a link or base64; words would be a description.
+        return bool(value.strip()) and not re.search(r"\s", value[:_LOOKED_AT].strip())
+    return isinstance(value, bytes) and bool(value)
 
 
 # --- Tools -------------------------------------------------------------------------------------
