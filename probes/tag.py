@@ -66,6 +66,7 @@ from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk, next_round
+from probes.verifiers.by_row import RowVerifiers, hints
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -418,7 +419,10 @@ class _Tagging:
     @cached_property
     def _items(self) -> pa.Table:
         # One chunk a column: its entries are looked up by position.
-        return ITEMS.read(self.run, "item_id", "prompt_token_ids", "answer").combine_chunks()
+        names = ["item_id", "prompt_token_ids", "answer"]
+        if self.config.verifier_field:
+            names.append("verifier")
+        return ITEMS.read(self.run, *names).combine_chunks()
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -432,6 +436,7 @@ class _Tagging:
     def _pool(self) -> VerifierPool:
         return VerifierPool(
             self.config.verifier,
+            others=RowVerifiers(self.config).names,
             workers=self.config.verifier_workers or None,
             seconds=self.config.verifier_seconds,
         )
@@ -450,17 +455,21 @@ class _Tagging:
                 "answer_field": answer_field,
             }
         )
+        verifiers = RowVerifiers(self.config)
+        for line in [] if verifiers.is_mixed else hints(self.source):
+            say(f"warning: {line}")
         with self._pool() as pool:
 
-            def check_golds(golds: Sequence[str]) -> list[str | None]:
+            def check_golds(golds: Sequence[str], names: Sequence[str]) -> list[str | None]:
                 with Progress("checking", len(golds), "gold answers") as progress:
-                    return pool.check_golds(golds, progress.reach)
+                    return pool.check_golds(golds, progress.reach, names)
 
             items, counts = read_items(
                 self.source,
                 layout,
                 self.config.limit,
                 self.run,
+                verifiers=verifiers,
                 check_columns=self._check_columns,
                 check_golds=check_golds,
                 into_csv=Path(self.config.out).suffix.lower() == ".csv"
@@ -473,6 +482,7 @@ class _Tagging:
             self._tokenizer,
             instruction=self.config.instruction,
             prompt_end=self.config.prompt_end,
+            is_mixed=verifiers.is_mixed,
             max_tokens=self.config.max_tokens,
             context_length=self._check_model(),
         )
@@ -512,7 +522,9 @@ class _Tagging:
     def _warn_of_echoes(self, items: Sequence[Item], pool: VerifierPool) -> None:
         """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
         checked = items[:_PROMPTS_CHECKED]
-        pairs = [(item.question.messages[-1][1], item.question.answer) for item in checked]
+        pairs = [
+            (item.question.messages[-1][1], item.question.answer, item.verifier) for item in checked
+        ]
         with Progress("checking", len(pairs), "prompts as answers") as progress:
             verdicts = pool.judge(pairs, progress.reach)
         echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
@@ -571,7 +583,9 @@ class _Tagging:
         return sample_items(self.run, self._items, drawn, target, draw, shard_size)
 
     def _verify(self) -> dict[str, Any]:
-        return verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
+        items = self._items
+        verifiers = items["verifier"] if self.config.verifier_field else None
+        return verify_rollouts(self.run, self._pool(), items["answer"], self._row_of, verifiers)
 
     # --- After the last round ----------------------------------------------------------------
 

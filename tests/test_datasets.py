@@ -665,6 +665,7 @@ def test_a_million_rows_are_read_in_small_memory(tmp_path: Path) -> None:
         from curate.datasets.source import open_source
         from curate.datasets.layouts import choose_layout
         from probes.stages.items import read_items
+        from probes.verifiers.by_row import RowVerifiers
         from curate.run.folder import open_run
         source = open_source(sys.argv[1])
         with open_run(Path(sys.argv[2]), TagConfig(), {}) as run:
@@ -674,7 +675,8 @@ def test_a_million_rows_are_read_in_small_memory(tmp_path: Path) -> None:
                 0,
                 run,
                 check_columns=lambda names: None,
-                check_golds=lambda golds: [None] * len(golds),
+                verifiers=RowVerifiers(TagConfig()),
+                check_golds=lambda golds, names: [None] * len(golds),
             )
         assert counts["rows"] == counts["items"] == len(items)
         # Not ru_maxrss, which includes that of the process that forked this one.

@@ -7,16 +7,16 @@ from itertools import islice
 
 from curate.config import TagConfig
 from curate.datasets.fields import RowRejected
-from curate.datasets.golds import why_no_answer
 from curate.datasets.layouts import Layout, choices_line, choose_layout, read_question
 from curate.datasets.rates import rates_line, told_rates
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.tags import tag_schema
 from probes.doctor.finding import Finding
+from probes.verifiers.by_row import RowVerifiers, hints
 
 _ROWS_READ = 1000
-_OURS = frozenset(tag_schema([], target=True, judged=True).names)
+_OURS = frozenset(tag_schema([], target=True, judged=True, mixed=True).names)
 
 
 def look_at_dataset(config: TagConfig) -> tuple[int, list[Finding]]:
@@ -32,7 +32,8 @@ def look_at_dataset(config: TagConfig) -> tuple[int, list[Finding]]:
         layout = choose_layout(source, config.prompt_field, config.answer_field)
     except UsageError as error:
         return items, [Finding("dataset", "blocks", str(error), "name the columns")]
-    return items, [_read(source, layout, rows), *_answers(source, layout, config), *_rates(source)]
+    findings = [_read(source, layout, rows), *_answers(source, layout, config)]
+    return items, [*findings, *_kinds(source, config), *_rates(source)]
 
 
 def _read(source: Source, layout: Layout, rows: int) -> Finding:
@@ -48,6 +49,7 @@ def _answers(source: Source, layout: Layout, config: TagConfig) -> Iterator[Find
     """What the first rows would be rejected for, and what becomes of choices."""
     if layout.choices:
         yield Finding("choices", "limit", choices_line(layout, config.verifier))
+    verifiers = RowVerifiers(config)
     problems = []
     read = 0
     for row in islice(source.rows(), _ROWS_READ):
@@ -55,8 +57,9 @@ def _answers(source: Source, layout: Layout, config: TagConfig) -> Iterator[Find
         why = row.problem
         if row.value is not None:
             try:
+                verifier = verifiers.of(row.value)
                 question = read_question(row.value, layout)
-                why = why_no_answer(question.answer) if ":" not in config.verifier else None
+                why = verifiers.why_no_answer(verifier, question.answer)
             except RowRejected as error:
                 why = str(error)
         if why:
@@ -67,6 +70,11 @@ def _answers(source: Source, layout: Layout, config: TagConfig) -> Iterator[Find
             f"{len(problems):,} of the first {read:,} rows would be rejected, first {problems[0]}",
             "every reject stays in the tagged file with its reason",
         )  # fmt: skip
+
+
+def _kinds(source: Source, config: TagConfig) -> Iterator[Finding]:
+    for line in [] if config.verifier_field else hints(source):
+        yield Finding("kinds", "limit", line)
 
 
 def _rates(source: Source) -> Iterator[Finding]:

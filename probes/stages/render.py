@@ -81,10 +81,14 @@ def render_items(
     *,
     instruction: str,
     prompt_end: str,
+    is_mixed: bool = False,
     max_tokens: int,
     context_length: int,
 ) -> dict[str, str]:
-    """Write `items.parquet`: item_id, row, prompt, prompt_token_ids, answer.
+    """Write `items.parquet`: item_id, row, prompt, prompt_token_ids, answer, verifier.
+
+    Args:
+        is_mixed: whether each item has a verifier of its own.
 
     Returns:
         the items that are left out, by id, with the reason: the template refuses them, or prompt
@@ -126,6 +130,7 @@ def render_items(
                         "prompt": text,
                         "prompt_token_ids": token_ids,
                         "answer": item.question.answer,
+                        "verifier": item.verifier if is_mixed else None,
                     }
                 )
             writer.write_table(pa.Table.from_pylist(rows, schema=ITEMS.schema))
