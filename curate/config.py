@@ -223,7 +223,7 @@ class TagConfig(Settings):
     )  # fmt: skip
     verifier_field: str = option(
         "the column that tells each row's verifier, in a dataset of several kinds, such as "
-        "open-instruct's dataset or verl's data_source; [verifiers] in --config maps its values",
+        "open-instruct's dataset or verl's data_source; the table verifiers of --config maps it",
         default="", group=_VERIFYING, metavar="COLUMN", or_number=True, was_default=True,
     )  # fmt: skip
     verifiers: Mapping[str, Any] = option(

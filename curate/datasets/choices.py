@@ -115,9 +115,9 @@ def _read(row: Mapping[str, Any], column: str, answer: Any, prompt: str) -> _Cho
         order = sorted(texts, key=lambda t: hashlib.sha256(f"{prompt}\0{t}".encode()).digest())
         return _listable(order)
     found = row.get(column)
-    is_text = isinstance(found, str)
-    if is_text:
-        found = object_in(found)
+    is_text = False
+    if isinstance(found, str):
+        is_text, found = True, object_in(found)
     if isinstance(found, Mapping) and isinstance(found.get("text"), list):
         labels = found.get("label")
         listed = _listable(found["text"])

@@ -85,7 +85,7 @@ class RowVerifiers:
     def __init__(self, config: TagConfig) -> None:
         self.field = config.verifier_field
         self.default = config.verifier
-        self.table = dict(config.verifiers)
+        self.table: dict[str, str] = dict(config.verifiers)
 
     @property
     def is_mixed(self) -> bool:
