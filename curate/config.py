@@ -102,7 +102,7 @@ class TagConfig(Settings):
     )
     instruction: str = option(
         "text added to the prompt; 'auto' asks for step-by-step reasoning and \\boxed{} where the "
-        "prompt is plain text and adds nothing to a conversation; '' adds nothing",
+        "prompt is plain text that asks for no form itself; '' adds nothing",
         default=AUTO, group=_DATASET, metavar="TEXT",
     )  # fmt: skip
     prompt_end: str = option(
@@ -377,7 +377,8 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
     """Name each setting that differs in a way that would change results, as `name: old -> new`."""
     changed = []
     for name, setting in declared_in(TagConfig).items():
-        known = {name: setting.default} if setting.declared.get("was_default") else {}
+        default = {} if setting.kind is Mapping else setting.default
+        known = {name: default} if setting.declared.get("was_default") else {}
         known |= old
         if name not in known or not setting.declared.get("changes_result", True):
             continue

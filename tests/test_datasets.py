@@ -1,5 +1,6 @@
 """Every format opens and streams; what is broken is one line or one row, never a crash."""
 
+import base64
 import gzip
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -186,6 +188,27 @@ def test_views_of_polars_and_duckdb_become_plain_types(tmp_path: Path) -> None:
     assert source.schema.metadata[b"made"] == b"by us"
     taken = [batch.take(pa.array([1, 0])).to_pylist() for batch in source.batches()]
     assert taken == [table.to_pylist()[::-1]]
+
+
+@pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
+def test_views_inside_of_messages_do_too(tmp_path: Path, listed: Any) -> None:
+    def schema(text: pa.DataType) -> pa.Schema:
+        turn = pa.struct([("role", text), ("content", text)])
+        return pa.schema([("messages", listed(turn)), ("answer", text)])
+
+    rows = [{"messages": [{"role": "user", "content": str(n)}], "answer": "1"} for n in range(3)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(pa.string())), path)
+    # Arrow cannot write these itself: the note of its types in the file is another's.
+    ours = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    theirs = base64.b64encode(schema(pa.string_view()).serialize().to_pybytes())
+    assert len(ours) == len(theirs)
+    path.write_bytes(path.read_bytes().replace(ours, theirs))
+    assert pq.read_schema(path).field("answer").type == pa.string_view()
+    source = open_source(path)
+    assert [row.value for row in source.rows()] == rows
+    (batch,) = source.batches()
+    assert batch.take(pa.array([2, 0])).to_pylist() == [rows[2], rows[0]]
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float16()])

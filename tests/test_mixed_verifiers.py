@@ -1,6 +1,7 @@
 """A verifier a row: known names, named ones, and what is rejected; and the run that results."""
 
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from curate.config import TagConfig, read_config_file
+from curate.config import TagConfig, changed_settings, config_to_toml, read_config_file
 from curate.datasets.fields import RowRejected
 from curate.errors import UsageError
 from curate.run.run import Run
@@ -101,6 +102,14 @@ def test_a_table_needs_its_field_and_names() -> None:
         TagConfig(verifiers={"a": "math"})
     with pytest.raises(UsageError, match=r"\[verifiers\] a is 5"):
         TagConfig(verifier_field="x", verifiers={"a": 5})
+
+
+def test_a_run_of_before_goes_on_and_another_verifier_is_another_run() -> None:
+    old = tomllib.loads(config_to_toml(TagConfig()))
+    del old["verifiers"], old["verifier_field"]
+    assert changed_settings(old, TagConfig()) == []
+    changed = changed_settings(old, TagConfig(verifier_field="x", verifiers={"a": "math"}))
+    assert [line.partition(":")[0] for line in changed] == ["verifier_field", "verifiers"]
 
 
 def test_kinds_that_are_judged_differently_are_hinted_at() -> None:

@@ -14,6 +14,7 @@ import pytest
 from curate.datasets.fields import RowRejected
 from curate.datasets.golds import why_no_answer
 from curate.datasets.layouts import (
+    INSTRUCTION,
     Question,
     choices_line,
     choose_layout,
@@ -161,6 +162,33 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "Open-Reasoner-Zero",
     ),
+    "OpenMathReasoning": (
+        {
+            "expected_answer": "42",
+            "problem_type": "has_answer_extracted",
+            "problem_source": "aops",
+            "generation_model": "x",
+            "pass_rate_72b_tir": "0.5",
+            "problem": ASKED,
+            "generated_solution": "41",
+            "inference_mode": "cot",
+        },
+        "problem/expected_answer",
+    ),
+    "AIME": (
+        {"ID": "2024-I-1", "Problem": ASKED, "Solution": "Six sevens.", "Answer": 42},
+        "Problem/Answer",
+    ),
+    "ShareGPT": (
+        {
+            "system": "Be brief.",
+            "conversations": [
+                {"from": "human", "value": ASKED},
+                {"from": "gpt", "value": "\\boxed{42}"},
+            ],
+        },
+        "messages",
+    ),
     "NuminaMath-CoT": (
         {
             "source": "cn_k12",
@@ -215,11 +243,30 @@ def test_it_is_the_same_item_in_either_format(tmp_path: Path, dataset: str, kind
     assert read_question(value, choose_layout(source, "", "")).item_id == read(row).item_id
 
 
-def test_daposs_rows_are_one_item_and_keep_their_own_instruction() -> None:
+def test_sharegpt_s_system_prompt_is_a_turn() -> None:
+    row, _ = LAYOUTS["ShareGPT"]
+    assert read(row).messages == (("system", "Be brief."), ("user", ASKED))
+    assert read({**row, "system": None}).messages == (("user", ASKED),)
+
+
+def test_dapos_rows_are_one_item_and_keep_their_own_instruction() -> None:
     row, _ = LAYOUTS["DAPO-Math-17k"]
     again = {**row, "extra_info": {"index": 1}}
     assert read(row).item_id == read(again).item_id
     assert instruct(read(row), "auto") == [{"role": "user", "content": DAPO}]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [DAPO, f"{ASKED}\nPresent the answer as: Final Answer: \\boxed{{your_answer}}."],
+)
+def test_plain_text_that_asks_for_a_form_is_not_asked_for_another(asked: str) -> None:
+    question = read({"prompt": asked, "answer": "42"})
+    assert question.is_plain_text
+    assert instruct(question, "auto") == [{"role": "user", "content": asked}]
+    assert instruct(question, "Think.")[0]["content"] == f"{asked} Think."
+    plain = read({"prompt": ASKED, "answer": "42"})
+    assert instruct(plain, "auto")[0]["content"] == f"{ASKED} {INSTRUCTION}"
 
 
 def test_orz_s_file_is_a_list_of_lists(tmp_path: Path) -> None:

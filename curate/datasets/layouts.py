@@ -5,7 +5,8 @@ Known without options:
 - `prompt`, `question` or `problem` with `answer`, `ground_truth` or `solution`. A gold answer may
   be marked in longer text: GSM8K's `#### 72`, or `\\boxed{72}`. A `solution` must mark it.
 - the same with a conversational `prompt`: a list of messages, each with a `role` and a `content`.
-- `messages`, with an answer column, or else with the last assistant message as the gold text.
+- `messages`, or ShareGPT's `conversations` with its `system`, with an answer column, or else with
+  the last assistant message as the gold text.
 - verl, and what was made for it (DAPO-Math, Eurus, Skywork-OR1): `prompt` with
   `reward_model.ground_truth`.
 - SYNTHETIC-1 and -2, INTELLECT-2: `prompt` with the `ground_truth` in `verification_info`, JSON.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -54,14 +56,18 @@ Message = dict[str, Any]
 
 # Open-Reasoner-Zero's file is a list of lists, which is read as an object of positions.
 _ORZ = ("0.value", "1.ground_truth.value")
-_PROMPT_FIELDS = ("prompt", "question", "problem", "messages", "Question", _ORZ[0])
+_CONVERSATIONS = ("messages", "conversations")
+_PROMPT_FIELDS = (
+    *("prompt", "question", "problem", *_CONVERSATIONS),
+    *("Question", "Problem", _ORZ[0]),
+)
 _ANSWER_FIELDS = (
     "reward_model.ground_truth",
     "answer",
     "ground_truth",
     "verification_info.ground_truth",
-    "answerKey",
-    "Correct Answer",
+    *("expected_answer", "final_answer"),
+    *("answerKey", "Correct Answer", "Answer"),
     _ORZ[1],
     "solution",
 )
@@ -71,6 +77,8 @@ _NAMES = {
     _ORZ[1]: "Open-Reasoner-Zero",
     "Correct Answer": "GPQA",
 }
+# What asks for the form of the answer already: a box, or DAPO-Math's last line.
+_ASKS_FOR_FORM = re.compile(r"\\boxed|own line after \"Answer:\"|form:? Answer: \$Answer")
 # Rows that are looked at to recognise a layout.
 _SAMPLE_ROWS = 1000
 
@@ -156,7 +164,7 @@ def recognise_layout(
             f"no gold answer column is known among {columns_line(rows)}; name it with"
             " --answer-field (and the prompt's with --prompt-field)"
         )
-    if answer is None or _last_part(prompt) == "messages":
+    if answer is None or _last_part(prompt) in _CONVERSATIONS:
         name = "messages"
     else:
         name = _NAMES.get(answer, f"{prompt}/{answer}")
@@ -213,6 +221,10 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
         raise RowRejected("empty prompt")
     refuse_media(value, messages, layout.prompt_field)
     calls = read_calls(value, prompt)
+    system = value.get("system")
+    is_sharegpt = _last_part(layout.prompt_field) == _CONVERSATIONS[1]
+    if is_sharegpt and not calls and isinstance(system, str) and system.strip():
+        messages = (("system", system), *messages)
     if layout.answer_field is None:
         if reply is None:
             raise RowRejected("no gold answer: the last message is not the assistant's")
@@ -235,11 +247,15 @@ def instruct(question: Question, instruction: str) -> list[Message]:
     """Return the conversation with the instruction added to its last turn.
 
     A prompt that is a conversation in the dataset is complete as it stands: with `auto` only plain
-    text, which became a single user turn, gets the instruction.
+    text, which became a single user turn, gets the instruction, and only where it does not ask for
+    the answer's form itself.
     """
     conversation = question.conversation()
     if instruction == AUTO:
-        instruction = INSTRUCTION if question.is_plain_text else ""
+        is_complete = not question.is_plain_text or _ASKS_FOR_FORM.search(
+            conversation[-1]["content"]
+        )
+        instruction = "" if is_complete else INSTRUCTION
     if instruction:
         last = conversation[-1]
         conversation[-1] = {**last, "content": f"{last['content']} {instruction}"}
