@@ -44,7 +44,7 @@ def read_text(path: Path) -> str:
         UnicodeDecodeError: it is neither UTF-8 nor marked as UTF-16.
     """
     content = path.read_bytes()
-    if content.startswith(_UTF_16):
+    if _is_mark(content[:4]):
         return content.decode("utf-16")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
@@ -63,7 +63,12 @@ def first_character(path: Path) -> bytes:
 
 
 def _is_utf_16(file: io.BufferedReader) -> bool:
-    return file.peek(2)[:2] in _UTF_16
+    return _is_mark(file.peek(4)[:4])
+
+
+def _is_mark(start: bytes) -> bool:
+    # That of UTF-32 begins as that of UTF-16.
+    return start.startswith(_UTF_16) and start != codecs.BOM_UTF32_LE
 
 
 @contextmanager
