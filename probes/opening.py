@@ -21,7 +21,7 @@ from probes.engines.base import Engine, Rollout, SampleRequest
 from probes.estimate import Prices, Sample, Span, Work, estimate, smaller_plans
 from probes.estimate_words import basis, estimate_lines
 from probes.stages.sample import Advance, DrawShards, SampleShard, rollout_table
-from probes.trial import judge, peak_memory
+from probes.trial import Gold, judge, peak_memory
 from probes.verifiers.pool import VerifierPool
 
 SECONDS = 20.0
@@ -42,7 +42,7 @@ class Opening:
     Args:
         work: of the run.
         asked: rollouts that are still missing of round one.
-        gold_of: answers by item_id.
+        gold_of: answers by item_id, with what judges them.
         tokenizer: decodes as the sampling stage does.
         pool: gives the run's verifier, not entered.
     """
@@ -51,7 +51,7 @@ class Opening:
         self,
         work: Work,
         asked: int,
-        gold_of: Callable[[str], str],
+        gold_of: Callable[[str], Gold],
         tokenizer: Any,
         pool: Callable[[], VerifierPool],
     ) -> None:

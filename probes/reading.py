@@ -6,12 +6,13 @@ What is wrong with a dataset, a model or a setting shows here, before anything i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from curate.config import TagConfig
-from curate.datasets.layouts import choose_layout
+from curate.datasets.layouts import choices_line, choose_layout
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.progress import Progress, say
@@ -19,8 +20,11 @@ from curate.run.folder import RunFolder
 from probes.stages.items import CheckColumns, Item, read_items, reject_items
 from probes.stages.render import render_items
 from probes.statistics.plan import Plan, next_round
+from probes.verifiers.by_row import RowVerifiers, hints
 from probes.verifiers.pool import VerifierPool
 
+# Rows an item from which on it is said that rows repeat.
+_REPEATED = 2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
 _PROMPTS_CHECKED = 200
 
@@ -55,6 +59,8 @@ def read_and_render(
     layout = choose_layout(source, config.prompt_field, config.answer_field)
     answer_field = layout.answer_field or "the last assistant turn"
     say(f"layout {layout.name}: prompt in {layout.prompt_field}, answer in {answer_field}")
+    if layout.choices:
+        say(f"warning: {choices_line(layout, config.verifier)}")
     run.update(
         dataset={
             **run.manifest["dataset"],
@@ -63,19 +69,24 @@ def read_and_render(
             "answer_field": answer_field,
         }
     )
+    verifiers = RowVerifiers(config)
+    for line in [] if verifiers.is_mixed else hints(source):
+        say(f"warning: {line}")
     with pool:
 
-        def check_golds(golds: Sequence[str]) -> list[str | None]:
+        def check_golds(golds: Sequence[str], names: Sequence[str]) -> list[str | None]:
             with Progress("checking", len(golds), "gold answers") as progress:
-                return pool.check_golds(golds, progress.reach)
+                return pool.check_golds(golds, progress.reach, names)
 
         items, counts = read_items(
             source,
             layout,
             config.limit,
             run,
+            verifiers=verifiers,
             check_columns=check_columns,
             check_golds=check_golds,
+            into_csv=Path(config.out).suffix.lower() == ".csv" and source.format != "csv",
         )
         _warn_of_echoes(run, items, pool)
     refused = render_items(
@@ -84,6 +95,7 @@ def read_and_render(
         tokenizer,
         instruction=config.instruction,
         prompt_end=config.prompt_end,
+        is_mixed=verifiers.is_mixed,
         max_tokens=config.max_tokens,
         context_length=check_model(),
     )
@@ -98,13 +110,20 @@ def read_and_render(
         counts["items"] -= len(refused)
     _check_budget(plan, config, counts["items"])
     run.update(counts=counts)
+    if counts["rows_probed"] >= _REPEATED * counts["items"]:
+        say(
+            f"{counts['rows_probed']:,} rows are {counts['items']:,} items: what repeats prompt "
+            "and answer is probed once"
+        )
     return {"rows_this_time": counts["rows"]}
 
 
 def _warn_of_echoes(run: RunFolder, items: Sequence[Item], pool: VerifierPool) -> None:
     """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
     checked = items[:_PROMPTS_CHECKED]
-    pairs = [(item.question.messages[-1][1], item.question.answer) for item in checked]
+    pairs = [
+        (item.question.messages[-1][1], item.question.answer, item.verifier) for item in checked
+    ]
     with Progress("checking", len(pairs), "prompts as answers") as progress:
         verdicts = pool.judge(pairs, progress.reach)
     echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]

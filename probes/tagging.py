@@ -65,7 +65,8 @@ from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk
-from probes.trial import Trial, try_out
+from probes.trial import Trial, gold_of, try_out
+from probes.verifiers.by_row import RowVerifiers
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -278,7 +279,10 @@ class Tagging:
     @cached_property
     def _items(self) -> pa.Table:
         # One chunk a column: its entries are looked up by position.
-        return ITEMS.read(self.run, "item_id", "prompt_token_ids", "answer").combine_chunks()
+        names = ["item_id", "prompt_token_ids", "answer"]
+        if self.config.verifier_field:
+            names.append("verifier")
+        return ITEMS.read(self.run, *names).combine_chunks()
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -292,6 +296,7 @@ class Tagging:
     def _pool(self) -> VerifierPool:
         return VerifierPool(
             self.config.verifier,
+            others=RowVerifiers(self.config).names,
             workers=self.config.verifier_workers or None,
             seconds=self.config.verifier_seconds,
         )
@@ -373,13 +378,15 @@ class Tagging:
         return Opening(
             work,
             int(np.maximum(target - drawn, 0).sum()),
-            lambda item_id: str(self._items["answer"][self._row_of[item_id]].as_py()),
+            lambda item_id: gold_of(self._items, self._row_of[item_id]),
             self._tokenizer,
             self._pool,
         )
 
     def _verify(self) -> dict[str, Any]:
-        found = verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
+        items = self._items
+        verifiers = items["verifier"] if self.config.verifier_field else None
+        found = verify_rollouts(self.run, self._pool(), items["answer"], self._row_of, verifiers)
         drawing = self.this_time.get("sample", {})
         if self.opening and not self.opening.is_told and drawing.get("tokens_this_time"):
             # Round one was over before there was anything to tell.

@@ -58,6 +58,10 @@ _STEADY = (0.8, 1.0, 1.25)
 _GRADIENT = (0.7, 1.0, 1.3)
 
 
+Gold = tuple[str, str | None]
+"""An answer, and the verifier where it may be another than the pool's."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """What was drawn and what it took."""
@@ -141,7 +145,7 @@ def try_out(
     number = {item_id: place for place, item_id in enumerate(asked)}
     prompt_of = np.array([number[rollout.item_id] for rollout in rollouts], np.int64)
     row_of = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
-    golds = [items["answer"][row_of[item_id]].as_py() for item_id in asked]
+    golds = [gold_of(items, row_of[item_id]) for item_id in asked]
     is_cut = np.array([rollout.finish_reason == "length" for rollout in rollouts], bool)
     texts = tokenizer.batch_decode(
         [rollout.completion_token_ids for rollout in rollouts],
@@ -172,11 +176,17 @@ def try_out(
     return Trial(sample, prices, tokens, seconds, differentiated, took)
 
 
+def gold_of(items: pa.Table, row: int) -> Gold:
+    """The gold of an item, and what judges answers to it; None where all have the pool's."""
+    is_mixed = "verifier" in items.column_names
+    return items["answer"][row].as_py(), items["verifier"][row].as_py() if is_mixed else None
+
+
 def judge(
     texts: Sequence[str],
     is_cut: NDArray[np.bool_],
     prompt_of: NDArray[np.int64],
-    golds: Sequence[str],
+    golds: Sequence[Gold],
     pool: VerifierPool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
     """Judge completions: how many of each prompt were judged and correct, and seconds a verdict.
@@ -185,14 +195,14 @@ def judge(
         texts: the completions.
         is_cut: whether each was cut, and so is wrong, unread; shape (completions,).
         prompt_of: which of the prompts each is of, shape (completions,).
-        golds: of the prompts.
+        golds: of the prompts, each with what judges it.
         pool: of the verifier, not entered.
     """
     judged, correct = np.zeros((2, len(golds)), np.int64)
     ended = np.flatnonzero(~is_cut).tolist()
     with pool:
         start = time.monotonic()
-        verdicts = pool.judge([(texts[n], golds[prompt_of[n]]) for n in ended])
+        verdicts = pool.judge([(texts[n], *golds[prompt_of[n]]) for n in ended])
         seconds = time.monotonic() - start
     rewards = dict(zip(ended, (verdict.reward for verdict in verdicts), strict=True))
     for n, prompt in enumerate(prompt_of):
