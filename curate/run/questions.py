@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from curate.config import TagConfig
 from curate.datasets.fields import RowRejected
 from curate.datasets.layouts import Question, choose_layout, read_question
 from curate.datasets.source import Source, open_source
@@ -24,7 +23,7 @@ def read_questions(run: Run) -> dict[str, Question]:
         UsageError: neither is there, or its items are others.
     """
     config = run.config
-    source = _source(config)
+    source = run_source(run)
     layout = choose_layout(source, config.prompt_field, config.answer_field)
     wanted = set(run.ids.to_pylist())
     found: dict[str, Question] = {}
@@ -43,8 +42,9 @@ def read_questions(run: Run) -> dict[str, Question]:
     return found
 
 
-def _source(config: TagConfig) -> Source:
+def run_source(run: Run) -> Source:
     """The dataset, or the tagged file where the dataset is a file that was moved away."""
+    config = run.config
     is_gone = not Path(config.dataset).exists() and Path(config.out).exists()
     if is_gone:
         return open_source(config.out)

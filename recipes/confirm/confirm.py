@@ -24,6 +24,7 @@ from recipes.confirm.interventions import intervention_table
 from recipes.confirm.outcomes import read_outcomes, stack_outcomes
 from recipes.confirm.partition import SeedOutcomes, Tags, partition, table1, tau_sweep
 from recipes.confirm.payoff import payoff_table
+from recipes.confirm.training_log import log_notes
 from recipes.statistics.agreement import (
     Booleans,
     Floats,
@@ -75,6 +76,8 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
     is_hard = outcomes.initial_pass_rate < config.tau
     not_visited = is_hard & np.any([table["visits"].to_numpy() == 0 for table in tables], axis=0)
     notes = _notes(found, int(not_visited.sum()), int(is_hard.sum()))
+    for seed, facts in found.runs.items():
+        notes += log_notes(seed, facts["log"]) if "log" in facts else []
     semantic, note = _semantic(run, tags)
     notes += note
     dynamics, note = _dynamics(run, items, tags)

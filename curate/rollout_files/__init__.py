@@ -1,0 +1,1 @@
+"""Rollouts as trainers and evaluations write them: a file a format, read as `LoggedRollout`."""
