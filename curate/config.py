@@ -221,6 +221,11 @@ class TagConfig(Settings):
         "math, exact, numeric, choice, or your own MODULE:FUNCTION",
         default="math", group=_VERIFYING, metavar="NAME",
     )  # fmt: skip
+    pass_threshold: float | None = option(
+        "the reward of your own function from which on a completion is correct (default: the "
+        "maximum, which is 1, or what the function's attribute max_reward says)",
+        default=None, group=_VERIFYING, metavar="X", was_default=True,
+    )  # fmt: skip
     verifier_seconds: float = option(
         "CPU time one answer may take before it counts as not judged",
         default=5.0, group=_VERIFYING, metavar="S", above=0,

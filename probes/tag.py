@@ -432,6 +432,7 @@ class _Tagging:
             self.config.verifier,
             workers=self.config.verifier_workers or None,
             seconds=self.config.verifier_seconds,
+            pass_threshold=self.config.pass_threshold,
         )
 
     def _read_and_render(self) -> dict[str, Any]:
@@ -504,7 +505,7 @@ class _Tagging:
         pairs = [(item.question.messages[-1][1], item.question.answer) for item in checked]
         with Progress("checking", len(pairs), "prompts as answers") as progress:
             verdicts = pool.judge(pairs, progress.reach)
-        echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
+        echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.is_correct]
         self.run.update(echoes={"prompts_checked": len(checked), "accepted": len(echoes)})
         if echoes:
             say(

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
@@ -204,6 +204,29 @@ def last_boxed(text: str) -> str | None:
             if is_box and (inside is None or start > inside[0]):
                 inside = (start, token.start())
     return None if inside is None else text[inside[0] : inside[1]].strip()
+
+
+def find_field(
+    rows: Sequence[Mapping[str, Any]], given: str, option: str, known: Iterable[str]
+) -> str | None:
+    """The field that an option names, or else the first of the known ones that any row fills.
+
+    Raises:
+        UsageError: the option names a field that is in none of the rows.
+    """
+    return _given(list(rows), given or None, option) or _known(list(rows), known)
+
+
+def read_field(value: Mapping[str, Any], field: str) -> Any:
+    """The value at a dotted path of a row; None where there is none."""
+    found = _lookup(value, field)
+    return None if found is _MISSING else found
+
+
+def read_gold(value: Mapping[str, Any], field: str) -> str:
+    """Read the gold answer of a row, marked or bare. Raises RowRejected where there is none."""
+    answer = _answer_text(_lookup(value, field), field)
+    return _gold(answer, must_be_marked=_last_part(field) == "solution")
 
 
 # --- Fields ----------------------------------------------------------------------------------

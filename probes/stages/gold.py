@@ -220,7 +220,7 @@ def _place_golds(
     pairs: list[tuple[str, str]] = []
     owners: list[tuple[_Item, GoldCompletion]] = []
     for item, gold, verdict in zip(block, answers, boxed, strict=True):
-        form = placed_form(gold, verdict.answer_found if verdict.reward == 1 else None)
+        form = placed_form(gold, verdict.answer_found if verdict.is_correct else None)
         room = context_length - len(items["prompt_token_ids"][item.row])
         for rollout in item.rollouts:
             found = _with_gold(rollout, tokenizer, form)
@@ -231,7 +231,7 @@ def _place_golds(
                 pairs.append((found.text, gold))
                 owners.append((item, found))
     for (item, found), verdict in zip(owners, pool.judge(pairs), strict=True):
-        if verdict.reward != 1:
+        if not verdict.is_correct:
             del item.candidates[found.prefix, found.scored]
 
 

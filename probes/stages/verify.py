@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, rollout_shards
 from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
-from probes.verifiers.load import Verdict
 from probes.verifiers.pool import VerifierPool
+from probes.verifiers.verdict import Verdict
 
 # A completion that was cut has not given its answer, whatever it wrote on the way.
 TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 
 from curate.errors import RunError, UsageError
 from curate.files import CODE_ROOT
-from probes.verifiers.load import Verdict
+from probes.verifiers.verdict import Verdict
 
 __all__ = ["VerifierPool"]
 
@@ -96,6 +96,9 @@ class VerifierPool:
         workers: how many processes; by default one for each processor that this process may use.
         seconds: processor time a completion may take; six times as much by the clock.
         memory_gib: memory that a worker may take above what it holds at its start.
+        pass_threshold: the reward of a user's function from which on a completion is correct; None:
+            its maximum (`probes.verifiers.load.load_verifier`).
+        explain: whether verdicts say what was compared and why they are what they are.
 
     Entering raises UsageError when the verifier cannot be loaded, with the reason, and RunError
     when ten workers in a row die before they are ready.
@@ -108,11 +111,15 @@ class VerifierPool:
         workers: int | None = None,
         seconds: float = 5.0,
         memory_gib: float = 3.0,
+        pass_threshold: float | None = None,
+        explain: bool = False,
     ):
         self.verifier = verifier
         self.workers = workers or _usable_processors()
         self.seconds = seconds
         self.memory_gib = memory_gib
+        self.pass_threshold = pass_threshold
+        self.explain = explain
         self._pool: list[_Worker] = []
         self._failed_starts = 0
 
@@ -166,19 +173,27 @@ class VerifierPool:
 
         The completion is `\boxed{gold}`; a user's function is also tried with the bare gold.
         """
-        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold) for gold in golds], on_progress)
-        if ":" in self.verifier:
-            again = [place for place, verdict in enumerate(verdicts) if verdict.reward != 1]
-            bare = self.judge([(golds[place], golds[place]) for place in again])
-            for place, verdict in zip(again, bare, strict=True):
-                if verdict.reward != 0:  # accepted, or a better reason than "not accepted"
-                    verdicts[place] = verdict
+        verdicts = self.judge_golds(golds, on_progress)
         return [self._why_not(gold, verdict) for gold, verdict in zip(golds, verdicts, strict=True)]
 
+    def judge_golds(
+        self, golds: Sequence[str], on_progress: Callable[[int], None] | None = None
+    ) -> list[Verdict]:
+        r"""The verdict on each gold against itself; see `check_golds`."""
+        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold) for gold in golds], on_progress)
+        if ":" in self.verifier:
+            again = [place for place, verdict in enumerate(verdicts) if not verdict.is_correct]
+            bare = self.judge([(golds[place], golds[place]) for place in again])
+            for place, verdict in zip(again, bare, strict=True):
+                if verdict.verdict != "wrong":  # accepted, or a better reason than "not accepted"
+                    verdicts[place] = verdict
+        return verdicts
+
     def _why_not(self, gold: str, verdict: Verdict) -> str | None:
-        if verdict.reward == 1:
+        if verdict.is_correct:
             return None
-        reason = verdict.detail or "does not accept it against itself"
+        reason = verdict.reason if verdict.reward is None else None
+        reason = reason or "does not accept it against itself"
         return f"{self.verifier} verifier {_shown(reason, 200)}; gold '{_shown(gold)}'"
 
     # --- the processes ----------------------------------------------------------------------------
@@ -186,10 +201,13 @@ class VerifierPool:
     def _start(self) -> _Worker:
         # Where this package is imported from; -P keeps a user's folder from shadowing it.
         paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        threshold = self.pass_threshold
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "probes.verifiers.worker"),
                 *(f"--seconds={self.seconds}", f"--memory-gib={self.memory_gib}"),
+                *([] if threshold is None else [f"--pass-threshold={threshold!r}"]),
+                *(["--explain"] if self.explain else []),
                 *("--", self.verifier),
             ],
             stdin=subprocess.PIPE,

@@ -1,9 +1,11 @@
-"""The process that judges: `python -m probes.verifiers.worker NAME [--seconds S] [--memory-gib G]`.
+"""The process that judges: `python -m probes.verifiers.worker NAME [--seconds S] [--memory-gib G]
+[--pass-threshold X] [--explain]`.
 
 It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, and answers one a line,
-in the same order: `{"id", "reward", "verdict", "answer_found", "detail"}`, with `"retiring": true`
-on its last when it then ends by itself. Its first line is `{"ready": true}`, or `{"failed": why}`
-where the verifier cannot be loaded. `probes.verifiers.pool` is the other side.
+in the same order: `{"id", "reward", "verdict", "answer_found", "reason", "answer_read",
+"gold_read"}`, with `"retiring": true` on its last when it then ends by itself. Its first line is
+`{"ready": true}`, or `{"failed": why}` where the verifier cannot be loaded. With `--explain` every
+verdict says why. `probes.verifiers.pool` is the other side.
 
 Each task has `S` seconds of processor time, not of the clock, so that a busy machine does not
 change a verdict; a task that sleeps is the other side's to end. Memory is bounded to what the
@@ -26,6 +28,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from curate.errors import UsageError
+from probes.verifiers.explain import explaining
 from probes.verifiers.load import Verdict, VerifierFunction, load_verifier
 
 # `dataclasses.asdict` copies deeply, which costs as much as a verdict.
@@ -115,7 +118,7 @@ def _serve(
         task = json.loads(line)
         verdict = _judge(verifier, task, limit)
         # Cut off anywhere, SymPy's and ANTLR's caches may be left half written.
-        retiring = verdict.verdict == "timeout" or verdict.detail == "ran out of memory"
+        retiring = verdict.verdict == "timeout" or verdict.reason == "ran out of memory"
         answer = {
             "id": task["id"],
             **{n: getattr(verdict, n) for n in _FIELDS},
@@ -135,16 +138,20 @@ def main() -> None:
     parser.add_argument("name", help="math, exact, numeric, choice or MODULE:FUNCTION")
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time a task")
     parser.add_argument("--memory-gib", type=float, default=3.0, help="memory above the start's")
+    parser.add_argument("--pass-threshold", type=float, help="from which on a reward is correct")
+    parser.add_argument("--explain", action="store_true", help="say what was compared, and why")
     options = parser.parse_args()
     tasks, answers = _private_pipes()
     if ":" in options.name:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        verifier = load_verifier(options.name)
+        verifier = load_verifier(options.name, options.pass_threshold)
     except UsageError as error:
         answers.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         answers.flush()
         return
+    if options.explain:
+        verifier = explaining(options.name, verifier, options.pass_threshold)
     if options.name == "math":
         verifier(r"\boxed{1}", "1")  # imports SymPy before the limits hold
     _bound_memory(options.memory_gib)

@@ -218,6 +218,7 @@ def _candidates(
         config.verifier,
         workers=config.verifier_workers or None,
         seconds=config.verifier_seconds,
+        pass_threshold=config.pass_threshold,
     )
     with pool:
         sound = list(_without_duplicates(_with_sound_golds(written, pool), items))
@@ -278,13 +279,13 @@ def _disagreements(pairs: Sequence[tuple[str, str]], pool: VerifierPool) -> list
     verdicts = pool.judge([(rf"\boxed{{{found}}}", gold) for found, gold in pairs])
     if ":" in pool.verifier:  # A user's own function may want the bare answer.
         bare = pool.judge(pairs)
-        verdicts = [b if b.reward == 1 else v for v, b in zip(verdicts, bare, strict=True)]
+        verdicts = [b if b.is_correct else v for v, b in zip(verdicts, bare, strict=True)]
     return [
         None
-        if verdict.reward == 1
+        if verdict.is_correct
         else "the answers differ"
-        if verdict.reward == 0
-        else f"the answers cannot be compared: {verdict.detail or verdict.verdict}"
+        if verdict.reward is not None
+        else f"the answers cannot be compared: {verdict.reason or verdict.verdict}"
         for verdict in verdicts
     ]
 

@@ -542,10 +542,10 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         counts = {item.item_id: [0, 0] for item in mine}
         for rollout, is_whole in zip(drawn, ended, strict=True):
-            reward = next(verdicts).reward if is_whole else 0
-            if reward is not None:
+            verdict = next(verdicts) if is_whole else None
+            if verdict is None or verdict.reward is not None:
                 counts[rollout.item_id][0] += 1
-                counts[rollout.item_id][1] += reward
+                counts[rollout.item_id][1] += verdict is not None and verdict.is_correct
         found = [(item_id, judged, correct) for item_id, (judged, correct) in counts.items()]
         gathered: list[tuple[str, int, int]] = gather_object(found)
         return gathered

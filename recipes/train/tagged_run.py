@@ -76,7 +76,10 @@ class TaggedRun:
         processes = process_state().num_processes
         workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
         return VerifierPool(
-            self.config.verifier, workers=workers, seconds=self.config.verifier_seconds
+            self.config.verifier,
+            workers=workers,
+            seconds=self.config.verifier_seconds,
+            pass_threshold=self.config.pass_threshold,
         )
 
     def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
