@@ -323,6 +323,11 @@ class TagConfig(Settings):
             if name in _NOT_FOR_VLLM:
                 raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")
 
+    @property
+    def has_own_rewards(self) -> bool:
+        """Whether a user's own function gives the rewards, which may be other numbers than 0, 1."""
+        return ":" in self.verifier
+
     def _check_servers(self) -> None:
         for url in self.base_url:
             check_base_url(url)

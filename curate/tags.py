@@ -31,6 +31,7 @@ PASS_AT = "pass_at_K"
 TARGET = "target"
 JUDGED = "judged"
 FORECAST = "forecast"
+REWARDS = "rewards"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Column:
         type: of its values; every column is nullable, because rejected rows stay in the dataset.
         meaning: in words, of it and of the columns after it that have none of their own.
         when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
-            `FORECAST` for one that tagged files of earlier versions lack.
+            `FORECAST` for one that tagged files of earlier versions lack, `REWARDS` where a
+            user's own function gives the rewards.
     """
 
     name: str
@@ -81,6 +83,13 @@ COLUMNS = (
     Column("pass_rate_low", pa.float64()),
     Column("pass_rate_high", pa.float64()),
     Column(PASS_AT, pa.float64(), "unbiased pass@k; null with fewer than k rollouts"),
+    Column(
+        "reward_mean",
+        pa.float64(),
+        "mean of the rewards of the rollouts that could be judged, and their standard deviation",
+        when=REWARDS,
+    ),
+    Column("reward_std", pa.float64(), when=REWARDS),
     Column(
         "lift",
         pa.float64(),
@@ -139,13 +148,16 @@ REASONING_QUALITY = pa.schema([(each.name, each.type) for each in COLUMNS if eac
 """Columns that `curate judge` adds."""
 
 
-def tag_schema(ks: Sequence[int], *, target: bool = False, judged: bool = False) -> pa.Schema:
+def tag_schema(
+    ks: Sequence[int], *, target: bool = False, judged: bool = False, rewards: bool = False
+) -> pa.Schema:
     """The columns of a tagged file, in their order.
 
     Args:
         ks: `pass_at_K` is there for each K of them.
         target: whether there is a target.
         judged: whether the reasoning was judged.
+        rewards: whether a user's own function gives the rewards.
 
     Raises:
         ValueError: a K below 1 or one named twice.
@@ -154,7 +166,7 @@ def tag_schema(ks: Sequence[int], *, target: bool = False, judged: bool = False)
         raise ValueError(f"pass@k needs k of at least 1, got {list(ks)}")
     if len(set(ks)) != len(ks):
         raise ValueError(f"each k of pass@k can be asked for once, got {list(ks)}")
-    left_out = {TARGET: not target, JUDGED: not judged}
+    left_out = {TARGET: not target, JUDGED: not judged, REWARDS: not rewards}
     fields = []
     for column in COLUMNS:
         names = [f"pass_at_{k}" for k in ks] if column.name == PASS_AT else [column.name]

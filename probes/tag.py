@@ -29,7 +29,7 @@ from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST, REJECTS, TARGET
 from curate.run.quality import run_schema
-from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
+from curate.run.rollouts import Outcomes, as_numbers, drawn_rollouts, outcomes_of, rollout_shards
 from curate.run.tables import ITEMS, PASS_RATES, SIMILARITY
 from curate.tagged.write import check_columns, check_out
 from probes.engines.base import Engine
@@ -566,7 +566,14 @@ class _Tagging:
     # --- After the last round ----------------------------------------------------------------
 
     def _pass_rates(self) -> dict[str, Any]:
-        found, totals = count_rollouts(self.run, self._row_of, self.config.k, self.plan)
+        as_numbers(self.run)
+        found, totals = count_rollouts(
+            self.run,
+            self._row_of,
+            self.config.k,
+            self.plan,
+            with_rewards=self.config.has_own_rewards,
+        )
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
             say(

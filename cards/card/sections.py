@@ -10,7 +10,7 @@ from typing import Any
 from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
-from curate.tags import COLUMNS, FORECAST, JUDGED, TARGET, Trainability
+from curate.tags import COLUMNS, FORECAST, JUDGED, REWARDS, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
 from probes.summary import tag_meanings
 from probes.tag_rules import DOUBT
@@ -294,6 +294,7 @@ def columns_section(facts: RunFacts) -> str:
         "": True,
         TARGET: bool(facts.run.config.target),
         JUDGED: facts.run.is_judged,
+        REWARDS: facts.run.config.has_own_rewards,
         FORECAST: facts.run.manifest.get("forecast") is not None,
     }
     rows: list[tuple[str, str]] = []

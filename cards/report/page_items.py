@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
+from curate.run.rollouts import rollout_outcomes
 from curate.run.run import Run
 
 # Characters of all prompts, all answers and all rollouts in the page.
@@ -209,8 +210,8 @@ def shown_rollouts(run: Run, items: ReportItems) -> dict[str, Any]:
     ids = pa.array(items.ids[chosen])
     for batch in run.rollout_batches(*_COLUMNS):
         places = pc.fill_null(pc.index_in(batch["item_id"], value_set=ids), -1).to_numpy()
-        reward = pc.fill_null(batch["reward"].cast(pa.int64()), -1).to_numpy()
-        kind = np.where(reward == 1, 0, np.where(reward == 0, 1, 2))
+        outcome = rollout_outcomes(batch)
+        kind = np.where(outcome == 1, 0, np.where(outcome == 0, 1, 2))
         wanted = np.flatnonzero((places >= 0) & (room[places, kind] > 0))
         for line, row in zip(
             wanted.tolist(), batch.take(pa.array(wanted)).to_pylist(), strict=True

@@ -29,7 +29,7 @@ _LATER = {CONFIRMED: ("confirmed_trainability", "final_pass_rate"), QUALITY: ()}
 """Tables of other commands, and which of their columns; all if none is named."""
 _OPTIONAL = (TEACHING, GOLD, *_LATER)
 """Tables that a finished run need not have."""
-_OF_OPTIONS = {PASS_RATES: "pass_at_", SIMILARITY: "target_similarity"}
+_OF_OPTIONS = {PASS_RATES: ("pass_at_", "reward_"), SIMILARITY: ("target_similarity",)}
 """How columns begin that are there by the settings of the run."""
 _BEFORE = {LIFT: "lift_", SIMILARITY: "similarity_", GOLD: "gold_"}
 """What stands before the names of columns that say too little beside those of other tables."""

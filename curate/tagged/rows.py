@@ -24,7 +24,9 @@ from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
 _BATCH_ROWS = 1024
-_TYPES = {field.name: field.type for field in tag_schema([], target=True, judged=True)}
+_TYPES = {
+    field.name: field.type for field in tag_schema([], target=True, judged=True, rewards=True)
+}
 _PASS_AT = re.compile(r"pass_at_[1-9]\d*")
 
 

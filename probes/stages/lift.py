@@ -112,7 +112,7 @@ def lift_inputs(features: RolloutFeatures, found: Outcomes) -> LiftInputs:
         features=features.features,
         item=features.item,
         weights=features.weights,
-        is_correct=features.reward == 1,
+        is_correct=features.is_correct,
         tokens=features.lengths(),
         judged=found.judged,
         correct=found.correct,
