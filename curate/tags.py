@@ -26,11 +26,21 @@ class Trainability(StrEnum):
     """The evidence does not decide between the others."""
 
 
+ANOTHER_ANSWER, SCATTERED, CUT, NO_ANSWER = "another_answer", "scattered", "truncated", "no_answer"
+NO_POSITIVE_KINDS = {
+    ANOTHER_ANSWER: "consistently another answer than the gold",
+    SCATTERED: "scattered wrong answers",
+    CUT: "cut at --max-tokens",
+    NO_ANSWER: "no answer found",
+}
+"""What most rollouts of an item did of which none was correct."""
+
 PASS_AT = "pass_at_K"
 """Stands in `COLUMNS` for a column for each K that was asked for."""
 TARGET = "target"
 JUDGED = "judged"
 FORECAST = "forecast"
+ANSWERS = "answers"
 REWARDS = "rewards"
 
 
@@ -43,8 +53,8 @@ class Column:
         type: of its values; every column is nullable, because rejected rows stay in the dataset.
         meaning: in words, of it and of the columns after it that have none of their own.
         when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
-            `FORECAST` for one that tagged files of earlier versions lack, `REWARDS` where a
-            user's own function gives the rewards.
+            `FORECAST` for one that tagged files of earlier versions lack, `ANSWERS` likewise for
+            earlier ones yet, `REWARDS` where a user's own function gives the rewards.
     """
 
     name: str
@@ -90,6 +100,27 @@ COLUMNS = (
         when=REWARDS,
     ),
     Column("reward_std", pa.float64(), when=REWARDS),
+    Column(
+        "majority_answer",
+        pa.string(),
+        "the most frequent answer of its rollouts, and its share of all answers",
+        when=ANSWERS,
+    ),
+    Column("majority_share", pa.float64(), when=ANSWERS),
+    Column(
+        "suspect_gold",
+        pa.bool_(),
+        "whether that answer is not the gold and surely more than half of at least 8 answers: the "
+        "gold is wrong, or the model errs in always the same way",
+        when=ANSWERS,
+    ),
+    Column(
+        "no_positive_kind",
+        pa.string(),
+        "of items without a correct rollout, what most rollouts did: "
+        + ", ".join(f"`{kind}` ({text})" for kind, text in NO_POSITIVE_KINDS.items()),
+        when=ANSWERS,
+    ),
     Column(
         "lift",
         pa.float64(),

@@ -1,7 +1,7 @@
 """`curate tag`: every stage in its order, each reading files of the run folder and writing its own.
 
 items -> rounds of (sample -> verify -> gradients -> gold -> lift -> plan)
-      -> pass_rates -> gradients -> similarity -> lift -> gold -> tags -> write
+      -> pass_rates -> gradients -> answers -> similarity -> lift -> gold -> tags -> write
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from probes.machines.shard import Part, parse_part
 from probes.models.load import ModelFiles, describe_machine, load_tokenizer, resolve_model
 from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
 from probes.rounds import Rounds
+from probes.stages.answers import count_answers
 from probes.stages.forecast import (
     is_decided,
     run_constants,
@@ -314,6 +315,7 @@ class _Tagging:
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
         self._probe_items()
+        self._stage("answers", self._answers)
         self._stage("similarity", self._similarity)
         self._stage("lift", self._lift)
         self._stage("gold", self._gold)
@@ -331,6 +333,7 @@ class _Tagging:
         """Make the tags and the tagged file again."""
         if horizon is not None:
             self.run.update(horizon=horizon)
+        self._stage("answers", self._answers)
         self._stage("tags", self._tags, again=True)
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
@@ -588,6 +591,11 @@ class _Tagging:
         }
         self.run.update(counts={**self.run.manifest["counts"], **counts})
         return {"items_this_time": len(found.drawn)}
+
+    def _answers(self) -> dict[str, Any]:
+        ids = self._items["item_id"]
+        self.run.update(answers=count_answers(self.run, ids, self._row_of, self._pool()))
+        return {"items_this_time": len(ids)}
 
     def _expected_label_changes(self, found: Outcomes) -> float:
         """Labels that the rollouts saved by stopping early are expected to have cost."""

@@ -93,6 +93,8 @@ def shown_items(
     if items.confirmed is not None and items.final_pass_rate is not None:
         columns["confirmed"] = items.confirmed.tolist()
         numbers["final_pass_rate"] = items.final_pass_rate
+    if items.majority is not None:
+        columns["majority"] = items.majority.to_pylist()
     if items.reasoning_quality is not None:
         numbers["reasoning_quality"] = items.reasoning_quality
     columns |= {name: _short(values) for name, values in numbers.items()}

@@ -181,6 +181,12 @@ PASS_RATES = Table("pass_rates.parquet", {
     "unjudged_rollouts": INT, "truncated_rollouts": INT, "mean_completion_tokens": FLOAT,
 })  # fmt: skip
 
+ITEM_ANSWERS = Table("answers.parquet", {
+    "item_id": TEXT, "answers": INT, "majority_answer": TEXT, "majority_share": FLOAT,
+    "majority_low": FLOAT, "majority_high": FLOAT, "suspect_gold": FLAG, "no_positive_kind": TEXT,
+})  # fmt: skip
+"""What the judged rollouts of each item answered; not there in runs of earlier versions."""
+
 ROLLOUT_INDEX = Table(f"{GRADIENTS}/rollouts.parquet", {
     "item_id": TEXT, "sample": INT32, "weight": INT32, "tokens": INT32,
     "completion_tokens": INT32, "reward": INT8,

@@ -165,6 +165,8 @@ def _typed(row: SourceRow, name: str, kind: pa.DataType | None) -> object:
         return None
     if kind == pa.string():
         return cell
+    if kind == pa.bool_() and cell in ("true", "false"):
+        return cell == "true"
     try:
         return int(cell) if kind == pa.int64() else float(cell)
     except ValueError as error:
