@@ -56,6 +56,7 @@ from probes.stages.lift import (
     GRADIENTS,
     lift_inputs,
     measured_lift,
+    read_rewards,
     write_lift,
     write_teaching,
 )
@@ -654,7 +655,8 @@ class _Tagging:
     def _decided(self, found: Outcomes) -> NDArray[np.bool_]:
         self._stage("gold", self._gold)
         with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
-            lift, _, _ = measured_lift(features, found, self.config)
+            rewards = read_rewards(self.run, self._row_of)
+            lift, _, _ = measured_lift(features, found, self.config, rewards=rewards)
         constants = run_constants(GRADIENTS, self._fitted)
         forecast = run_forecast(
             found,
@@ -676,7 +678,14 @@ class _Tagging:
         found = outcomes_of(PASS_RATES.read(self.run))
         features = joined(self.run.path, self._row_of)
         learners = self._target_learners() if self.target else None
-        lift, raw, facts = measured_lift(features, found, self.config, learners, with_pairs=True)
+        lift, raw, facts = measured_lift(
+            features,
+            found,
+            self.config,
+            learners,
+            rewards=read_rewards(self.run, self._row_of),
+            with_pairs=True,
+        )
         write_teaching(self.run.path, self._items["item_id"], raw, facts["unit"])
         write_lift(self.run.path, lift, GRADIENTS, facts)
         return {"items_this_time": len(lift.lift)}

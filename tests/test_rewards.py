@@ -1,5 +1,6 @@
 """Rewards that are not 0 or 1: the run keeps the numbers, a threshold says what is correct."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 
 from curate import Run
 from curate.run.features import joined
+from curate.run.folder import read_run_config
 from curate.run.rollouts import (
     as_numbers,
     count_outcomes,
     real_rewards,
     rollout_outcomes,
 )
+from probes.stages.lift import measured_lift, read_rewards
 from tests.tag_runs import Ran, additions, read_jsonl, read_rollouts, tag, write_jsonl
 
 FUNCTIONS = '''
@@ -60,7 +63,7 @@ def run_tag(folder: Path, model: Path, name: str, *options: object) -> tuple[Ran
 def real(folder: Path, tiny_model: Path) -> Path:
     ran, run = run_tag(
         folder, tiny_model, "real",
-        "--verifier", "real_rewards:parts", "--pass-threshold", "0.75",
+        "--verifier", "real_rewards:parts", "--pass-threshold", "0.75", "--tau", "0.9",
     )  # fmt: skip
     assert ran.status == 0, ran.stderr
     return run
@@ -68,7 +71,9 @@ def real(folder: Path, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def binary(folder: Path, tiny_model: Path) -> Path:
-    ran, run = run_tag(folder, tiny_model, "binary", "--verifier", "real_rewards:whole")
+    ran, run = run_tag(
+        folder, tiny_model, "binary", "--verifier", "real_rewards:whole", "--tau", "0.9"
+    )
     assert ran.status == 0, ran.stderr
     return run
 
@@ -120,6 +125,29 @@ def test_features_know_reward_and_correctness(real: Path) -> None:
     assert teaching == {at for at in range(12) if spread[at] > 0 and at not in right}
 
 
+def test_the_lift_goes_by_the_rewards_themselves(real: Path, binary: Path) -> None:
+    row_of = Run.open(real).row_of
+    rewards = read_rewards(real, row_of)
+    assert rewards is not None and read_rewards(binary, row_of) is None
+    assert rewards.values.sum() == pytest.approx(pc.sum(read_rollouts(real)["reward"]).as_py())
+    features = joined(real, row_of)
+    found = count_outcomes(real, row_of)
+    config = read_run_config(real)
+    lift, raw, _ = measured_lift(features, found, config, rewards=rewards)
+    kept = pq.read_table(real / "lift.parquet")["lift"].to_numpy()
+    np.testing.assert_allclose(lift.lift, kept, rtol=1e-6)
+    whole = dataclasses.replace(features, reward=features.is_correct.astype(float), accepted=None)
+    _, by_counts, _ = measured_lift(whole, found, config)
+    known = np.isfinite(raw.lift)
+    assert known.any() and (np.isfinite(by_counts.lift) == known).all()
+    assert not np.allclose(raw.lift[known], by_counts.lift[known], rtol=0.05)
+    # Without a correct rollout no lift is measured, but rewards that differ teach.
+    never = (found.correct == 0) & (raw.weight > 0)
+    assert never.any() and not known[never].any()
+    teaching = pq.read_table(real / "teaching.parquet")["teaching"].to_numpy()
+    assert np.isfinite(teaching[never]).all()
+
+
 def test_gradients_of_binary_rewards_say_nothing_new(binary: Path) -> None:
     index = pq.read_table(binary / "gradients/rollouts.parquet")
     assert index["reward"].type == pa.int8()
@@ -165,7 +193,8 @@ def test_a_reward_beyond_the_maximum_is_refused_before_anything_is_spent(
 
 def test_another_threshold_is_another_run(folder: Path, real: Path, tiny_model: Path) -> None:
     ran, _ = run_tag(
-        folder, tiny_model, "real", "--verifier", "real_rewards:parts", "--pass-threshold", "0.5"
-    )
+        folder, tiny_model, "real",
+        "--verifier", "real_rewards:parts", "--pass-threshold", "0.5", "--tau", "0.9",
+    )  # fmt: skip
     assert ran.status == 2
     assert "pass_threshold: 0.75 -> 0.5" in ran.last_line

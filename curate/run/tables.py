@@ -229,13 +229,14 @@ TAGS = Table("tags.parquet", {
 REWARDS = Table("rewards.parquet", {
     "step": INT32, "item_id": TEXT, "rollouts": INT32, "mean_reward": FLOAT,
     "truncated_fraction": FLOAT, "clipped_fraction": FLOAT, "trained": FLAG,
+    "correct_rollouts": INT32,
 })  # fmt: skip
 """A row for every group that was generated, in the order of generation.
 
 mean_reward is null where nothing could be judged; truncated_fraction is the share of its rollouts
 that were cut at the length limit, clipped_fraction that of its tokens whose probability ratio was
 clipped in the loss, null for a group that did not reach it; trained tells that it did, with unequal
-rewards.
+rewards; correct_rollouts is null in trainings of earlier versions.
 """
 
 OUTCOMES = Table("outcomes.parquet", {

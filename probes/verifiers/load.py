@@ -12,11 +12,12 @@ import importlib
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from curate.errors import UsageError
 from probes.verifiers.answers import given_answer, last_line, unwrapped
 from probes.verifiers.math import judge_math
-from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
+from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, reaches, unjudged
 
 __all__ = ["Verdict", "VerifierFunction", "load_verifier"]
 
@@ -183,15 +184,8 @@ _VERIFIERS: dict[str, VerifierFunction] = {
 }
 
 
-THRESHOLD_TOLERANCE = 1e-6
-"""0.7 + 0.2 + 0.1 is below 1 in floating point, and float32's 0.7 below 0.7."""
-
-
-def _reached(value: float, limit: float) -> bool:
-    return value >= limit - THRESHOLD_TOLERANCE * max(1.0, abs(limit))
-
-
-def _user_verifier(name: str, pass_threshold: float | None) -> VerifierFunction:
+def _user_function(name: str) -> tuple[Callable[[str, str], Any], float]:
+    """A user's function, and the maximum of its rewards."""
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -205,6 +199,11 @@ def _user_verifier(name: str, pass_threshold: float | None) -> VerifierFunction:
     most = getattr(function, "max_reward", 1)
     if isinstance(most, bool) or not isinstance(most, int | float) or not math.isfinite(most):
         raise UsageError(f"verifier {name!r}: max_reward is {most!r}; it must be a number")
+    return function, most
+
+
+def _user_verifier(name: str, pass_threshold: float | None) -> VerifierFunction:
+    function, most = _user_function(name)
     threshold = most if pass_threshold is None else pass_threshold
 
     def judge(completion: str, gold: str) -> Verdict:
@@ -217,15 +216,22 @@ def _user_verifier(name: str, pass_threshold: float | None) -> VerifierFunction:
             return unjudged("returned None")
         if not isinstance(value, bool | int | float) or not math.isfinite(value):
             return unjudged(f"returned {value!r:.80}: a reward is a finite number or None")
-        if pass_threshold is None and value > most and not _reached(most, value):
+        if pass_threshold is None and value > most and not reaches(most, value):
             return unjudged(
                 f"returned {value!r:.80}, above {most:g}, its maximum: give --pass-threshold, or "
                 f"set max_reward of the function"
             )
         reward = int(value) if value in (0, 1) else float(value)
-        return Verdict(reward, "correct" if _reached(value, threshold) else "wrong")
+        return Verdict(reward, "correct" if reaches(value, threshold) else "wrong")
 
     return judge
+
+
+def reward_threshold(name: str, pass_threshold: float | None) -> float:
+    """From which reward on a completion is correct, of a verifier that can be loaded."""
+    if ":" not in name:
+        return 1
+    return _user_function(name)[1] if pass_threshold is None else pass_threshold
 
 
 def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFunction:

@@ -120,6 +120,8 @@ class VerifierPool:
         self.memory_gib = memory_gib
         self.pass_threshold = pass_threshold
         self.explain = explain
+        self.threshold: float = 1
+        """The reward from which on a completion is correct; known once it is entered."""
         self._pool: list[_Worker] = []
         self._failed_starts = 0
 
@@ -253,6 +255,7 @@ class VerifierPool:
         worker.since = time.monotonic()
         if "ready" in answer:
             worker.state = "ready"
+            self.threshold = answer["threshold"]
             self._failed_starts = 0
             return
         task = worker.tasks.popleft()

@@ -29,6 +29,15 @@ class Verdict:
         return self.verdict == "correct"
 
 
+THRESHOLD_TOLERANCE = 1e-6
+"""0.7 + 0.2 + 0.1 is below 1 in floating point, and float32's 0.7 below 0.7."""
+
+
+def reaches(reward: float, threshold: float) -> bool:
+    """Whether a reward is at a threshold, up to rounding, or above it."""
+    return reward >= threshold - THRESHOLD_TOLERANCE * max(1.0, abs(threshold))
+
+
 def judged(accepted: bool, found: str) -> Verdict:
     """The verdict on an answer that was found."""
     return Verdict(int(accepted), "correct" if accepted else "wrong", shortened(found))

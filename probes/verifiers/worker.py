@@ -4,8 +4,9 @@
 It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, and answers one a line,
 in the same order: `{"id", "reward", "verdict", "answer_found", "reason", "answer_read",
 "gold_read"}`, with `"retiring": true` on its last when it then ends by itself. Its first line is
-`{"ready": true}`, or `{"failed": why}` where the verifier cannot be loaded. With `--explain` every
-verdict says why. `probes.verifiers.pool` is the other side.
+`{"ready": true, "threshold": X}` with the reward from which on a completion is correct, or
+`{"failed": why}` where the verifier cannot be loaded. With `--explain` every verdict says why.
+`probes.verifiers.pool` is the other side.
 
 Each task has `S` seconds of processor time, not of the clock, so that a busy machine does not
 change a verdict; a task that sleeps is the other side's to end. Memory is bounded to what the
@@ -29,7 +30,7 @@ from typing import BinaryIO
 
 from curate.errors import UsageError
 from probes.verifiers.explain import explaining
-from probes.verifiers.load import Verdict, VerifierFunction, load_verifier
+from probes.verifiers.load import Verdict, VerifierFunction, load_verifier, reward_threshold
 
 # `dataclasses.asdict` copies deeply, which costs as much as a verdict.
 _FIELDS = [field.name for field in dataclasses.fields(Verdict)]
@@ -146,6 +147,7 @@ def main() -> None:
         sys.path.insert(0, str(Path.cwd()))
     try:
         verifier = load_verifier(options.name, options.pass_threshold)
+        threshold = reward_threshold(options.name, options.pass_threshold)
     except UsageError as error:
         answers.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         answers.flush()
@@ -155,7 +157,7 @@ def main() -> None:
     if options.name == "math":
         verifier(r"\boxed{1}", "1")  # imports SymPy before the limits hold
     _bound_memory(options.memory_gib)
-    answers.write(b'{"ready": true}\n')
+    answers.write(json.dumps({"ready": True, "threshold": threshold}).encode() + b"\n")
     answers.flush()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
         _serve(verifier, tasks, answers, options.seconds)

@@ -198,6 +198,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                     rewards=self._local_rewards[part],
                     truncated=self._truncated[part],
                     samples=self._samples.get(place, ()),
+                    threshold=self.pool.threshold,
                 )
             )
         return groups
@@ -222,6 +223,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 "truncated_fraction": group.truncated_fraction,
                 "clipped_fraction": None,
                 "trained": False,
+                "correct_rollouts": int(group.is_correct.sum()),
                 "samples": list(group.samples),
             }
         )

@@ -176,7 +176,7 @@ class _Job:
             return
         for table, found in ((REWARDS, rows), (HELD_OUT, held_out)):
             if found or table is REWARDS:
-                kept = [{key: row[key] for key in table.columns} for row in found]
+                kept = [{key: row.get(key) for key in table.columns} for row in found]
                 table.write(self.folder, pa.Table.from_pylist(kept, schema=table.schema))
         lines = "".join(json.dumps(line) + "\n" for line in metrics)
         write_atomically(self.folder / METRICS, lines)
