@@ -131,14 +131,19 @@ def test_a_users_function_says_nothing_of_what_it_read(tmp_path: Path) -> None:
             "boxed": wrong("13", 9) + right("12", 1),
             "never": wrong("13", 9),
             "bare": without("wrong", 9),
+            "some": wrong("13", 9) + without("wrong", 8),
+            "mostly": without("correct", 2) + without("wrong", 7),
         },
         "no_such_module:f",
     )
     assert found["boxed"]["majority_answer"] == "13" and found["boxed"]["suspect_gold"]
     assert found["never"]["no_positive_kind"] == "another_answer"
     assert found["bare"]["no_positive_kind"] is None
-    assert found["bare"]["answers"] == 0
-    assert facts["no_positive_kinds"] == {"another_answer": 1}
+    assert (found["bare"]["answers"], found["bare"]["majority_share"]) == (9, None)
+    # What was not read is like nothing else, so that shares are of all answers.
+    assert found["some"]["majority_share"] == 9 / 17 and not found["some"]["suspect_gold"]
+    assert (found["mostly"]["majority_answer"], found["mostly"]["majority_share"]) == (None, 2 / 9)
+    assert facts["no_positive_kinds"] == {"another_answer": 2}
 
 
 def test_hostile_answers_cost_themselves(tmp_path: Path) -> None:

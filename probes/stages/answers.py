@@ -10,7 +10,7 @@ would cost seven more at most.
 Normal forms: the number that `numeric` reads, the letter of `choice`, for `exact` the text blind to
 case and white space; for `math` the text without dollars and boxes. A user's own
 function does not say what it read; what a completion sets apart, by a box or by `####`, is taken,
-blind to white space.
+blind to white space, and where it sets nothing apart it has an answer that is like no other.
 
 - `majority_answer` is the most frequent answer, the gold's where it leads, and `majority_share` its
   share of all answers, with the 95 % interval of Clopper and Pearson, as if all were drawn
@@ -89,8 +89,8 @@ class _Answers:
 
     @property
     def found(self) -> int:
-        """Answers in all."""
-        return self.correct + self.wrong.total()
+        """Answers in all, those that were not read too."""
+        return self.judged - self.cut - self.none
 
     def leading(self) -> list[str]:
         """The most frequent wrong answers; of equally frequent ones the first drawn."""
@@ -218,7 +218,7 @@ def _row(item: _Answers) -> dict[str, Any]:
     lead = item.wrong.most_common(1)
     wrong = lead[0][1] if lead else 0
     is_wrong = wrong > item.correct
-    if item.found:
+    if item.correct or lead:
         # A function that accepts what sets no answer apart does not say what that was.
         form = lead[0][0] if is_wrong else next(iter(dict(item.right.most_common(1))), None)
         text = None if form is None else item.texts[form]
@@ -238,12 +238,12 @@ def _row(item: _Answers) -> dict[str, Any]:
 
 def _kind(item: _Answers, wrong: int) -> str | None:
     """What most rollouts of an item without a correct one did."""
-    unknown = item.judged - item.found - item.cut - item.none
-    most = max(item.found, item.cut, item.none, unknown)
-    if item.found == most:
+    read = item.wrong.total()
+    most = max(read, item.cut, item.none, item.found - read)
+    if read == most:
         return ANOTHER_ANSWER if 2 * wrong > item.found and wrong > 1 else SCATTERED
     return CUT if item.cut == most else NO_ANSWER if item.none == most else None
 
 
 def _is_sure(row: Mapping[str, Any]) -> bool:
-    return bool(row["answers"] >= FEWEST_ANSWERS and row["majority_low"] > 0.5)
+    return row["suspect_gold"] is not None and bool(row["majority_low"] > 0.5)

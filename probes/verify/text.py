@@ -43,7 +43,7 @@ def verdicts_text(found: dict[str, Any], most: int) -> str:
     if found["unreadable"]:
         first = found["unreadable"][0]
         lines.append(
-            f"{len(found['unreadable']):,} rows cannot be used; first: row {first['row']}: "
+            f"rows that cannot be used: {len(found['unreadable']):,}; first: row {first['row']}: "
             f"{first['reason']}"
         )
     if "file" in found:
