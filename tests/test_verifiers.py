@@ -299,6 +299,8 @@ def test_a_users_function_may_return_numbers(
         assert judge("ten", infinite).verdict == "error"
     with pytest.raises(UsageError, match="max_reward is 'ten'"):
         judge("odd", "1")
+    with pytest.raises(UsageError, match="--pass-threshold is nan"):
+        judge("ten", "1", float("nan"))
     with pytest.raises(UsageError, match="math gives 0 or 1"):
         load_verifier("math", 0.5)
 

@@ -251,6 +251,8 @@ def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFun
         UsageError: an unknown name, a module that cannot be imported, a missing function, or a
             threshold for a verifier whose rewards are 0 and 1.
     """
+    if pass_threshold is not None and not math.isfinite(pass_threshold):
+        raise UsageError(f"--pass-threshold is {pass_threshold}; it must be a finite number")
     module_name, colon, function_name = name.partition(":")
     if colon and module_name and function_name:
         return _user_verifier(name, pass_threshold)

@@ -262,7 +262,7 @@ class VerifierPool:
         assert task == answer.pop("id"), "a worker answers in the order it was asked"
         if answer.pop("retiring"):
             worker.state = "retiring"  # the tasks it still holds go to another
-        settle(task, Verdict(**answer))
+        settle(task, Verdict(**{"reward": None, **answer}))
 
     def _end_if_late(self, worker: _Worker) -> None:
         limit = START_SECONDS if worker.state == "starting" else CLOCK_FACTOR * self.seconds
