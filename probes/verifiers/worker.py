@@ -4,9 +4,9 @@
 It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, and answers one a line,
 in the same order: `{"id", "reward", "verdict", "answer_found", "reason", "answer_read",
 "gold_read"}` without those that are null, and `"retiring"`, true on its last when it then ends by
-itself. Its first line is `{"ready": true, "threshold": X}` with the reward from which on a completion
-is correct, or `{"failed": why}` where the verifier cannot be loaded. With `--explain` every verdict
-says why. `probes.verifiers.pool` is the other side.
+itself. Its first line is `{"ready": true, "threshold": X}` with the reward from which on a
+completion is correct, or `{"failed": why}` where the verifier cannot be loaded. With `--explain`
+every verdict says why. `probes.verifiers.pool` is the other side.
 
 Each task has `S` seconds of processor time, not of the clock, so that a busy machine does not
 change a verdict; a task that sleeps is the other side's to end. Memory is bounded to what the
