@@ -41,7 +41,7 @@ def facts(*arguments: object) -> dict[str, Any]:
             "math",
             "the answer is 4",
             "5",
-            Verdict(0, "wrong", "4", "what its text ends in does not equal the gold", "4", "5"),
+            Verdict(0, "wrong", "4", "the answer in its text does not equal the gold", "4", "5"),
         ),
         (
             "math",
@@ -73,7 +73,14 @@ def facts(*arguments: object) -> dict[str, Any]:
             "numeric",
             "first 3, then 1,000.5",
             "$1000.50",
-            Verdict(1, "correct", "1,000.5", "its last number equals the gold", "1000.5", "1000.5"),
+            Verdict(
+                1,
+                "correct",
+                "1,000.5",
+                "the number in its text equals the gold",
+                "1000.5",
+                "1000.5",
+            ),
         ),
         (
             "numeric",
@@ -98,7 +105,7 @@ def facts(*arguments: object) -> dict[str, Any]:
             "choice",
             "The answer is (B)",
             "(C)",
-            Verdict(0, "wrong", "B", "its last letter does not equal the gold", "B", "C"),
+            Verdict(0, "wrong", "B", "the letter in its text does not equal the gold", "B", "C"),
         ),
         (
             "choice",
@@ -266,7 +273,7 @@ def test_every_verdict_can_be_written(tmp_path: Path, suffix: str) -> None:
     ran = run_curate("verify", file, "--out", out, "--show", "1", *ONE)
     assert ran.status == 0, ran.stderr
     assert ran.stdout.splitlines()[:2] == [
-        "row 2: wrong: '4' against gold '5': what its text ends in does not equal the gold",
+        "row 2: wrong: '4' against gold '5': the answer in its text does not equal the gold",
         "… and 1 more that are not correct (--show, --out)",
     ]
     read = {

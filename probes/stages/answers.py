@@ -45,7 +45,7 @@ from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, roll
 from curate.run.tables import ITEM_ANSWERS, Folder
 from curate.tags import ANOTHER_ANSWER, CUT, NO_ANSWER, SCATTERED
 from probes.statistics.pass_rates import pass_rate_interval
-from probes.verifiers.answers import given_answer, unwrapped
+from probes.verifiers.answers import bare, given_answer
 from probes.verifiers.load import read_choice, read_exact, read_numeric
 from probes.verifiers.pool import VerifierPool
 from probes.verifiers.verdict import shortened
@@ -58,7 +58,7 @@ _SHOWN = 200
 
 
 def _math_form(text: str) -> str:
-    return " ".join(unwrapped(text).split())
+    return " ".join(bare(text).split())
 
 
 def _text_form(text: str) -> str:

@@ -19,10 +19,10 @@ _READERS: dict[str, Callable[[str], str]] = {
     "choice": read_choice,
 }
 _ELSEWHERE = {
-    "math": "what its text ends in",
+    "math": "the answer in its text",
     "exact": "its last line",
-    "numeric": "its last number",
-    "choice": "its last letter",
+    "numeric": "the number in its text",
+    "choice": "the letter in its text",
 }
 """Where an answer was found that the completion does not set apart."""
 
