@@ -220,7 +220,8 @@ def _row(item: _Answers) -> dict[str, Any]:
     is_wrong = wrong > item.correct
     if item.correct or lead:
         # A function that accepts what sets no answer apart does not say what that was.
-        form = lead[0][0] if is_wrong else next(iter(dict(item.right.most_common(1))), None)
+        is_read = is_wrong or 2 * item.right.total() > item.correct
+        form = (lead if is_wrong else item.right.most_common(1))[0][0] if is_read else None
         text = None if form is None else item.texts[form]
         most = max(wrong, item.correct)
         low, high = pass_rate_interval(most, item.found)
