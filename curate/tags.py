@@ -42,6 +42,7 @@ JUDGED = "judged"
 FORECAST = "forecast"
 ANSWERS = "answers"
 REWARDS = "rewards"
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Column:
         meaning: in words, of it and of the columns after it that have none of their own.
         when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
             `FORECAST` for one that tagged files of earlier versions lack, `ANSWERS` likewise for
-            earlier ones yet, `REWARDS` where a user's own function gives the rewards.
+            earlier ones yet, `REWARDS` where a user's own function gives the rewards, `MIXED` where
+            rows have verifiers of their own.
     """
 
     name: str
@@ -158,6 +160,7 @@ COLUMNS = (
     ),
     Column("target_similarity_low", pa.float64(), when=TARGET),
     Column("target_similarity_high", pa.float64(), when=TARGET),
+    Column("verified_by", pa.string(), "the verifier that judged the row's rollouts", when=MIXED),
     Column("tag_reason", pa.string(), "one line that says why"),
     Column(
         "confirmed_trainability",
@@ -180,7 +183,12 @@ REASONING_QUALITY = pa.schema([(each.name, each.type) for each in COLUMNS if eac
 
 
 def tag_schema(
-    ks: Sequence[int], *, target: bool = False, judged: bool = False, rewards: bool = False
+    ks: Sequence[int],
+    *,
+    target: bool = False,
+    judged: bool = False,
+    mixed: bool = False,
+    rewards: bool = False,
 ) -> pa.Schema:
     """The columns of a tagged file, in their order.
 
@@ -188,6 +196,7 @@ def tag_schema(
         ks: `pass_at_K` is there for each K of them.
         target: whether there is a target.
         judged: whether the reasoning was judged.
+        mixed: whether rows have verifiers of their own.
         rewards: whether a user's own function gives the rewards.
 
     Raises:
@@ -197,7 +206,7 @@ def tag_schema(
         raise ValueError(f"pass@k needs k of at least 1, got {list(ks)}")
     if len(set(ks)) != len(ks):
         raise ValueError(f"each k of pass@k can be asked for once, got {list(ks)}")
-    left_out = {TARGET: not target, JUDGED: not judged, REWARDS: not rewards}
+    left_out = {TARGET: not target, JUDGED: not judged, MIXED: not mixed, REWARDS: not rewards}
     fields = []
     for column in COLUMNS:
         names = [f"pass_at_{k}" for k in ks] if column.name == PASS_AT else [column.name]

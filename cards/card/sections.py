@@ -11,7 +11,7 @@ from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
 from curate.run.tables import ITEM_ANSWERS
-from curate.tags import ANSWERS, COLUMNS, FORECAST, JUDGED, REWARDS, TARGET, Trainability
+from curate.tags import ANSWERS, COLUMNS, FORECAST, JUDGED, MIXED, REWARDS, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
 from probes.summary import answer_lines, tag_meanings
 from probes.tag_rules import DOUBT
@@ -122,7 +122,9 @@ def measured_section(facts: RunFacts) -> str:
         "Rollouts": rollouts,
         "Sampling": f"temperature {config.temperature:g}, at most {config.max_tokens:,} tokens, "
         f"where a completion is cut and counts as wrong; {engine}, {manifest.get('device', '?')}",
-        "Verifier": code_span(PurePath(config.verifier).name),
+        "Verifier": f"the row's own, by {code_span(config.verifier_field)}"
+        if config.verifier_field
+        else code_span(PurePath(config.verifier).name),
         "Easy": f"a pass rate of at least τ = {config.tau:g}; hard below",
         "Gradients": f"of up to {config.gradient_rollouts:,} correct rollouts an item, with "
         f"respect to a LoRA adapter of rank {config.gradient_rank}, projected to "
@@ -308,6 +310,7 @@ def columns_section(facts: RunFacts) -> str:
         ANSWERS: ITEM_ANSWERS.is_in(facts.run.path),
         REWARDS: facts.run.config.has_own_rewards,
         FORECAST: facts.run.manifest.get("forecast") is not None,
+        MIXED: bool(facts.run.config.verifier_field),
     }
     rows: list[tuple[str, str]] = []
     for column in COLUMNS:

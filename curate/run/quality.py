@@ -20,7 +20,11 @@ def run_schema(run_dir: Path, config: TagConfig) -> pa.Schema:
     """The columns that a run's tagged file has, in their order."""
     judged = QUALITY.is_in(run_dir)
     return tag_schema(
-        config.k, target=bool(config.target), judged=judged, rewards=config.has_own_rewards
+        config.k,
+        target=bool(config.target),
+        judged=judged,
+        mixed=bool(config.verifier_field),
+        rewards=config.has_own_rewards,
     )
 
 

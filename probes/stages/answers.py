@@ -32,7 +32,7 @@ Wang et al. (2023), Self-consistency improves chain of thought reasoning in lang
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,7 @@ from curate.tags import ANOTHER_ANSWER, CUT, NO_ANSWER, SCATTERED
 from probes.statistics.pass_rates import pass_rate_interval
 from probes.verifiers.answers import bare, given_answer
 from probes.verifiers.load import read_choice, read_exact, read_numeric
-from probes.verifiers.pool import VerifierPool
+from probes.verifiers.pool import Pair, VerifierPool
 from probes.verifiers.verdict import shortened
 
 FEWEST_ANSWERS = 8
@@ -77,6 +77,7 @@ _FORMS: dict[str, Callable[[str], str]] = {
 class _Answers:
     """What the judged rollouts of an item came to."""
 
+    verifier: str
     judged: int = 0
     correct: int = 0
     cut: int = 0
@@ -102,7 +103,11 @@ class _Answers:
 
 
 def count_answers(
-    run: Folder, item_ids: pa.ChunkedArray, row_of: Mapping[str, int], pool: VerifierPool
+    run: Folder,
+    item_ids: pa.ChunkedArray,
+    row_of: Mapping[str, int],
+    pool: VerifierPool,
+    verifiers: pa.ChunkedArray | None = None,
 ) -> dict[str, Any]:
     """Write `answers.parquet`, a line an item; return what they come to in the run.
 
@@ -111,6 +116,7 @@ def count_answers(
         item_ids: of its items, in their order.
         row_of: position of each item by item_id.
         pool: of the run's verifier, not entered.
+        verifiers: of the items, null for the pool's; None: all have the pool's.
 
     Returns:
         `suspect_golds`; `sure_majorities`, the items whose majority is as sure as theirs, whatever
@@ -120,13 +126,14 @@ def count_answers(
         RunError: a file is missing or damaged, or the verifier's workers die.
     """
     rows: list[dict[str, Any]] = []
-    form = _FORMS.get(pool.verifier, _text_form if ":" in pool.verifier else _math_form)
-    is_asked = pool.verifier not in _FORMS and ":" not in pool.verifier
+    named = [None] * len(item_ids) if verifiers is None else verifiers.to_pylist()
+    names = [name or pool.verifier for name in named]
+    is_asked = any(_knows_more(name) for name in set(names))
     with (
         pool if is_asked else nullcontext(pool),
         Progress("answers", len(item_ids), "items") as progress,
     ):
-        for block in _blocks(run, row_of, form, reads_completions=":" in pool.verifier):
+        for block in _blocks(run, row_of, names):
             if is_asked:
                 _merge(block, pool)
             rows += map(_row, block)
@@ -147,12 +154,18 @@ def count_answers(
 _KINDS = (ANOTHER_ANSWER, SCATTERED, CUT, NO_ANSWER)
 
 
+def _knows_more(verifier: str) -> bool:
+    """Whether a verifier can tell answers equal whose forms differ."""
+    return verifier not in _FORMS and ":" not in verifier
+
+
+def _form(verifier: str, text: str) -> str:
+    form = _FORMS.get(verifier, _text_form if ":" in verifier else _math_form)
+    return form(text)
+
+
 def _blocks(
-    run: Folder,
-    row_of: Mapping[str, int],
-    form: Callable[[str], str],
-    *,
-    reads_completions: bool,
+    run: Folder, row_of: Mapping[str, int], verifiers: Sequence[str]
 ) -> Iterator[list[_Answers]]:
     """Yield the answers of all items in their order, some thousand items at a time."""
     files: dict[int, list[Any]] = {}
@@ -160,10 +173,11 @@ def _blocks(
         places = item_rows(read_outcomes(file, "item_id"), row_of)
         for block in np.unique(places // _ITEMS_AT_ONCE).tolist():
             files.setdefault(block, []).append(file)
+    reads_completions = any(":" in name for name in verifiers)
     names = ["item_id", "verdict", "answer_found"]
     for block in range(-(-len(row_of) // _ITEMS_AT_ONCE)):
         first = block * _ITEMS_AT_ONCE
-        found = [_Answers() for _ in range(min(_ITEMS_AT_ONCE, len(row_of) - first))]
+        found = [_Answers(name) for name in verifiers[first : first + _ITEMS_AT_ONCE]]
         for file in files.get(block, []):
             table = read_outcomes(file, *names, *(["completion"] if reads_completions else []))
             places = item_rows(table, row_of) - first
@@ -171,13 +185,11 @@ def _blocks(
             lines = np.flatnonzero((places >= 0) & (places < len(found)) & (outcome >= 0))
             chosen = table.take(pa.array(lines, pa.int64())).to_pylist()
             for line, row in zip(lines.tolist(), chosen, strict=True):
-                _count(found[places[line]], row, outcome[line] == 1, form)
+                _count(found[places[line]], row, outcome[line] == 1)
         yield found
 
 
-def _count(
-    item: _Answers, rollout: Mapping[str, Any], is_correct: bool, form: Callable[[str], str]
-) -> None:
+def _count(item: _Answers, rollout: Mapping[str, Any], is_correct: bool) -> None:
     item.judged += 1
     item.correct += bool(is_correct)
     if rollout["verdict"] == "truncated":
@@ -187,24 +199,25 @@ def _count(
         item.none += 1
         return
     answer = rollout["answer_found"]
-    if answer is None and "completion" in rollout:
+    if answer is None and ":" in item.verifier:
         answer = given_answer(rollout["completion"])
     if not answer:
         return
     answer = shortened(answer)
-    key = form(answer)
+    key = _form(item.verifier, answer)
     item.texts.setdefault(key, answer)
     (item.right if is_correct else item.wrong)[key] += 1
 
 
 def _merge(block: list[_Answers], pool: VerifierPool) -> None:
     """Count wrong answers with the most frequent one where the verifier finds them equal."""
-    pairs: list[tuple[str, str]] = []
+    pairs: list[Pair] = []
     owners: list[tuple[_Answers, str, str]] = []
     for item in block:
-        if len(item.wrong) > 1 and item.could_lead():
+        if _knows_more(item.verifier) and len(item.wrong) > 1 and item.could_lead():
             first, *others = item.leading()
-            pairs += [(rf"\boxed{{{item.texts[each]}}}", item.texts[first]) for each in others]
+            gold, name = item.texts[first], item.verifier
+            pairs += [(rf"\boxed{{{item.texts[each]}}}", gold, name) for each in others]
             owners += [(item, first, each) for each in others]
     for (item, first, each), verdict in zip(owners, pool.judge(pairs), strict=True):
         if verdict.is_correct:

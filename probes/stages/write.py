@@ -15,6 +15,7 @@ from curate.run.quality import read_reasoning_quality
 from curate.run.tables import (
     CONFIRMED,
     ITEM_ANSWERS,
+    ITEMS,
     LIFT,
     PASS_RATES,
     ROWS,
@@ -51,6 +52,8 @@ def write_rows(
         if written is not TEACHING or TEACHING.is_in(run):
             table = written.read(run)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
+    if config.verifier_field:
+        columns["verified_by"] = ITEMS.read(run, "verifier")["verifier"]
     if CONFIRMED.is_in(run):  # Written by `curate confirm`, in the order of the items.
         name = "confirmed_trainability"
         columns[name] = CONFIRMED.read(run, name)[name]

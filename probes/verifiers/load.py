@@ -11,7 +11,7 @@ import difflib
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from curate.errors import UsageError
@@ -19,7 +19,7 @@ from probes.verifiers.answers import given_answer, last_line, unwrapped
 from probes.verifiers.math import judge_math
 from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, reaches, unjudged
 
-__all__ = ["Verdict", "VerifierFunction", "load_verifier"]
+__all__ = ["VERIFIERS", "Verdict", "VerifierFunction", "load_verifier"]
 
 VerifierFunction = Callable[[str, str], Verdict]
 
@@ -176,12 +176,13 @@ def judge_choice(completion: str, gold: str) -> Verdict:
 
 # --- a user's function, and the choice of verifier ------------------------------------------------
 
-_VERIFIERS: dict[str, VerifierFunction] = {
+VERIFIERS: dict[str, VerifierFunction] = {
     "math": judge_math,
     "exact": judge_exact,
     "numeric": judge_numeric,
     "choice": judge_choice,
 }
+"""All but users' own, by name."""
 
 
 def _user_function(name: str) -> tuple[Callable[[str, str], Any], float]:
@@ -227,6 +228,22 @@ def _user_verifier(name: str, pass_threshold: float | None) -> VerifierFunction:
     return judge
 
 
+def check_threshold(names: Sequence[str], pass_threshold: float | None) -> None:
+    """Refuse a threshold that is no number, or where no verifier has other rewards than 0 and 1.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    if pass_threshold is None:
+        return
+    if not math.isfinite(pass_threshold):
+        raise UsageError(f"--pass-threshold is {pass_threshold}; it must be a finite number")
+    if not any(":" in name for name in names):
+        raise UsageError(
+            f"--pass-threshold is for --verifier MODULE:FUNCTION; {names[0]} gives 0 or 1"
+        )
+
+
 def reward_threshold(name: str, pass_threshold: float | None) -> float:
     """From which reward on a completion is correct, of a verifier that can be loaded."""
     if ":" not in name:
@@ -251,18 +268,13 @@ def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFun
         UsageError: an unknown name, a module that cannot be imported, a missing function, or a
             threshold for a verifier whose rewards are 0 and 1.
     """
-    if pass_threshold is not None and not math.isfinite(pass_threshold):
-        raise UsageError(f"--pass-threshold is {pass_threshold}; it must be a finite number")
+    check_threshold([name], pass_threshold)
     module_name, colon, function_name = name.partition(":")
     if colon and module_name and function_name:
         return _user_verifier(name, pass_threshold)
-    if name in _VERIFIERS:
-        if pass_threshold is not None:
-            raise UsageError(
-                f"--pass-threshold is for --verifier MODULE:FUNCTION; {name} gives 0 or 1"
-            )
-        return _VERIFIERS[name]
-    nearest = difflib.get_close_matches(name, _VERIFIERS, n=2, cutoff=0.4)
+    if name in VERIFIERS:
+        return VERIFIERS[name]
+    nearest = difflib.get_close_matches(name, VERIFIERS, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    known = ", ".join(_VERIFIERS)
+    known = ", ".join(VERIFIERS)
     raise UsageError(f"unknown verifier {name!r}: {hint}known are {known} and MODULE:FUNCTION")

@@ -39,7 +39,8 @@ POLL_SECONDS = 0.5
 GATHER_SECONDS = 0.001
 GOLD_CHARACTERS = 80
 
-Pair = tuple[str, str]
+Pair = tuple[str, str] | tuple[str, str, str | None]
+"""A completion, its gold answer, and the verifier where it may be another than the pool's."""
 
 
 @dataclass(eq=False)
@@ -93,6 +94,7 @@ class VerifierPool:
 
     Args:
         verifier: math, exact, numeric, choice, or MODULE:FUNCTION, found from the current folder.
+        others: further ones that a pair may name.
         workers: how many processes; by default one for each processor that this process may use.
         seconds: processor time a completion may take; six times as much by the clock.
         memory_gib: memory that a worker may take above what it holds at its start.
@@ -108,6 +110,7 @@ class VerifierPool:
         self,
         verifier: str,
         *,
+        others: Sequence[str] = (),
         workers: int | None = None,
         seconds: float = 5.0,
         memory_gib: float = 3.0,
@@ -115,13 +118,14 @@ class VerifierPool:
         explain: bool = False,
     ):
         self.verifier = verifier
+        self.others = tuple(name for name in others if name != verifier)
         self.workers = workers or _usable_processors()
         self.seconds = seconds
         self.memory_gib = memory_gib
         self.pass_threshold = pass_threshold
         self.explain = explain
-        self.threshold: float = 1
-        """The reward from which on a completion is correct; known once it is entered."""
+        self.thresholds: dict[str, float] = {}
+        """By verifier, the reward from which on a completion is correct; once it is entered."""
         self._pool: list[_Worker] = []
         self._failed_starts = 0
 
@@ -142,7 +146,7 @@ class VerifierPool:
     def judge(
         self, pairs: Sequence[Pair], on_progress: Callable[[int], None] | None = None
     ) -> list[Verdict]:
-        """The verdict of each (completion, gold), in order; identical pairs are judged once.
+        """The verdict of each pair, in order; identical pairs are judged once.
 
         `on_progress` is called with the number of pairs judged so far. Raises RunError when
         workers no longer start.
@@ -169,34 +173,44 @@ class VerifierPool:
         return [verdicts[place] for place in range(len(pairs))]
 
     def check_golds(
-        self, golds: Sequence[str], on_progress: Callable[[int], None] | None = None
+        self,
+        golds: Sequence[str],
+        on_progress: Callable[[int], None] | None = None,
+        verifiers: Sequence[str | None] | None = None,
     ) -> list[str | None]:
         r"""None for each gold that the verifier accepts against itself, or one line saying why not.
 
         The completion is `\boxed{gold}`; a user's function is also tried with the bare gold.
+        `verifiers` are those of the golds, None for the pool's.
         """
-        verdicts = self.judge_golds(golds, on_progress)
-        return [self._why_not(gold, verdict) for gold, verdict in zip(golds, verdicts, strict=True)]
+        names = [name or self.verifier for name in verifiers or [None] * len(golds)]
+        verdicts = self.judge_golds(golds, on_progress, names)
+        asked = zip(golds, names, verdicts, strict=True)
+        return [self._why_not(gold, name, verdict) for gold, name, verdict in asked]
 
     def judge_golds(
-        self, golds: Sequence[str], on_progress: Callable[[int], None] | None = None
+        self,
+        golds: Sequence[str],
+        on_progress: Callable[[int], None] | None = None,
+        verifiers: Sequence[str] | None = None,
     ) -> list[Verdict]:
         r"""The verdict on each gold against itself; see `check_golds`."""
-        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold) for gold in golds], on_progress)
-        if ":" in self.verifier:
-            again = [place for place, verdict in enumerate(verdicts) if not verdict.is_correct]
-            bare = self.judge([(golds[place], golds[place]) for place in again])
-            for place, verdict in zip(again, bare, strict=True):
-                if verdict.verdict != "wrong":  # accepted, or a better reason than "not accepted"
-                    verdicts[place] = verdict
+        names = verifiers or [self.verifier] * len(golds)
+        asked = list(zip(golds, names, strict=True))
+        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold, of) for gold, of in asked], on_progress)
+        again = [n for n, found in enumerate(verdicts) if ":" in names[n] and not found.is_correct]
+        bare = self.judge([(golds[place], golds[place], names[place]) for place in again])
+        for place, verdict in zip(again, bare, strict=True):
+            if verdict.verdict != "wrong":  # accepted, or a better reason than "not accepted"
+                verdicts[place] = verdict
         return verdicts
 
-    def _why_not(self, gold: str, verdict: Verdict) -> str | None:
+    def _why_not(self, gold: str, verifier: str, verdict: Verdict) -> str | None:
         if verdict.is_correct:
             return None
         reason = verdict.reason if verdict.reward is None else None
         reason = reason or "does not accept it against itself"
-        return f"{self.verifier} verifier {_shown(reason, 200)}; gold '{_shown(gold)}'"
+        return f"{verifier} verifier {_shown(reason, 200)}; gold '{_shown(gold)}'"
 
     # --- the processes ----------------------------------------------------------------------------
 
@@ -210,7 +224,7 @@ class VerifierPool:
                 *(f"--seconds={self.seconds}", f"--memory-gib={self.memory_gib}"),
                 *([] if threshold is None else [f"--pass-threshold={threshold!r}"]),
                 *(["--explain"] if self.explain else []),
-                *("--", self.verifier),
+                *("--", self.verifier, *self.others),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -255,7 +269,7 @@ class VerifierPool:
         worker.since = time.monotonic()
         if "ready" in answer:
             worker.state = "ready"
-            self.threshold = answer["threshold"]
+            self.thresholds = answer["thresholds"]
             self._failed_starts = 0
             return
         task = worker.tasks.popleft()
@@ -318,8 +332,11 @@ def _fill(worker: _Worker, waiting: deque[int], tasks: Sequence[Pair], share: in
         and len(worker.to_send) < BYTES_AHEAD
     ):
         task = waiting.popleft()
-        completion, gold = tasks[task]
-        line = json.dumps({"id": task, "completion": completion, "gold": gold})
+        completion, gold, *named = tasks[task]
+        asked: dict[str, Any] = {"id": task, "completion": completion, "gold": gold}
+        if named and named[0]:
+            asked["verifier"] = named[0]
+        line = json.dumps(asked)
         worker.tasks.append(task)
         worker.to_send += line.encode() + b"\n"
     worker.send()

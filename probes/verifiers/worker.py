@@ -1,12 +1,13 @@
-"""The process that judges: `python -m probes.verifiers.worker NAME [--seconds S] [--memory-gib G]
-[--pass-threshold X] [--explain]`.
+"""The process that judges: `python -m probes.verifiers.worker NAME ... [--seconds S]
+[--memory-gib G] [--pass-threshold X] [--explain]`.
 
-It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, and answers one a line,
-in the same order: `{"id", "reward", "verdict", "answer_found", "reason", "answer_read",
-"gold_read"}` without those that are null, and `"retiring"`, true on its last when it then ends by
-itself. Its first line is `{"ready": true, "threshold": X}` with the reward from which on a
-completion is correct, or `{"failed": why}` where the verifier cannot be loaded. With `--explain`
-every verdict says why. `probes.verifiers.pool` is the other side.
+It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, with `"verifier"` where it
+is not the first that was named, and answers one a line, in the same order: `{"id", "reward",
+"verdict", "answer_found", "reason", "answer_read", "gold_read"}` without those that are null, and
+`"retiring"`, true on its last when it then ends by itself. Its first line is `{"ready": true,
+"thresholds": {NAME: X}}` with the rewards from which on a completion is correct, or `{"failed":
+why}` where a verifier cannot be loaded. With `--explain` every verdict says why.
+`probes.verifiers.pool` is the other side.
 
 Each task has `S` seconds of processor time, not of the clock, so that a busy machine does not
 change a verdict; a task that sleeps is the other side's to end. Memory is bounded to what the
@@ -23,14 +24,20 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
 from curate.errors import UsageError
 from probes.verifiers.explain import explaining
-from probes.verifiers.load import Verdict, VerifierFunction, load_verifier, reward_threshold
+from probes.verifiers.load import (
+    Verdict,
+    VerifierFunction,
+    check_threshold,
+    load_verifier,
+    reward_threshold,
+)
 
 # `dataclasses.asdict` copies deeply, which costs as much as a verdict.
 _FIELDS = [field.name for field in dataclasses.fields(Verdict)]
@@ -99,7 +106,10 @@ def _bound_memory(gib: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a verdict, not a core file
 
 
-def _judge(verifier: VerifierFunction, task: dict[str, str], limit: _ProcessorTime) -> Verdict:
+def _judge(
+    verifiers: Mapping[str, VerifierFunction], task: dict[str, str], limit: _ProcessorTime
+) -> Verdict:
+    verifier = verifiers[task.get("verifier") or next(iter(verifiers))]
     try:
         with limit:
             return verifier(task["completion"], task["gold"])
@@ -112,12 +122,15 @@ def _judge(verifier: VerifierFunction, task: dict[str, str], limit: _ProcessorTi
 
 
 def _serve(
-    verifier: VerifierFunction, tasks: Iterable[bytes], answers: BinaryIO, seconds: float
+    verifiers: Mapping[str, VerifierFunction],
+    tasks: Iterable[bytes],
+    answers: BinaryIO,
+    seconds: float,
 ) -> None:
     limit = _ProcessorTime(seconds)
     for line in tasks:
         task = json.loads(line)
-        verdict = _judge(verifier, task, limit)
+        verdict = _judge(verifiers, task, limit)
         # Cut off anywhere, SymPy's and ANTLR's caches may be left half written.
         retiring = verdict.verdict == "timeout" or verdict.reason == "ran out of memory"
         answer = {
@@ -136,31 +149,34 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent handles it
     _die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m probes.verifiers.worker")
-    parser.add_argument("name", help="math, exact, numeric, choice or MODULE:FUNCTION")
+    parser.add_argument("names", nargs="+", help="math, exact, numeric, choice, MODULE:FUNCTION")
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time a task")
     parser.add_argument("--memory-gib", type=float, default=3.0, help="memory above the start's")
     parser.add_argument("--pass-threshold", type=float, help="from which on a reward is correct")
     parser.add_argument("--explain", action="store_true", help="say what was compared, and why")
     options = parser.parse_args()
     tasks, answers = _private_pipes()
-    if ":" in options.name:
+    if any(":" in name for name in options.names):
         sys.path.insert(0, str(Path.cwd()))
     try:
-        verifier = load_verifier(options.name, options.pass_threshold)
-        threshold = reward_threshold(options.name, options.pass_threshold)
+        check_threshold(options.names, options.pass_threshold)
+        # It is of users' functions; others give 0 and 1.
+        of = {name: options.pass_threshold if ":" in name else None for name in options.names}
+        verifiers = {name: load_verifier(name, of[name]) for name in options.names}
+        thresholds = {name: reward_threshold(name, of[name]) for name in options.names}
     except UsageError as error:
         answers.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         answers.flush()
         return
     if options.explain:
-        verifier = explaining(options.name, verifier, options.pass_threshold)
-    if options.name == "math":
-        verifier(r"\boxed{1}", "1")  # imports SymPy before the limits hold
+        verifiers = {name: explaining(name, verifiers[name], of[name]) for name in verifiers}
+    if "math" in verifiers:
+        verifiers["math"](r"\boxed{1}", "1")  # imports SymPy before the limits hold
     _bound_memory(options.memory_gib)
-    answers.write(json.dumps({"ready": True, "threshold": threshold}).encode() + b"\n")
+    answers.write(json.dumps({"ready": True, "thresholds": thresholds}).encode() + b"\n")
     answers.flush()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
-        _serve(verifier, tasks, answers, options.seconds)
+        _serve(verifiers, tasks, answers, options.seconds)
 
 
 if __name__ == "__main__":

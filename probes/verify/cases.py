@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,14 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.datasets.layouts import (
-    RowRejected,
-    choose_layout,
-    find_field,
-    read_field,
-    read_gold,
-    read_question,
-)
+from curate.datasets.fields import RowRejected, first_filled, given_field, lookup
+from curate.datasets.golds import read_gold
+from curate.datasets.layouts import choose_layout, read_question
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.run.rollouts import rollout_shards
@@ -47,6 +42,8 @@ class Case:
     """The reward that the file or the run has."""
     is_cut: bool = False
     """Whether it was cut at --max-tokens, and so is wrong whatever it says."""
+    verifier: str | None = None
+    """What judges it, where that is not the verifier of all."""
     item_id: str | None = None
     sample: int | None = None
 
@@ -62,12 +59,13 @@ def file_cases(path: str, completion_field: str, answer_field: str, split: str) 
         UsageError: the file cannot be read, or has no gold.
     """
     source = open_source(path, split=split)
-    rows = list(islice((each.value for each in source.rows() if each.value), _SAMPLE_ROWS))
-    completion = find_field(rows, completion_field, "--completion-field", _COMPLETIONS)
+    filled = (each.value for each in source.rows() if each.value)
+    rows: list[Mapping[str, Any]] = list(islice(filled, _SAMPLE_ROWS))
+    completion = _field(rows, completion_field, "--completion-field", _COMPLETIONS)
     golds = [name for name in (*_GOLDS, *_DATASET_GOLDS) if name != completion]
-    gold = find_field(rows, answer_field, "--answer-field", golds)
+    gold = _field(rows, answer_field, "--answer-field", golds)
     if completion is None and gold in _GOLDS:
-        completion = find_field(rows, "", "", ["answer"])
+        completion = first_filled(rows, ["answer"])
     if completion is None or gold is None:
         if completion is not None:
             raise UsageError(
@@ -82,8 +80,8 @@ def file_cases(path: str, completion_field: str, answer_field: str, split: str) 
             continue
         recorded = _number(row.value.get("reward"))
         try:
-            answer = read_gold(row.value, gold)
-            texts = _texts(read_field(row.value, completion), completion)
+            answer = _gold(row.value, gold)
+            texts = _texts(lookup(row.value, completion), completion)
         except RowRejected as error:
             yield Case(row.row, None, problem=str(error))
             continue
@@ -98,9 +96,21 @@ def _golds(source: Source, field: str | None) -> Iterator[Case]:
             if row.value is None:
                 raise RowRejected(row.problem or "cannot be read")
             gold = read_question(row.value, layout).answer if layout else ""
-            yield Case(row.row, None, gold or read_gold(row.value, str(field)))
+            yield Case(row.row, None, gold or _gold(row.value, str(field)))
         except RowRejected as error:
             yield Case(row.row, None, problem=str(error))
+
+
+def _field(
+    rows: list[Mapping[str, Any]], given: str, option: str, known: Iterable[str]
+) -> str | None:
+    """The field that an option names, or else the first of the known ones that any row fills."""
+    return given_field(rows, given or None, option) or first_filled(rows, known)
+
+
+def _gold(row: Mapping[str, Any], field: str) -> str:
+    is_solution = field.rpartition(".")[2] == "solution"
+    return read_gold(lookup(row, field), field, must_be_marked=is_solution)
 
 
 def _texts(value: Any, field: str) -> list[str]:
@@ -122,8 +132,12 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
-def run_cases(run: Path) -> Iterator[Case]:
+def run_cases(run: Path, is_mixed: bool) -> Iterator[Case]:
     """The rollouts of a run that were judged, in the order in which they were drawn.
+
+    Args:
+        run: the folder.
+        is_mixed: whether its items are judged by verifiers of their own.
 
     Raises:
         UsageError: the run has none yet.
@@ -132,8 +146,8 @@ def run_cases(run: Path) -> Iterator[Case]:
     files = rollout_shards(run)
     if not files:
         raise UsageError(f"{run} has no rollouts yet: continue it with its `curate tag` command")
-    items = ITEMS.read(run, "item_id", "answer")
-    answers = dict(zip(*(items[name].to_pylist() for name in items.column_names), strict=True))
+    items = ITEMS.read(run, "item_id", "answer", *(["verifier"] if is_mixed else []))
+    of = {row["item_id"]: row for row in items.to_pylist()}
     names = ["item_id", "sample", "completion", "finish_reason", "reward", "verdict"]
     row = 0
     for file in files:
@@ -144,7 +158,8 @@ def run_cases(run: Path) -> Iterator[Case]:
                 yield Case(
                     row,
                     found["completion"],
-                    answers[found["item_id"]],
+                    of[found["item_id"]]["answer"],
+                    verifier=of[found["item_id"]].get("verifier"),
                     recorded=found["reward"],
                     is_cut=found["finish_reason"] == "length",
                     item_id=found["item_id"],

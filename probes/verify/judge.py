@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from curate.datasets.layouts import RowRejected, read_gold
+from curate.datasets.fields import RowRejected
+from curate.datasets.golds import read_gold
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, write_atomically
 from curate.progress import Progress
 from curate.run.folder import read_run_config
 from curate.run.names import MANIFEST
 from curate.run.tables import write_parquet
+from probes.verifiers.by_row import RowVerifiers
 from probes.verifiers.pool import VerifierPool
 from probes.verifiers.verdict import Verdict, shortened
 from probes.verify.cases import Case, file_cases, run_cases
@@ -67,7 +69,7 @@ def judge_pairs(
     for place, answer in enumerate(answers):
         if not isinstance(answer, str):
             try:
-                answer = read_gold({"answer": answer}, "answer")
+                answer = read_gold(answer, "answer", must_be_marked=False)
             except RowRejected as error:
                 raise UsageError(f"verify(): answer {place}: {error}") from error
         golds.append(answer)
@@ -89,6 +91,7 @@ def judge_source(wanted: Verify) -> dict[str, Any]:
     if out is not None and out.suffix not in _SUFFIXES:
         raise UsageError(f"--out is {out}; it must end in {' or '.join(_SUFFIXES)}")
     verifier, threshold = wanted.verifier or "math", wanted.pass_threshold
+    others: tuple[str, ...] = ()
     if not wanted.source:
         cases = iter([Case(1, wanted.answer, wanted.gold)])
     elif (Path(wanted.source) / MANIFEST).exists():
@@ -96,7 +99,8 @@ def judge_source(wanted: Verify) -> dict[str, Any]:
         if not wanted.verifier:
             verifier = config.verifier
             threshold = config.pass_threshold if threshold is None else threshold
-        cases = run_cases(Path(wanted.source))
+            others = RowVerifiers(config).names
+        cases = run_cases(Path(wanted.source), bool(others) and bool(config.verifier_field))
     else:
         cases = file_cases(
             wanted.source, wanted.completion_field, wanted.answer_field, wanted.split
@@ -104,6 +108,7 @@ def judge_source(wanted: Verify) -> dict[str, Any]:
     cases = islice(cases, wanted.limit) if wanted.limit else cases
     pool = VerifierPool(
         verifier,
+        others=others,
         workers=wanted.verifier_workers or None,
         seconds=wanted.verifier_seconds,
         pass_threshold=threshold,
@@ -148,7 +153,11 @@ def _judged(block: Sequence[Case], pool: VerifierPool, boxed: bool) -> Iterator[
     judged = iter(
         pool.judge(
             [
-                (rf"\boxed{{{case.completion}}}" if boxed else case.completion, case.gold)
+                (
+                    rf"\boxed{{{case.completion}}}" if boxed else case.completion,
+                    case.gold,
+                    case.verifier,
+                )
                 for case in block
                 if case.completion is not None and not case.is_cut
             ]
