@@ -146,6 +146,17 @@ def test_a_users_function_says_nothing_of_what_it_read(tmp_path: Path) -> None:
     assert facts["no_positive_kinds"] == {"another_answer": 2}
 
 
+def test_each_item_goes_by_its_own_verifier(tmp_path: Path) -> None:
+    same = wrong("1/2", 5) + wrong("0.5", 4)
+    items = {"math": same, "exact": same, "a:f": same}
+    counted(tmp_path, items)
+    ids = pa.chunked_array([list(items)])
+    pool = VerifierPool("numeric", others=("math", "exact"), workers=1)
+    count_answers(tmp_path, ids, {name: row for row, name in enumerate(items)}, pool, ids)
+    shares = pq.read_table(tmp_path / "answers.parquet")["majority_share"].to_pylist()
+    assert shares == [1.0, 5 / 9, 5 / 9]
+
+
 def test_hostile_answers_cost_themselves(tmp_path: Path) -> None:
     tower = wrong("9^{9^{9^{9^9}}}", 10) + wrong("13", 9)
     found, _ = counted(tmp_path, {"a": tower, "b": wrong("5", 8)})
