@@ -10,6 +10,8 @@ Every regular expression of this module takes time linear in its text.
 
 import re
 
+from probes.mathematics.boxes import without_empty_boxes
+from probes.mathematics.notation import in_ascii, text_unwrapped
 from probes.verifiers.answers import (
     DENIAL,
     NO_ANSWER,
@@ -19,9 +21,7 @@ from probes.verifiers.answers import (
     judged,
     spoken,
     unjudged,
-    without_empty_boxes,
 )
-from probes.verifiers.notation import in_ascii, text_unwrapped
 
 _DRESS = r"[\s$*_`({\[\"'<]{0,8}"
 _UNDRESS = r"[\s$*_`)}\].:,\"'>]{0,8}"
@@ -153,3 +153,9 @@ def judge_choice(completion: str, gold: str) -> Verdict:
     found = _choice_said(completion)
     letter = next(part for part in wanted.groups() if part).upper()
     return judged(found.upper() == letter, found) if found else NO_ANSWER
+
+
+def read_choice(text: str) -> str:
+    """The letter that `choice` reads in an answer or a gold, or the text where it is none."""
+    letter = _letter_given(text)
+    return letter.upper() if letter else text.strip()

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from probes.verifiers.notation import plain_characters
-from probes.verifiers.undone import is_too_large
+from probes.mathematics.notation import plain_characters
+from probes.mathematics.undone import is_too_large
 
 _FORMULA = re.compile(r"\$\$?([^$]{1,1000})\$|\\\(([^\\]|\\(?!\)))+\\\)|\\\[([^\\]|\\(?!\]))+\\\]")
 _PLAIN = re.compile(r"[0-9.+\-*/^()×÷\s]{1,80}")

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable
 
 from curate.errors import UsageError
+from probes.mathematics.notation import text_unwrapped
 from probes.verifiers.answers import (
     NO_ANSWER,
     Verdict,
@@ -23,7 +24,6 @@ from probes.verifiers.answers import (
 )
 from probes.verifiers.choice import judge_choice
 from probes.verifiers.math import judge_math
-from probes.verifiers.notation import text_unwrapped
 from probes.verifiers.numeric import judge_numeric
 
 __all__ = ["Verdict", "VerifierFunction", "load_verifier"]
@@ -48,6 +48,11 @@ def judge_exact(completion: str, gold: str) -> Verdict:
     if found is None:
         found = last_line(spoken(completion))
     return judged(_folded(found) == _folded(gold), found) if found else NO_ANSWER
+
+
+def read_exact(text: str) -> str:
+    """What `exact` compares of an answer or a gold."""
+    return _folded(text)
 
 
 # --- a user's function, and the choice of verifier ------------------------------------------------

@@ -6,6 +6,11 @@ Every regular expression of this module takes time linear in its text.
 import math
 import re
 
+from probes.mathematics.boxes import without_empty_boxes
+from probes.mathematics.notation import canonical, in_ascii, text_unwrapped
+from probes.mathematics.numbers import read_number
+from probes.mathematics.sets import read_collection
+from probes.mathematics.units import split_unit
 from probes.verifiers.answers import (
     NO_ANSWER,
     Verdict,
@@ -15,12 +20,7 @@ from probes.verifiers.answers import (
     judged,
     spoken,
     unjudged,
-    without_empty_boxes,
 )
-from probes.verifiers.notation import canonical, in_ascii, text_unwrapped
-from probes.verifiers.numbers import read_number
-from probes.verifiers.sets import read_collection
-from probes.verifiers.units import split_unit
 
 RELATIVE_TOLERANCE = 1e-6
 
@@ -113,9 +113,9 @@ def judge_numeric(completion: str, gold: str) -> Verdict:
     r"""Equality of numbers, to a relative 1e-6.
 
     The answer is the number of the tag, the box, of the `####` line or of the announced answer, or
-    the last one of the whole completion. Where an answer is set apart, it must be a number and no
-    arithmetic. Read are what `probes.verifiers.numbers` reads, currency signs and units; where one
-    side has a percent sign and the other none, 50% equals both 50 and 0.5.
+    the last one of the whole completion. Where an answer is set apart, it must be one number and no
+    arithmetic. Read is what `probes.mathematics.numbers` reads, also with a unit. Where
+    one side has a percent sign and the other none, 50% equals both 50 and 0.5.
     """
     wanted = _number_in(gold)
     if wanted is None or not math.isfinite(wanted[1]):
@@ -152,3 +152,9 @@ def _number_said(text: str) -> tuple[str, float, bool] | None:
         if len(said.phrase) <= 200 and (number := _as_float(said.phrase)) is not None:
             return number
     return _last_number(_THOUSANDS.sub("", in_ascii(text)))
+
+
+def read_numeric(text: str) -> str:
+    """The number that `numeric` reads in an answer or a gold; empty where there is none."""
+    number = _number_in(text)
+    return "" if number is None else f"{number[1]:.12g}{'%' if number[2] else ''}"

@@ -2,7 +2,7 @@ r"""Arithmetic that is left undone: operations that an answer only names.
 
 To math-verify `7 * 8` equals 56 and `\sum_{k=1}^{10} k` equals 55, so that repeating the problem is
 right, which GRPO finds within ten steps. Where the gold is a plain number the answer must be one
-too (`probes.verifiers.numbers` reads no arithmetic). Here is what an answer may not leave to do
+too (`probes.mathematics.numbers` reads no arithmetic). Here is what an answer may not leave to do
 where the gold is another expression: sums, products, integrals, limits and derivatives never, and
 factorials, binomials, gcd, floors, extrema, determinants and remainders where the gold has no
 letters; unless the gold leaves the same undone itself. And what is never computed at all: towers of

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from probes.verifiers.notation import text_unwrapped
-from probes.verifiers.numbers import NUMBER_PATTERN
+from probes.mathematics.notation import text_unwrapped
+from probes.mathematics.numbers import NUMBER_PATTERN
 
 UnitPowers = tuple[tuple[str, int], ...]
 

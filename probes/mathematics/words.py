@@ -11,7 +11,7 @@ Every regular expression of this module takes time linear in its text.
 import re
 from functools import lru_cache
 
-from probes.verifiers.notation import text_unwrapped
+from probes.mathematics.notation import text_unwrapped
 
 NO_WORDS = frozenset(  # letters that are mathematics and not a word
     """and or sin cos tan sec csc cot arcsin arccos arctan log exp sqrt inf infty infinity mod gcd

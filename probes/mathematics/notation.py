@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from probes.verifiers.answers import boxed_answer
+from probes.mathematics.boxes import boxed_answer
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓ", "0123456789+-=()nix")

@@ -11,7 +11,7 @@ wrong answer:
 - An equation that has no real solutions, or no unknown, makes no gold: math-verify compares the
   solutions of two equations, and finds any two empty lists equal. Nor does `\gcd` or `\lcm` of
   unknowns, which SymPy evaluates to a number.
-- What `probes.verifiers.undone` finds too large is not read, so that nothing computes it.
+- What `probes.mathematics.undone` finds too large is not read, so that nothing computes it.
 
 Every regular expression of this module takes time linear in its text; math-verify's do not.
 """
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from probes.verifiers.undone import is_too_large
+from probes.mathematics.undone import is_too_large
 
 _EVALUATED = re.compile(r"\\gcd|\\lcm|\\operatorname\{(?:gcd|lcm)\}")
 _EQUATIONS = re.compile(r"(?<!\\|<|!|>)=")

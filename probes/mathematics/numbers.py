@@ -3,7 +3,8 @@ r"""Plain numbers, read exactly, and when two of them are equal.
 Read are integers and decimals (with thousands commas), `a/b`, `\frac{a}{b}`, mixed numbers
 (`1 1/2`), powers of ten (`1e-5`, `1.5 \times 10^{3}`, `10^6`), repeating decimals
 (`0.\overline{3}`, `0.1(6)`, `0.333…`), ratios (`3:2`), numbers in words (`5 million`,
-`twenty-one`, `1st`), and a percent sign. All else is no plain number: arithmetic that is left undone among it.
+`twenty-one`, `1st`), and a percent sign. All else is no plain number: arithmetic that is left
+undone among it.
 
 Two numbers are equal exactly, or, where one of them is a decimal, to 6 places: to 1e-6, and below 1
 to a relative 1e-6, so that 1/3 equals 0.333333 and 1e-31 does not equal 1e-34. A percent sign on
@@ -273,4 +274,4 @@ def same_value(wanted: Fraction, value: Fraction, is_exact: bool) -> bool:
         return True
     if is_exact:
         return False
-    return abs(wanted - value) <= TOLERANCE * min(1, abs(wanted))
+    return abs(wanted - value) <= TOLERANCE * min(Fraction(1), abs(wanted))

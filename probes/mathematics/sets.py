@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from probes.verifiers.numbers import read_number
+from probes.mathematics.numbers import read_number
 
 MOST_PARTS = 200
 
@@ -37,6 +37,10 @@ class Interval:
     low_is_open: bool
     high: str
     high_is_open: bool
+
+    def __str__(self) -> str:
+        left, right = "(" if self.low_is_open else "[", ")" if self.high_is_open else "]"
+        return f"{left}{self.low}, {self.high}{right}"
 
 
 _MARKS = re.compile(
