@@ -6,7 +6,7 @@ Every regular expression of this module takes time linear in its text.
 import re
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_JOINS = re.compile(r"[\s$.,;()\[\]\\]*(?:text\{)?\s*(?:and|or)?[\s}$.,;()\[\]\\]*")
+_JOINS = re.compile(r"(?:[\s$.,;()\[\]{}]|\\q?quad|\\text|\\|and|or)*")
 _BARE_BOX = re.compile(r"\\boxed\s?(-?\d[\d.,/]{0,30}|[A-Za-z](?![A-Za-z]))")
 _EMPTY = re.compile(
     r"(?:[\s.…_?$~{}*-]|\\(?:[,;:! ]|text|mathrm|l?dots|cdots|quad|qquad|square|hspace)(?![A-Za-z])"

@@ -11,18 +11,24 @@ import re
 from functools import lru_cache
 
 from probes.mathematics.notation import canonical, text_unwrapped
-from probes.mathematics.numbers import Number, read_number, same_number
+from probes.mathematics.numbers import Number, read_number, same_number, same_value
 from probes.mathematics.sets import (
     SEPARATORS,
     Collection,
+    read_chain,
     read_collection,
     read_intervals,
     same_intervals,
     same_parts,
     split_parts,
 )
-from probes.mathematics.symbolic import gold_expression, read_expression, same_expression
-from probes.mathematics.undone import is_left_undone
+from probes.mathematics.symbolic import (
+    gold_expression,
+    irrational_value,
+    read_expression,
+    same_expression,
+)
+from probes.mathematics.undone import is_left_undone, operations
 from probes.mathematics.units import UnitPowers, split_unit, units_differ
 from probes.mathematics.words import as_words, is_text, same_text
 
@@ -30,7 +36,12 @@ _NAME = (
     r"(?:[A-Za-z](?:_\s?\{?\s?\w{1,5}\s?\}?)?'?|\\[A-Za-z]+(?:_\s?\{?\s?\w{1,5}\s?\}?)?"
     r"|[A-Za-z]\s?\(\s?[A-Za-z0-9, ]{1,9}\s?\)|\(\s?[A-Za-z](?:\s?,\s?[A-Za-z]){1,4}\s?\))"
 )
-_SIDES = re.compile(r"(?<![<>!\\=])=(?!=)|\\approx(?![A-Za-z])")
+_SIDES = re.compile(r"(?<![<>!\\=])=(?!=)")
+_APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
+_DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
+_IRRATIONAL = re.compile(
+    r"\\(?:sqrt|pi|ln|log|sin|cos|tan|arcsin|arccos|arctan)(?![A-Za-z])|(?<![A-Za-z\\])e(?![A-Za-z])"
+)
 _MEMBER_OF = re.compile(rf"^\s*{_NAME}\s?\\in(?![A-Za-z])\s?")
 _SPACE = re.compile(r"(?<!\d)\s|\s(?!\d)")
 _LABELLED = re.compile(rf"\s*({_NAME})\s*")
@@ -53,9 +64,20 @@ def read_quantity(text: str) -> tuple[Number, UnitPowers | None] | None:
     return None
 
 
+def _before_approximation(text: str) -> tuple[str, str | None]:
+    r"""`x = a \approx b` as `x = a` and b; `x \approx b` as `x = b`."""
+    exact, *rounded = _APPROXIMATELY.split(text)
+    if not rounded:
+        return text, None
+    if _LABELLED.fullmatch(exact):
+        return f"{exact.strip()} = {rounded[-1].strip()}", None
+    return exact.strip(), rounded[-1].strip()
+
+
 @lru_cache(maxsize=16384)
 def read_sides(text: str) -> tuple[str | None, str]:
     """The name that is said to equal, in small letters, and what the last side says."""
+    text, _ = _before_approximation(text)
     sides = _SIDES.split(text)
     if len(sides) == 1 or any(len(split_parts(side, SEPARATORS)) > 1 for side in sides[:-1]):
         return None, text
@@ -103,6 +125,8 @@ def _same(gold: str, found: str) -> bool:
     quantity = read_quantity(value if name != "" else gold)
     if quantity is not None:
         return _same_quantity(quantity, name, found)
+    if (comma := _DECIMAL_COMMA.fullmatch(gold)) and read_quantity(found):
+        return _same(f"{comma[1]}.{comma[2]}", found)
     text = same_text(gold, found)
     if text is not None:
         return text
@@ -115,10 +139,38 @@ def _same_quantity(gold: tuple[Number, UnitPowers | None], name: str | None, fou
     found_name, value = read_sides(found)
     if _names_differ(name, found_name):
         return False
-    read = read_quantity(_MEMBER_OF.sub("", value))
-    if read is None:
+    value = _MEMBER_OF.sub("", value)
+    read = read_quantity(value)
+    if read is None and (comma := _DECIMAL_COMMA.fullmatch(value)):
+        read = read_quantity(f"{comma[1]}.{comma[2]}")
+    if _equals(gold, read) if read is not None else _is_irrational_value(gold, value):
+        return True
+    rounded = read_quantity(_before_approximation(found)[1] or "")
+    if rounded is None or (read is not None and not _is_near(read[0], rounded[0])):
         return False
-    (wanted, unit), (number, found_unit) = gold, read
+    return _equals(gold, rounded)
+
+
+def _is_near(one: Number, other: Number) -> bool:
+    """Whether one may be the other rounded."""
+    return abs(one.value - other.value) * 100 <= abs(one.value)
+
+
+def _is_irrational_value(gold: tuple[Number, UnitPowers | None], found: str) -> bool:
+    r"""Whether a decimal gold is the value of what has no plain number, such as `\sqrt{17}`."""
+    (wanted, unit), given = gold, split_unit(found)
+    if wanted.is_exact or wanted.is_percent or not _IRRATIONAL.search(given.value):
+        return False
+    if any(operations(found)) or units_differ(unit, given.unit):
+        return False
+    value = irrational_value(given.value)
+    return value is not None and same_value(wanted.value, value, is_exact=False)
+
+
+def _equals(
+    gold: tuple[Number, UnitPowers | None], found: tuple[Number, UnitPowers | None]
+) -> bool:
+    (wanted, unit), (number, found_unit) = gold, found
     if (number.is_percent and unit is not None) or (wanted.is_percent and found_unit is not None):
         return False
     return same_number(wanted, number) and not units_differ(unit, found_unit)
@@ -137,6 +189,11 @@ def _same_parts(gold: str, found: str) -> bool:
     parts = read_collection(gold)
     if parts is not None and _is_list(parts):
         return _same_collection(parts, found)
+    chain, found_chain = read_chain(gold), read_chain(found)
+    if chain is not None and found_chain is not None:
+        return chain[1] == found_chain[1] and same_parts(
+            chain[0], found_chain[0], _same, ordered=True
+        )
     if intervals is not None and intervals[1] and not intervals[2]:
         return False
     name, value = read_sides(gold)
@@ -221,6 +278,13 @@ def is_comparable(text: str) -> bool:
         return is_comparable(value) or gold_expression(text) is not None
     value = split_unit(text).value
     return gold_expression(text) is not None or gold_expression(value) is not None
+
+
+def can_be_computed(text: str) -> bool:
+    """Whether a text in canonical notation is a number or an expression, and no words."""
+    return read_quantity(text) is not None or (
+        not is_text(text) and read_expression(text) is not None
+    )
 
 
 def shown_answer(text: str) -> str:

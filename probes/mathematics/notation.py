@@ -145,7 +145,7 @@ _COMMANDS = [
         (r"^([^{}\\]+)\\over(?![A-Za-z])([^{}\\]+)$", r"\\frac{\1}{\2}"),
         # Spaces.
         (
-            r"\\(?:[,;:!> ]|q?quad(?![A-Za-z])|enspace(?![A-Za-z])|thinspace(?![A-Za-z])|"
+            r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![A-Za-z])|enspace(?![A-Za-z])|thinspace(?![A-Za-z])|"
             r"hspace\s?\{[^{}]*\}|phantom\s?\{[^{}]*\})|~",
             " ",
         ),
@@ -240,12 +240,15 @@ _TEXT_SAID = re.compile(
     r"answer)\s?(?:is|:|=)?\s*:?\s*\}\s?[:=]?"
 )
 _TEXT_STOP = re.compile(r"\\text\s?\{\s*[.,;]\s*\}$")
+_DOLLARS = re.compile(r"(?<!\\)\$")
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathsf|mbox|hbox|"
     r"emph)\s?\{([^{}]*)\}"
 )
 _OUTER = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("```", "```"))
-_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|\s)(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(
+    r"(?<=\d)(?:,?\s?\\[,;:! ]\s?|\s?\{\s?,\s?\}\s?|\s)(?=\d{3}(?!\d))"  # 1\,080, 11,\! 111
+)
 
 
 def text_unwrapped(text: str) -> str:
@@ -306,5 +309,8 @@ def canonical(text: str) -> str:
         for pattern, replacement in _PLAIN_WORDS:
             text = pattern.sub(replacement, text)
         text = _calls(_ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text))
-    text = " ".join(_undressed(text).split())
+    text = _undressed(text)
+    if len(_DOLLARS.findall(text)) > 1:
+        text = _DOLLARS.sub("", text)
+    text = " ".join(text.split())
     return _THOUSANDS.sub("", text)

@@ -92,7 +92,7 @@ _TENS_IN_WORDS = {
     )
 }
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+_UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 _POWER = r"(?:\{{\s?(?P<{0}>[-+]?\s?\d{{1,5}})\s?\}}|(?P<{0}_digits>[-+]?\d{{1,5}}))"
 _MULTIPLIER = (
     "hundred|thousand|million|billion|trillion|lakh|crore|dozen|[十百万萬亿億]|千(?![米克瓦卡])|"

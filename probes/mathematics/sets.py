@@ -108,7 +108,7 @@ def read_collection(text: str) -> Collection | None:
         if opening == r"\{":
             if "|" in content or ":" in content or r"\mid" in content:
                 return None
-            return Collection("set", tuple(_parts(content))) if content else None
+            return Collection("set", _spread(_parts(content))) if content else None
         parts = split_parts(content, frozenset((",", ";")))
         if len(parts) > 1 and all(parts):
             if opening in ("(", r"\langle") and closing in (")", r"\rangle"):
@@ -116,14 +116,18 @@ def read_collection(text: str) -> Collection | None:
             if opening == "[" and closing == "]":
                 return Collection("brackets", tuple(parts))
             if opening == "{":
-                return Collection("list", tuple(_parts(content)))
+                return Collection("list", _spread(_parts(content)))
         return None
     parts = _parts(text)
     if len(parts) > 1:
-        spread = [one for part in parts for one in _signs(part)]
-        return Collection("list", tuple(spread)) if len(spread) <= MOST_PARTS else None
+        spread = _spread(parts)
+        return Collection("list", spread) if len(spread) <= MOST_PARTS else None
     both = list(_signs(text))
     return Collection("list", tuple(both)) if len(both) == 2 else None
+
+
+def _spread(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(one for part in parts for one in _signs(part))
 
 
 def _signs(text: str) -> Iterator[str]:
@@ -297,6 +301,19 @@ def _around(points: Sequence[str]) -> tuple[Interval, ...]:
         points = [point for _, point in sorted(values)]
     ends = [r"-\infty", *points, r"\infty"]
     return tuple(Interval(low, True, high, True) for low, high in pairwise(ends))
+
+
+@lru_cache(maxsize=4096)
+def read_chain(text: str) -> tuple[tuple[str, ...], tuple[bool, ...]] | None:
+    r"""The sides of `a < b \le c`, from the least, and which signs are strict; None for others."""
+    signs = [match[0] for match in _RELATION.finditer(text)]
+    sides = [side.strip() for side in _RELATION.split(text)]
+    rising = {sign in ("<", r"\le") for sign in signs}
+    if len(signs) < 2 or len(rising) > 1 or r"\ne" in signs or not all(sides):
+        return None
+    strict = [sign in ("<", ">") for sign in signs]
+    step = 1 if True in rising else -1
+    return tuple(sides[::step]), tuple(strict[::step])
 
 
 def same_intervals(gold: Sequence[Interval], found: Sequence[Interval], same: Same) -> bool:

@@ -19,6 +19,7 @@ Every regular expression of this module takes time linear in its text; math-veri
 import logging
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -125,6 +126,24 @@ def same_expression(gold: str, found: str) -> bool:
     verify = _libraries()[0]
     equal = bool(verify(wanted, given, timeout_seconds=None, allow_set_relation_comp=True))
     return equal and not _values_differ(wanted, given)
+
+
+def irrational_value(text: str) -> Fraction | None:
+    """The real value of an expression to 40 digits; None where it has none, or a rational one."""
+    from sympy import Expr, nsimplify
+
+    read = read_expression(text)
+    if not isinstance(read, Expr) or read.free_symbols:
+        return None
+    try:
+        value = read.doit()
+        digits = value.evalf(40)
+        if value.is_rational or not digits.is_real:
+            return None
+        nearest = nsimplify(digits, rational=True, tolerance=1e-30)
+        return None if nearest.q < 10**8 else Fraction(str(digits))
+    except Exception:  # noqa: BLE001 (an expression that has no value)
+        return None
 
 
 def _values_differ(wanted: Any, given: Any) -> bool:

@@ -142,11 +142,11 @@ _UNIT_TOKEN = re.compile(
     r"(?:\\mu\s?)[A-Za-z]{1,3}|[kMGm]?\\Omega|\\?\$|[€£¥₹₽₩¢]|US\$|[^\W\d_]+)\.?"
     r"(?P<power>\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d)|[23](?![\d.])|\s(?:squared|cubed)(?![A-Za-z]))?"
 )
-_TEXT_COMMAND = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s?\{")
+_TEXT_COMMAND = re.compile(r"\\(?:text[a-z]{0,6}|mathrm|mathbf|mbox|hbox|operatorname)\s?\{")
 _POWER_BRACES = re.compile(r"\^\s?\{\s?(-?\d)\s?\}")
 _QUOTIENT = re.compile(r"\\frac\s?\{((?:[^{}]|\{[^{}]*\})*)\}\s?\{((?:[^{}]|\{[^{}]*\})*)\}")
 _TEXT_TAIL = re.compile(
-    r"(?:\s{0,2}(?:/|\\cdot|\*)?\s{0,2}(?:\\frac)?\\(?:text|textrm|mathrm|mbox|operatorname)\s?"
+    r"(?:\s{0,2}(?:/|\\cdot|\*)?\s{0,2}(?:\\frac)?\\(?:text[a-z]{0,6}|mathrm|mathbf|mbox|hbox|operatorname)\s?"
     r"\{[^{}]{0,60}\}(?:\s?\^\s?\{?-?\d\}?)?)+\Z"
 )
 _WORD_TAIL = re.compile(r"\s([A-Za-z]{2,}(?:\s?\^\s?\{?-?\d\}?)?)\Z"
@@ -223,7 +223,7 @@ def _behind_number(text: str) -> Quantity | None:
     if match is None or match.end() == len(text):
         return None
     value, rest = match[0].rstrip(), text[match.end() :]
-    in_text = rest.lstrip().startswith(("\\text", "\\mathrm", "\\mbox", "\\operatorname"))
+    in_text = rest.lstrip().startswith(("\\text", "\\math", "\\mbox", "\\hbox", "\\operatorname"))
     if rest.startswith(("^", "_", "(", "!")) and not rest.startswith("^\\circ"):
         return None
     plain = _unwrapped(rest)

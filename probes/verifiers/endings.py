@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from probes.mathematics.notation import plain_characters
+from probes.mathematics.equality import can_be_computed
+from probes.mathematics.notation import canonical, plain_characters
 from probes.mathematics.undone import is_too_large
 
 _FORMULA = re.compile(r"\$\$?([^$]{1,1000})\$|\\\(([^\\]|\\(?!\)))+\\\)|\\\[([^\\]|\\(?!\]))+\\\]")
@@ -144,7 +145,7 @@ def _read_first(text: str) -> str | None:
                 can_be_read = is_number or _can_be_read(found)
             else:
                 read, found = extract_match(match, target)
-                can_be_read = read is not None
+                can_be_read = read is not None or can_be_computed(canonical(found))
                 found += "%" if match.groupdict().get("first_percent") else ""
             if can_be_read:
                 return found

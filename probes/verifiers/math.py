@@ -113,7 +113,9 @@ _HEADING_LINE = re.compile(
     r"(?mi)^\s{0,3}#{1,6}\s?[*_]{0,3}(?:step|part|case|problem|question|exercise|example)\b[^\n]*$"
 )
 _CLUSTER = re.compile(
-    r"(?<![\d./:\w])(-?\d+\s\d+/\d+|-?\d*\s?[½⅓⅔¼¾⅕⅛⅜⅝⅞]|\d+\s?:\s?\d+)(?![\d/:])(?=\D*\Z)"
+    r"(?<![\d./:\w])"
+    r"(-?\d{1,3}(?:[ ,]\d{3})+\s\d+/\d+|-?\d+\s\d+/\d+|-?\d*\s?[½⅓⅔¼¾⅕⅛⅜⅝⅞]|\d+\s?:\s?\d+)"
+    r"(?![\d/:])(?=\D*\Z)"
 )
 
 
