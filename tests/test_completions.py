@@ -56,6 +56,8 @@ def test_numbers_are_equal_in_all_their_forms_and_to_no_other_number() -> None:
             if gold.endswith("%"):  # 50% equals 0.5 as well as 50
                 continue
             for form in forms(value):
+                if form.endswith("%") and gold.endswith("apples"):
+                    continue
                 assert judge_math(rf"\boxed{{{form}}}", gold).reward == 1, (gold, form)
             for form in forms(other):
                 if not form.endswith("%"):

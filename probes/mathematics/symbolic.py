@@ -4,7 +4,7 @@ math-verify is by Kydlíček (https://github.com/huggingface/Math-Verify); it ru
 off (whoever calls bounds the time). What is here departs from its defaults where those accept a
 wrong answer:
 
-- Letters keep their case: to math-verify m/M is 1. I is a letter, and so is each letter's prime.
+- Letters keep their case: to math-verify m/M is 1. I is a letter, y' is not y, and A^T is not A.
 - No units are dropped: to math-verify `3c` equals `3`, and 5 m equals 5 cm.
 - What it finds equal must be equal in numbers as well: it compares differences that round to 0, so
   that 10^{-34} equals 10^{-31}.
@@ -28,7 +28,8 @@ from probes.mathematics.undone import is_too_large
 _EVALUATED = re.compile(r"\\gcd|\\lcm|\\operatorname\{(?:gcd|lcm)\}")
 _EQUATIONS = re.compile(r"(?<!\\|<|!|>)=")
 _CURRENT = re.compile(r"(\\[A-Za-z]+)|I")
-_PRIME = re.compile(r"([A-Za-z])\s?(?:\^\s?\{?\s?\\prime\s?\}?|')")
+_RAISED_TO_T = re.compile(r"\^\s?(?:\{\s?T\s?\}|T(?![A-Za-z]))")
+_PRIME = re.compile(r"([A-Za-z])\s?(\^\s?\{?\s?(?:\\prime\s?)+\}?|'{1,4})")
 _BAR = re.compile(r"(?<![A-Za-z\\])\|([^|]*)\|")
 _COMPLEX = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 MOST_CHARACTERS = 2_000  # of an expression; reading takes a millisecond for some ten of them
@@ -64,10 +65,15 @@ def _libraries() -> tuple[Callable[..., Any], ...]:
     return verify, normalized, converted
 
 
+def _primes(text: str) -> int:
+    return text.count("'") + text.count("prime")
+
+
 def _letters_apart(text: str) -> str:
-    r"""I as a letter of its own, which SymPy takes for the imaginary unit, and y' as no y."""
-    text = _PRIME.sub(r"\1_{prime}", text)
-    return _CURRENT.sub(lambda match: match[1] or "I_{letter}", text)
+    r"""I, an exponent T and y' as letters: i, a transpose and y are what they are read as else."""
+    text = _PRIME.sub(lambda match: f"{match[1]}_{{{'prime' * _primes(match[2])}}}", text)
+    text = _RAISED_TO_T.sub("^{T_{letter}}", text)
+    return _CURRENT.sub(lambda match: match[1] or r"\iota ", text)
 
 
 @lru_cache(maxsize=16384)
@@ -121,11 +127,11 @@ def same_expression(gold: str, found: str) -> bool:
     given = read_expression(found) if wanted is not None else None
     if wanted is None or given is None:
         return False
-    if _is_no_constant(given, wanted):
-        return False  # as math-verify says, after up to some seconds of `simplify`
+    # As math-verify says, after up to some seconds of `simplify`; or should say (see the top).
+    if _is_no_constant(given, wanted) or _values_differ(wanted, given):
+        return False
     verify = _libraries()[0]
-    equal = bool(verify(wanted, given, timeout_seconds=None, allow_set_relation_comp=True))
-    return equal and not _values_differ(wanted, given)
+    return bool(verify(wanted, given, timeout_seconds=None, allow_set_relation_comp=True))
 
 
 def irrational_value(text: str) -> Fraction | None:

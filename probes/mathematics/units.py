@@ -2,8 +2,8 @@ r"""Units behind a value, and currency signs before it: split off, and compared 
 
 `5\text{ km/h}` is 5 and `km/h`. A known unit is a product of powers of the names below, with the
 prefixes of the SI; nothing is converted, so that 5 m equals neither 5 cm nor 500 cm. Words that are
-no known unit (`12 red apples`, `5个`) are split off and not compared. A single letter is a unit
-only in `\text{…}`, behind a space, or in a compound (`5 m/s`): `3c` is a product.
+no known unit (`12 red apples`) are split off; they equal each other, and no known unit. A single
+letter is a unit only in `\text{…}`, behind a space, or in a compound (`5 m/s`): `3c` is a product.
 
 Every regular expression of this module takes time linear in its text.
 """
@@ -24,7 +24,7 @@ class Quantity:
 
     value: str
     unit: UnitPowers | None
-    """None where there is none, or none that is known."""
+    """None where there is none, or only a word for any."""
     has_unit: bool
     """Whether anything was split off."""
 
@@ -126,6 +126,9 @@ _CURRENCY_SIGN = re.compile(
     r"([-+]?)\s?(?:US|USD|CAD|AUD|A|C|HK|NT)?\s?(\\\$|[$€£¥₹₽₩₪₫฿₴₦₱]|Rs\.?(?=\s?\d)|RMB(?=\s?\d))\s?"
     r"(?=[-+\d.\\(])"
 )
+_WORDS_UNIT: UnitPowers = (("", 1),)
+"""Words that are no known unit, which equal each other and no known one."""
+_ANY_UNIT = frozenset(["unit", "units", "square", "sq", "cubic", "cu", "个", "個", "total", "in"])
 _NOT_COUNTED = frozenset(  # words that change the value before them
     """and or sin cos tan sec csc cot arcsin arccos arctan log ln exp sqrt inf infinity infty mod
     gcd lcm max min det hundred thousand million billion trillion dozen dozens half halves third
@@ -240,8 +243,13 @@ def _behind_number(text: str) -> Quantity | None:
         in_text or any(len(word) > 2 or not word.isascii() for word in words)
     ):
         known = [unit for word in plain.split() if (unit := read_unit(word)) and len(word) > 1]
-        return Quantity(value, known[-1] if len(known) == 1 else None, True)
+        return Quantity(value, known[-1] if len(known) == 1 else _of_words(words), True)
     return None
+
+
+def _of_words(words: set[str]) -> UnitPowers | None:
+    """What words that are no known unit stand for."""
+    return None if words <= _ANY_UNIT else _WORDS_UNIT
 
 
 def _behind_value(text: str) -> Quantity:
@@ -258,7 +266,7 @@ def _behind_value(text: str) -> Quantity:
     words = set(re.findall("[a-z]+", text_unwrapped(match[0]).casefold()))
     if words & _NOT_COUNTED or not any(character.isalnum() for character in value):
         return Quantity(text, None, False)
-    return Quantity(value, read_unit(match[0]), True)
+    return Quantity(value, read_unit(match[0]) or _of_words(words), True)
 
 
 def units_differ(gold: UnitPowers | None, found: UnitPowers | None) -> bool:
