@@ -57,7 +57,7 @@ def boxed_answer(text: str) -> str | None:
     return ",".join(reversed(answers))
 
 
-_HOLLOW_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{([^{}]{0,60})\}")
+_HOLLOW_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{((?:[^{}]|\{[^{}]{0,40}\}){0,60})\}")
 
 
 def without_empty_boxes(text: str) -> str:

@@ -110,7 +110,7 @@ _HEADING = re.compile(
     r"summary|verification|check|approach|problem|question|method|note)\b)"
 )
 _ANSWER_HEADING = re.compile(
-    r"(?i)[*_\s]*(?:the )?(?:final |correct )?answer(?: is)?[*_\s]*[:：]?[*_\s]*"
+    r"(?i)[*_\s]*(?:the )?(?:final |correct )?(?:answer|result)(?: is)?[*_\s]*[:：]?[*_\s]*"
 )
 _LETTERS = re.compile(r"[^\W\d_]{3,}")
 
@@ -171,6 +171,7 @@ _ANNOUNCED = re.compile(
     r"(?i:(?<![A-Za-z])(?:answers?|antwort|respuesta|réponse|risposta|resposta|ответ)(?![A-Za-z])"
     r"[*_`]{0,3}(?:[^\n.:=?!：]{0,60}?(?<![A-Za-z])"
     r"(?:is|are|equals|be|ist|lautet|es|est|è|é)(?![A-Za-z])[\s*_]{0,4}[:：]?|\s?[:=：—])"
+    r"|(?i:(?:^|(?<=\n))[ \t#*_]{0,8}(?:the )?(?:final )?answer[ \t*_]{0,4}(?=\n))"
     r"|(?:答案|答え|답)\s?(?:是|为|為|应为|は|：|:|[:：]|은|는)[:：]?|答[:：])"
 )
 _SET_APART = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))

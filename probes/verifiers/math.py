@@ -103,6 +103,7 @@ _LONG_WORD = re.compile(r"[^\W\d_]{3,}")
 _COUNT_PHRASE = re.compile(
     r"(?:(?:approximately|about|exactly|equal to|around|roughly|only|just)\s)?(.+)"
 )
+_BOUND = re.compile(r"(?:between|from|at (?:least|most)|(?:more|less|greater|fewer) than)\s")
 _SAID_LAST = re.compile(r"\s(?:is|are|equals|be)\s(?:approximately |about |exactly |equal to )?")
 _NONE_SAID = re.compile(
     r"(?i)(?:unknown|undefined|undetermined|indeterminate|impossible|none|nothing|infinite|no "
@@ -114,7 +115,9 @@ _HEADING_LINE = re.compile(
 )
 _CLUSTER = re.compile(
     r"(?<![\d./:\w])"
-    r"(-?\d{1,3}(?:[ ,]\d{3})+\s\d+/\d+|-?\d+\s\d+/\d+|-?\d*\s?[½⅓⅔¼¾⅕⅛⅜⅝⅞]|\d+\s?:\s?\d+)"
+    r"(-?\d{1,3}(?:[ ,]\d{3})+\s\d+/\d+|-?\d+\s\d+/\d+|-?\d*\s?[½⅓⅔¼¾⅕⅛⅜⅝⅞]|"
+    r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+|\s?[×x*·]\s?10\s?(?:\^\{?[-+−]?\d+\}?|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))|"
+    r"\d+\s?:\s?\d+)"
     r"(?![\d/:])(?=\D*\Z)"
 )
 
@@ -124,6 +127,8 @@ def _readable(phrase: str) -> str | None:
     phrase = phrase.strip().rstrip(".").strip()
     if len(phrase) > 300:
         return None
+    if _BOUND.match(phrase) and any(character.isdigit() for character in phrase):
+        return phrase  # no number, but not prose either
     for _ in range(2):
         match = _COUNT_PHRASE.fullmatch(phrase)
         if match:
