@@ -102,7 +102,7 @@ class TagConfig(Settings):
     )
     instruction: str = option(
         "text added to the prompt; 'auto' asks for step-by-step reasoning and \\boxed{} where the "
-        "prompt is plain text and adds nothing to a conversation; '' adds nothing",
+        "prompt is plain text that asks for no form itself; '' adds nothing",
         default=AUTO, group=_DATASET, metavar="TEXT",
     )  # fmt: skip
     prompt_end: str = option(
@@ -221,6 +221,15 @@ class TagConfig(Settings):
         "math, exact, numeric, choice, or your own MODULE:FUNCTION",
         default="math", group=_VERIFYING, metavar="NAME",
     )  # fmt: skip
+    verifier_field: str = option(
+        "the column that tells each row's verifier, in a dataset of several kinds, such as "
+        "open-instruct's dataset or verl's data_source; the table verifiers of --config maps it",
+        default="", group=_VERIFYING, metavar="COLUMN", or_number=True, was_default=True,
+    )  # fmt: skip
+    verifiers: Mapping[str, Any] = option(
+        "the verifier of each value of --verifier-field; '*' for all others",
+        default=dict, was_default=True,
+    )  # fmt: skip
     verifier_seconds: float = option(
         "CPU time one answer may take before it counts as not judged",
         default=5.0, group=_VERIFYING, metavar="S", above=0,
@@ -307,6 +316,7 @@ class TagConfig(Settings):
         if len(set(self.k)) < len(self.k):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()
+        self._check_verifiers()
         for name, value in self.ray.items():
             if name not in ("cpus_per_worker", "gpus_per_worker"):
                 raise UsageError(
@@ -317,6 +327,13 @@ class TagConfig(Settings):
         for name in self.vllm:
             if name in _NOT_FOR_VLLM:
                 raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")
+
+    def _check_verifiers(self) -> None:
+        if self.verifiers and not self.verifier_field:
+            raise UsageError("[verifiers] needs --verifier-field, the column whose values it names")
+        for value, name in self.verifiers.items():
+            if not isinstance(name, str) or not name:
+                raise UsageError(f"[verifiers] {value} is {name!r}; it must be a verifier's name")
 
     def _check_servers(self) -> None:
         for url in self.base_url:
@@ -360,7 +377,8 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
     """Name each setting that differs in a way that would change results, as `name: old -> new`."""
     changed = []
     for name, setting in declared_in(TagConfig).items():
-        known = {name: setting.default} if setting.declared.get("was_default") else {}
+        default = {} if setting.kind is Mapping else setting.default
+        known = {name: default} if setting.declared.get("was_default") else {}
         known |= old
         if name not in known or not setting.declared.get("changes_result", True):
             continue

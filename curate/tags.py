@@ -31,6 +31,7 @@ PASS_AT = "pass_at_K"
 TARGET = "target"
 JUDGED = "judged"
 FORECAST = "forecast"
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Column:
         type: of its values; every column is nullable, because rejected rows stay in the dataset.
         meaning: in words, of it and of the columns after it that have none of their own.
         when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
-            `FORECAST` for one that tagged files of earlier versions lack.
+            `FORECAST` for one that tagged files of earlier versions lack, `MIXED` where rows have
+            verifiers of their own.
     """
 
     name: str
@@ -118,6 +120,7 @@ COLUMNS = (
     ),
     Column("target_similarity_low", pa.float64(), when=TARGET),
     Column("target_similarity_high", pa.float64(), when=TARGET),
+    Column("verified_by", pa.string(), "the verifier that judged the row's rollouts", when=MIXED),
     Column("tag_reason", pa.string(), "one line that says why"),
     Column(
         "confirmed_trainability",
@@ -139,13 +142,16 @@ REASONING_QUALITY = pa.schema([(each.name, each.type) for each in COLUMNS if eac
 """Columns that `curate judge` adds."""
 
 
-def tag_schema(ks: Sequence[int], *, target: bool = False, judged: bool = False) -> pa.Schema:
+def tag_schema(
+    ks: Sequence[int], *, target: bool = False, judged: bool = False, mixed: bool = False
+) -> pa.Schema:
     """The columns of a tagged file, in their order.
 
     Args:
         ks: `pass_at_K` is there for each K of them.
         target: whether there is a target.
         judged: whether the reasoning was judged.
+        mixed: whether rows have verifiers of their own.
 
     Raises:
         ValueError: a K below 1 or one named twice.
@@ -154,7 +160,7 @@ def tag_schema(ks: Sequence[int], *, target: bool = False, judged: bool = False)
         raise ValueError(f"pass@k needs k of at least 1, got {list(ks)}")
     if len(set(ks)) != len(ks):
         raise ValueError(f"each k of pass@k can be asked for once, got {list(ks)}")
-    left_out = {TARGET: not target, JUDGED: not judged}
+    left_out = {TARGET: not target, JUDGED: not judged, MIXED: not mixed}
     fields = []
     for column in COLUMNS:
         names = [f"pass_at_{k}" for k in ks] if column.name == PASS_AT else [column.name]

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.datasets.layouts import choose_layout
+from curate.datasets.layouts import choices_line, choose_layout
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
@@ -66,6 +66,7 @@ from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk, next_round
+from probes.verifiers.by_row import RowVerifiers, hints
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ if TYPE_CHECKING:
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
+# Rows an item from which on it is said that rows repeat.
+_REPEATED = 2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
 _PROMPTS_CHECKED = 200
 
@@ -416,7 +419,10 @@ class _Tagging:
     @cached_property
     def _items(self) -> pa.Table:
         # One chunk a column: its entries are looked up by position.
-        return ITEMS.read(self.run, "item_id", "prompt_token_ids", "answer").combine_chunks()
+        names = ["item_id", "prompt_token_ids", "answer"]
+        if self.config.verifier_field:
+            names.append("verifier")
+        return ITEMS.read(self.run, *names).combine_chunks()
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -430,6 +436,7 @@ class _Tagging:
     def _pool(self) -> VerifierPool:
         return VerifierPool(
             self.config.verifier,
+            others=RowVerifiers(self.config).names,
             workers=self.config.verifier_workers or None,
             seconds=self.config.verifier_seconds,
         )
@@ -438,6 +445,8 @@ class _Tagging:
         layout = choose_layout(self.source, self.config.prompt_field, self.config.answer_field)
         answer_field = layout.answer_field or "the last assistant turn"
         say(f"layout {layout.name}: prompt in {layout.prompt_field}, answer in {answer_field}")
+        if layout.choices:
+            say(f"warning: {choices_line(layout, self.config.verifier)}")
         self.run.update(
             dataset={
                 **self.run.manifest["dataset"],
@@ -446,19 +455,25 @@ class _Tagging:
                 "answer_field": answer_field,
             }
         )
+        verifiers = RowVerifiers(self.config)
+        for line in [] if verifiers.is_mixed else hints(self.source):
+            say(f"warning: {line}")
         with self._pool() as pool:
 
-            def check_golds(golds: Sequence[str]) -> list[str | None]:
+            def check_golds(golds: Sequence[str], names: Sequence[str]) -> list[str | None]:
                 with Progress("checking", len(golds), "gold answers") as progress:
-                    return pool.check_golds(golds, progress.reach)
+                    return pool.check_golds(golds, progress.reach, names)
 
             items, counts = read_items(
                 self.source,
                 layout,
                 self.config.limit,
                 self.run,
+                verifiers=verifiers,
                 check_columns=self._check_columns,
                 check_golds=check_golds,
+                into_csv=Path(self.config.out).suffix.lower() == ".csv"
+                and self.source.format != "csv",
             )
             self._warn_of_echoes(items, pool)
         refused = render_items(
@@ -467,6 +482,7 @@ class _Tagging:
             self._tokenizer,
             instruction=self.config.instruction,
             prompt_end=self.config.prompt_end,
+            is_mixed=verifiers.is_mixed,
             max_tokens=self.config.max_tokens,
             context_length=self._check_model(),
         )
@@ -482,6 +498,11 @@ class _Tagging:
             counts["items"] -= len(refused)
         self._check_budget(counts["items"])
         self.run.update(counts=counts)
+        if counts["rows_probed"] >= _REPEATED * counts["items"]:
+            say(
+                f"{counts['rows_probed']:,} rows are {counts['items']:,} items: what repeats "
+                "prompt and answer is probed once"
+            )
         if counts["rows_rejected"]:
             say(
                 f"rejected {counts['rows_rejected']:,} of {counts['rows']:,} rows; "
@@ -501,7 +522,9 @@ class _Tagging:
     def _warn_of_echoes(self, items: Sequence[Item], pool: VerifierPool) -> None:
         """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
         checked = items[:_PROMPTS_CHECKED]
-        pairs = [(item.question.messages[-1][1], item.question.answer) for item in checked]
+        pairs = [
+            (item.question.messages[-1][1], item.question.answer, item.verifier) for item in checked
+        ]
         with Progress("checking", len(pairs), "prompts as answers") as progress:
             verdicts = pool.judge(pairs, progress.reach)
         echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
@@ -560,7 +583,9 @@ class _Tagging:
         return sample_items(self.run, self._items, drawn, target, draw, shard_size)
 
     def _verify(self) -> dict[str, Any]:
-        return verify_rollouts(self.run, self._pool(), self._items["answer"], self._row_of)
+        items = self._items
+        verifiers = items["verifier"] if self.config.verifier_field else None
+        return verify_rollouts(self.run, self._pool(), items["answer"], self._row_of, verifiers)
 
     # --- After the last round ----------------------------------------------------------------
 

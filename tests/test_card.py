@@ -325,6 +325,20 @@ def test_line_ends_are_the_card_s() -> None:
     assert merge_card(merged, {"tags": ["a"]}, "one\ntwo", "x") == merged
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", ["", " ", "\n"])
+def test_metadata_without_a_last_line_end_is_kept(line_end: str, last: str) -> None:
+    card = f"---\nlicense: mit\npretty_name: A\n---{last}".replace("\n", line_end)
+    merged = merge_card(card, {"tags": ["a"]}, "text", "x")
+    assert DatasetCard(merged).data.to_dict() == {
+        "license": "mit",
+        "pretty_name": "A",
+        "tags": ["a"],
+    }
+    assert merged.count("---" + line_end) == 2
+    assert merge_card(merged, {"tags": ["a"]}, "text", "x") == merged
+
+
 def test_a_card_without_metadata_gets_some() -> None:
     merged = merge_card("# A\n", {"license": "mit"}, "text", "x")
     assert merged.startswith("---\nlicense: mit\n---\n# A\n\n<!-- curate: begin")

@@ -1,5 +1,6 @@
 """Every format opens and streams; what is broken is one line or one row, never a crash."""
 
+import base64
 import gzip
 import json
 import os
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from curate.datasets.layouts import read_question, recognise_layout
 from curate.datasets.source import MAX_NESTING, RAW_LIMIT, SourceRow, json_text, open_source
 from curate.errors import RunError, UsageError
+from curate.tagged.write import check_out
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -30,11 +34,29 @@ def jsonl(rows: list[dict[str, object]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def zstd(content: bytes) -> bytes:
+    return pa.Codec("zstd").compress(content, asbytes=True)
+
+
 def write_format(folder: Path, kind: str) -> Path:
     """ROWS in one of the formats."""
     path = folder / f"few.{kind}"
     if kind in ("jsonl", "ndjson"):
         return write(path, jsonl(ROWS))
+    if kind == "jsonl.zst":
+        return write(path, zstd(jsonl(ROWS).encode()))
+    if kind.startswith("utf-16"):
+        _, _, suffix = kind.partition(" ")
+        plain = write_format(folder, suffix)
+        return write(plain, plain.read_text("utf-8").encode("utf-16"))
+    if kind == "folder of parquet":
+        path = folder / "few" / "data"
+        path.mkdir(parents=True)
+        for number, row in enumerate(ROWS):
+            name = f"train-{number:05d}-of-00002.parquet"
+            pq.write_table(pa.Table.from_pylist([row]), path / name)
+        write(folder / "few" / "README.md", "# few")
+        return folder / "few"
     if kind in ("jsonl.gz", "ndjson.gz"):
         return write(path, gzip.compress(jsonl(ROWS).encode()))
     if kind == "json":
@@ -51,7 +73,10 @@ def write_format(folder: Path, kind: str) -> Path:
     return path
 
 
-FORMATS = ["jsonl", "ndjson", "jsonl.gz", "ndjson.gz", "json", "csv", "parquet", "folder"]
+FORMATS = [
+    *("jsonl", "ndjson", "jsonl.gz", "ndjson.gz", "jsonl.zst", "json", "csv", "parquet", "folder"),
+    *("utf-16 jsonl", "utf-16 json", "utf-16 csv", "folder of parquet"),
+]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -91,6 +116,27 @@ def test_json_lines_are_numbered_as_in_an_editor(tmp_path: Path) -> None:
     assert [(row.row, row.value) for row in rows] == [(2, {"a": 1}), (5, None), (6, {"a": 2})]
 
 
+def test_a_file_of_several_zstd_frames_is_read_whole(tmp_path: Path) -> None:
+    lines = [json.dumps({"n": n, "text": "x" * 500}) + "\n" for n in range(5000)]
+    frames = [zstd("".join(lines[n : n + 1000]).encode()) for n in range(0, 5000, 1000)]
+    path = write(tmp_path / "a.jsonl.zst", b"".join(frames))
+    assert [(row.value or {})["n"] for row in open_source(path).rows()] == list(range(5000))
+    write(path, b"".join(frames)[:-100])
+    with pytest.raises(UsageError, match="not a whole zstd file"):
+        list(open_source(path).rows())
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_half_a_surrogate_pair_of_utf_16_spoils_its_row_only(tmp_path: Path, order: str) -> None:
+    text = '\ufeff{"a": "\U0001f600"}\n{"a": "\ud83d"}\n{"a": "\u0a0a"}\n'
+    path = write(tmp_path / "a.jsonl", text.encode(order, "surrogatepass"))
+    rows = list(open_source(path).rows())
+    assert [row.value for row in rows] == [{"a": "\U0001f600"}, None, {"a": "\u0a0a"}]
+    assert "invalid UTF-8" in str(rows[1].problem)
+    table = write(tmp_path / "a.csv", "\ufeffa\n\ud83d\n1\n".encode(order, "surrogatepass"))
+    assert [row.value for row in open_source(table).rows()] == [None, {"a": "1"}]
+
+
 def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a.json", "\ufeff" + jsonl(ROWS)))
     assert [row.value for row in source.rows()] == ROWS
@@ -123,6 +169,152 @@ def test_parquet_streams_batch_by_batch(tmp_path: Path) -> None:
     assert [row.value for row in source.rows()] == [{"n": n} for n in range(5000)]
     assert max(batch.num_rows for batch in source.batches()) == 1024
     assert source.schema.names == ["n"]
+
+
+def test_views_of_polars_and_duckdb_become_plain_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    turn = pa.struct([("role", pa.string_view()), ("content", pa.string_view())])
+    table = pa.table(
+        {
+            "q": pa.array(["a", None], pa.string_view()),
+            "b": pa.array([b"a", b"b"], pa.binary_view()),
+            "m": pa.array([{"role": "user", "content": "x"}, None], turn),
+        }
+    ).replace_schema_metadata({"made": "by us"})
+    pq.write_table(table, path)
+    source = open_source(path)
+    assert source.schema is not None
+    assert source.schema.field("q").type == pa.string()
+    assert source.schema.metadata[b"made"] == b"by us"
+    taken = [batch.take(pa.array([1, 0])).to_pylist() for batch in source.batches()]
+    assert taken == [table.to_pylist()[::-1]]
+
+
+@pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
+def test_views_inside_of_messages_do_too(tmp_path: Path, listed: Any) -> None:
+    def schema(text: pa.DataType) -> pa.Schema:
+        turn = pa.struct([("role", text), ("content", text)])
+        return pa.schema([("messages", listed(turn)), ("answer", text)])
+
+    rows = [{"messages": [{"role": "user", "content": str(n)}], "answer": "1"} for n in range(3)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(pa.string())), path)
+    # Arrow cannot write these itself: the note of its types in the file is another's.
+    ours = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    theirs = base64.b64encode(schema(pa.string_view()).serialize().to_pybytes())
+    assert len(ours) == len(theirs)
+    path.write_bytes(path.read_bytes().replace(ours, theirs))
+    assert pq.read_schema(path).field("answer").type == pa.string_view()
+    source = open_source(path)
+    assert [row.value for row in source.rows()] == rows
+    (batch,) = source.batches()
+    assert batch.take(pa.array([2, 0])).to_pylist() == [rows[2], rows[0]]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float16()])
+def test_a_short_float_is_the_number_that_was_meant(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "a.parquet"
+    numbers = np.array([0.1, 2.5, -3, np.nan], kind.to_pandas_dtype())
+    pq.write_table(pa.table({"n": pa.array([*numbers, None], kind)}), path)
+    found = [(row.value or {})["n"] for row in open_source(path).rows()]
+    assert found[:3] == [0.1, 2.5, -3.0]
+    assert np.isnan(found[3]) and found[4] is None
+
+
+# --- Folders of files --------------------------------------------------------------------------
+
+
+def put(folder: Path, *names: str) -> None:
+    """A file of one row of each name, which tells the name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        row = {"question": name, "answer": "4"}
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist([row]), folder / name)
+        else:
+            write(folder / name, jsonl([row]))
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "subset", "found"),
+    [
+        (["b.jsonl", "a.jsonl"], "train", None, ["a.jsonl", "b.jsonl"]),
+        (["train-0.jsonl", "test-0.jsonl"], "test", None, ["test-0.jsonl"]),
+        (["train.jsonl", "test.jsonl", "trained.jsonl"], "train", None, ["train.jsonl"]),
+        (["data/train-0.parquet", "data/test-0.parquet"], "train", None, ["data/train-0.parquet"]),
+        (["train/0.parquet", "test/0.parquet"], "test", None, ["test/0.parquet"]),
+        (
+            ["main/train-0.parquet", "more/train-0.parquet"],
+            "train",
+            "more",
+            ["more/train-0.parquet"],
+        ),
+        (["only/0.parquet"], "train", None, ["only/0.parquet"]),
+        (["a/train/0.parquet", "b/train/0.parquet"], "train", "b", ["b/train/0.parquet"]),
+    ],
+)
+def test_the_files_of_a_folder_are_one_dataset(
+    tmp_path: Path, names: list[str], split: str, subset: str | None, found: list[str]
+) -> None:
+    put(tmp_path, *names)
+    write(tmp_path / "README.md", "# It")
+    write(tmp_path / "dataset_infos.json", "{}")
+    write(tmp_path / ".hidden.jsonl", "{}")
+    source = open_source(tmp_path, split=split, subset=subset)
+    assert [(row.row, (row.value or {})["question"]) for row in source.rows()] == [
+        (number, name) for number, name in enumerate(found, 1)
+    ]
+    assert source.name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "subset", "message"),
+    [
+        (["train-0.jsonl"], "test", None, "no split 'test'; it has 'train'"),
+        (["a.jsonl"], "test", None, "no split 'test'"),
+        (["train/0.jsonl"], "test", None, "no split 'test'; it has 'train'"),
+        (["x/a.jsonl", "y/a.jsonl"], "train", None, "the subsets x, y: choose one with --subset"),
+        (["x/a.jsonl"], "train", "z", "no subset 'z'; it has 'x'"),
+        (["a.jsonl", "b.parquet"], "train", None, "several formats"),
+        (["notes.txt"], "train", None, "not a readable dataset folder"),
+    ],
+)
+def test_a_folder_of_which_no_dataset_can_be_told_is_one_clear_line(
+    tmp_path: Path, names: list[str], split: str, subset: str | None, message: str
+) -> None:
+    put(tmp_path, *names)
+    with pytest.raises(UsageError, match=message) as caught:
+        open_source(tmp_path, split=split, subset=subset)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"q": ["a"], "n": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"n": [1.5], "q": ["b"]}), tmp_path / "b.parquet")
+    source = open_source(tmp_path)
+    assert [row.value for row in source.rows()] == [{"q": "a", "n": 1}, {"n": 1.5, "q": "b"}]
+    batches = pa.Table.from_batches(source.batches(), schema=source.schema)
+    assert batches.to_pylist() == [{"q": "a", "n": 1.0}, {"q": "b", "n": 1.5}]
+    pq.write_table(pa.table({"q": [["c"]], "n": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match="different types"):
+        open_source(tmp_path)
+    pq.write_table(pa.table({"q": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match="has other columns than"):
+        open_source(tmp_path)
+
+
+def test_a_file_of_a_folder_that_changed_is_noticed(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", "b.jsonl")
+    source = open_source(tmp_path)
+    source.check_unchanged()
+    assert open_source(tmp_path).fingerprint == source.fingerprint
+    put(tmp_path / "c", "b.jsonl")
+    write(tmp_path / "b.jsonl", jsonl(ROWS))
+    assert open_source(tmp_path).fingerprint != source.fingerprint
+    with pytest.raises(RunError, match=r"b\.jsonl changed"):
+        source.check_unchanged()
+    with pytest.raises(UsageError, match="among the files of the dataset"):
+        check_out(source, tmp_path / "out.jsonl")
 
 
 def test_a_dataset_dict_needs_a_split_that_it_has(tmp_path: Path) -> None:
@@ -287,7 +479,12 @@ BAD_FILES = {
     "header.csv": (b"question,answer\n", "has no rows"),
     "twice.csv": (b"a,a\n1,2\n", "names 'a' more than once"),
     "blank.csv": (b"\n\n", "no header"),
-    "junk.csv": (b"\xff\xfe\x00\x01\n\xff\n", "header cannot be read"),
+    "junk.csv": (b"\xfe\x00\x01\n\xff\n", "header cannot be read"),
+    "cut16.csv": ("a,b\n1,2\n".encode("utf-16")[:-1], "not whole UTF-16"),
+    "cut16.jsonl": ('{"a": 1}\n'.encode("utf-16")[:-1], "not whole UTF-16"),
+    "cut16.json": ('[{"a": 1}]'.encode("utf-16")[:-1], "UTF-16"),
+    "cut.jsonl.zst": (b"\x28\xb5\x2f\xfd\x04", "not a whole zstd file"),
+    "junk.jsonl.zst": (b"no zstd at all", "not a whole zstd file"),
     "junk.parquet": (b"not parquet", "not a readable Parquet file"),
     "cut.parquet": (b"PAR1" + b"\0" * 100, "not a readable Parquet file"),
     "notes.txt": (b"hello", "unknown format '.txt'; give .jsonl"),
@@ -491,6 +688,7 @@ def test_a_million_rows_are_read_in_small_memory(tmp_path: Path) -> None:
         from curate.datasets.source import open_source
         from curate.datasets.layouts import choose_layout
         from probes.stages.items import read_items
+        from probes.verifiers.by_row import RowVerifiers
         from curate.run.folder import open_run
         source = open_source(sys.argv[1])
         with open_run(Path(sys.argv[2]), TagConfig(), {}) as run:
@@ -500,7 +698,8 @@ def test_a_million_rows_are_read_in_small_memory(tmp_path: Path) -> None:
                 0,
                 run,
                 check_columns=lambda names: None,
-                check_golds=lambda golds: [None] * len(golds),
+                verifiers=RowVerifiers(TagConfig()),
+                check_golds=lambda golds, names: [None] * len(golds),
             )
         assert counts["rows"] == counts["items"] == len(items)
         # Not ru_maxrss, which includes that of the process that forked this one.

@@ -215,6 +215,41 @@ def test_a_column_that_is_set_anew_is_kept_beside(tmp_path: Path, of: str) -> No
         assert found[0]["original_prompt"] == "what is 1 + 1 ?"
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_columns_that_trl_has_of_its_own_are_set_aside(
+    tmp_path: Path, model: Path, suffix: str
+) -> None:
+    rows = [
+        {**row, "completions": ["x"], "prompts": "p", "original_prompts": "older"}
+        for row in _rows()
+    ]
+    tagged = write_tagged_file(tmp_path / f"a{suffix}", rows)
+    out = tmp_path / f"out{suffix}"
+    found = curate.order(tagged, out, by="curriculum", format="trl")
+    names = {"completions": "original_completions", "prompts": "original_original_prompts"}
+    for name, other in names.items():
+        assert any(repr(name) in note and repr(other) in note for note in found["notes"])
+    written = _load(out, tmp_path / "cache").to_list()
+    assert not {"completions", "prompts"} & set(written[0])
+    assert all(row["original_completions"] == ["x"] for row in written)
+    assert {row["original_prompts"] for row in written} == {"older"}
+    assert {row["original_original_prompts"] for row in written} == {"p"}
+    assert [row["answer"] for row in written] == [row["answer"] for row in _in_order()]
+    # Other trainers have no such columns.
+    plain = tmp_path / "plain.jsonl"
+    curate.order(tagged, plain, by="curriculum", format="open-instruct")
+    assert "completions" in read_jsonl(plain)[0]
+
+
+def test_a_prompt_with_tools_is_refused_by_number(tmp_path: Path) -> None:
+    question = Question((("user", "1 + 1 ?"),), "2", calls='{"tools": [{"name": "add"}]}')
+    row = tagged_row(1, "easy", item_id=question.item_id)
+    row |= {"question": "1 + 1 ?", "answer": "2", "tools": [{"name": "add"}]}
+    tagged = write_tagged_file(tmp_path / "a.jsonl", [row])
+    with pytest.raises(UsageError, match="row 1: its prompt has tools"):
+        curate.order(tagged, tmp_path / "b.jsonl", by="curriculum", format="trl")
+
+
 def test_a_verl_dataset_keeps_what_describes_its_rows(tmp_path: Path) -> None:
     prompt = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1 + 1 ?"}]
     question = Question((("system", "be brief"), ("user", "1 + 1 ?")), "2")

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from curate.datasets.layouts import (
-    Layout,
-    Question,
-    RowRejected,
-    extract_gold,
-    last_boxed,
-    read_question,
-    recognise_layout,
-)
+from curate.datasets.fields import RowRejected
+from curate.datasets.golds import extract_gold, last_boxed
+from curate.datasets.layouts import Layout, Question, read_question, recognise_layout
 from curate.errors import UsageError
 
 USER = [{"role": "user", "content": "2 + 2?"}]
@@ -120,6 +114,14 @@ def test_a_prompt_may_end_with_a_tool_s_turn() -> None:
         (True, "True"),
         (10**30, "1" + "0" * 30),
         (Decimal("1.50"), "1.50"),
+        (0.00001, "0.00001"),
+        (-1.5e-7, "-0.00000015"),
+        (1e22, "1" + "0" * 22),
+        (Decimal("1E-7"), "0.0000001"),
+        (Decimal("1E+3"), "1000"),
+        (0.0, "0.0"),
+        (1.5e-300, "1.5 \\times 10^{-300}"),
+        (-1e300, "-1 \\times 10^{300}"),
         (["x"], "x"),
         ("1,000", "1,000"),
         (" \\frac{1}{2}\n", "\\frac{1}{2}"),

@@ -79,7 +79,7 @@ FILES: dict[str, tuple[Callable[[], str], str]] = {
     "unknown suffix": (_text("rows.xlsx", "PK\3\4"), "unknown format '.xlsx'"),
     "no suffix": (_text("rows", GOOD), "unknown format"),
     "binary junk": (_text("junk.jsonl", bytes(range(256)) * 4), "no row can be read as jsonl"),
-    "UTF-16": (_text("wide.jsonl", GOOD.encode("utf-16")), "invalid UTF-8"),
+    "UTF-32": (_text("wide.jsonl", GOOD.encode("utf-32")), "invalid UTF-8"),
     "prose": (_text("prose.jsonl", "Once upon a time\nthere was\n"), "not JSON"),
     "numbers": (_text("numbers.jsonl", "1\n2\n"), "not a JSON object but a number"),
     "cut array": (_text("cut.json", f"[{GOOD.strip()}, {{"), "not a whole JSON array"),

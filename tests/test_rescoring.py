@@ -26,6 +26,7 @@ from probes.rescoring.teacher_forcing import log_probabilities
 from probes.stages.sample import draw_shard
 from probes.stages.verify import verify_rollouts
 from probes.verifiers.load import Verdict
+from probes.verifiers.pool import Pair
 
 
 def rollouts_of_prompts(seed: int = 0) -> list[TokenizedRollout]:
@@ -289,8 +290,8 @@ class AllRight:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def judge(self, pairs: list[tuple[str, str]], done: Callable[[int], None]) -> list[Verdict]:
-        return [Verdict(1, "correct", gold) for _, gold in pairs]
+    def judge(self, pairs: list[Pair], done: Callable[[int], None]) -> list[Verdict]:
+        return [Verdict(1, "correct", pair[1]) for pair in pairs]
 
 
 def test_rollouts_of_an_earlier_version_are_judged(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from curate.datasets.layouts import read_question, recognise_layout
 from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer, write_atomically
+from curate.tagged.fill import set_columns
 from curate.tagged.write import check_columns, check_out, write_tagged
 
 SCHEMA = pa.schema(
@@ -264,6 +265,31 @@ def test_csv_stays_csv_and_a_bad_record_has_only_tags(tmp_path: Path) -> None:
         ["q", "a", *SCHEMA.names],
         ["x,\ny", "1", "id1", "0.5", "32"],
         ["", "", "id2", "0.5", "32"],
+    ]
+
+
+def test_a_lone_carriage_return_in_a_cell_is_quoted(tmp_path: Path) -> None:
+    rows = [{"q": "a\rb", "a\r": "c"}, {"q": "d\r\ne", "a\r": "\r"}]
+    given = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    out = tag(given, tmp_path / "out.csv", 2)
+    assert [list(row)[:2] for row in csv.reader(out.open(newline=""))] == [
+        ["q", "a\r"],
+        ["a\rb", "c"],
+        ["d\r\ne", "\r"],
+    ]
+    again = [row.value for row in open_source(out).rows()]
+    assert [{name: value[name] for name in rows[0]} for value in again if value] == rows
+    set_columns(out, pa.schema([("pass_rate", pa.float64())]), [("id1", {}), ("id2", {})])
+    assert [row["q"] for row in csv.DictReader(out.open(newline=""))] == ["a\rb", "d\r\ne"]
+
+
+def test_what_is_no_number_is_an_empty_cell_of_csv(tmp_path: Path) -> None:
+    numbers = [float("inf"), float("-inf"), float("nan"), None, 0.00001, 1.5]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"q": list("abcdef"), "n": numbers}), path)
+    out = tag(path, tmp_path / "out.csv", 6)
+    assert [row["n"] for row in csv.DictReader(out.open(newline=""))] == [
+        *("", "", "", "", "0.00001", "1.5")
     ]
 
 

@@ -32,7 +32,7 @@ def read_metadata(card: str, name: str) -> dict[str, Any]:
     Raises:
         UsageError: it is no YAML, or not a mapping.
     """
-    match = REGEX_YAML_BLOCK.search(card)
+    match = REGEX_YAML_BLOCK.search(_with_last_line_end(card))
     try:
         metadata = yaml.safe_load(match.group(2)) if match else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -61,6 +61,7 @@ def merge_card(card: str, metadata: Mapping[str, Any], section: str, name: str) 
         UsageError: the card's metadata cannot be read, or its markers do not pair.
     """
     line_end = "\r\n" if "\r\n" in card else "\n"
+    card = _with_last_line_end(card)
     old = read_metadata(card, name)
     changed = {key: value for key, value in metadata.items() if old.get(key) != value}
     match = REGEX_YAML_BLOCK.search(card)
@@ -76,6 +77,13 @@ def merge_card(card: str, metadata: Mapping[str, Any], section: str, name: str) 
         start = 0
     marked = f"{BEGIN}\n{section.strip()}\n{END}".replace("\n", line_end)
     return card[:start] + _with_section(card[start:], marked, line_end, name)
+
+
+def _with_last_line_end(card: str) -> str:
+    """A card that is metadata alone, with the line end that it may lack after the closing line."""
+    line_end = "\r\n" if "\r\n" in card else "\n"
+    bare = card.rstrip(" \t")
+    return bare + line_end if bare.endswith("\n---") else card
 
 
 def has_section(card: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
-from curate.tags import COLUMNS, FORECAST, JUDGED, TARGET, Trainability
+from curate.tags import COLUMNS, FORECAST, JUDGED, MIXED, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
 from probes.summary import tag_meanings
 from probes.tag_rules import DOUBT
@@ -121,7 +121,9 @@ def measured_section(facts: RunFacts) -> str:
         "Rollouts": rollouts,
         "Sampling": f"temperature {config.temperature:g}, at most {config.max_tokens:,} tokens, "
         f"where a completion is cut and counts as wrong; {engine}, {manifest.get('device', '?')}",
-        "Verifier": code_span(PurePath(config.verifier).name),
+        "Verifier": f"the row's own, by {code_span(config.verifier_field)}"
+        if config.verifier_field
+        else code_span(PurePath(config.verifier).name),
         "Easy": f"a pass rate of at least τ = {config.tau:g}; hard below",
         "Gradients": f"of up to {config.gradient_rollouts:,} correct rollouts an item, with "
         f"respect to a LoRA adapter of rank {config.gradient_rank}, projected to "
@@ -295,6 +297,7 @@ def columns_section(facts: RunFacts) -> str:
         TARGET: bool(facts.run.config.target),
         JUDGED: facts.run.is_judged,
         FORECAST: facts.run.manifest.get("forecast") is not None,
+        MIXED: bool(facts.run.config.verifier_field),
     }
     rows: list[tuple[str, str]] = []
     for column in COLUMNS:

@@ -87,7 +87,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "device": manifest.get("device"),
         "created": manifest.get("created"),
         "tau": config.tau,
-        "settings": {name: getattr(config, name) for name in _SETTINGS},
+        "settings": {name: getattr(config, name) for name in _SETTINGS}
+        | ({"verifier": f"by {config.verifier_field}"} if config.verifier_field else {}),
         "forecast": forecast_words(manifest),
         "p_unlearnable": probability_words(manifest),
         "predictor": manifest.get("predictor", {}).get("name"),

@@ -53,6 +53,15 @@ def with_value(text: str, name: str, value: str) -> str:
     return text
 
 
+def with_names(text: str, names: Mapping[str, str]) -> str:
+    """An object's text with other names for some of its members."""
+    for found, start, _, _ in reversed(list(_members(text))):
+        if found in names:
+            _, end = _DECODER.raw_decode(text, start)
+            text = text[:start] + json.dumps(names[found], ensure_ascii=False) + text[end:]
+    return text
+
+
 def _members(text: str) -> Iterator[tuple[str, int, int, int]]:
     """Each member's name, and where it, its value and its value's end stand."""
     position = _after_space(text, _after_space(text, 0) + 1)

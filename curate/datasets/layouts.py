@@ -5,46 +5,82 @@ Known without options:
 - `prompt`, `question` or `problem` with `answer`, `ground_truth` or `solution`. A gold answer may
   be marked in longer text: GSM8K's `#### 72`, or `\\boxed{72}`. A `solution` must mark it.
 - the same with a conversational `prompt`: a list of messages, each with a `role` and a `content`.
-- `messages`, with an answer column, or else with the last assistant message as the gold text.
-- verl: `prompt` with `reward_model.ground_truth`.
+- `messages`, or ShareGPT's `conversations` with its `system`, with an answer column, or else with
+  the last assistant message as the gold text.
+- verl, and what was made for it (DAPO-Math, Eurus, Skywork-OR1): `prompt` with
+  `reward_model.ground_truth`.
+- SYNTHETIC-1 and -2, INTELLECT-2: `prompt` with the `ground_truth` in `verification_info`, JSON.
+- Open-Reasoner-Zero: a list of two messages a row, the second with the ground truth.
+- multiple choice: `curate.datasets.choices`.
 
 Texts are untrusted and may be long: everything here takes time linear in their length.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import islice
 from typing import Any
 
 from curate.config import AUTO
+from curate.datasets import choices
+from curate.datasets.fields import (
+    MISSING,
+    RowRejected,
+    columns_line,
+    first_filled,
+    given_field,
+    lookup,
+)
+from curate.datasets.golds import marked_gold, read_gold
+from curate.datasets.messages import (
+    Messages,
+    ends_with_reply,
+    read_calls,
+    read_messages,
+    refuse_media,
+)
 from curate.datasets.source import Source
 from curate.errors import UsageError
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 """The suffix of the paper's runs (verl's instruction for mathematics)."""
 
-Message = dict[str, str]
-"""One turn of a conversation: `role` and `content`."""
+Message = dict[str, Any]
+"""One turn of a conversation: `role`, `content`, and calls of tools where it has any."""
 
-_PROMPT_FIELDS = ("prompt", "question", "problem", "messages")
-_ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "ground_truth", "solution")
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
-# A box opens, an escaped character (a brace among them) is passed over, a brace opens or closes.
-_BOX_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_MISSING = object()
+# Open-Reasoner-Zero's file is a list of lists, which is read as an object of positions.
+_ORZ = ("0.value", "1.ground_truth.value")
+_CONVERSATIONS = ("messages", "conversations")
+_PROMPT_FIELDS = (
+    *("prompt", "question", "problem", *_CONVERSATIONS),
+    *("Question", "Problem", _ORZ[0]),
+)
+_ANSWER_FIELDS = (
+    "reward_model.ground_truth",
+    "answer",
+    "ground_truth",
+    "verification_info.ground_truth",
+    *("expected_answer", "final_answer"),
+    *("answerKey", "Correct Answer", "Answer"),
+    _ORZ[1],
+    "solution",
+)
+_NAMES = {
+    "reward_model.ground_truth": "verl",
+    "verification_info.ground_truth": "prime-rl",
+    _ORZ[1]: "Open-Reasoner-Zero",
+    "Correct Answer": "GPQA",
+}
+# What asks for the form of the answer already: a box, or DAPO-Math's last line.
+_ASKS_FOR_FORM = re.compile(r"\\boxed|own line after \"Answer:\"|form:? Answer: \$Answer")
 # Rows that are looked at to recognise a layout.
 _SAMPLE_ROWS = 1000
-
-
-class RowRejected(Exception):
-    """A row that cannot be used. Its text is the reason, one line that a person can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +90,12 @@ class Question:
     A prompt that is a plain string is one message of the user.
     """
 
-    messages: tuple[tuple[str, str], ...]
+    messages: Messages
     answer: str
     is_plain_text: bool = dataclasses.field(default=False, compare=False)
     """Whether the dataset gave the prompt as a plain string."""
+    calls: str = ""
+    """Tools, and calls of them in the prompt: `curate.datasets.messages.read_calls`."""
 
     @property
     def item_id(self) -> str:
@@ -66,24 +104,38 @@ class Question:
         Space around contents and answer makes no difference.
         """
         stripped = [[role, content.strip()] for role, content in self.messages]
-        canonical = json.dumps([stripped, self.answer.strip()], separators=(",", ":"))
+        parts = [stripped, self.answer.strip(), *([self.calls] if self.calls else [])]
+        canonical = json.dumps(parts, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
     def conversation(self) -> list[Message]:
         """The prompt in the form that chat templates take."""
-        return [{"role": role, "content": content} for role, content in self.messages]
+        turns = json.loads(self.calls).get("turns", {}) if self.calls else {}
+        return [
+            {"role": role, "content": content, **turns.get(str(place), {})}
+            for place, (role, content) in enumerate(self.messages)
+        ]
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """Descriptions of the tools that the prompt offers, as chat templates take them."""
+        return json.loads(self.calls).get("tools") if self.calls else None
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where a dataset keeps its prompts and gold answers; the fields may be dotted paths.
 
-    Without an `answer_field` the gold text is the conversation's last assistant message.
+    Without an `answer_field` the gold text is the conversation's last assistant message. Where an
+    answer is a position or a letter, `choices` is the column of the choices, or the first of their
+    columns, and `first_choice` the position that the first has.
     """
 
     name: str
     prompt_field: str
     answer_field: str | None
+    choices: str | None = None
+    first_choice: int = 0
 
 
 def recognise_layout(
@@ -97,27 +149,36 @@ def recognise_layout(
     where no known field is, naming the columns that there are.
     """
     rows = list(rows_sample)
-    prompt = _given(rows, prompt_field, "--prompt-field") or _known(rows, _PROMPT_FIELDS)
+    prompt = given_field(rows, prompt_field, "--prompt-field")
+    prompt = prompt or first_filled(rows, _PROMPT_FIELDS)
     if prompt is None:
         raise UsageError(
-            f"no prompt column is known among {_columns_line(rows)}; name it with --prompt-field"
+            f"no prompt column is known among {columns_line(rows)}; name it with --prompt-field"
             " (and the gold answer's with --answer-field)"
         )
-    answer = _given(rows, answer_field, "--answer-field") or _known(
+    answer = given_field(rows, answer_field, "--answer-field") or first_filled(
         rows, [field for field in _ANSWER_FIELDS if field != prompt]
     )
-    if answer is None and not any(_ends_with_reply(_lookup(row, prompt)) for row in rows):
+    if answer is None and not any(ends_with_reply(lookup(row, prompt)) for row in rows):
         raise UsageError(
-            f"no gold answer column is known among {_columns_line(rows)}; name it with"
+            f"no gold answer column is known among {columns_line(rows)}; name it with"
             " --answer-field (and the prompt's with --prompt-field)"
         )
-    if answer is None or _last_part(prompt) == "messages":
+    if answer is None or _last_part(prompt) in _CONVERSATIONS:
         name = "messages"
-    elif answer == "reward_model.ground_truth":
-        name = "verl"
     else:
-        name = f"{prompt}/{answer}"
-    return Layout(name, prompt, answer)
+        name = _NAMES.get(answer, f"{prompt}/{answer}")
+    if answer is None:
+        return Layout(name, prompt, answer)
+    return _with_choices(Layout(name, prompt, answer), rows, answer)
+
+
+def _with_choices(layout: Layout, rows: list[Mapping[str, Any]], answer: str) -> Layout:
+    for column in choices.COLUMNS:
+        if choices.need_choices(rows, column, answer):
+            first = choices.first_position(rows, column, answer)
+            return dataclasses.replace(layout, choices=column, first_choice=first)
+    return layout
 
 
 def choose_layout(source: Source, prompt_field: str, answer_field: str) -> Layout:
@@ -130,12 +191,23 @@ def choose_layout(source: Source, prompt_field: str, answer_field: str) -> Layou
     return recognise_layout(list(rows), prompt_field or None, answer_field or None)
 
 
+def choices_line(layout: Layout, verifier: str) -> str:
+    """What becomes of answers that are positions or letters of choices, in a line."""
+    line = (
+        f"answers are positions or letters of the choices in {layout.choices!r}: prompts that do "
+        "not show them get them, lettered from A, and the gold is the letter"
+    )
+    if layout.first_choice:
+        line += f" (positions count from {layout.first_choice})"
+    return line if verifier == "choice" else f"{line}; --verifier choice judges letters"
+
+
 def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
     """Read a row's prompt and gold answer. Raises RowRejected with the reason where it cannot."""
-    prompt = _lookup(value, layout.prompt_field)
-    if prompt is _MISSING or prompt is None:
+    prompt = lookup(value, layout.prompt_field)
+    if prompt is MISSING or prompt is None:
         raise RowRejected(f"no prompt: {layout.prompt_field!r} is missing or null")
-    messages = _read_messages(prompt)
+    messages, is_plain_text = read_messages(prompt)
     reply = None
     if layout.name == "messages" and messages[-1][0] == "assistant":
         reply = messages[-1][1]
@@ -147,191 +219,48 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
         raise RowRejected(f"the prompt ends with the turn of {role!r}, not of the user")
     if not content.strip():
         raise RowRejected("empty prompt")
+    refuse_media(value, messages, layout.prompt_field)
+    calls = read_calls(value, prompt)
+    system = value.get("system")
+    is_sharegpt = _last_part(layout.prompt_field) == _CONVERSATIONS[1]
+    if is_sharegpt and not calls and isinstance(system, str) and system.strip():
+        messages = (("system", system), *messages)
     if layout.answer_field is None:
         if reply is None:
             raise RowRejected("no gold answer: the last message is not the assistant's")
-        return Question(messages, _gold(reply, must_be_marked=False))
-    answer = _answer_text(_lookup(value, layout.answer_field), layout.answer_field)
-    gold = _gold(answer, must_be_marked=_last_part(layout.answer_field) == "solution")
-    return Question(messages, gold, is_plain_text=isinstance(prompt, str))
+        gold = marked_gold(reply, must_be_marked=False)
+        return Question(messages, gold, is_plain_text=False, calls=calls)
+    answer = lookup(value, layout.answer_field)
+    chosen = None
+    if layout.choices:
+        chosen = choices.letter_of(value, layout.choices, answer, content, layout.first_choice)
+    if chosen:
+        listed, gold = chosen
+        messages = (*messages[:-1], (role, content.rstrip() + listed if listed else content))
+    else:
+        is_solution = _last_part(layout.answer_field) == "solution"
+        gold = read_gold(answer, layout.answer_field, must_be_marked=is_solution)
+    return Question(messages, gold, is_plain_text=is_plain_text, calls=calls)
 
 
 def instruct(question: Question, instruction: str) -> list[Message]:
     """Return the conversation with the instruction added to its last turn.
 
     A prompt that is a conversation in the dataset is complete as it stands: with `auto` only plain
-    text, which became a single user turn, gets the instruction.
+    text, which became a single user turn, gets the instruction, and only where it does not ask for
+    the answer's form itself.
     """
     conversation = question.conversation()
     if instruction == AUTO:
-        instruction = INSTRUCTION if question.is_plain_text else ""
+        is_complete = not question.is_plain_text or _ASKS_FOR_FORM.search(
+            conversation[-1]["content"]
+        )
+        instruction = "" if is_complete else INSTRUCTION
     if instruction:
         last = conversation[-1]
         conversation[-1] = {**last, "content": f"{last['content']} {instruction}"}
     return conversation
 
 
-def extract_gold(text: str) -> str | None:
-    r"""The gold answer that a text marks, stripped: GSM8K's `#### 72`, or `\boxed{72}`; else None.
-
-    The last mark counts. Thousands commas are dropped from a number after `####`. A `####` with
-    more than one line after it is taken for a heading if the text has a box.
-    """
-    _, mark, tail = text.rpartition("####")
-    tail = tail.strip()
-    is_heading = "\n" in tail
-    boxed = last_boxed(tail if mark and not is_heading else text)
-    if boxed is not None:
-        return boxed
-    if not mark:
-        return None
-    return tail.replace(",", "") if _THOUSANDS.fullmatch(tail) else tail
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{…}` or `\fbox{…}` whose braces balance; None if none does.
-
-    Of nested boxes the inner counts.
-    """
-    opened: list[tuple[int, bool]] = []  # Where the inside of each open brace starts; a box?
-    inside = None
-    for token in _BOX_TOKEN.finditer(text):
-        symbol = token.group()
-        if symbol.endswith("{") and symbol != r"\{":
-            opened.append((token.end(), symbol != "{"))
-        elif symbol == "}" and opened:
-            start, is_box = opened.pop()
-            if is_box and (inside is None or start > inside[0]):
-                inside = (start, token.start())
-    return None if inside is None else text[inside[0] : inside[1]].strip()
-
-
-# --- Fields ----------------------------------------------------------------------------------
-
-
-def _lookup(row: Mapping[str, Any], field: str) -> Any:
-    """The value at a dotted path, _MISSING where there is none; a column so named comes first."""
-    if field in row:
-        return row[field]
-    value: Any = row
-    for part in field.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return _MISSING
-        value = value[part]
-    return value
-
-
 def _last_part(field: str) -> str:
     return field.rpartition(".")[2]
-
-
-def _known(rows: list[Mapping[str, Any]], fields: Iterable[str]) -> str | None:
-    """The first of the fields that any row fills."""
-    for field in fields:
-        if any(_lookup(row, field) not in (_MISSING, None) for row in rows):
-            return field
-    return None
-
-
-def _given(rows: list[Mapping[str, Any]], field: str | None, option: str) -> str | None:
-    if field is None or any(_lookup(row, field) is not _MISSING for row in rows):
-        return field
-    paths = _paths(rows)
-    nearest = difflib.get_close_matches(field, paths, n=1, cutoff=0.0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise UsageError(f"{option} {field!r}: no such column among {_columns_line(rows)}{hint}")
-
-
-def _paths(rows: list[Mapping[str, Any]]) -> list[str]:
-    """The columns, and the fields inside them one level down."""
-    paths: dict[str, None] = {}
-    for row in rows:
-        for name, value in row.items():
-            paths[name] = None
-            if isinstance(value, Mapping):
-                paths.update(dict.fromkeys(f"{name}.{inner}" for inner in value))
-    return list(paths)
-
-
-def _columns_line(rows: list[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    shown = ", ".join(repr(name) for name in columns[:30])
-    return "the columns " + shown + (", …" if len(columns) > 30 else "") if columns else "no column"
-
-
-# --- Prompts ---------------------------------------------------------------------------------
-
-
-def _ends_with_reply(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and isinstance(prompt[-1], Mapping)
-        and prompt[-1].get("role") == "assistant"
-    )
-
-
-def _read_messages(prompt: Any) -> tuple[tuple[str, str], ...]:
-    if isinstance(prompt, str):
-        return (("user", prompt),)
-    if not isinstance(prompt, list):
-        raise RowRejected(f"the prompt is {_type_name(prompt)}, not text or a list of messages")
-    if not prompt:
-        raise RowRejected("empty prompt")
-    return tuple(_read_message(message, number) for number, message in enumerate(prompt, 1))
-
-
-def _read_message(message: Any, number: int) -> tuple[str, str]:
-    if not isinstance(message, Mapping):
-        raise RowRejected(f"message {number} of the prompt is {_type_name(message)}, not an object")
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise RowRejected(f"message {number} of the prompt has no role")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_read_part(part, number) for part in content)
-    if not isinstance(content, str):
-        raise RowRejected(f"message {number} of the prompt has no text as its content")
-    return role, content
-
-
-def _read_part(part: Any, number: int) -> str:
-    """The text of one part of a multimodal content; only text can be used."""
-    kind = part.get("type") if isinstance(part, Mapping) else _type_name(part)
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise RowRejected(f"message {number} of the prompt holds {kind!r}, not only text")
-    return str(part["text"])
-
-
-# --- Answers ---------------------------------------------------------------------------------
-
-
-def _answer_text(answer: Any, field: str) -> str:
-    if isinstance(answer, list):
-        if len(answer) != 1:
-            raise RowRejected(f"the gold answer is a list of {len(answer)}, not one answer")
-        answer = answer[0]
-    if answer is _MISSING or answer is None:
-        raise RowRejected(f"no gold answer: {field!r} is missing or null")
-    if isinstance(answer, float | Decimal) and not math.isfinite(answer):
-        raise RowRejected(f"no gold answer: it is {answer}")
-    if not isinstance(answer, str | int | float | Decimal):
-        raise RowRejected(f"the gold answer is {_type_name(answer)}, not text or a number")
-    return str(answer)
-
-
-def _gold(text: str, must_be_marked: bool) -> str:
-    gold = extract_gold(text)
-    if gold is None:
-        if must_be_marked:
-            raise RowRejected("no gold answer: the solution has neither \\boxed{} nor ####")
-        gold = text.strip()
-    if not gold:
-        raise RowRejected("no gold answer: it is empty")
-    return gold
-
-
-def _type_name(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", int: "a number"}
-    names |= {float: "a number", str: "a string", type(None): "null"}
-    return names.get(type(value), f"of type {type(value).__name__}")

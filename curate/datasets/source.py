@@ -1,32 +1,36 @@
 """Opening a dataset of any supported format and streaming its rows in bounded memory.
 
-JSON Lines (also gzipped), a JSON array, CSV, Parquet, a folder that `datasets` saved, or a dataset
-of the Hugging Face Hub. What cannot be read as a whole is one UsageError. A single row that cannot
-be read never stops the others: it is streamed as a SourceRow whose `problem` says what is wrong.
+JSON Lines (also compressed by gzip or zstd), a JSON array, CSV, Parquet, a folder of such files or
+one that `datasets` saved, or a dataset of the Hugging Face Hub. What cannot be read as a whole is
+one UsageError. A single row that cannot be read never stops the others: it is streamed as a
+SourceRow whose `problem` says what is wrong.
 
-Text formats keep each row's own text, so that `curate.tagged.write` can give it back unchanged.
+Text formats, in UTF-8 or in UTF-16 with a mark of its byte order, keep each row's own text, so that
+`curate.tagged.write` can give it back unchanged.
 """
+
+from __future__ import annotations
 
 import base64
 import csv
 import datetime
-import gzip
 import hashlib
 import json
 import logging
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.datasets import arrow, text_files
+from curate.datasets.folders import find_files
 from curate.errors import RunError, UsageError
 
 RAW_LIMIT = 65_536
@@ -36,20 +40,25 @@ MAX_NESTING = 100
 """The deepest JSON value accepted: below what would exhaust the stack of those who handle it."""
 
 _BATCH_ROWS = 1024
+# What `datasets` leaves in a folder that it saves.
+_SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
+_COMPRESSED = (".gz", ".zst")
 _CSV_CELL_LIMIT = 64 * 1024 * 1024  # Characters: a quote never closed stops here, not at the end.
-_BOM = b"\xef\xbb\xbf"
 
 _FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".jsonl.gz": "jsonl",
     ".ndjson.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".ndjson.zst": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
 }
 _SUPPORTED = (
-    ".jsonl, .ndjson, .jsonl.gz, .json, .csv, .parquet, a folder saved by `datasets`, or a Hub id"
+    ".jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .json, .csv, .parquet, a folder of such files or one "
+    "saved by `datasets`, or a Hub id"
 )
 # A missing path that ends like one of these was meant as a file, not as a Hub id.
 _FILE_ENDING = re.compile(
@@ -87,10 +96,11 @@ class SourceRow:
 class Source:
     """A dataset that was opened, has at least one readable row, and streams any number of times.
 
-    `format` is jsonl, json (an array), csv, parquet, arrow or hub. `columns` are those known up
-    front: the header's or the schema's, for JSON those of the first readable row. `fingerprint` is
-    the SHA-256 of the file's bytes, or the fingerprint that `datasets` keeps. `schema` is the
-    Arrow schema of a typed source (parquet, arrow, hub), None for the others.
+    `path` is its file, or the folder of its files. `format` is jsonl, json (an array), csv,
+    parquet, arrow or hub. `columns` are those known up front: the header's or the schema's, for
+    JSON those of the first readable row. `fingerprint` is the SHA-256 of the file's bytes, or of
+    those of several files, or the fingerprint that `datasets` keeps. `schema` is the Arrow schema
+    of a typed source (parquet, arrow, hub), None for the others.
     """
 
     name: str
@@ -99,6 +109,8 @@ class Source:
     columns: tuple[str, ...]
     fingerprint: str
     schema: pa.Schema | None = None
+    parts: tuple[Source, ...] = ()
+    """The files of a dataset that has several."""
     _rows: Callable[[], Iterator[SourceRow]] = field(repr=False, kw_only=True)
     _batches: Callable[[], Iterator[pa.RecordBatch]] | None = field(
         default=None, repr=False, kw_only=True
@@ -115,7 +127,9 @@ class Source:
         return self._batches()
 
     def check_unchanged(self) -> None:
-        """Raise RunError if the file is no longer the one that was opened."""
+        """Raise RunError if a file is no longer the one that was opened."""
+        for part in self.parts:
+            part.check_unchanged()
         if self.path is not None and self.path.is_file():
             try:
                 unchanged = _sha256(self.path) == self.fingerprint
@@ -190,17 +204,25 @@ def _without_nan(value: Any) -> Any:
 # --- Files -----------------------------------------------------------------------------------
 
 
+def _suffix(path: Path) -> str:
+    is_packed = path.suffix.lower() in _COMPRESSED
+    return "".join(path.suffixes[-2:]) if is_packed else path.suffix
+
+
+def _kind_of(path: Path) -> str | None:
+    return _FORMATS.get(_suffix(path).lower())
+
+
 def _open_file(path: Path, split: str, subset: str | None) -> Source:
     if not path.is_file():
         raise UsageError(f"{path} is not a regular file")
     _refuse_choice(path, split, subset, has="train")
-    suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
-    kind = _FORMATS.get(suffix.lower())
+    suffix, kind = _suffix(path), _kind_of(path)
     if kind is None:
         raise UsageError(f"{path}: unknown format {suffix or '(no suffix)'!r}; give {_SUPPORTED}")
     if path.stat().st_size == 0:
         raise UsageError(f"{path} is empty")
-    if kind == "json" and _first_character(path) != b"[":
+    if kind == "json" and text_files.first_character(path) != b"[":
         kind = "jsonl"  # A common misnomer, but not what one object over many lines is.
         first_line = next(_line_rows(path), None)
         if first_line is not None and first_line.value is None:
@@ -211,8 +233,9 @@ def _open_file(path: Path, split: str, subset: str | None) -> Source:
     schema = None
     batches = None
     if kind == "parquet":
-        schema = _parquet_schema(path)
-        batches = partial(_parquet_batches, path)
+        stored = _parquet_schema(path)
+        schema = arrow.plain_schema(stored)
+        batches = partial(_parquet_batches, path, schema)
         rows = partial(_typed_rows, batches)
     elif kind == "csv":
         _check_csv_header(path)
@@ -234,6 +257,59 @@ def _open_file(path: Path, split: str, subset: str | None) -> Source:
         _rows=rows,
         _batches=batches,
     )
+
+
+def _open_files(folder: Path, split: str, subset: str | None) -> Source:
+    """Open the files of a folder as one dataset, in the order of their names."""
+    files = find_files(folder, split, subset, _kind_of)
+    parts = tuple(_open_file(file, "train", None) for file in files)
+    first = parts[0]
+    for part in parts[1:]:
+        # The columns of JSON are those of its first row, and each row may have others.
+        if first.format in ("csv", "parquet") and set(part.columns) != set(first.columns):
+            raise UsageError(f"{part.path} has other columns than {first.path}; give one of them")
+    schema = first.schema
+    if schema is not None:
+        schema = _common_schema(parts)
+    content = "".join(f"{part.path and part.path.name}\0{part.fingerprint}\n" for part in parts)
+    return Source(
+        name=folder.resolve().name,
+        format=first.format,
+        path=folder,
+        columns=first.columns,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+        schema=schema,
+        parts=parts,
+        _rows=partial(_rows_of, parts),
+        _batches=None if schema is None else partial(_batches_of, parts, schema),
+    )
+
+
+def _common_schema(parts: tuple[Source, ...]) -> pa.Schema:
+    first = parts[0].schema
+    schemas = [part.schema for part in parts if part.schema is not None]
+    try:
+        unified = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UsageError(
+            f"{parts[0].path} and the files beside it have columns of different types:"
+            f" {_one_line(error)}"
+        ) from error
+    return unified.with_metadata(first.metadata if first is not None else None)
+
+
+def _rows_of(parts: tuple[Source, ...]) -> Iterator[SourceRow]:
+    number = 0
+    for part in parts:
+        for row in part.rows():
+            number += 1
+            yield replace(row, row=number)
+
+
+def _batches_of(parts: tuple[Source, ...], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for part in parts:
+        for batch in part.batches():
+            yield batch.select(schema.names).cast(schema)
 
 
 def _refuse_choice(path: Path, split: str, subset: str | None, has: str) -> None:
@@ -263,29 +339,12 @@ def _sha256(path: Path) -> str:
 # --- JSON ------------------------------------------------------------------------------------
 
 
-def _first_character(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return next(
-            (stripped[:1] for line in file if (stripped := line.removeprefix(_BOM).strip())), b""
-        )
-
-
 def _line_rows(path: Path) -> Iterator[SourceRow]:
-    try:
-        with _open_binary(path) as file:
-            for number, line in enumerate(file, 1):
-                # Only "\n" is taken off: what else stands after the object is given back.
-                content = (line.removeprefix(_BOM) if number == 1 else line).removesuffix(b"\n")
-                if content.strip():
-                    yield _line_row(number, content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{path} is not a whole gzip file: {error}") from error
-
-
-def _open_binary(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    return path.open("rb")
+    for number, line in enumerate(text_files.lines(path), 1):
+        # Only "\n" is taken off: what else stands after the object is given back.
+        content = line.removesuffix(b"\n")
+        if content.strip():
+            yield _line_row(number, content)
 
 
 def _line_row(number: int, line: bytes) -> SourceRow:
@@ -308,7 +367,7 @@ def _line_row(number: int, line: bytes) -> SourceRow:
 def _array_rows(path: Path) -> Iterator[SourceRow]:
     """Rows of a JSON array, decoded one by one so that only its text is held whole."""
     try:
-        text = path.read_bytes().removeprefix(_BOM).decode("utf-8")
+        text = text_files.read_text(path)
         decoder = json.JSONDecoder()
         space = re.compile(r"[ \t\r\n]*")
 
@@ -331,7 +390,8 @@ def _array_rows(path: Path) -> Iterator[SourceRow]:
         if rest := text[position + 1 :].strip():
             raise json.JSONDecodeError(f"extra data {rest[:20]!r}", text, position + 1)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: invalid UTF-8 at byte {error.start + 1}") from error
+        encoding = error.encoding.upper()
+        raise UsageError(f"{path}: invalid {encoding} at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{path} is not a whole JSON array: {error.msg}, line {error.lineno} column"
@@ -344,6 +404,10 @@ def _array_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def _json_row(number: int, value: object, text: str) -> SourceRow:
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        # A list of messages, as Open-Reasoner-Zero has them: `datasets` names the places as well.
+        value = {str(place): each for place, each in enumerate(value)}
+        text = json.dumps(value, ensure_ascii="\\u" in text)
     if not isinstance(value, dict):
         return SourceRow(number, None, f"not a JSON object but {_kind(value)}", text)
     if text.count("{") + text.count("[") > MAX_NESTING and _is_too_deep(value):
@@ -408,7 +472,7 @@ def _csv_records(path: Path) -> Iterator[tuple[list[str], str, str | None]]:
             lines.append(line)
             yield line
 
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with text_files.open_text(path) as file:
         reader = csv.reader(remember(file), strict=True)
         while True:
             lines.clear()
@@ -420,6 +484,8 @@ def _csv_records(path: Path) -> Iterator[tuple[list[str], str, str | None]]:
                 return
             except csv.Error as error:
                 problem = f"not CSV: {error}"
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{path} is not whole UTF-16: {error.reason}") from error
             text = "".join(lines).rstrip("\r\n")
             if not cells and not problem:
                 continue
@@ -446,10 +512,11 @@ def _parquet_schema(path: Path) -> pa.Schema:
     return schema
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=_BATCH_ROWS)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                yield arrow.plain_batch(batch, schema)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} is damaged: {_one_line(error)}") from error
 
@@ -463,7 +530,7 @@ def _typed_rows(batches: Callable[[], Iterable[pa.RecordBatch]]) -> Iterator[Sou
     number = 0
     for batch in batches():
         try:
-            values = batch.to_pylist()
+            values = arrow.with_short_floats(batch).to_pylist()
         except (ValueError, OverflowError):  # Some row in it: find out which.
             values = [None] * batch.num_rows
         for index, value in enumerate(values):
@@ -476,7 +543,7 @@ def _typed_rows(batches: Callable[[], Iterable[pa.RecordBatch]]) -> Iterator[Sou
 
 def _typed_row(number: int, single: pa.RecordBatch) -> SourceRow:
     try:
-        return SourceRow(number, single.to_pylist()[0])
+        return SourceRow(number, arrow.with_short_floats(single).to_pylist()[0])
     except UnicodeDecodeError as error:
         return SourceRow(number, None, f"invalid UTF-8 at byte {error.start + 1} of a cell")
     except (ValueError, OverflowError) as error:
@@ -484,16 +551,16 @@ def _typed_row(number: int, single: pa.RecordBatch) -> SourceRow:
 
 
 def _open_folder(path: Path, split: str, subset: str | None) -> Source:
+    if not any((path / name).exists() for name in _SAVED):
+        return _open_files(path, split, subset)
     import datasets  # Slow to import, and needed by few runs.
 
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        if isinstance(error, FileNotFoundError):
-            reason = "a folder must be one that `datasets` saved; give a file inside it instead?"
-        else:
-            reason = f"damaged: {_one_line(error)}"
-        raise UsageError(f"{path} is not a readable dataset folder: {reason}") from error
+        raise UsageError(
+            f"{path} is not a readable dataset folder: damaged: {_one_line(error)}"
+        ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise UsageError(f"{path} has no split {split!r}; it has {_listed(loaded)}")

@@ -52,7 +52,10 @@ def item_evidence(run: Run) -> pa.Table:
     Raises:
         RunError: a file of the run is missing or damaged.
     """
-    columns = _columns(run.columns(ITEMS, "row", "prompt", "answer"))
+    of_items = ["row", "prompt", "answer"]
+    if run.config.verifier_field:
+        of_items.append("verifier")
+    columns = _columns(run.columns(ITEMS, *of_items))
     for table in _TABLES:
         named = [name for name in table.columns if name != "item_id"]
         found = _columns(_known(run, table, named)) | _columns(_by_options(run, table))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from curate.config import TagConfig
-from curate.datasets.layouts import Question, RowRejected, choose_layout, read_question
+from curate.datasets.fields import RowRejected
+from curate.datasets.layouts import Question, choose_layout, read_question
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.run.run import Run

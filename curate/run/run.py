@@ -6,7 +6,7 @@ itself, which work on a run that is not finished, go by `curate.run.tables`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,10 +117,13 @@ class Run:
     def columns(self, table: Table, *names: str, ids: pa.Array | None = None) -> pa.Table:
         """Columns of a table that has a row for every item, in the order of the run's, or of `ids`.
 
-        What only runs with a forecast have is null throughout in one of an earlier version.
+        What only runs of later versions have is null throughout in one of an earlier version.
         """
         ids = self.ids if ids is None else ids
-        unknown = () if self.has_forecast else table.later
+        if table is ITEMS:
+            unknown: Sequence[str] = table.lacks(self.path, *names)
+        else:
+            unknown = () if self.has_forecast else table.later
         there = [name for name in names if name not in unknown]
         read = pa.table({})
         if there:

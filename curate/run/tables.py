@@ -91,7 +91,7 @@ class Table:
     columns: Mapping[str, pa.DataType]
     """Those that are read back; `pass_rates.parquet` has a pass@k for every `--k` too."""
     later: tuple[str, ...] = ()
-    """Columns that runs of versions without a forecast do not have."""
+    """Columns that runs of earlier versions do not have."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -105,6 +105,21 @@ class Table:
     def is_in(self, run: Folder) -> bool:
         """Whether it was written."""
         return self.path(run).exists()
+
+    def lacks(self, run: Folder, *names: str) -> list[str]:
+        """Those of the columns that only later versions write and the file does not have.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        later = [name for name in names if name in self.later]
+        if not later:
+            return []
+        try:
+            stored = pq.read_schema(self.path(run)).names
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(f"{self.path(run)} is missing or damaged: {error}") from error
+        return [name for name in later if name not in stored]
 
     def read(self, run: Folder, *names: str) -> pa.Table:
         """Read some columns, or all that there are.
@@ -163,8 +178,12 @@ ROWS = Table("rows.parquet", {"row": INT, "item_id": TEXT, "reason": TEXT})
 
 ITEMS = Table("items.parquet", {
     "item_id": TEXT, "row": INT, "prompt": TEXT, "prompt_token_ids": INTS, "answer": TEXT,
-})  # fmt: skip
-"""A row for every distinct question; all tables of items have its order."""
+    "verifier": TEXT,
+}, later=("verifier",))  # fmt: skip
+"""A row for every distinct question; all tables of items have its order.
+
+verifier is what judges its answers where rows have verifiers of their own, else null.
+"""
 
 ROUNDS = NumberedTables("rounds", 3, {"item_id": TEXT, "rollouts": INT})
 """How many rollouts each item is to have after a round."""

@@ -6,7 +6,6 @@ written as `curate.tagged.write` writes it. A column that the file does not have
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ from curate.datasets.source import Source, json_text, open_source
 from curate.errors import CurateError, RunError, UsageError
 from curate.files import atomic_writer
 from curate.run.run import Run
-from curate.tagged.write import Annotation, csv_cell
+from curate.tagged.csv_files import csv_cell, csv_writer
+from curate.tagged.write import Annotation
 
 _KEY = "item_id"
 _NOTHING: Annotation = {}
@@ -132,7 +132,7 @@ def _fill_json(file: IO[bytes], source: Source, values: _Values, schema: pa.Sche
 
 def _fill_csv(file: IO[bytes], source: Source, values: _Values, schema: pa.Schema) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_writer(text)
     writer.writerow(dict.fromkeys([*source.columns, *schema.names]))
     for row in source.rows():
         if row.value is None:

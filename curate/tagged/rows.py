@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.config import TagConfig
+from curate.datasets.json_objects import with_names
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
@@ -24,7 +25,7 @@ from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
 _BATCH_ROWS = 1024
-_TYPES = {field.name: field.type for field in tag_schema([], target=True, judged=True)}
+_TYPES = {field.name: field.type for field in tag_schema([], target=True, judged=True, mixed=True)}
 _PASS_AT = re.compile(r"pass_at_[1-9]\d*")
 
 
@@ -83,6 +84,38 @@ def take_rows(source: Source, places: Sequence[int]) -> Source:
         _rows=partial(rows, source, places),
         _batches=None if source.schema is None else partial(batches, source, places),
     )
+
+
+def with_other_names(source: Source, names: Mapping[str, str]) -> Source:
+    """A dataset in which some columns have other names."""
+    if not names:
+        return source
+    schema = source.schema
+    if schema is not None:
+        fields = [field.with_name(names.get(field.name, field.name)) for field in schema]
+        schema = pa.schema(fields, metadata=schema.metadata)
+    return dataclasses.replace(
+        source,
+        columns=tuple(names.get(name, name) for name in source.columns),
+        schema=schema,
+        _rows=partial(_named_rows, source, names),
+        _batches=None if schema is None else partial(_named_batches, source, schema),
+    )
+
+
+def _named_rows(source: Source, names: Mapping[str, str]) -> Iterator[SourceRow]:
+    for row in source.rows():
+        if row.value is None:
+            yield row
+            continue
+        value = {names.get(name, name): inner for name, inner in row.value.items()}
+        is_json = source.format in ("jsonl", "json") and row.text is not None
+        text = with_names(row.text or "", names) if is_json else row.text
+        yield dataclasses.replace(row, value=value, text=text)
+
+
+def _named_batches(source: Source, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    return (batch.rename_columns(schema.names) for batch in source.batches())
 
 
 def _rising_rows(source: Source, places: Sequence[int]) -> Iterator[SourceRow]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.datasets.layouts import Layout, RowRejected, read_question
+from curate.datasets.fields import RowRejected
+from curate.datasets.layouts import Layout, read_question
 from curate.notebook import tag_counts, tagged_html
 
 _SHOWN = 10

@@ -7,7 +7,9 @@
 | open-instruct | messages, ground_truth, dataset | open_instruct/dataset_transformation.py |
 | prime-rl | prompt, answer, info | verifiers 0.4: TaskData; its v0 environments' datasets |
 
-A column that is set anew but held something else is kept as `original_NAME`. Columns that only
+A column that is set anew but held something else is kept as `original_NAME`, and so is one that
+TRL's trainer has a value of its own for (TRL 1.16: GRPOTrainer._calculate_rewards, which hands
+reward functions every column as a keyword beside its own). Columns that only
 describe a row (data_source, ability, extra_info, dataset, info) stay where the dataset has them.
 """
 
@@ -21,10 +23,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from curate.datasets.fields import RowRejected
 from curate.datasets.layouts import (
     Layout,
     Message,
-    RowRejected,
     choose_layout,
     instruct,
     read_question,
@@ -61,6 +63,10 @@ FORMATS = tuple(_SUFFIXES)
 """What `--format` takes: the trainers, then plain files."""
 _DESCRIPTIVE = ("data_source", "ability", "extra_info", "dataset", "info")
 _ORIGINAL = "original_"
+# What the trainer itself hands to reward functions under that name.
+_TAKEN = {
+    "trl": ("prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"),
+}
 _NAME_THEM = "name the columns that were, with --prompt-field and --answer-field"
 # The run's verifiers that judge mathematics.
 _MATHEMATICAL = ("math", "numeric")
@@ -73,6 +79,7 @@ class Formatter:
     Attributes:
         schema: the columns that it sets.
         notes: what the user should know about the file.
+        set_aside: columns that get another name, because the trainer has its own under theirs.
     """
 
     trainer: str
@@ -82,6 +89,7 @@ class Formatter:
     ability: str
     schema: pa.Schema
     notes: tuple[str, ...] = ()
+    set_aside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def annotations(self, source: Source) -> Iterator[dict[str, Any]]:
         """The columns of every row of a source, in order.
@@ -107,6 +115,11 @@ class Formatter:
                 f"row {number}: what {self.layout.prompt_field!r} and "
                 f"{self.layout.answer_field or 'the last message'!r} hold is not what was tagged; "
                 f"{_NAME_THEM}. A file can be written for a trainer once, by the last command"
+            )
+        if question.calls:
+            raise UsageError(
+                f"row {number}: its prompt has tools or calls of tools, which files for trainers "
+                "cannot hold yet; drop such rows with `curate filter` first"
             )
         messages: list[Message] = instruct(question, self.instruction)
         made: dict[str, Any] = {
@@ -194,7 +207,26 @@ def make_formatter(
     for name in _changed(formatter, chosen, [name for name in wanted if name in columns]):
         kind = tagged.source.schema.field(name).type if tagged.source.schema else _TEXT
         schema.append(pa.field(f"{_ORIGINAL}{name}", kind))
-    return dataclasses.replace(formatter, schema=pa.schema(schema))
+    set_aside = _set_aside(trainer, columns)
+    notes += tuple(
+        f"column {name!r} is written as {other!r}: {trainer} has a value of its own of that name"
+        for name, other in set_aside.items()
+    )
+    return dataclasses.replace(
+        formatter, schema=pa.schema(schema), notes=notes, set_aside=set_aside
+    )
+
+
+def _set_aside(trainer: str, columns: Collection[str]) -> dict[str, str]:
+    """Names that a trainer takes, and what those columns are called instead."""
+    found: dict[str, str] = {}
+    for name in _TAKEN.get(trainer, ()):
+        if name in columns:
+            other = f"{_ORIGINAL}{name}"
+            while other in columns:
+                other = _ORIGINAL + other
+            found[name] = other
+    return found
 
 
 def _stays(name: str, columns: Collection[str], layout: Layout) -> bool:

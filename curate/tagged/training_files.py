@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -12,9 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from curate.datasets.fields import RowRejected
 from curate.datasets.kinds import KindCounts
+from curate.datasets.layouts import choose_layout, read_question
 from curate.datasets.source import Source
 from curate.errors import UsageError
+from curate.tagged.csv_files import check_reads_back
 from curate.tagged.expressions import parse_expression, unknown_column
 from curate.tagged.orders import order_rows
 from curate.tagged.rows import (
@@ -23,6 +27,7 @@ from curate.tagged.rows import (
     tag_columns,
     take_rows,
     values_of,
+    with_other_names,
 )
 from curate.tagged.select import CONFIRMED, PREDICTED, Row, Rules, filter_rows
 from curate.tagged.trainers import check_format, make_formatter
@@ -125,10 +130,12 @@ def _write(
     formatter = make_formatter(wanted.format, tagged, chosen, wanted)
     out = Path(wanted.out)
     if formatter is None:
+        if (suffix or out.suffix.lower()) == ".csv":
+            _check_csv(tagged, chosen)
         write_tagged(chosen, out, repeat({}, len(places)), pa.schema([]), suffix=suffix)
         return []
     write_tagged(
-        chosen,
+        with_other_names(chosen, formatter.set_aside),
         out,
         formatter.annotations(chosen),
         formatter.schema,
@@ -136,6 +143,30 @@ def _write(
         suffix=suffix,
     )
     return list(formatter.notes)
+
+
+def _check_csv(tagged: TaggedDataset, chosen: Source) -> None:
+    """Refuse CSV where a row's question could not be read again from it.
+
+    Raises:
+        UsageError: so it is; names the row.
+    """
+    config = tagged.config
+    if chosen.format == "csv":
+        return
+    try:
+        layout = choose_layout(
+            tagged.source,
+            config.prompt_field if config else "",
+            config.answer_field if config else "",
+        )
+    except UsageError:
+        return  # Nobody could read a question from its rows before either.
+    for row in chosen.rows():
+        value = row.value or {}
+        if value.get("item_id"):
+            with contextlib.suppress(RowRejected):
+                check_reads_back(row.row, value, read_question(value, layout), layout)
 
 
 def _checked(rules: Rules, expression: str, source: Source) -> Rules:

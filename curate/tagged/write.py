@@ -4,8 +4,10 @@ What a format can keep, it keeps. JSON in and JSON out splices the tags into eac
 so that NaN, 1e5, huge integers and the order of keys survive; Parquet in and Parquet out copies
 the Arrow batches under the original schema, with its metadata. The other ways go through values:
 
-- to JSON, NaN becomes null, dates ISO 8601, decimals strings, bytes text or else base64;
-- to CSV, strings stand as they are, null is an empty cell, all else is JSON;
+- to JSON, NaN and infinities become null, dates ISO 8601, decimals strings, bytes text or else
+  base64;
+- to CSV, strings stand as they are, null is an empty cell (NaN and infinities too), all else is
+  JSON;
 - to Parquet from JSON or CSV, each column's type is inferred over all rows in a first pass.
   Columns whose values cannot share one type (ints and floats among them, lest 72 become 72.0)
   become strings, in which values that were no strings are JSON.
@@ -13,10 +15,7 @@ the Arrow batches under the original schema, with its metadata. The other ways g
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -31,6 +30,7 @@ from curate.datasets.json_objects import row_object, with_members, without_membe
 from curate.datasets.source import Source, SourceRow, json_text
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
+from curate.tagged.csv_files import as_string, csv_cell, csv_writer
 
 Annotation = Mapping[str, object]
 
@@ -85,6 +85,9 @@ def check_out(source: Source, out: Path, suffix: str = "") -> None:
                 raise UsageError(f"{out} is the dataset itself; write to another file")
             if not out.is_file():
                 raise UsageError(f"cannot write {out}: not a regular file")
+        for part in source.parts:
+            if part.path is not None and part.path.resolve().parent == out.resolve().parent:
+                raise UsageError(f"{out} lies among the files of the dataset; write elsewhere")
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}") from error
@@ -172,7 +175,7 @@ def _write_csv(
     check_columns(found, schema, replace)
     columns = [name for name in found if name not in schema.names]
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_writer(text)
     writer.writerow([*columns, *schema.names])
     for row, annotation in counted.pairs():
         value = row.value or {}
@@ -181,19 +184,6 @@ def _write_csv(
         writer.writerow([csv_cell(item) for item in cells + tags])
     text.flush()
     text.detach()  # Or it would close the file under its owner.
-
-
-def csv_cell(value: object) -> str:
-    """A value as it stands in CSV."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return _as_string(value)
-
-
-def _as_string(value: object) -> str:
-    """A string as it is; anything else as JSON, but without quotes around a date or a decimal."""
-    text = value if isinstance(value, str) else json_text(value)
-    return text if isinstance(value, str) or text[:1] != '"' else str(json.loads(text))
 
 
 def columns_of(source: Source) -> list[str]:
@@ -309,7 +299,7 @@ def _inferred_batches(source: Source, schema: pa.Schema) -> Iterator[pa.RecordBa
         for field in schema:
             values = [value.get(field.name) for value in chunk]
             if pa.types.is_string(field.type):
-                values = [None if value is None else _as_string(value) for value in values]
+                values = [None if value is None else as_string(value) for value in values]
             columns.append(pa.array(values, type=field.type))
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -11,41 +11,21 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from curate.config import TagConfig
 from curate.errors import UsageError
 from probes.doctor.expected_size import ExpectedSize, expected_size
+from probes.doctor.finding import Finding, State
 from probes.doctor.installation import Dependency, clashes, dependencies
 from probes.doctor.machine import LOOKS, Facts, look_at
 from probes.machines.busy import THREADS, busy_remedy, found_busy, usable_cores
 
-State = Literal["ok", "limit", "blocks"]
-
 _FEWEST_ITEMS = 1000
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _EXTRAS = {"train": "curate validate", "ray": "--executor ray", "vllm": "--engine vllm"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        about: what, in a word or two.
-        state: `ok`; `limit`: something cannot be done, or not well, but `tag` can run; `blocks`:
-            it cannot.
-        text: what was found.
-        remedy: what to do about it; "" where there is nothing to do.
-    """
-
-    about: str
-    state: State
-    text: str
-    remedy: str = ""
 
 
 def examine(config: TagConfig, items: int | None = None) -> list[Finding]:
@@ -68,8 +48,12 @@ def examine(config: TagConfig, items: int | None = None) -> list[Finding]:
     findings += _others(busy, facts["torch"])
     findings += _engines(facts, used)
     findings += [_training(facts.get("train"), used), _ray(facts.get("ray"))]
-    if items is None:
-        items = _count_items(config) if config.dataset else _FEWEST_ITEMS
+    if items is None and config.dataset:
+        from probes.doctor.dataset import look_at_dataset  # Needs what may be missing.
+
+        items, read = look_at_dataset(config)
+        findings += read
+    items = _FEWEST_ITEMS if items is None else items
     size = expected_size(config, items)
     weights, found = _weights(config.model, facts["torch"]) if config.model else (0, [])
     return [*findings, *found, _disk(config, size), _memory(size, weights, facts["torch"])]
@@ -249,14 +233,6 @@ def _install_again(extra: str, used: list[Dependency]) -> str:
 
 
 # --- What a run would need -------------------------------------------------------------------
-
-
-def _count_items(config: TagConfig) -> int:
-    from curate.datasets.source import open_source
-
-    source = open_source(config.dataset, split=config.split, subset=config.subset or None)
-    rows = sum(1 for _ in source.rows())
-    return min(rows, config.limit) if config.limit else rows
 
 
 def _weights(model: str, torch: Facts) -> tuple[int, list[Finding]]:

@@ -31,6 +31,8 @@ _GROWTH = 64
 _REFILL_SHARE = 0.25
 # How fast the share of rows to samples, which says how many samples to let in, is learned anew.
 _SHARE_MEMORY = 0.05
+# Logits that are drawn from in one go on a CPU.
+_VALUES_AT_ONCE = 2**20
 # Tokens of prompts run through the model in one pass.
 _PREFILL_TOKENS = 1024
 
@@ -46,9 +48,11 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, growth: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows = self.first = self.end = 0
+        self.growth = growth
+        """Columns that it grows by."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -64,7 +68,9 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         new = key_states.shape[-2]
         if self.end + new > self.keys.shape[-2]:
-            self._reallocate(self.keys.shape[0], self.get_seq_length(), new + _GROWTH)
+            # The last rollouts are the longest, and few: they take no empty slots with them.
+            slots = min(self.keys.shape[0], 2 * self.rows)
+            self._reallocate(slots, self.get_seq_length(), new + self.growth)
         self.keys[: self.rows, :, self.end : self.end + new] = key_states
         self.values[: self.rows, :, self.end : self.end + new] = value_states
         self.end += new
@@ -95,10 +101,10 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             states[row, :, self.first : self.end] = states[self.rows, :, self.first : self.end]
 
     def join(self, prompts: _SlotLayer, slots: int) -> None:
-        """Append the rows of `prompts`."""
+        """Append the rows of `prompts`; where it has to grow, there are so many slots then."""
         columns = max(self.get_seq_length(), prompts.end)
         if self.rows + prompts.rows > self.keys.shape[0] or columns > self.end:
-            self._reallocate(max(slots, self.rows + prompts.rows), columns, _GROWTH)
+            self._reallocate(max(slots, self.rows + prompts.rows), columns, self.growth)
         self.first = self.end - columns
         new = slice(self.rows, self.rows + prompts.rows)
         for name in ("keys", "values"):
@@ -109,10 +115,11 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             ]
         self.rows += prompts.rows
 
-    def divide(self, copies: torch.Tensor) -> None:
-        """Append rows, the i-th a copy of row `copies[i]`."""
-        if self.rows + len(copies) > self.keys.shape[0]:
-            self._reallocate(2 * (self.rows + len(copies)), self.get_seq_length(), _GROWTH)
+    def divide(self, copies: torch.Tensor, slots: int) -> None:
+        """Append rows, the i-th a copy of row `copies[i]`; `slots` as for `join`."""
+        rows = self.rows + len(copies)
+        if rows > self.keys.shape[0]:
+            self._reallocate(max(slots, rows), self.get_seq_length(), self.growth)
         for states in (self.keys, self.values):
             states[self.rows : self.rows + len(copies), :, self.first : self.end] = states[
                 copies, :, self.first : self.end
@@ -136,8 +143,8 @@ class _Row:
 class _Batch:
     """The rows that are being decoded, their cache, and how many tokens each has in it."""
 
-    def __init__(self, layers: int, device: torch.device) -> None:
-        self.layers = [_SlotLayer() for _ in range(layers)]
+    def __init__(self, layers: int, device: torch.device, growth: int) -> None:
+        self.layers = [_SlotLayer(growth) for _ in range(layers)]
         self.cache = Cache(layers=list(self.layers))
         self.rows: list[_Row] = []
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)
@@ -152,13 +159,13 @@ class _Batch:
         """Rollouts in the making."""
         return sum(len(row.samples) for row in self.rows)
 
-    def divide(self, rows: list[_Row], copies: list[int]) -> None:
+    def divide(self, rows: list[_Row], copies: list[int], slots: int) -> None:
         """Append rows whose cache is that of the rows at `copies`."""
         places = torch.tensor(copies, device=self.lengths.device)
         self.rows += rows
         self.lengths = torch.cat([self.lengths, self.lengths[places]])
         for layer in self.layers:
-            layer.divide(places)
+            layer.divide(places, slots)
 
     def leave(self, row: int) -> None:
         """Take a row out; the last row takes its place."""
@@ -206,7 +213,7 @@ class TransformersEngine:
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
-        self.max_rows = max_rows or (128 if policy.device.type == "cpu" else 512)
+        self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
         # Rows a sample, as it was lately: how much the rollouts have in common.
         self._rows_per_sample = 1.0
 
@@ -286,7 +293,8 @@ class TransformersEngine:
 
     def _new_batch(self) -> _Batch:
         layers = self.policy.model.config.get_text_config().num_hidden_layers
-        return _Batch(layers, self.policy.device)
+        # No completion needs more columns than it may have tokens.
+        return _Batch(layers, self.policy.device, min(_GROWTH, self.max_tokens))
 
     def _choose(
         self, taken: int, batch: _Batch | None, waiting: deque[SampleRequest]
@@ -318,6 +326,14 @@ class TransformersEngine:
         """Rows that fit beside each other when the longest has `width` tokens now."""
         return min(self.max_rows, max(1, self.batch_tokens // (width + self.max_tokens)))
 
+    def _most_slots(self, width: int) -> int:
+        """Rows that there are at most: a quarter more than are let in.
+
+        How rows divide is only known on average.
+        """
+        most = self._most_rows(width)
+        return most + most // 4
+
     def _prefill(self, batch: _Batch, requests: list[SampleRequest]) -> None:
         """Run each prompt once, less its last token, and let its samples join the batch."""
         device = self.policy.device
@@ -337,10 +353,11 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
+        slots = self._most_slots(max([width, *batch.lengths.tolist()]))
         for ours, theirs in zip(batch.layers, prefilled.layers, strict=True):
             if not ours.is_initialized:
                 ours.lazy_initialization(theirs.keys[:0], theirs.values[:0])
-            ours.join(theirs, self.max_rows)
+            ours.join(theirs, slots)
         for request in requests:
             samples = range(request.first_sample, request.first_sample + request.samples)
             uniform = [self._uniform(request.item_id, sample) for sample in samples]
@@ -420,13 +437,12 @@ class TransformersEngine:
         waiting: deque[SampleRequest],
     ) -> None:
         """Let rows part while there is room; those that find none begin anew later."""
-        most = self._most_rows(int(batch.lengths.max()))
-        # A quarter more than are let in: how rows divide is only known on average.
-        room = max(0, most + most // 4 - len(batch.rows))
+        slots = self._most_slots(int(batch.lengths.max()))
+        room = max(0, slots - len(batch.rows))
         for row in parted[room:]:
             waiting.extendleft(_again(row))
         if parted[:room]:
-            batch.divide(parted[:room], parents[:room])
+            batch.divide(parted[:room], parents[:room], slots)
 
 
 def _again(row: _Row) -> list[SampleRequest]:
@@ -458,11 +474,13 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     Returns:
         token ids, (rows, draws) int64.
     """
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(dim=-1)
-    # Scaling by the last entry keeps rounding from leaving a gap below 1.
-    target = uniform.float() * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True)
-    return tokens.clamp_max(logits.shape[-1] - 1)
+    tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
+    for some in _few_rows(logits):
+        cumulative = torch.softmax(logits[some].float() / temperature, dim=-1).cumsum(dim=-1)
+        # Scaling by the last entry keeps rounding from leaving a gap below 1.
+        target = uniform[some].float() * cumulative[:, -1:]
+        tokens[some] = torch.searchsorted(cumulative, target, right=True)
+    return tokens.clamp_max_(logits.shape[-1] - 1)
 
 
 def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -475,8 +493,19 @@ def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     Returns:
         (rows, draws) float32, in nats.
     """
-    normalizers = torch.logsumexp(logits.float(), dim=-1, keepdim=True)
-    return logits.gather(1, tokens).float() - normalizers
+    normalizers = [torch.logsumexp(logits[some].float(), dim=-1) for some in _few_rows(logits)]
+    return logits.gather(1, tokens).float() - torch.cat(normalizers)[:, None]
+
+
+def _few_rows(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows a few at a time on a CPU, where the steps between would each take a copy of them all.
+
+    On a GPU that has memory, fewer and larger steps are faster.
+    """
+    rows = len(logits)
+    few = max(1, _VALUES_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else rows
+    for first in range(0, rows, max(1, few)):
+        yield slice(first, first + few)
 
 
 def _default_batch_tokens(policy: Policy) -> int:

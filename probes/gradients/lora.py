@@ -315,15 +315,16 @@ class GradientProbe:
     Args:
         policy: the loaded policy; its parameters stay frozen.
         adapter: what the gradients are taken with respect to.
-        batch_tokens: padded tokens in one pass; halved when memory runs out.
+        batch_tokens: padded tokens in one pass, 0 for what suits the machine; halved when memory
+            runs out.
     """
 
     def __init__(
-        self, policy: Policy, adapter: Adapter | None = None, *, batch_tokens: int = 2048
+        self, policy: Policy, adapter: Adapter | None = None, *, batch_tokens: int = 0
     ) -> None:
         self.policy = policy
         self.adapter = adapter or Adapter()
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
         modules = target_modules(policy.model, self.adapter.targets)
         self._taps = {name: _Tap(name, self.adapter) for name in modules}
         head = policy.model.get_output_embeddings()
@@ -463,6 +464,23 @@ class GradientProbe:
             return output
 
         return forward
+
+
+def _default_batch_tokens(policy: Policy) -> int:
+    """2,048 tokens on a GPU; on a CPU as many as need half the memory of the weights, about.
+
+    Larger batches are hardly faster on a CPU: it computes from 200 tokens on, and waits no longer
+    for weights.
+    """
+    if policy.device.type != "cpu":
+        return 2048
+    config = policy.model.config.get_text_config()
+    hidden, inner = int(config.hidden_size), getattr(config, "intermediate_size", None)
+    inner = inner if isinstance(inner, int) else 4 * hidden
+    # What autograd keeps of a layer: inputs of its projections and norms, gates, attention.
+    kept = int(config.num_hidden_layers) * (8 * hidden + 4 * inner)
+    weights: int = sum(parameter.numel() for parameter in policy.model.parameters())
+    return min(2048, max(192, weights // 2 // kept))
 
 
 def _order(rollout: TokenizedRollout) -> tuple[int, list[int], int]:

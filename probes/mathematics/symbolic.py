@@ -30,8 +30,8 @@ _EQUATIONS = re.compile(r"(?<!\\|<|!|>)=")
 _CURRENT = re.compile(r"(\\[A-Za-z]+)|I")
 _RAISED_TO_T = re.compile(r"\^\s?(?:\{\s?T\s?\}|T(?![A-Za-z]))")
 _PRIME = re.compile(r"([A-Za-z])\s?(\^\s?\{?\s?(?:\\prime\s?)+\}?|'{1,4})")
-_BAR = re.compile(r"(?<![A-Za-z\\])\|([^|]*)\|")
-_COMPLEX = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+_BRACKET = re.compile(r"[(){}\[\]]")
+MOST_DEPTH = 40  # of brackets, which slow the parser down
 MOST_CHARACTERS = 2_000  # of an expression; reading takes a millisecond for some ten of them
 
 
@@ -76,10 +76,19 @@ def _letters_apart(text: str) -> str:
     return _CURRENT.sub(lambda match: match[1] or r"\iota ", text)
 
 
+def _depth(text: str) -> int:
+    """How deep brackets are nested."""
+    depth = most = 0
+    for mark in _BRACKET.findall(text):
+        depth += 1 if mark in "({[" else -1
+        most = max(most, depth)
+    return most
+
+
 @lru_cache(maxsize=16384)
 def read_expression(text: str) -> Any:
     """The SymPy object of a text in canonical notation; None where it cannot be read."""
-    if not text or len(text) > MOST_CHARACTERS or is_too_large(text):
+    if not text or len(text) > MOST_CHARACTERS or _depth(text) > MOST_DEPTH or is_too_large(text):
         return None
     _, normalized, converted = _libraries()
     latex = normalized(_letters_apart(text))

@@ -253,7 +253,7 @@ def load_policy(
             f"have them in another shape; first: {missing[0]}"
         )
     if device.type == "cpu":
-        _keep_freed_memory()
+        _keep_little_freed_memory()
     model.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         use_grouped_attention(model)
@@ -317,18 +317,22 @@ def forget_quantization(model: Any) -> None:
             delattr(model, name)
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed blocks instead of returning them to the system after every operation.
+def _keep_little_freed_memory() -> None:
+    """Have glibc keep small freed blocks for the next operation, and give large ones back.
 
-    Each activation would otherwise be mapped and cleared anew, page by page: on a virtual machine
-    that is a tenth to a third of a forward pass.
+    Activations that were mapped and cleared anew, page by page, would cost a tenth to a third of a
+    forward pass on a virtual machine. But what is kept is never given back while a small block lies
+    above it: tensors of many megabytes whose size keeps changing, like the cache of keys and
+    values, would leave gaps that nothing fits into, and the process grows to several times what is
+    in use.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
     with suppress(OSError, AttributeError):  # another C library has no such knobs
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 32 * 1024**2)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 64 * 1024**2)
+        libc.mallopt(mmap_threshold, 4 * 1024**2)
+        libc.mallopt(trim_threshold, 128 * 1024**2)
+        libc.mallopt(top_pad, 16 * 1024**2)
+        libc.malloc_trim(0)
 
 
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:

@@ -34,7 +34,7 @@ from probes.gradients.lora import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.answers import given_answer
-from probes.verifiers.pool import VerifierPool
+from probes.verifiers.pool import Pair, VerifierPool
 
 # Rollouts that are looked at together, which bounds the memory.
 _BLOCK = 4096
@@ -216,10 +216,13 @@ def _place_golds(
 ) -> None:
     """Give each item its gold completions that the verifier accepts."""
     answers = [items["answer"][item.row].as_py() for item in block]
-    boxed = pool.judge([(rf"\boxed{{{gold}}}", gold) for gold in answers])
-    pairs: list[tuple[str, str]] = []
+    mixed = "verifier" in items.column_names
+    verifiers = [items["verifier"][item.row].as_py() if mixed else None for item in block]
+    named = list(zip(answers, verifiers, strict=True))
+    boxed = pool.judge([(rf"\boxed{{{gold}}}", gold, verifier) for gold, verifier in named])
+    pairs: list[Pair] = []
     owners: list[tuple[_Item, GoldCompletion]] = []
-    for item, gold, verdict in zip(block, answers, boxed, strict=True):
+    for item, (gold, verifier), verdict in zip(block, named, boxed, strict=True):
         form = placed_form(gold, verdict.answer_found if verdict.reward == 1 else None)
         room = context_length - len(items["prompt_token_ids"][item.row])
         for rollout in item.rollouts:
@@ -228,7 +231,7 @@ def _place_golds(
             if found is None or len(found.prefix) + len(found.scored) > room:
                 continue
             if item.candidates.setdefault((found.prefix, found.scored), found) is found:
-                pairs.append((found.text, gold))
+                pairs.append((found.text, gold, verifier))
                 owners.append((item, found))
     for (item, found), verdict in zip(owners, pool.judge(pairs), strict=True):
         if verdict.reward != 1:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from curate.datasets.layouts import Layout, Question, RowRejected, read_question
+from curate.datasets.fields import RowRejected
+from curate.datasets.layouts import Layout, Question, read_question
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
 from curate.run.names import REJECTS
 from curate.run.tables import ROWS, Folder
+from curate.tagged.csv_files import check_reads_back
+from probes.verifiers.by_row import RowVerifiers
 
-CheckGolds = Callable[[Sequence[str]], list[str | None]]
+CheckGolds = Callable[[Sequence[str], Sequence[str]], list[str | None]]
 CheckColumns = Callable[[Iterable[str]], None]
 
 
@@ -26,6 +29,8 @@ class Item:
     item_id: str
     row: int
     question: Question
+    verifier: str
+    """What judges its answers."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,10 @@ def read_items(
     limit: int,
     run: Folder,
     *,
+    verifiers: RowVerifiers,
     check_columns: CheckColumns,
     check_golds: CheckGolds,
+    into_csv: bool = False,
 ) -> tuple[list[Item], dict[str, int]]:
     """Read the dataset into `rows.parquet` and `rejects.jsonl`; return its items and counts.
 
@@ -52,36 +59,40 @@ def read_items(
     probed) and reason (why not). Rows with the same prompt and answer share one item.
 
     Args:
+        verifiers: which verifier judges the answers to a row.
         check_columns: raises UsageError for column names that cannot be tagged. A JSON row can have
             columns that no row before it had, and the time to refuse them is before sampling.
-        check_golds: says of each gold answer why the verifier does not accept it against itself,
-            None where it does.
+        check_golds: says of each gold answer why its verifier, named in the second list, does not
+            accept it against itself; None where it does.
+        into_csv: whether the tagged file will be CSV and the dataset is not.
 
     Raises:
-        UsageError: not one row can be used, or what `check_columns` raises.
+        UsageError: not one row can be used, what `check_columns` raises, or a question that could
+            not be read again from CSV.
     """
     items: dict[str, Item] = {}
     rows: list[int] = []
     item_ids: list[str | None] = []
     reasons: list[str | None] = []
-    for row, found in _questions(source, layout, limit, check_columns):
+    for row, found, verifier in _questions(
+        source, layout, limit, verifiers, check_columns, into_csv
+    ):
         rows.append(row)
         item_ids.append(None)
         reasons.append(None)
         if isinstance(found, Question):
             item_id = found.item_id
-            item_ids[-1] = items.setdefault(item_id, Item(item_id, row, found)).item_id
+            item_ids[-1] = items.setdefault(item_id, Item(item_id, row, found, verifier)).item_id
         else:
             reasons[-1] = found
-    golds = list(dict.fromkeys(item.question.answer for item in items.values()))
-    refused = {
-        gold: why for gold, why in zip(golds, check_golds(golds), strict=True) if why is not None
-    }
+    golds = list(dict.fromkeys(_gold(item) for item in items.values()))
+    why_not = check_golds([gold for gold, _ in golds], [name for _, name in golds])
+    refused = {gold: why for gold, why in zip(golds, why_not, strict=True) if why is not None}
     for index, found_id in enumerate(item_ids):
-        why = refused.get(items[found_id].question.answer) if found_id else None
+        why = refused.get(_gold(items[found_id])) if found_id else None
         if why is not None:
             item_ids[index], reasons[index] = None, why
-    items = {i: item for i, item in items.items() if item.question.answer not in refused}
+    items = {i: item for i, item in items.items() if _gold(item) not in refused}
     probed = len(rows) if not limit else min(limit, len(rows))
     if not items:
         first = next((reason for reason in reasons if reason), "no rows")
@@ -107,12 +118,22 @@ def read_items(
     return list(items.values()), counts
 
 
+def _gold(item: Item) -> tuple[str, str]:
+    return item.question.answer, item.verifier
+
+
 def _questions(
-    source: Source, layout: Layout, limit: int, check_columns: CheckColumns
-) -> Iterator[tuple[int, Question | str]]:
-    """Yield every row's number, and its question or the reason why it has none."""
+    source: Source,
+    layout: Layout,
+    limit: int,
+    verifiers: RowVerifiers,
+    check_columns: CheckColumns,
+    into_csv: bool,
+) -> Iterator[tuple[int, Question | str, str]]:
+    """Yield every row's number, its question or the reason why it has none, and its verifier."""
     for position, row in enumerate(source.rows()):
         found: Question | str
+        verifier = ""
         check_columns(row.value or ())
         if limit and position >= limit:
             found = f"not probed: beyond --limit {limit}"
@@ -120,10 +141,15 @@ def _questions(
             found = row.problem or "cannot be read"
         else:
             try:
+                verifier = verifiers.of(row.value)
                 found = read_question(row.value, layout)
+                found = verifiers.why_no_answer(verifier, found.answer) or found
             except RowRejected as error:
                 found = str(error)
-        yield row.row, found
+            else:
+                if into_csv and isinstance(found, Question):
+                    check_reads_back(row.row, row.value, found, layout)
+        yield row.row, found, verifier
 
 
 def write_rejects(run: Folder, source: Source, rejected: dict[int, str]) -> None:

@@ -19,7 +19,11 @@ TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
 
 
 def verify_rollouts(
-    run: Folder, pool: VerifierPool, answers: pa.ChunkedArray, row_of: Mapping[str, int]
+    run: Folder,
+    pool: VerifierPool,
+    answers: pa.ChunkedArray,
+    row_of: Mapping[str, int],
+    verifiers: pa.ChunkedArray | None = None,
 ) -> dict[str, Any]:
     """Judge every rollout that has no verdict yet, shard by shard, in place.
 
@@ -28,6 +32,7 @@ def verify_rollouts(
         pool: of the run's verifier, not entered: nothing starts where nothing is to be judged.
         answers: gold answers, shape (items,).
         row_of: position in `answers` by item_id.
+        verifiers: of the items, shape (items,), null for the pool's; None: all have the pool's.
 
     Returns:
         the stage's counts.
@@ -44,11 +49,13 @@ def verify_rollouts(
         for file in unjudged:
             table = read_parquet(file)
             cut = pc.equal(table["finish_reason"], "length").to_pylist()
-            golds = answers.take(pa.array(item_rows(table, row_of)))
+            rows = pa.array(item_rows(table, row_of))
+            golds = answers.take(rows).to_pylist()
+            names = [None] * len(golds) if verifiers is None else verifiers.take(rows).to_pylist()
             pairs = [
-                (completion, gold)
-                for completion, gold, is_cut in zip(
-                    table["completion"].to_pylist(), golds.to_pylist(), cut, strict=True
+                (completion, gold, verifier)
+                for completion, gold, verifier, is_cut in zip(
+                    table["completion"].to_pylist(), golds, names, cut, strict=True
                 )
                 if not is_cut
             ]

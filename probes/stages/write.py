@@ -12,7 +12,7 @@ from curate.config import TagConfig
 from curate.datasets.source import Source
 from curate.run.folder import RunFolder
 from curate.run.quality import read_reasoning_quality
-from curate.run.tables import CONFIRMED, LIFT, PASS_RATES, ROWS, SIMILARITY, TAGS, TEACHING
+from curate.run.tables import CONFIRMED, ITEMS, LIFT, PASS_RATES, ROWS, SIMILARITY, TAGS, TEACHING
 from curate.tagged.write import write_tagged
 from curate.tags import REASONING_QUALITY
 
@@ -42,6 +42,8 @@ def write_rows(
         if written is not TEACHING or TEACHING.is_in(run):
             table = written.read(run)
             columns |= dict(zip(table.column_names, table.columns, strict=True))
+    if config.verifier_field:
+        columns["verified_by"] = ITEMS.read(run, "verifier")["verifier"]
     if CONFIRMED.is_in(run):  # Written by `curate confirm`, in the order of the items.
         name = "confirmed_trainability"
         columns[name] = CONFIRMED.read(run, name)[name]

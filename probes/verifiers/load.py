@@ -26,7 +26,7 @@ from probes.verifiers.choice import judge_choice
 from probes.verifiers.math import judge_math
 from probes.verifiers.numeric import judge_numeric
 
-__all__ = ["Verdict", "VerifierFunction", "load_verifier"]
+__all__ = ["VERIFIERS", "Verdict", "VerifierFunction", "load_verifier"]
 
 VerifierFunction = Callable[[str, str], Verdict]
 
@@ -57,12 +57,13 @@ def read_exact(text: str) -> str:
 
 # --- a user's function, and the choice of verifier ------------------------------------------------
 
-_VERIFIERS: dict[str, VerifierFunction] = {
+VERIFIERS: dict[str, VerifierFunction] = {
     "math": judge_math,
     "exact": judge_exact,
     "numeric": judge_numeric,
     "choice": judge_choice,
 }
+"""All but users' own, by name."""
 
 
 def _user_verifier(name: str) -> VerifierFunction:
@@ -100,12 +101,12 @@ def load_verifier(name: str) -> VerifierFunction:
 
     Raises UsageError for an unknown name, a module that cannot be imported, a missing function.
     """
-    if name in _VERIFIERS:
-        return _VERIFIERS[name]
+    if name in VERIFIERS:
+        return VERIFIERS[name]
     module_name, colon, function_name = name.partition(":")
     if colon and module_name and function_name:
         return _user_verifier(name)
-    nearest = difflib.get_close_matches(name, _VERIFIERS, n=2, cutoff=0.4)
+    nearest = difflib.get_close_matches(name, VERIFIERS, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    known = ", ".join(_VERIFIERS)
+    known = ", ".join(VERIFIERS)
     raise UsageError(f"unknown verifier {name!r}: {hint}known are {known} and MODULE:FUNCTION")

@@ -39,7 +39,8 @@ POLL_SECONDS = 0.5
 GATHER_SECONDS = 0.001
 GOLD_CHARACTERS = 80
 
-Pair = tuple[str, str]
+Pair = tuple[str, str] | tuple[str, str, str | None]
+"""A completion, its gold answer, and the verifier where it may be another than the pool's."""
 
 
 @dataclass(eq=False)
@@ -93,6 +94,7 @@ class VerifierPool:
 
     Args:
         verifier: math, exact, numeric, choice, or MODULE:FUNCTION, found from the current folder.
+        others: further ones that a pair may name.
         workers: how many processes; by default one for each processor that this process may use.
         seconds: processor time a completion may take; six times as much by the clock.
         memory_gib: memory that a worker may take above what it holds at its start.
@@ -105,11 +107,13 @@ class VerifierPool:
         self,
         verifier: str,
         *,
+        others: Sequence[str] = (),
         workers: int | None = None,
         seconds: float = 5.0,
         memory_gib: float = 3.0,
     ):
         self.verifier = verifier
+        self.others = tuple(name for name in others if name != verifier)
         self.workers = workers or _usable_processors()
         self.seconds = seconds
         self.memory_gib = memory_gib
@@ -133,7 +137,7 @@ class VerifierPool:
     def judge(
         self, pairs: Sequence[Pair], on_progress: Callable[[int], None] | None = None
     ) -> list[Verdict]:
-        """The verdict of each (completion, gold), in order; identical pairs are judged once.
+        """The verdict of each pair, in order; identical pairs are judged once.
 
         `on_progress` is called with the number of pairs judged so far. Raises RunError when
         workers no longer start.
@@ -160,26 +164,31 @@ class VerifierPool:
         return [verdicts[place] for place in range(len(pairs))]
 
     def check_golds(
-        self, golds: Sequence[str], on_progress: Callable[[int], None] | None = None
+        self,
+        golds: Sequence[str],
+        on_progress: Callable[[int], None] | None = None,
+        verifiers: Sequence[str | None] | None = None,
     ) -> list[str | None]:
         r"""None for each gold that the verifier accepts against itself, or one line saying why not.
 
         The completion is `\boxed{gold}`; a user's function is also tried with the bare gold.
+        `verifiers` are those of the golds, None for the pool's.
         """
-        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold) for gold in golds], on_progress)
-        if ":" in self.verifier:
-            again = [place for place, verdict in enumerate(verdicts) if verdict.reward != 1]
-            bare = self.judge([(golds[place], golds[place]) for place in again])
-            for place, verdict in zip(again, bare, strict=True):
-                if verdict.reward != 0:  # accepted, or a better reason than "not accepted"
-                    verdicts[place] = verdict
-        return [self._why_not(gold, verdict) for gold, verdict in zip(golds, verdicts, strict=True)]
+        names = [name or self.verifier for name in verifiers or [None] * len(golds)]
+        asked = list(zip(golds, names, strict=True))
+        verdicts = self.judge([(rf"\boxed{{{gold}}}", gold, of) for gold, of in asked], on_progress)
+        again = [n for n, verdict in enumerate(verdicts) if ":" in names[n] and verdict.reward != 1]
+        bare = self.judge([(golds[place], golds[place], names[place]) for place in again])
+        for place, verdict in zip(again, bare, strict=True):
+            if verdict.reward != 0:  # accepted, or a better reason than "not accepted"
+                verdicts[place] = verdict
+        return [self._why_not(*of, verdict) for of, verdict in zip(asked, verdicts, strict=True)]
 
-    def _why_not(self, gold: str, verdict: Verdict) -> str | None:
+    def _why_not(self, gold: str, verifier: str, verdict: Verdict) -> str | None:
         if verdict.reward == 1:
             return None
         reason = verdict.detail or "does not accept it against itself"
-        return f"{self.verifier} verifier {_shown(reason, 200)}; gold '{_shown(gold)}'"
+        return f"{verifier} verifier {_shown(reason, 200)}; gold '{_shown(gold)}'"
 
     # --- the processes ----------------------------------------------------------------------------
 
@@ -190,7 +199,7 @@ class VerifierPool:
             [
                 *(sys.executable, "-P", "-m", "probes.verifiers.worker"),
                 *(f"--seconds={self.seconds}", f"--memory-gib={self.memory_gib}"),
-                *("--", self.verifier),
+                *("--", self.verifier, *self.others),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -297,8 +306,11 @@ def _fill(worker: _Worker, waiting: deque[int], tasks: Sequence[Pair], share: in
         and len(worker.to_send) < BYTES_AHEAD
     ):
         task = waiting.popleft()
-        completion, gold = tasks[task]
-        line = json.dumps({"id": task, "completion": completion, "gold": gold})
+        completion, gold, *named = tasks[task]
+        asked: dict[str, Any] = {"id": task, "completion": completion, "gold": gold}
+        if named and named[0]:
+            asked["verifier"] = named[0]
+        line = json.dumps(asked)
         worker.tasks.append(task)
         worker.to_send += line.encode() + b"\n"
     worker.send()

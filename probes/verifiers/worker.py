@@ -1,9 +1,10 @@
-"""The process that judges: `python -m probes.verifiers.worker NAME [--seconds S] [--memory-gib G]`.
+"""The process that judges: `python -m probes.verifiers.worker NAME ... [--seconds S]`.
 
-It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, and answers one a line,
-in the same order: `{"id", "reward", "verdict", "answer_found", "detail"}`, with `"retiring": true`
-on its last when it then ends by itself. Its first line is `{"ready": true}`, or `{"failed": why}`
-where the verifier cannot be loaded. `probes.verifiers.pool` is the other side.
+It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, with `"verifier"` where it
+is not the first that was named, and answers one a line, in the same order: `{"id", "reward",
+"verdict", "answer_found", "detail"}`, with `"retiring": true` on its last when it then ends by
+itself. Its first line is `{"ready": true}`, or `{"failed": why}` where a verifier cannot be loaded.
+`probes.verifiers.pool` is the other side.
 
 Each task has `S` seconds of processor time, not of the clock, so that a busy machine does not
 change a verdict; a task that sleeps is the other side's to end. Memory is bounded to what the
@@ -20,7 +21,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -95,7 +96,10 @@ def _bound_memory(gib: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a verdict, not a core file
 
 
-def _judge(verifier: VerifierFunction, task: dict[str, str], limit: _ProcessorTime) -> Verdict:
+def _judge(
+    verifiers: Mapping[str, VerifierFunction], task: dict[str, str], limit: _ProcessorTime
+) -> Verdict:
+    verifier = verifiers[task.get("verifier") or next(iter(verifiers))]
     try:
         with limit:
             return verifier(task["completion"], task["gold"])
@@ -108,12 +112,15 @@ def _judge(verifier: VerifierFunction, task: dict[str, str], limit: _ProcessorTi
 
 
 def _serve(
-    verifier: VerifierFunction, tasks: Iterable[bytes], answers: BinaryIO, seconds: float
+    verifiers: Mapping[str, VerifierFunction],
+    tasks: Iterable[bytes],
+    answers: BinaryIO,
+    seconds: float,
 ) -> None:
     limit = _ProcessorTime(seconds)
     for line in tasks:
         task = json.loads(line)
-        verdict = _judge(verifier, task, limit)
+        verdict = _judge(verifiers, task, limit)
         # Cut off anywhere, SymPy's and ANTLR's caches may be left half written.
         retiring = verdict.verdict == "timeout" or verdict.detail == "ran out of memory"
         answer = {
@@ -132,26 +139,26 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent handles it
     _die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m probes.verifiers.worker")
-    parser.add_argument("name", help="math, exact, numeric, choice or MODULE:FUNCTION")
+    parser.add_argument("names", nargs="+", help="math, exact, numeric, choice, MODULE:FUNCTION")
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time a task")
     parser.add_argument("--memory-gib", type=float, default=3.0, help="memory above the start's")
     options = parser.parse_args()
     tasks, answers = _private_pipes()
-    if ":" in options.name:
+    if any(":" in name for name in options.names):
         sys.path.insert(0, str(Path.cwd()))
     try:
-        verifier = load_verifier(options.name)
+        verifiers = {name: load_verifier(name) for name in options.names}
     except UsageError as error:
         answers.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         answers.flush()
         return
-    if options.name == "math":
-        verifier(r"\boxed{1}", "1")  # imports SymPy before the limits hold
+    if "math" in verifiers:
+        verifiers["math"](r"\boxed{1}", "1")  # imports SymPy before the limits hold
     _bound_memory(options.memory_gib)
     answers.write(b'{"ready": true}\n')
     answers.flush()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
-        _serve(verifier, tasks, answers, options.seconds)
+        _serve(verifiers, tasks, answers, options.seconds)
 
 
 if __name__ == "__main__":

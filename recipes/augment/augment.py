@@ -25,8 +25,10 @@ from curate.run.folder import lock_folder
 from curate.run.names import ANSWERS, AUGMENTATION
 from curate.run.questions import read_questions
 from curate.run.run import Run
+from curate.run.tables import ITEMS
 from probes.servers.asking import Asker, LanguageModel, Question, Usage, estimate_tokens
 from probes.servers.kept_answers import KeptAnswers
+from probes.verifiers.by_row import RowVerifiers
 from probes.verifiers.pool import VerifierPool
 from recipes.augment.command import Augment
 from recipes.augment.duplicates import DuplicateIndex
@@ -216,19 +218,31 @@ def _candidates(
     config = run.config
     pool = VerifierPool(
         config.verifier,
+        others=RowVerifiers(config).names,
         workers=config.verifier_workers or None,
         seconds=config.verifier_seconds,
     )
+    named = run.columns(ITEMS, "verifier")["verifier"].to_pylist()
+    verifiers = {
+        item_id: name or config.verifier
+        for item_id, name in zip(run.ids.to_pylist(), named, strict=True)
+    }
     with pool:
-        sound = list(_without_duplicates(_with_sound_golds(written, pool), items))
-        return _checked(sound, askers.checker, pool), dict(problems.most_common())
+        sound = list(_without_duplicates(_with_sound_golds(written, pool, verifiers), items))
+        return _checked(sound, askers.checker, pool, verifiers), dict(problems.most_common())
 
 
-def _with_sound_golds(candidates: Sequence[Candidate], pool: VerifierPool) -> list[Candidate]:
-    """Refuse answers that the verifier does not accept against themselves."""
-    golds = list(dict.fromkeys(each.answer for each in candidates))
-    why = dict(zip(golds, pool.check_golds(golds), strict=True))
-    return [replace(each, reason=why[each.answer]) for each in candidates]
+def _with_sound_golds(
+    candidates: Sequence[Candidate], pool: VerifierPool, verifiers: Mapping[str, str]
+) -> list[Candidate]:
+    """Refuse answers that the parent's verifier does not accept against themselves."""
+    asked = [(each.answer, verifiers[each.parent_item_id]) for each in candidates]
+    golds = list(dict.fromkeys(asked))
+    why_not = pool.check_golds(
+        [gold for gold, _ in golds], verifiers=[verifier for _, verifier in golds]
+    )
+    why = dict(zip(golds, why_not, strict=True))
+    return [replace(each, reason=why[gold]) for each, gold in zip(candidates, asked, strict=True)]
 
 
 def _without_duplicates(
@@ -254,7 +268,10 @@ def _without_duplicates(
 
 
 def _checked(
-    candidates: Sequence[Candidate], checker: Asker, pool: VerifierPool
+    candidates: Sequence[Candidate],
+    checker: Asker,
+    pool: VerifierPool,
+    verifiers: Mapping[str, str],
 ) -> list[Candidate]:
     """Have the others answered, and keep those whose two answers agree."""
     asked = [place for place, each in enumerate(candidates) if not each.reason]
@@ -267,18 +284,21 @@ def _checked(
         else:
             found = str(answer.value["answer"]).strip()
             settled[place] = replace(settled[place], check_answer=found)
-            pairs[place] = (found, settled[place].answer)
+            verifier = verifiers[settled[place].parent_item_id]
+            pairs[place] = (found, settled[place].answer, verifier)
     for place, why in zip(pairs, _disagreements(list(pairs.values()), pool), strict=True):
         settled[place] = replace(settled[place], reason=why)
     return settled
 
 
-def _disagreements(pairs: Sequence[tuple[str, str]], pool: VerifierPool) -> list[str | None]:
+def _disagreements(pairs: Sequence[tuple[str, str, str]], pool: VerifierPool) -> list[str | None]:
     """Why a second answer is not the first one; None where the verifier accepts it."""
-    verdicts = pool.judge([(rf"\boxed{{{found}}}", gold) for found, gold in pairs])
-    if ":" in pool.verifier:  # A user's own function may want the bare answer.
-        bare = pool.judge(pairs)
-        verdicts = [b if b.reward == 1 else v for v, b in zip(verdicts, bare, strict=True)]
+    verdicts = pool.judge([(rf"\boxed{{{found}}}", gold, name) for found, gold, name in pairs])
+    # A user's own function may want the bare answer.
+    own = [place for place, (_, _, name) in enumerate(pairs) if ":" in name]
+    for place, bare in zip(own, pool.judge([pairs[place] for place in own]), strict=True):
+        if bare.reward == 1:
+            verdicts[place] = bare
     return [
         None
         if verdict.reward == 1

@@ -158,7 +158,12 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._drawn = [(place, self.stream[place]) for place in range(first, first + share)]
         size = self.recipe.rollouts_per_group
         rows = [
-            {"prompt": "", "item_id": item.item_id, "answer": item.answer}
+            {
+                "prompt": "",
+                "item_id": item.item_id,
+                "answer": item.answer,
+                "verifier": item.verifier,
+            }
             for _, item in self._drawn
             for _ in range(size)
         ]
@@ -291,14 +296,13 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self,
         completions: list[str],
         answer: list[str],
+        verifier: list[str | None],
         **_: Any,
     ) -> list[float | None]:
         """Judge completions in the verifier's processes; a cut one is wrong, as in the probe."""
         cut = self._truncated
-        pairs = [
-            pair for pair, is_cut in zip(zip(completions, answer, strict=True), cut, strict=True)
-            if not is_cut
-        ]  # fmt: skip
+        asked = zip(completions, answer, verifier, strict=True)
+        pairs = [pair for pair, is_cut in zip(asked, cut, strict=True) if not is_cut]
         verdicts = iter(self.pool.judge(pairs))
         return [0.0 if is_cut else next(verdicts).reward for is_cut in cut]
 
@@ -520,7 +524,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = items[process::processes]
-        answers = {item.item_id: item.answer for item in mine}
+        answers = {item.item_id: (item.answer, item.verifier) for item in mine}
         requests = [
             SampleRequest(item.item_id, item.prompt_token_ids, 0, rollouts) for item in mine
         ]
@@ -534,7 +538,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         verdicts = iter(
             self.pool.judge(
                 [
-                    (text, answers[rollout.item_id])
+                    (text, *answers[rollout.item_id])
                     for text, rollout, is_whole in zip(texts, drawn, ended, strict=True)
                     if is_whole
                 ]

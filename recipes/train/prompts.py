@@ -15,6 +15,8 @@ class TrainingItem:
     item_id: str
     prompt_token_ids: tuple[int, ...]
     answer: str
+    verifier: str | None = None
+    """What judges its answers, where it is not the run's."""
 
 
 class PromptStream:

@@ -17,6 +17,7 @@ from probes.models.load import ModelFiles, load_tokenizer, resolve_model
 from probes.models.probed import probed_model
 from probes.stages.items import read_items
 from probes.stages.render import render_items
+from probes.verifiers.by_row import RowVerifiers
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.items import TaggedItem
@@ -76,7 +77,10 @@ class TaggedRun:
         processes = process_state().num_processes
         workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
         return VerifierPool(
-            self.config.verifier, workers=workers, seconds=self.config.verifier_seconds
+            self.config.verifier,
+            others=RowVerifiers(self.config).names,
+            workers=workers,
+            seconds=self.config.verifier_seconds,
         )
 
     def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
@@ -95,8 +99,9 @@ class TaggedRun:
                     layout,
                     0,
                     folder,
+                    verifiers=RowVerifiers(config),
                     check_columns=lambda names: None,
-                    check_golds=pool.check_golds,
+                    check_golds=lambda golds, names: pool.check_golds(golds, verifiers=names),
                 )
             refused = render_items(
                 folder,
@@ -104,6 +109,7 @@ class TaggedRun:
                 load_tokenizer(resolve_model(config.model)),
                 instruction=config.instruction,
                 prompt_end=config.prompt_end,
+                is_mixed=bool(config.verifier_field),
                 max_tokens=config.max_tokens,
                 context_length=2**31,
             )
@@ -117,8 +123,10 @@ class TaggedRun:
 
 def training_items(items: pa.Table) -> list[TrainingItem]:
     """The items of an `items.parquet`."""
-    columns = (items[name].to_pylist() for name in ("item_id", "prompt_token_ids", "answer"))
+    columns = [items[name].to_pylist() for name in ("item_id", "prompt_token_ids", "answer")]
+    is_there = "verifier" in items.column_names
+    verifiers = items["verifier"].to_pylist() if is_there else [None] * len(items)
     return [
-        TrainingItem(item_id, tuple(prompt), answer)
-        for item_id, prompt, answer in zip(*columns, strict=True)
+        TrainingItem(item_id, tuple(prompt), answer, verifier)
+        for item_id, prompt, answer, verifier in zip(*columns, verifiers, strict=True)
     ]

@@ -41,7 +41,7 @@ def evaluate(
     Args:
         folder: gets `rollouts/*.parquet`, of the same form as those of the probe.
         policy: the trained policy.
-        items: of `items.parquet`: item_id, prompt_token_ids, answer.
+        items: of `items.parquet`: item_id, prompt_token_ids, answer, and perhaps verifier.
         pool: of the run's verifier, not entered.
         seed: of the training run.
         rollouts: of every item.
@@ -59,7 +59,8 @@ def evaluate(
     if (drawn < target).any():
         draw = draw_here(engine, policy.tokenizer)
         sample_items(folder, items, drawn, target, draw, _SHARD_ROLLOUTS)
-    verify_rollouts(folder, pool, items["answer"], row_of)
+    verifiers = items["verifier"] if "verifier" in items.column_names else None
+    verify_rollouts(folder, pool, items["answer"], row_of, verifiers)
     found = count_outcomes(folder, row_of)
     return found.judged, found.correct
 
