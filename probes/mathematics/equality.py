@@ -38,6 +38,8 @@ _NAME = (
 )
 _SIDES = re.compile(r"(?<![<>!\\=])=(?!=)")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
+_TUPLE_OF_NAMES = re.compile(r"\(\s?([A-Za-z](?:\s?,\s?[A-Za-z]){1,4})\s?\)\s?=\s?(\(.+\))")
+_CONSTANT = re.compile(r"\+\s?[Cc]$")
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 _IRRATIONAL = re.compile(
     r"\\(?:sqrt|pi|ln|log|sin|cos|tan|arcsin|arccos|arctan)(?![A-Za-z])|(?<![A-Za-z\\])e(?![A-Za-z])"
@@ -95,8 +97,21 @@ def _names_differ(one: str | None, other: str | None) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    """The text without the spaces that separate no digits."""
-    return _SPACE.sub("", text)
+    r"""The text without `\text{…}` and the spaces that separate no digits."""
+    return _SPACE.sub("", " ".join(text_unwrapped(text).split()))
+
+
+def _names_apart(text: str) -> str:
+    """`(x, y) = (1, 2)` as `x = 1, y = 2`."""
+    match = _TUPLE_OF_NAMES.fullmatch(text)
+    if match is None:
+        return text
+    names, values = match[1].split(","), read_collection(match[2])
+    if values is None or len(values.parts) != len(names):
+        return text
+    return ", ".join(
+        f"{name.strip()} = {value}" for name, value in zip(names, values.parts, strict=True)
+    )
 
 
 def _choice_of(text: str) -> tuple[str | None, str]:
@@ -119,8 +134,11 @@ def same_answer(gold: str, found: str) -> bool:
 @lru_cache(maxsize=16384)
 def _same(gold: str, found: str) -> bool:
     """Whether two texts in canonical notation say the same."""
+    gold, found = _names_apart(gold), _names_apart(found)
     if _squeezed(gold) == _squeezed(found):
         return True
+    if _CONSTANT.search(gold):  # of integration
+        gold, found = _CONSTANT.sub("+ C", gold), _CONSTANT.sub("+ C", found)
     name, value = read_sides(gold)
     quantity = read_quantity(value if name != "" else gold)
     if quantity is not None:

@@ -269,6 +269,15 @@ def _one_relation(text: str) -> tuple[str, list[Interval]] | None:
         return None
     if len(signs) == 1:
         left, right = sides
+        size = re.fullmatch(rf"\|\s?({_VARIABLE})\s?\|", left)
+        if size and signs[0] != r"\ne" and (number := read_number(right)) and number.value > 0:
+            is_open = signs[0] in ("<", ">")
+            if signs[0] in ("<", r"\le"):
+                return size[1], [_made(f"-{right}", is_open, right, is_open)]
+            return size[1], [
+                _made(r"-\infty", True, f"-{right}", is_open),
+                _made(right, is_open, r"\infty", True),
+            ]
         if re.fullmatch(_VARIABLE, left):
             variable, bound, sign = left, right, signs[0]
         elif re.fullmatch(_VARIABLE, right):
