@@ -153,7 +153,8 @@ def main() -> None:
         answers.flush()
         return
     if "math" in verifiers:
-        verifiers["math"](r"\boxed{1}", "1")  # imports SymPy before the limits hold
+        # Imports SymPy, and math-verify's patterns, before the limits hold.
+        verifiers["math"](r"so $x + 1$", "1 - x")
     _bound_memory(options.memory_gib)
     answers.write(b'{"ready": true}\n')
     answers.flush()
