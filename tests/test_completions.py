@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from probes.verifiers.answers import Verdict
 from probes.verifiers.math import judge_math
 from probes.verifiers.pool import VerifierPool
+from probes.verifiers.verdict import Verdict
 
 COMPLETIONS = Path(__file__).parent / "data" / "completions.parquet"
 

@@ -12,16 +12,8 @@ import re
 
 from probes.mathematics.boxes import without_empty_boxes
 from probes.mathematics.notation import in_ascii, text_unwrapped
-from probes.verifiers.answers import (
-    DENIAL,
-    NO_ANSWER,
-    Verdict,
-    announced,
-    given_answer,
-    judged,
-    spoken,
-    unjudged,
-)
+from probes.verifiers.answers import DENIAL, announced, given_answer, spoken
+from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
 
 _DRESS = r"[\s$*_`({\[\"'<]{0,8}"
 _UNDRESS = r"[\s$*_`)}\].:,\"'>]{0,8}"

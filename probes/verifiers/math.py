@@ -28,18 +28,9 @@ from probes.mathematics.numbers import read_number
 from probes.mathematics.undone import is_too_large
 from probes.mathematics.units import split_unit
 from probes.mathematics.words import NO_WORDS, as_words, is_text
-from probes.verifiers.answers import (
-    NO_ANSWER,
-    Verdict,
-    announced,
-    given_answer,
-    is_stated,
-    judged,
-    last_line,
-    spoken,
-    unjudged,
-)
+from probes.verifiers.answers import announced, given_answer, is_stated, last_line, spoken
 from probes.verifiers.endings import last_found
+from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
 
 __all__ = ["judge_math", "read_gold", "read_math", "why_unequal"]
 

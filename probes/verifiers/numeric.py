@@ -11,16 +11,8 @@ from probes.mathematics.notation import canonical, in_ascii, text_unwrapped
 from probes.mathematics.numbers import read_number
 from probes.mathematics.sets import read_collection
 from probes.mathematics.units import split_unit
-from probes.verifiers.answers import (
-    NO_ANSWER,
-    Verdict,
-    announced,
-    given_answer,
-    is_stated,
-    judged,
-    spoken,
-    unjudged,
-)
+from probes.verifiers.answers import announced, given_answer, is_stated, spoken
+from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
 
 RELATIVE_TOLERANCE = 1e-6
 
