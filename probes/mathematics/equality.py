@@ -347,7 +347,7 @@ def why_unequal(found: str, gold: str) -> str:
         return "" if found_quantity[0].is_done else "the fraction is not in lowest terms"
     if quantity is not None:
         is_words = as_words(found_value) is not None
-        return "no number" if is_words else "no plain number, or arithmetic is left undone"
+        return "no number" if is_words else "arithmetic is left undone"
     if is_text(wanted):
         return "compared as text"
     return "arithmetic is left undone" if is_left_undone(given, wanted) else ""
