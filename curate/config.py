@@ -20,6 +20,7 @@ HORIZON = (
 _OUTPUT = "where results go"
 _DATASET = "reading the dataset"
 _SAMPLING = "sampling rollouts"
+_LOGGED = "rollouts that exist, in the place of sampling (docs/own-runs.md)"
 _SERVER = "sampling with servers that speak OpenAI's protocol (--engine server)"
 _MACHINES = "more than one machine"
 _VERIFYING = "verifying and pass rates"
@@ -151,6 +152,28 @@ class TagConfig(Settings):
     trust_remote_code: bool = option(
         "run Python code that comes with the model: only for authors you trust",
         default=False, group=_SAMPLING,
+    )  # fmt: skip
+
+    rollouts: str = option(
+        "a file or folder of rollouts of these prompts, as a trainer or an evaluation wrote them; "
+        "nothing is sampled",
+        default="", group=_LOGGED, metavar="PATH", was_default=True,
+    )  # fmt: skip
+    rollouts_by: str = option(
+        "what drew them, in words for the card: policy, temperature, limit of tokens",
+        default="", group=_LOGGED, metavar="TEXT", changes_result=False, was_default=True,
+    )  # fmt: skip
+    rollout_rewards: str = option(
+        "their rewards: logged, as the files have them, or judged anew by --verifier",
+        default="logged", group=_LOGGED, choices=("logged", "judged"), was_default=True,
+    )  # fmt: skip
+    correct_from: float = option(
+        "the logged reward from which a rollout is correct",
+        default=1.0, group=_LOGGED, metavar="R", was_default=True,
+    )  # fmt: skip
+    column: tuple[str, ...] = option(
+        "what a column of the files is called, such as reward=accuracy; repeatable",
+        default=(), group=_LOGGED, metavar="WHAT=NAME", was_default=True,
     )  # fmt: skip
 
     executor: str = option(
@@ -322,6 +345,8 @@ class TagConfig(Settings):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()
         self._check_verifiers()
+        if self.rollouts and (self.shard or self.executor != "local"):
+            raise UsageError("--rollouts samples nothing: leave out --shard and --executor ray")
         for name, value in self.ray.items():
             if name not in ("cpus_per_worker", "gpus_per_worker"):
                 raise UsageError(

@@ -56,12 +56,19 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "rollouts_truncated": counts["rollouts_truncated"],
         "rollouts_not_judged": counts["rollouts_drawn"] - counts["rollouts_judged"],
         "completion_tokens": counts["completion_tokens"],
-        "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
+        "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9)
+        # Rollouts of files were not sampled.
+        if "sample" in stages
+        else None,
         "forecast": forecast_summary(manifest),
         "predictor": manifest.get("predictor", {}),
         "answers": manifest.get("answers", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
+
+
+def _speed(tokens_per_second: float | None) -> str:
+    return f" at {tokens_per_second:,.0f} tokens/s" if tokens_per_second is not None else ""
 
 
 def tag_meanings(tau: float, *, learned: bool) -> dict[Trainability, str]:
@@ -105,7 +112,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"rollouts: {summary['rollouts']:,} ({summary['rollouts_correct']:,} correct, "
         f"{summary['rollouts_truncated']:,} cut at --max-tokens, "
         f"{summary['rollouts_not_judged']:,} not judged), "
-        f"{summary['completion_tokens']:,} tokens at {summary['tokens_per_second']:,.0f} tokens/s"
+        f"{summary['completion_tokens']:,} tokens{_speed(summary['tokens_per_second'])}"
     )
     lines.append(f"forecast: {summary['forecast']['words']}")
     if "name" in predictor:

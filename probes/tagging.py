@@ -19,10 +19,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
+from curate.datasets.layouts import choose_layout
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
 from curate.progress import say
+from curate.rollout_files.matching import ItemMatcher, last_turns
+from curate.rollout_files.read import open_rollouts, read_columns
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run
 from curate.run.names import REJECTS, TARGET
@@ -60,6 +63,7 @@ from probes.stages.lift import (
     write_lift,
     write_teaching,
 )
+from probes.stages.logged import take_rollouts, taken_words
 from probes.stages.pass_rates import count_rollouts
 from probes.stages.sample import draw_here, sample_items
 from probes.stages.similarity import measure_items, measure_to_target, similarity_table
@@ -231,7 +235,14 @@ class Tagging:
 
     def _probe_items(self) -> None:
         self._read_inputs()
-        if not self.run.is_done("plan"):
+        if self.config.rollouts:
+            self._stage("plan", self._take_rollouts)
+            most = self.run.manifest["rollouts"]["most"]
+            # As many as there are were drawn: nothing stopped early.
+            self.plan = replace(
+                self.plan, min_rollouts=most, max_rollouts=most, rollout_budget=None
+            )
+        elif not self.run.is_done("plan"):
             self._rounds().go_on()
         self._stage("pass_rates", self._pass_rates)
         self._stage("gradients", self._gradients)
@@ -353,6 +364,32 @@ class Tagging:
             record=self._record,
         )
 
+    def _take_rollouts(self) -> dict[str, Any]:
+        """Take the rollouts of files in the place of sampling, and judge what is to be judged."""
+        config = self.config
+        items = ITEMS.read(self.run).to_pydict()
+        layout = choose_layout(self.source, config.prompt_field, config.answer_field)
+        matcher = ItemMatcher(
+            items["item_id"],
+            items["prompt"],
+            items["prompt_token_ids"],
+            items["answer"],
+            last_turns(self.source, layout, self._row_of),
+        )
+        for file in rollout_shards(self.run):
+            file.unlink()  # Of a try that was killed.
+        found = take_rollouts(
+            self.run,
+            matcher,
+            open_rollouts(config.rollouts, read_columns(config.column)),
+            self._tokenizer,
+            judged=config.rollout_rewards == "judged",
+            correct_from=config.correct_from,
+        )
+        self.run.update(rollouts=found)
+        say(taken_words(found))
+        return {"rounds": 1} | self._verify()
+
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
         drawn = drawn_rollouts(self.run, self._row_of)
         if np.all(drawn >= target):
@@ -411,6 +448,7 @@ class Tagging:
             self.config.k,
             self.plan,
             with_rewards=self.config.has_own_rewards,
+            is_planned=not self.config.rollouts,
         )
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
@@ -437,7 +475,7 @@ class Tagging:
     def _expected_label_changes(self, found: Outcomes) -> float:
         """Labels that the rollouts saved by stopping early are expected to have cost."""
         plan, early = self.plan, found.drawn < self.plan.max_rollouts
-        if not early.any():
+        if self.config.rollouts or not early.any():
             return 0.0
         risk = label_risk(plan, found.judged, found.correct)
         changes = max(float(np.nansum(risk[early])), 0.0)  # Never -0.0.
@@ -475,7 +513,9 @@ class Tagging:
         config = self.config
         if self.ray and config.gold_prefixes:
             say("the gold is not scored on Ray workers: the forecast goes by the counts alone")
-        if self.ray or not config.gold_prefixes:
+        if config.rollouts and config.gold_prefixes:
+            say("the gold is not scored after rollouts of files: the forecast goes by the counts")
+        if self.ray or config.rollouts or not config.gold_prefixes:
             return {"items_with_gold": 0}
         return score_golds(
             self.run,
@@ -556,6 +596,7 @@ class Tagging:
         own = config.replace(
             dataset=config.target,
             target="",
+            rollouts="",
             out="",
             run_dir=str(self.run / TARGET),
             limit=0,

@@ -20,7 +20,7 @@ from curate.errors import UsageError
 from curate.rollout_files.read import open_rollouts
 from curate.rollout_files.record import LoggedRollout
 from curate.run.tables import FORECAST, OUTCOMES, REWARDS
-from recipes.confirm.matching import ItemMatcher
+from curate.rollout_files.matching import ItemMatcher
 from tests.made.confirmed import make_world, write_confirmed_run
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import ROOT, additions, run_curate, write_jsonl

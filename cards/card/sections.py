@@ -108,6 +108,9 @@ def measured_section(facts: RunFacts) -> str:
     )
     if config.rollout_budget:
         rollouts += f", at most {config.rollout_budget:,} in all"
+    taken = manifest.get("rollouts")
+    if taken:
+        rollouts = taken_words(taken, config.rollouts_by)
     instruction = "by the format of the prompt" if config.instruction == "auto" else (
         code_span(config.instruction) if config.instruction else "none"
     )  # fmt: skip
@@ -121,10 +124,14 @@ def measured_section(facts: RunFacts) -> str:
         "Instruction added to the prompt": instruction,
         "Rollouts": rollouts,
         "Sampling": f"temperature {config.temperature:g}, at most {config.max_tokens:,} tokens, "
-        f"where a completion is cut and counts as wrong; {engine}, {manifest.get('device', '?')}",
+        f"where a completion is cut and counts as wrong; {engine}, {manifest.get('device', '?')}"
+        if not taken
+        else "",
         "Verifier": f"the row's own, by {code_span(config.verifier_field)}"
         if config.verifier_field
-        else code_span(PurePath(config.verifier).name),
+        else code_span(PurePath(config.verifier).name)
+        if not taken or config.rollout_rewards == "judged"
+        else f"rewards as logged, correct from {config.correct_from:g} on",
         "Easy": f"a pass rate of at least τ = {config.tau:g}; hard below",
         "Gradients": f"of up to {config.gradient_rollouts:,} correct rollouts an item, with "
         f"respect to a LoRA adapter of rank {config.gradient_rank}, projected to "
@@ -138,6 +145,18 @@ def measured_section(facts: RunFacts) -> str:
     }
     lines = [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
     return "\n".join(["### How it was measured", "", *lines])
+
+
+def taken_words(taken: Mapping[str, Any], by: str) -> str:
+    """Where the rollouts of a run are from that were not sampled for it."""
+    drawn_by = plain_text(by) if by else "**which policy drew them, and how, is not known**"
+    words = f"{taken['rollouts']:,} taken from files ({taken['format']}), at most "
+    words += f"{taken['most']:,} an item; {drawn_by}"
+    if taken["encoded"]:
+        words += f"; the tokens of {taken['encoded']:,} were encoded anew from text"
+    if taken["without_tokens"]:
+        words += f"; {taken['without_tokens']:,} of several turns are without gradients"
+    return words
 
 
 def _predictor(manifest: Mapping[str, Any]) -> str:

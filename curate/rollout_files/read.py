@@ -10,7 +10,9 @@ from pathlib import Path
 from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.rollout_files import by_step
+from curate.rollout_files.nemo_gym import NEMO_GYM
 from curate.rollout_files.open_instruct import OPEN_INSTRUCT
+from curate.rollout_files.open_r1 import OPEN_R1
 from curate.rollout_files.record import COLUMNS, Format, LoggedRollout
 from curate.rollout_files.table import TABLE
 from curate.rollout_files.trl import TRL
@@ -18,7 +20,9 @@ from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES
 from curate.rollout_files.verl import VERL
 from curate.settings import did_you_mean
 
-FORMATS: tuple[Format, ...] = (VERL, OPEN_INSTRUCT, EPISODES, TRACES, RESULTS, TRL, TABLE)
+FORMATS: tuple[Format, ...] = (
+    *(VERL, OPEN_INSTRUCT, EPISODES, TRACES, RESULTS, NEMO_GYM, TRL, OPEN_R1, TABLE),
+)
 """The first that fits a row is taken; the last takes any."""
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".jsonl.gz", ".jsonl.zst")
 # Beside the rollouts: open-instruct's facts of a run, the settings of others.

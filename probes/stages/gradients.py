@@ -205,10 +205,16 @@ def _chosen(
     """Choose the rollouts of each shard: its lines, and the positions of their items."""
     correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
     lowest, highest = np.full(len(row_of), np.inf), np.full(len(row_of), -np.inf)
+    # Of files of rollouts some may have none, such as those of several turns.
+    has_tokenless = bool(run.manifest.get("rollouts", {}).get("without_tokens"))
+    names = ("item_id", "completion_token_ids") if has_tokenless else ("item_id",)
     for file in rollout_shards(run):
-        table = read_outcomes(file, "item_id")
+        table = read_outcomes(file, *names)
         # One that could not be judged is neither.
         outcome = rollout_outcomes(table)
+        if has_tokenless:
+            lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
+            outcome = np.where(lengths > 0, outcome, -1)
         reward = np.asarray(pc.fill_null(table["reward"].cast(pa.float64()), np.nan))
         rows = item_rows(table, row_of)
         np.fmin.at(lowest, rows, reward)

@@ -28,6 +28,7 @@ def count_rollouts(
     plan: Plan,
     *,
     with_rewards: bool = False,
+    is_planned: bool = True,
 ) -> tuple[Outcomes, dict[str, int]]:
     """Write `pass_rates.parquet`, a line an item; return its counts and the totals of the run.
 
@@ -41,6 +42,8 @@ def count_rollouts(
             that stopped early.
         with_rewards: whether to write the mean and the sample standard deviation of each item's
             rewards, which say more than the rate where they are not 0 and 1.
+        is_planned: whether the numbers of rollouts are those of the plan; else, as with rollouts of
+            files, they say nothing, and a pass rate is the share of correct ones.
     """
     looks = np.array(plan.looks)
     # By look: what an item's first looks[k] rollouts gave, first of those that the look added.
@@ -73,13 +76,14 @@ def count_rollouts(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_tokens = tokens / found.drawn
         mean = rewards / n
+        rates = sequential_pass_rate(plan, judged, correct) if is_planned else c / n
         spread = np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1))
     table = pa.table(
         {
             "item_id": pa.array(list(row_of), pa.string()),
             "total_rollouts": n,
             "total_correct_rollouts": c,
-            "pass_rate": nullable(sequential_pass_rate(plan, judged, correct)),
+            "pass_rate": nullable(rates),
             "pass_rate_low": nullable(low),
             "pass_rate_high": nullable(high),
             **{f"pass_at_{k}": nullable(pass_at_k_of_items(n, c, k)) for k in ks},

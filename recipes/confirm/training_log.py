@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.rollout_files import by_step
+from curate.rollout_files.matching import ItemMatcher, item_matcher
 from curate.rollout_files.read import RolloutFiles
 from curate.run.folder import lock_folder
 from curate.run.names import RECIPE, TRAINING, VALIDATION
 from curate.run.rollouts import nullable
 from curate.run.run import Run
 from curate.run.tables import OUTCOMES, PASS_RATES, REWARDS, read_json
-from recipes.confirm.matching import ItemMatcher, item_matcher
 
 Ints = NDArray[np.int64]
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.datasets.fields import RowRejected
+from curate.datasets.layouts import Layout, choose_layout, read_question
 from curate.datasets.messages import read_messages
+from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.rollout_files.record import LoggedRollout
-from curate.run.questions import read_questions, run_source
+from curate.run.questions import run_source
 from curate.run.run import Run
 from curate.run.tables import ITEMS
 
@@ -141,10 +143,9 @@ def item_matcher(run: Run, id_column: str = "") -> ItemMatcher:
     items = run.columns(ITEMS, "prompt", "prompt_token_ids", "answer").to_pydict()
     questions: dict[int, str] = {}
     try:
-        for item_id, question in read_questions(run).items():
-            user = [content for role, content in question.messages if role == "user"]
-            if user:
-                questions[run.row_of[item_id]] = user[-1]
+        source, config = run_source(run), run.config
+        layout = choose_layout(source, config.prompt_field, config.answer_field)
+        questions = last_turns(source, layout, run.row_of)
     except UsageError:
         # The dataset was moved: prompts are known as they were rendered.
         pass
@@ -156,6 +157,20 @@ def item_matcher(run: Run, id_column: str = "") -> ItemMatcher:
         questions,
         _names_in(run, id_column) if id_column else {},
     )
+
+
+def last_turns(source: Source, layout: Layout, row_of: Mapping[str, int]) -> dict[int, str]:
+    """The last turn of the user in the prompts of a dataset's items, by their position."""
+    found: dict[int, str] = {}
+    for row in source.rows():
+        try:
+            question = read_question(row.value or {}, layout)
+        except RowRejected:
+            continue
+        user = [content for role, content in question.messages if role == "user"]
+        if user and (place := row_of.get(question.item_id)) is not None:
+            found.setdefault(place, user[-1])
+    return found
 
 
 def _names_in(run: Run, column: str) -> dict[str, int]:

@@ -1,0 +1,51 @@
+"""NeMo Gym: `rollouts.jsonl` of `ng_collect_rollouts`.
+
+A row is a rollout: the task as it was given, `responses_create_params` with the `input`, the
+policy's `response` as OpenAI's Responses API has it, and `reward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from curate.rollout_files.record import (
+    Format,
+    LoggedRollout,
+    Row,
+    gold,
+    has,
+    known_item,
+    reward_of,
+)
+
+
+def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
+    asked, answered = row["responses_create_params"], row["response"]
+    prompt = asked.get("input") if isinstance(asked, Mapping) else None
+    output = answered.get("output") if isinstance(answered, Mapping) else None
+    items: list[Any] = [each for each in output or () if isinstance(each, Mapping)]
+    calls = sum(each.get("type") == "function_call" for each in items)
+    texts = [_text(each) for each in items if each.get("type") == "message"]
+    status = answered.get("status") if isinstance(answered, Mapping) else None
+    yield LoggedRollout(
+        item_id=known_item(row, columns),
+        prompt=prompt if isinstance(prompt, str | list) else None,
+        completion=texts[-1] if texts else None,
+        reward=reward_of(row, columns, "reward"),
+        answer=gold(row, columns),
+        finish_reason="length" if status == "incomplete" else None,
+        # Every call of a tool is answered, and the policy reads the answer in another turn.
+        turns=1 + calls,
+    )
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = [each.get("text") for each in content or () if isinstance(each, Mapping)]
+    return "".join(each for each in parts if isinstance(each, str))
+
+
+NEMO_GYM = Format("NeMo Gym", has("responses_create_params", "response", "reward"), _read)
