@@ -17,10 +17,10 @@ import pytest
 from curate import calibrate, confirm
 from curate.datasets.layouts import Question
 from curate.errors import UsageError
+from curate.rollout_files.matching import ItemMatcher
 from curate.rollout_files.read import open_rollouts
 from curate.rollout_files.record import LoggedRollout
 from curate.run.tables import FORECAST, OUTCOMES, REWARDS
-from curate.rollout_files.matching import ItemMatcher
 from tests.made.confirmed import make_world, write_confirmed_run
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import ROOT, additions, run_curate, write_jsonl

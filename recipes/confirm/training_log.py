@@ -341,6 +341,7 @@ def _rewards(run: Run, log: Log) -> pa.Table:
         pa.nulls(len(log.step), pa.float64()),
         # Equal rewards have no gradient; whether the trainer kept the others is not logged.
         pa.array((log.correct > 0) & (log.correct < log.judged)),
+        log.correct.astype(np.int32),
     )
     return pa.table(list(columns), schema=REWARDS.schema)
 
