@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from curate.command import Command
 from curate.config import TagConfig, config_from_mapping
+from curate.errors import UsageError
 from curate.settings import declared_in, option, settings
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Tag(Command, TagConfig):
         from probes.tag import probe_part, tag_dataset
 
         if self.dry_run:
+            if self.rollouts:
+                raise UsageError("--dry-run tells what sampling costs, and --rollouts samples none")
             return dry_run(self.run_config, started)
         if self.shard:
             return probe_part(self.run_config)

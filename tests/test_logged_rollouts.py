@@ -123,6 +123,27 @@ def test_text_is_encoded_judged_anew_and_turns_count(
     assert "which policy drew them, and how, is not known" in text
 
 
+def test_a_file_of_rollouts_is_its_own_dataset(
+    drawn: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    questions = {row["item_id"]: question for row, question in zip(
+        read(drawn, "items.parquet"), additions(12), strict=True)}  # fmt: skip
+    rows = [
+        questions[row["item_id"]] | {"completion": row["completion"], "reward": row["reward"]}
+        for row in logged(drawn)
+    ]
+    log = write_jsonl(tmp_path / "log.jsonl", rows)
+    ran = tag(
+        *(log, "--model", tiny_model, "--rollouts", log, "--column", "prompt=question"),
+        *("--out", tmp_path / "out.jsonl", "--run-dir", tmp_path / "run"),
+    )
+    assert ran.status == 0, ran.stderr
+    found, before = read(tmp_path / "run", "pass_rates.parquet"), read(drawn, "pass_rates.parquet")
+    name = "total_correct_rollouts"
+    assert [row[name] for row in found] == [row[name] for row in before]
+    assert read_manifest(tmp_path / "run")["rollouts"]["matched_by"] == {"prompt": 384}
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "said"),
     [
@@ -131,6 +152,7 @@ def test_text_is_encoded_judged_anew_and_turns_count(
         ([{"prompt": None, "completion": "1", "reward": None}], (), "no rollout has a reward"),
         ([{"prompt": None, "reward": 1.0, "rollouts": 8}], (), "means of several rollouts"),
         ([{"prompt": None, "reward": 1.0}], ("--shard", "1/2"), "leave out --shard"),
+        ([{"prompt": None, "reward": 1.0}], ("--dry-run",), "--rollouts samples none"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_taken_is_refused(
