@@ -1,0 +1,363 @@
+"""Reading the tests of a programming problem from a row, in the layouts that datasets have.
+
+- `{"inputs", "outputs", "fn_name"}`, an object or JSON text, wherever it stands: verl's
+  `reward_model.ground_truth` (Eurus-2, PRIME), `input_output` (APPS, TACO), `tests` (DeepCoder).
+- a list of `{"input", "output", "testtype" or "type", "fn_name" or "metadata"}`, or
+  `{"test_cases": [...]}` with it: `verification_info` (open-r1, SYNTHETIC-1 and -2), `tests`
+  (DeepCoder), `public_test_cases` with `private_test_cases` (LiveCodeBench), `official_tests`.
+- assertions: a list of them (`test_list` of MBPP, `test_cases` of AceCode, `ground_truth` of
+  open-instruct), or a module of pytest functions (`test` of KodCode).
+
+A gold is one line of JSON text with the tests of a row, and only of Python programs. What is
+pickled, as LiveCodeBench's private tests are, is never unpickled: it could run anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from curate.datasets.fields import MISSING, RowRejected, lookup, object_in, type_name
+
+CODE_FIELDS = (
+    *("reward_model.ground_truth", "verification_info", "input_output", "tests", "test_cases"),
+    *("public_test_cases", "official_tests", "test_list", "assert_case", "ground_truth", "test"),
+)
+"""Where tests stand, in this order."""
+_SOLUTION_FIELDS = (
+    *("solution", "solutions", "gold_standard_solution", "canonical_solution", "code"),
+)
+_LANGUAGE_FIELDS = ("language", "verification_info.language", "programming_language", "lang")
+_PYTHONS = frozenset({"python", "python3", "py", "python 3", "pypy", "pypy3", ""})
+MOST_SOLUTIONS = 3
+"""Of a row that are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTests:
+    """The tests of one problem."""
+
+    kind: str
+    """stdin: (input, output) of a script; calls: (arguments, value) of a function; asserts:
+    (module, function in it or "")."""
+    function: str
+    """What is called; "" but for calls."""
+    cases: tuple[tuple[Any, Any], ...]
+
+    @property
+    def count(self) -> int:
+        """How many tests there are."""
+        return len(self.cases)
+
+    def text(self) -> str:
+        """As a gold: JSON in one line."""
+        held = {"kind": self.kind, "function": self.function, "cases": self.cases}
+        return json.dumps(held, ensure_ascii=True, separators=(",", ":"))
+
+
+def read_code_tests(gold: str) -> CodeTests:
+    """The tests that a gold holds; ValueError where it is none that `CodeTests.text` wrote."""
+    try:
+        held = json.loads(gold)
+        cases = tuple((given, wanted) for given, wanted in held["cases"])
+        kind, function = held["kind"], held["function"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _of_value(gold)
+    if kind not in ("stdin", "calls", "asserts") or not cases:
+        raise ValueError("it has none")
+    return CodeTests(kind, function, cases)
+
+
+def _of_value(gold: str) -> CodeTests:
+    """The tests in a text that a person, and not a row, gives."""
+    try:
+        return _tests_in(gold, {}, "the gold")
+    except RowRejected as error:
+        raise ValueError(str(error)) from error
+
+
+def find_code_field(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """The first of the known fields in which any row has tests."""
+    kept = list(rows)
+    for field in CODE_FIELDS:
+        for row in kept:
+            value = lookup(row, field)
+            if value in (MISSING, None, ""):
+                continue
+            try:
+                _tests_in(value, row, field)
+            except RowRejected:
+                continue
+            return field
+    return None
+
+
+def code_tests(row: Mapping[str, Any], field: str | None = None) -> CodeTests:
+    """The tests of a row.
+
+    Args:
+        field: where they stand; None: in the first of the known fields that has any.
+
+    Raises:
+        RowRejected: there are none, they are of another language than Python, or pickled.
+    """
+    for name in _LANGUAGE_FIELDS:
+        language = lookup(row, name)
+        if isinstance(language, str) and language.strip().casefold() not in _PYTHONS:
+            raise RowRejected(
+                f"its program is to be in {language[:40]!r}; only Python can be judged"
+            )
+    if field is not None:
+        return _tests_in(lookup(row, field), row, field)
+    first: RowRejected | None = None
+    for name in CODE_FIELDS:
+        value = lookup(row, name)
+        if value is MISSING or value is None or value == "":
+            continue
+        try:
+            return _tests_in(value, row, name)
+        except RowRejected as error:
+            first = first or error
+    raise first or RowRejected(f"no tests: none of {', '.join(CODE_FIELDS)} is filled")
+
+
+def own_solutions(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The programs that a row gives as right ones, a few at most."""
+    for field in _SOLUTION_FIELDS:
+        value = lookup(row, field)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            listed = object_in(value)
+            value = listed if isinstance(listed, list) else value
+        if isinstance(value, Mapping) and isinstance(value.get("solution"), list):
+            value = _of_python(value)
+        found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        texts = [each for each in found if isinstance(each, str) and each.strip()]
+        if texts:
+            return tuple(texts[:MOST_SOLUTIONS])
+    return ()
+
+
+def _of_python(solutions: Mapping[str, Any]) -> list[Any]:
+    """Those of CodeContests that are in Python 3, where languages are numbers."""
+    python3 = 3
+    languages = solutions.get("language")
+    if not isinstance(languages, list):
+        return list(solutions["solution"])
+    pairs = zip(languages, solutions["solution"], strict=False)
+    return [text for language, text in pairs if language in (python3, "PYTHON3", "python3")]
+
+
+# --- Layouts ------------------------------------------------------------------------------------
+
+
+def _tests_in(value: Any, row: Mapping[str, Any], field: str) -> CodeTests:
+    if field.rpartition(".")[2] == "public_test_cases":
+        return _of_live_code_bench(row, field)
+    if value is MISSING or value is None or value == "":
+        raise RowRejected(f"no tests: {field!r} is missing or null")
+    if isinstance(value, bytes):
+        raise RowRejected(f"its tests in {field!r} are bytes, which are not unpacked")
+    if isinstance(value, str):
+        found = object_in(value)
+        if found is None:
+            return _of_module(value, row, field)
+        value = found
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        inner = object_in(value[0])  # open-instruct has lists of one text
+        value = value[0] if inner is None and "\n" in value[0] else inner or value
+        if isinstance(value, str):
+            return _of_module(value, row, field)
+    if isinstance(value, Mapping):
+        return _of_object(value, row, field)
+    if isinstance(value, list) and value:
+        if all(isinstance(each, str) for each in value):
+            return _of_assertions(value, row, field)
+        return _of_cases(value, row, field)
+    raise RowRejected(f"no tests: {field!r} is {type_name(value)}")
+
+
+def _of_object(value: Mapping[str, Any], row: Mapping[str, Any], field: str) -> CodeTests:
+    language = value.get("language")
+    if isinstance(language, str) and language.strip().casefold() not in _PYTHONS:
+        raise RowRejected(f"its program is to be in {language[:40]!r}; only Python can be judged")
+    for name in ("test_cases", "tests", "ground_truth", "assert_case"):
+        if value.get(name):
+            return _tests_in(value[name], {**row, **value}, f"{field}.{name}")
+    inputs, outputs = value.get("inputs"), value.get("outputs")
+    inputs = value.get("input") if inputs is None else inputs
+    outputs = value.get("output") if outputs is None else outputs
+    if isinstance(inputs, str) and isinstance(outputs, str):
+        inputs, outputs = [inputs], [outputs]
+    if not isinstance(inputs, list) or not isinstance(outputs, list):
+        raise RowRejected(f"no tests: {field!r} has no 'inputs' with 'outputs'")
+    if len(inputs) != len(outputs):
+        raise RowRejected(f"its tests have {len(inputs)} inputs and {len(outputs)} outputs")
+    function = _name(value.get("fn_name")) or _name(value.get("func_name"))
+    return _of_pairs(inputs, outputs, function)
+
+
+def _of_pairs(inputs: list[Any], outputs: list[Any], function: str) -> CodeTests:
+    if not inputs:
+        raise RowRejected("no tests: there is no input")
+    if function:
+        cases = tuple(
+            (_arguments(given), _json_or_text(wanted))
+            for given, wanted in zip(inputs, outputs, strict=True)
+        )
+        return CodeTests("calls", function, cases)
+    scripts = tuple((_text(a), _text(b)) for a, b in zip(inputs, outputs, strict=True))
+    return CodeTests("stdin", "", scripts)
+
+
+def _of_cases(cases: list[Any], row: Mapping[str, Any], field: str) -> CodeTests:
+    """Tests that are objects with an input and an output each."""
+    inputs, outputs, functions, kinds = [], [], set(), set()
+    for case in cases:
+        case = object_in(case) if isinstance(case, str) else case
+        if not isinstance(case, Mapping) or "input" not in case or "output" not in case:
+            raise RowRejected(f"a test in {field!r} is no object with 'input' and 'output'")
+        kind = str(case.get("testtype") or case.get("type") or "").casefold()
+        function = _name(case.get("fn_name")) or _function_in(case.get("metadata"))
+        is_call = kind in ("functional", "function_call", "function") or (not kind and function)
+        kinds.add(bool(is_call))
+        if is_call:
+            function = function or _function_in(row.get("metadata"))
+            functions.add(function or _name(row.get("fn_name")))
+        inputs.append(case["input"])
+        outputs.append(case["output"])
+    if len(kinds) > 1 or len(functions) > 1:
+        raise RowRejected("its tests are of several kinds or functions")
+    name = functions.pop() if functions else ""
+    if True in kinds and not name:
+        raise RowRejected("its tests call a function that they do not name")
+    return _of_pairs(inputs, outputs, name)
+
+
+def _of_live_code_bench(row: Mapping[str, Any], field: str) -> CodeTests:
+    cases: list[Any] = []
+    for name in ("public_test_cases", "private_test_cases"):
+        value = lookup(row, name)
+        if value is MISSING or value is None or value == "":
+            continue
+        found = object_in(value) if isinstance(value, str) else value
+        if not isinstance(found, list):
+            packed = _is_packed(value)
+            raise RowRejected(
+                f"its {name!r} are pickled, which could run anything, and are not unpacked"
+                if packed
+                else f"its {name!r} are no list of tests"
+            )
+        cases += found
+    if not cases:
+        raise RowRejected(f"no tests: {field!r} is empty")
+    return _of_cases(cases, row, field)
+
+
+def _is_packed(value: Any) -> bool:
+    """Whether it is what zlib wrote, in base64 or as it is; nothing is unpacked."""
+    if isinstance(value, bytes):
+        return True
+    try:
+        head = base64.b64decode(value[:64] + "=" * (-len(value[:64]) % 4), validate=True)
+        zlib.decompressobj().decompress(head, 1)
+    except (binascii.Error, ValueError, zlib.error, TypeError):
+        return False
+    return True
+
+
+def _of_assertions(texts: list[str], row: Mapping[str, Any], field: str) -> CodeTests:
+    setup = row.get("test_setup_code")
+    before = setup.rstrip() + "\n" if isinstance(setup, str) and setup.strip() else ""
+    cases = []
+    for text in texts:
+        found = object_in(text)
+        if isinstance(found, Mapping):
+            return _of_cases(texts, row, field)
+        tree = _parsed(text, field)
+        if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+            raise RowRejected(f"a test in {field!r} asserts nothing")
+        cases.append((before + text, ""))
+    return CodeTests("asserts", "", tuple(cases))
+
+
+def _of_module(text: str, row: Mapping[str, Any], field: str) -> CodeTests:
+    """A module of test functions, or of assertions."""
+    tree = _parsed(text, field)
+    functions = [name for node in tree.body for name in _test_functions(node)]
+    if functions:
+        return CodeTests("asserts", "", tuple((text, name) for name in functions))
+    entry = row.get("entry_point")
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if isinstance(entry, str) and entry.isidentifier() and "check" in names:  # HumanEval
+        return CodeTests("asserts", "", ((f"{text}\n\ncheck({entry})\n", ""),))
+    if not any(isinstance(node, ast.Assert) for node in tree.body):
+        raise RowRejected(f"no tests: {field!r} has neither test functions nor assertions")
+    if all(isinstance(node, ast.Assert | ast.Import | ast.ImportFrom) for node in tree.body):
+        before = [n for n in tree.body if not isinstance(n, ast.Assert)]
+        head = "".join(ast.unparse(node) + "\n" for node in before)
+        asserts = [node for node in tree.body if isinstance(node, ast.Assert)]
+        return CodeTests("asserts", "", tuple((head + ast.unparse(n), "") for n in asserts))
+    return CodeTests("asserts", "", ((text, ""),))
+
+
+def _test_functions(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+        return [node.name]
+    if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+        inside = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+        return [f"{node.name}.{n.name}" for n in inside if n.name.startswith("test")]
+    return []
+
+
+def _parsed(text: str, field: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise RowRejected(
+            f"no tests: {field!r} is neither JSON nor Python ({type(error).__name__})"
+        ) from error
+
+
+def _name(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _function_in(metadata: Any) -> str:
+    if isinstance(metadata, str):
+        metadata = object_in(metadata)
+    if not isinstance(metadata, Mapping):
+        return ""
+    return _name(metadata.get("func_name")) or _name(metadata.get("fn_name"))
+
+
+def _text(value: Any) -> str:
+    """What stands on stdin or stdout: a text, or a list of its lines."""
+    if isinstance(value, list):
+        return "\n".join(_text(each) for each in value)
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _arguments(given: Any) -> list[Any]:
+    """The arguments of a call: a list, or a text with JSON in each line."""
+    if isinstance(given, str):
+        lines = [line for line in given.split("\n") if line.strip()]
+        found = [_json_or_text(line) for line in lines]
+        return found
+    return given if isinstance(given, list) else [given]
+
+
+def _json_or_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
