@@ -1,4 +1,4 @@
-"""The process that all tests of a program are forked from: `python -m probes.verifiers.guest.serve`.
+"""The process that all tests of a program are forked from.
 
 Commands (JSON): `{"do": "program", "source"}`, once; `{"do": "read", "limit"}`, with a frame of
 bytes for the program's stdin; `{"do": "call", "name", "arguments", "limit"}`; and `{"do": "test",
