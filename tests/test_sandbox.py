@@ -245,8 +245,8 @@ def test_a_forged_verdict_is_none(source: str) -> None:
 
 def test_what_tests_assert_is_not_where_the_program_runs() -> None:
     seen = (
-        "def f(x):\n    import gc\n    wanted = 'secret-' + str(5)\n    return any(wanted in repr(o) "
-        "for o in gc.get_objects() if isinstance(o, (dict, list, tuple, set)))"
+        "def f(x):\n    import gc\n    wanted = 'secret-' + str(5)\n    return any("
+        "wanted in repr(o) for o in gc.get_objects() if isinstance(o, (dict, list, tuple, set)))"
     )
     with Sandbox(seen, 10.0) as sandbox:
         for _ in range(2):

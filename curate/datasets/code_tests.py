@@ -17,10 +17,13 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
+import builtins
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from curate.datasets.fields import MISSING, RowRejected, lookup, object_in, type_name
@@ -33,8 +36,18 @@ CODE_FIELDS = (
 _SOLUTION_FIELDS = (
     *("solution", "solutions", "gold_standard_solution", "canonical_solution", "code"),
 )
-_LANGUAGE_FIELDS = ("language", "verification_info.language", "programming_language", "lang")
-_PYTHONS = frozenset({"python", "python3", "py", "python 3", "pypy", "pypy3", ""})
+_LANGUAGE_FIELDS = ("language", "programming_language", "lang")
+_OTHER_LANGUAGES = frozenset(
+    (
+        *("c", "c++", "cpp", "c#", "csharp", "cs", "d", "dart", "elixir", "erlang", "fortran"),
+        *("go", "golang", "haskell", "java", "javascript", "js", "julia", "kotlin", "lua"),
+        *("ocaml", "pascal", "perl", "php", "python2", "r", "racket", "ruby", "rust", "scala"),
+        *("shell", "bash", "sql", "swift", "typescript", "ts", "zig"),
+    )
+)
+_MODULE = re.compile(r"^(?:assert[ (]|(?:async )?def (?:test|check)|class Test)", re.MULTILINE)
+_IMPORTED = re.compile(r"^from solution import ([\w, ]+)$", re.MULTILINE)
+_MARK = '{"program_tests":'
 MOST_SOLUTIONS = 3
 """Of a row that are tried."""
 
@@ -57,74 +70,120 @@ class CodeTests:
 
     def text(self) -> str:
         """As a gold: JSON in one line."""
-        held = {"kind": self.kind, "function": self.function, "cases": self.cases}
-        return json.dumps(held, ensure_ascii=True, separators=(",", ":"))
+        held = {"program_tests": self.kind, "function": self.function, "cases": self.cases}
+        return json.dumps(held, separators=(",", ":"), default=_plain)
+
+    def names(self) -> list[str]:
+        """What the tests ask a program to define, as far as they say it by name."""
+        if self.kind == "calls":
+            return [self.function]
+        if self.kind == "stdin":
+            return []
+        found: dict[str, None] = {}
+        for source, _ in self.cases[:1]:
+            for names in _IMPORTED.findall(source):
+                found.update(dict.fromkeys(name.strip() for name in names.split(",")))
+            if not found:
+                found.update(dict.fromkeys(_called(source)))
+        return [name for name in found if name.isidentifier()]
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, Decimal) else str(value)
+
+
+def _called(source: str) -> list[str]:
+    """The functions that a module's assertions call and that nothing there defines."""
+    tree = ast.parse(source)
+    named = [each for each in ast.walk(tree) if isinstance(each, ast.Name)]
+    mine = {each.id for each in named if not isinstance(each.ctx, ast.Load)}
+    mine |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    called = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    names = [each.id for each in called if isinstance(each, ast.Name)]
+    return [name for name in names if name not in mine and not hasattr(builtins, name)]
+
+
+def is_code_gold(gold: str) -> bool:
+    """Whether a gold is tests of a program, as `CodeTests.text` writes them."""
+    return gold.startswith(_MARK)
 
 
 def read_code_tests(gold: str) -> CodeTests:
-    """The tests that a gold holds; ValueError where it is none that `CodeTests.text` wrote."""
-    try:
-        held = json.loads(gold)
-        cases = tuple((given, wanted) for given, wanted in held["cases"])
-        kind, function = held["kind"], held["function"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return _of_value(gold)
-    if kind not in ("stdin", "calls", "asserts") or not cases:
-        raise ValueError("it has none")
-    return CodeTests(kind, function, cases)
+    """The tests that a gold holds, or a text in one of the layouts of datasets.
 
-
-def _of_value(gold: str) -> CodeTests:
-    """The tests in a text that a person, and not a row, gives."""
-    try:
-        return _tests_in(gold, {}, "the gold")
-    except RowRejected as error:
-        raise ValueError(str(error)) from error
+    Raises ValueError with the reason where it holds none.
+    """
+    if not is_code_gold(gold):
+        try:
+            return _tests_in(gold, {}, "the gold")
+        except RowRejected as error:
+            raise ValueError(str(error)) from error
+    held = json.loads(gold)
+    cases = tuple((given, wanted) for given, wanted in held["cases"])
+    return CodeTests(held["program_tests"], held["function"], cases)
 
 
 def find_code_field(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """The first of the known fields in which any row has tests."""
+    """The first of the known fields in which any row has tests, of whatever kind."""
     kept = list(rows)
     for field in CODE_FIELDS:
-        for row in kept:
-            value = lookup(row, field)
-            if value in (MISSING, None, ""):
-                continue
-            try:
-                _tests_in(value, row, field)
-            except RowRejected:
-                continue
+        if any(_looks_like_tests(lookup(row, field), field) for row in kept):
             return field
     return None
 
 
-def code_tests(row: Mapping[str, Any], field: str | None = None) -> CodeTests:
-    """The tests of a row.
+def code_tests(row: Mapping[str, Any], field: str) -> CodeTests | None:
+    """The tests of a row; None where it is no programming problem.
 
     Args:
-        field: where they stand; None: in the first of the known fields that has any.
+        field: where its gold answer stands; where nothing is there, the known fields are looked at.
 
     Raises:
-        RowRejected: there are none, they are of another language than Python, or pickled.
+        RowRejected: they are of another language than Python, pickled, or cannot be used.
     """
-    for name in _LANGUAGE_FIELDS:
-        language = lookup(row, name)
-        if isinstance(language, str) and language.strip().casefold() not in _PYTHONS:
-            raise RowRejected(
-                f"its program is to be in {language[:40]!r}; only Python can be judged"
-            )
-    if field is not None:
-        return _tests_in(lookup(row, field), row, field)
-    first: RowRejected | None = None
-    for name in CODE_FIELDS:
+    fields = [field] if lookup(row, field) not in (MISSING, None, "") else CODE_FIELDS
+    for name in fields:
         value = lookup(row, name)
-        if value is MISSING or value is None or value == "":
-            continue
-        try:
+        if _looks_like_tests(value, name):
+            for column in _LANGUAGE_FIELDS:
+                _refuse_language(row.get(column))
             return _tests_in(value, row, name)
-        except RowRejected as error:
-            first = first or error
-    raise first or RowRejected(f"no tests: none of {', '.join(CODE_FIELDS)} is filled")
+    return None
+
+
+def _looks_like_tests(value: Any, field: str) -> bool:
+    """Whether a value is tests of a program, or was meant to be."""
+    if value is MISSING or value is None or value == "":
+        return False
+    if field.rpartition(".")[2] in ("public_test_cases", "input_output"):
+        return True
+    if isinstance(value, str):
+        found = object_in(value)
+        if found is None:
+            return _MODULE.search(value) is not None
+        value = found
+    if isinstance(value, list) and value:
+        first = value[0]
+        if isinstance(first, str):
+            found = object_in(first)
+            return _MODULE.search(first) is not None if found is None else _is_of_tests(found)
+        value = first
+    return _is_of_tests(value)
+
+
+def _is_of_tests(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_of_tests, value[:1]))
+    if not isinstance(value, Mapping):
+        return False
+    known = ({"inputs", "outputs"}, {"input", "output"}, {"test_cases"}, {"assert_case"})
+    names = {name for name, held in value.items() if held is not None}
+    return any(each <= names for each in known)
+
+
+def _refuse_language(language: Any) -> None:
+    if isinstance(language, str) and language.strip().casefold() in _OTHER_LANGUAGES:
+        raise RowRejected(f"its program is to be in {language.strip()}: only Python is judged")
 
 
 def own_solutions(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -183,9 +242,7 @@ def _tests_in(value: Any, row: Mapping[str, Any], field: str) -> CodeTests:
 
 
 def _of_object(value: Mapping[str, Any], row: Mapping[str, Any], field: str) -> CodeTests:
-    language = value.get("language")
-    if isinstance(language, str) and language.strip().casefold() not in _PYTHONS:
-        raise RowRejected(f"its program is to be in {language[:40]!r}; only Python can be judged")
+    _refuse_language(value.get("language"))
     for name in ("test_cases", "tests", "ground_truth", "assert_case"):
         if value.get(name):
             return _tests_in(value[name], {**row, **value}, f"{field}.{name}")
