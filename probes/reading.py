@@ -126,7 +126,7 @@ def _warn_of_echoes(run: RunFolder, items: Sequence[Item], pool: VerifierPool) -
     ]
     with Progress("checking", len(pairs), "prompts as answers") as progress:
         verdicts = pool.judge(pairs, progress.reach)
-    echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.reward == 1]
+    echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.is_correct]
     run.update(echoes={"prompts_checked": len(checked), "accepted": len(echoes)})
     if echoes:
         say(

@@ -1,7 +1,7 @@
 """`curate tag`: every stage in its order, each reading files of the run folder and writing its own.
 
 items -> rounds of (sample -> verify -> gradients -> gold -> lift -> plan)
-      -> pass_rates -> gradients -> similarity -> lift -> gold -> tags -> write
+      -> pass_rates -> gradients -> answers -> similarity -> lift -> gold -> tags -> write
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from curate.progress import say
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run
 from curate.run.names import REJECTS, TARGET
-from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_shards
+from curate.run.rollouts import Outcomes, as_numbers, drawn_rollouts, outcomes_of, rollout_shards
 from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, SIMILARITY, read_parquet
 from curate.tagged.write import check_columns
 from probes.engines.base import Engine
@@ -43,6 +43,7 @@ from probes.opening import Opening
 from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew
 from probes.reading import read_and_render
 from probes.rounds import Rounds
+from probes.stages.answers import count_answers
 from probes.stages.forecast import (
     is_decided,
     run_constants,
@@ -55,6 +56,7 @@ from probes.stages.lift import (
     GRADIENTS,
     lift_inputs,
     measured_lift,
+    read_rewards,
     write_lift,
     write_teaching,
 )
@@ -147,6 +149,7 @@ class Tagging:
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
         self._probe_items()
+        self._stage("answers", self._answers)
         self._stage("similarity", self._similarity)
         self._stage("lift", self._lift)
         self._stage("gold", self._gold)
@@ -164,6 +167,7 @@ class Tagging:
         """Make the tags and the tagged file again."""
         if horizon is not None:
             self.run.update(horizon=horizon)
+        self._stage("answers", self._answers)
         self._stage("tags", self._tags, again=True)
         with self.run.stage("write") as entry:
             self._record("write", entry, self._write())
@@ -299,6 +303,7 @@ class Tagging:
             others=RowVerifiers(self.config).names,
             workers=self.config.verifier_workers or None,
             seconds=self.config.verifier_seconds,
+            pass_threshold=self.config.pass_threshold,
         )
 
     def _read_and_render(self) -> dict[str, Any]:
@@ -399,7 +404,14 @@ class Tagging:
     # --- After the last round ----------------------------------------------------------------
 
     def _pass_rates(self) -> dict[str, Any]:
-        found, totals = count_rollouts(self.run, self._row_of, self.config.k, self.plan)
+        as_numbers(self.run)
+        found, totals = count_rollouts(
+            self.run,
+            self._row_of,
+            self.config.k,
+            self.plan,
+            with_rewards=self.config.has_own_rewards,
+        )
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
             say(
@@ -414,6 +426,13 @@ class Tagging:
         }
         self.run.update(counts={**self.run.manifest["counts"], **counts})
         return {"items_this_time": len(found.drawn)}
+
+    def _answers(self) -> dict[str, Any]:
+        ids = self._items["item_id"]
+        verifiers = self._items["verifier"] if self.config.verifier_field else None
+        found = count_answers(self.run, ids, self._row_of, self._pool(), verifiers)
+        self.run.update(answers=found)
+        return {"items_this_time": len(ids)}
 
     def _expected_label_changes(self, found: Outcomes) -> float:
         """Labels that the rollouts saved by stopping early are expected to have cost."""
@@ -472,7 +491,8 @@ class Tagging:
     def _decided(self, found: Outcomes) -> NDArray[np.bool_]:
         self._stage("gold", self._gold)
         with gathered(self.run, self._row_of, self.config.gradient_dim) as features:
-            lift, _, _ = measured_lift(features, found, self.config)
+            rewards = read_rewards(self.run, self._row_of)
+            lift, _, _ = measured_lift(features, found, self.config, rewards=rewards)
         constants = run_constants(GRADIENTS, self._fitted)
         forecast = run_forecast(
             found,
@@ -494,7 +514,14 @@ class Tagging:
         found = outcomes_of(PASS_RATES.read(self.run))
         features = joined(self.run.path, self._row_of)
         learners = self._target_learners() if self.target else None
-        lift, raw, facts = measured_lift(features, found, self.config, learners, with_pairs=True)
+        lift, raw, facts = measured_lift(
+            features,
+            found,
+            self.config,
+            learners,
+            rewards=read_rewards(self.run, self._row_of),
+            with_pairs=True,
+        )
         write_teaching(self.run.path, self._items["item_id"], raw, facts["unit"])
         write_lift(self.run.path, lift, GRADIENTS, facts)
         return {"items_this_time": len(lift.lift)}

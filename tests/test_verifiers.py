@@ -163,7 +163,7 @@ def test_no_answer_is_0_and_says_so(completion: str) -> None:
 def test_math_judges_nothing_by_a_gold_it_cannot_compare(gold: str) -> None:
     verdict = load_verifier("math")(boxed("1"), gold)
     assert (verdict.reward, verdict.verdict) == (None, "error")
-    assert verdict.detail == "finds no answer in the gold that it can compare"
+    assert verdict.reason == "finds no answer in the gold that it can compare"
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,49 @@ def test_a_users_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert judge("same", "b") == Verdict(0, "wrong")
     assert judge("count", "a") == Verdict(1, "correct")
     assert judge("unsure", "a") == Verdict(None, "error", None, "returned None")
-    assert judge("half", "a").detail == "returned 0.5: a reward is 0, 1 or None"
+    assert judge("half", "a") == Verdict(0.5, "wrong")
     assert judge("text", "a").verdict == "error"
     assert judge("fails", "a") == Verdict(None, "error", None, "raised ValueError: no way")
     with pytest.raises(UsageError, match="no such function"):
         load_verifier("my_rewards:missing")
+
+
+def test_a_users_function_may_return_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "number_rewards.py").write_text(
+        "def parts(c, a): return 0.7 + 0.2 + 0.1 if c == a else float(c)\n"
+        "def ten(c, a): return float(c)\n"
+        "ten.max_reward = 10\n"
+        "def odd(c, a): return 1\n"
+        "odd.max_reward = 'ten'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def judge(function: str, completion: str, threshold: float | None = None) -> Verdict:
+        return load_verifier(f"number_rewards:{function}", threshold)(completion, "a")
+
+    # 0.7 + 0.2 + 0.1 is 0.9999999999999999 in floating point, and all the same the maximum.
+    assert judge("parts", "a").is_correct
+    assert judge("parts", "0.75") == Verdict(0.75, "wrong")
+    assert judge("parts", "0.75", 0.75) == Verdict(0.75, "correct")
+    assert judge("parts", "-2") == Verdict(-2.0, "wrong")
+    assert judge("parts", "-2", -3) == Verdict(-2.0, "correct")
+    # Beyond the presumed maximum it is not known what correct means; a threshold says it.
+    beyond = judge("parts", "3")
+    assert (beyond.reward, beyond.verdict) == (None, "error")
+    assert "returned 3.0, above 1, its maximum" in str(beyond.reason)
+    assert judge("parts", "3", 2) == Verdict(3.0, "correct")
+    assert judge("ten", "3") == Verdict(3.0, "wrong")
+    assert judge("ten", "10") == Verdict(10.0, "correct")
+    for infinite in ("nan", "inf"):
+        assert judge("ten", infinite).verdict == "error"
+    with pytest.raises(UsageError, match="max_reward is 'ten'"):
+        judge("odd", "1")
+    with pytest.raises(UsageError, match="--pass-threshold is nan"):
+        judge("ten", "1", float("nan"))
+    with pytest.raises(UsageError, match="math gives 0 or 1"):
+        load_verifier("math", 0.5)
 
 
 def test_an_unknown_name_names_the_nearest() -> None:

@@ -1,4 +1,4 @@
-r"""What a completion answers, as every verifier finds it, and the verdict on it.
+r"""What a completion answers, as every verifier finds it.
 
 What a completion answers is, in this order: its last closed `\boxed{}` (neighbouring boxes joined
 by a comma, "and" or "or" are one answer), the rest of the line after its last `####`, and else what
@@ -8,37 +8,20 @@ Every regular expression of this module takes time linear in its text.
 """
 
 import re
-from dataclasses import dataclass
 
-SHOWN_CHARACTERS = 1_000  # of an answer that is kept; a hostile one can be a megabyte
+from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a verifier says of one completion."""
-
-    reward: int | None
-    """1 accepted, 0 not, None could not be judged (never 0 for unknown)."""
-    verdict: str
-    """correct, wrong, no_answer, truncated, timeout, crashed or error."""
-    answer_found: str | None = None
-    """The answer as it stands in the completion, shortened to 1,000 characters."""
-    detail: str | None = None
-    """Why it could not be judged, in one line; None where it was."""
-
-
-def judged(accepted: bool, found: str) -> Verdict:
-    """The verdict on an answer that was found."""
-    shown = found if len(found) <= SHOWN_CHARACTERS else found[: SHOWN_CHARACTERS - 1] + "…"
-    return Verdict(int(accepted), "correct" if accepted else "wrong", shown)
-
-
-def unjudged(reason: str) -> Verdict:
-    """The verdict where it could not be judged."""
-    return Verdict(None, "error", None, reason)
-
-
-NO_ANSWER = Verdict(0, "no_answer")
+__all__ = [
+    "NO_ANSWER",
+    "Verdict",
+    "bare",
+    "boxed_answer",
+    "given_answer",
+    "judged",
+    "last_line",
+    "unjudged",
+    "unwrapped",
+]
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _JOINS = re.compile(r"[\s$.,;()\[\]\\]*(?:text\{)?\s*(?:and|or)?[\s}$.,;()\[\]\\]*")

@@ -11,19 +11,13 @@ import difflib
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from curate.errors import UsageError
-from probes.verifiers.answers import (
-    NO_ANSWER,
-    Verdict,
-    given_answer,
-    judged,
-    last_line,
-    unjudged,
-    unwrapped,
-)
+from probes.verifiers.answers import given_answer, last_line, unwrapped
 from probes.verifiers.math import judge_math
+from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, reaches, unjudged
 
 __all__ = ["VERIFIERS", "Verdict", "VerifierFunction", "load_verifier"]
 
@@ -47,6 +41,11 @@ def judge_exact(completion: str, gold: str) -> Verdict:
     if found is None:
         found = last_line(completion)
     return judged(_folded(found) == _folded(gold), found) if found else NO_ANSWER
+
+
+def read_exact(text: str) -> str:
+    """What `exact` compares of an answer or a gold."""
+    return _folded(text)
 
 
 # --- numeric --------------------------------------------------------------------------------------
@@ -94,6 +93,12 @@ def _last_number(text: str) -> tuple[str, float, bool] | None:
         groups["sign"] == "-" and not text[: match.start()][-1:].isalnum()
     )
     return match[0].strip(), -value if negative else value, bool(groups["percent"])
+
+
+def read_numeric(text: str) -> str:
+    """The number that `numeric` reads in an answer or a gold; empty where there is none."""
+    number = _last_number(text)
+    return "" if number is None else f"{number[1]:.12g}{'%' if number[2] else ''}"
 
 
 def judge_numeric(completion: str, gold: str) -> Verdict:
@@ -149,6 +154,12 @@ def _choice_said(completion: str) -> str | None:
     return (said[1] or said[2]) if said else None
 
 
+def read_choice(text: str) -> str:
+    """The letter that `choice` reads in an answer or a gold, or the text where it is none."""
+    match = _LETTER.fullmatch(unwrapped(text))
+    return match[1].upper() if match else text.strip()
+
+
 def judge_choice(completion: str, gold: str) -> Verdict:
     """Multiple choice, letters A to J; the gold is `B` or `(B)`.
 
@@ -174,7 +185,8 @@ VERIFIERS: dict[str, VerifierFunction] = {
 """All but users' own, by name."""
 
 
-def _user_verifier(name: str) -> VerifierFunction:
+def _user_function(name: str) -> tuple[Callable[[str, str], Any], float]:
+    """A user's function, and the maximum of its rewards."""
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -185,6 +197,15 @@ def _user_verifier(name: str) -> VerifierFunction:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"verifier {name!r}: module {module_name!r} has no such function")
+    most = getattr(function, "max_reward", 1)
+    if isinstance(most, bool) or not isinstance(most, int | float) or not math.isfinite(most):
+        raise UsageError(f"verifier {name!r}: max_reward is {most!r}; it must be a number")
+    return function, most
+
+
+def _user_verifier(name: str, pass_threshold: float | None) -> VerifierFunction:
+    function, most = _user_function(name)
+    threshold = most if pass_threshold is None else pass_threshold
 
     def judge(completion: str, gold: str) -> Verdict:
         try:
@@ -194,26 +215,65 @@ def _user_verifier(name: str) -> VerifierFunction:
             return unjudged(f"raised {type(error).__name__}: {error}")
         if value is None:
             return unjudged("returned None")
-        if isinstance(value, bool | int | float) and value in (0, 1):
-            return Verdict(int(value), "correct" if value else "wrong")
-        return unjudged(f"returned {value!r:.80}: a reward is 0, 1 or None")
+        if not isinstance(value, bool | int | float) or not math.isfinite(value):
+            return unjudged(f"returned {value!r:.80}: a reward is a finite number or None")
+        if pass_threshold is None and value > most and not reaches(most, value):
+            return unjudged(
+                f"returned {value!r:.80}, above {most:g}, its maximum: give --pass-threshold, or "
+                f"set max_reward of the function"
+            )
+        reward = int(value) if value in (0, 1) else float(value)
+        return Verdict(reward, "correct" if reaches(value, threshold) else "wrong")
 
     return judge
 
 
-def load_verifier(name: str) -> VerifierFunction:
+def check_threshold(names: Sequence[str], pass_threshold: float | None) -> None:
+    """Refuse a threshold that is no number, or where no verifier has other rewards than 0 and 1.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    if pass_threshold is None:
+        return
+    if not math.isfinite(pass_threshold):
+        raise UsageError(f"--pass-threshold is {pass_threshold}; it must be a finite number")
+    if not any(":" in name for name in names):
+        raise UsageError(
+            f"--pass-threshold is for --verifier MODULE:FUNCTION; {names[0]} gives 0 or 1"
+        )
+
+
+def reward_threshold(name: str, pass_threshold: float | None) -> float:
+    """From which reward on a completion is correct, of a verifier that can be loaded."""
+    if ":" not in name:
+        return 1
+    return _user_function(name)[1] if pass_threshold is None else pass_threshold
+
+
+def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFunction:
     """The verifier of that name: math, exact, numeric, choice, or a user's MODULE:FUNCTION.
 
-    The user's function is called as `function(completion, answer)` and returns True, 1, False, 0,
-    or None for "cannot be judged"; any other value, and an exception, give None, verdict "error".
+    The user's function is called as `function(completion, answer)` and returns a finite number,
+    True or False, or None for "cannot be judged"; any other value, and an exception, give None,
+    verdict "error".
 
-    Raises UsageError for an unknown name, a module that cannot be imported, a missing function.
+    Args:
+        name: of the verifier.
+        pass_threshold: the reward of a user's function from which on a completion is correct. None:
+            the maximum, which is 1, or what the function's attribute `max_reward` says; a reward
+            beyond it cannot be judged.
+
+    Raises:
+        UsageError: an unknown name, a module that cannot be imported, a missing function, or a
+            threshold for a verifier whose rewards are 0 and 1.
     """
-    if name in VERIFIERS:
-        return VERIFIERS[name]
+    check_threshold([name], pass_threshold)
     module_name, colon, function_name = name.partition(":")
     if colon and module_name and function_name:
-        return _user_verifier(name)
+        return _user_verifier(name, pass_threshold)
+    if name in VERIFIERS:
+        return VERIFIERS[name]
     nearest = difflib.get_close_matches(name, VERIFIERS, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     known = ", ".join(VERIFIERS)

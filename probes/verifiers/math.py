@@ -494,3 +494,35 @@ def judge_math(completion: str, gold: str) -> Verdict:
         and (_is_left_undone(bare(gold)) or not _is_left_undone(bare(extracted)))
     )
     return judged(accepted, extracted)
+
+
+# --- math: what was read, for people ----------------------------------------------------------
+
+
+def read_math(text: str) -> str:
+    """What is compared of an answer or a gold: words, a time, digits with their base, or values."""
+    plain = bare(text)
+    if words := _as_words(plain):
+        return words
+    if (clock := _as_clock(plain)) and clock[2]:
+        return f"{clock[0]}:{clock[1]:02} {clock[2]}m"
+    if numeral := _as_numeral(plain):
+        return f"{numeral[0]} in base {numeral[1]}"
+    value, unit = _split_unit(plain)
+    expressions = [part for part in _expressions(value) if not isinstance(part, str)]
+    read = ", ".join(map(str, expressions)) or value
+    named = plain[len(value) :].strip() if unit is not None else ""
+    return f"{read} {named}".strip()
+
+
+def why_unequal(found: str, gold: str) -> str:
+    """What is in the way of an answer beside its value; empty where it is the value alone."""
+    found, gold = bare(found), bare(gold)
+    if _is_left_undone(found) and not _is_left_undone(gold):
+        return "arithmetic is left undone"
+    if _as_words(gold):
+        return "compared as text"
+    found_unit, gold_unit = _split_unit(found)[1], _split_unit(gold)[1]
+    if None not in (found_unit, gold_unit) and found_unit != gold_unit:
+        return "another unit"
+    return ""
