@@ -74,9 +74,11 @@ def read_and_render(
         say(f"warning: {line}")
     with pool:
 
-        def check_golds(golds: Sequence[str], names: Sequence[str]) -> list[str | None]:
+        def check_golds(
+            golds: Sequence[str], names: Sequence[str], solutions: Sequence[Sequence[str]]
+        ) -> list[str | None]:
             with Progress("checking", len(golds), "gold answers") as progress:
-                return pool.check_golds(golds, progress.reach, names)
+                return pool.check_golds(golds, progress.reach, names, solutions)
 
         items, counts = read_items(
             source,

@@ -8,8 +8,9 @@
 - assertions: a list of them (`test_list` of MBPP, `test_cases` of AceCode, `ground_truth` of
   open-instruct), or a module of pytest functions (`test` of KodCode).
 
-A gold is one line of JSON text with the tests of a row, and only of Python programs. What is
-pickled, as LiveCodeBench's private tests are, is never unpickled: it could run anything.
+A gold is the text that a row has, where it says all, or else JSON text in the first of these layouts
+or with the assertions. Only Python programs are judged. What is pickled, as LiveCodeBench's private
+tests are, is never unpickled: it could run anything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ast
 import base64
 import binascii
 import builtins
+import contextlib
 import json
 import re
 import zlib
@@ -47,7 +49,6 @@ _OTHER_LANGUAGES = frozenset(
 )
 _MODULE = re.compile(r"^(?:assert[ (]|(?:async )?def (?:test|check)|class Test)", re.MULTILINE)
 _IMPORTED = re.compile(r"^from solution import ([\w, ]+)$", re.MULTILINE)
-_MARK = '{"program_tests":'
 MOST_SOLUTIONS = 3
 """Of a row that are tried."""
 
@@ -69,8 +70,14 @@ class CodeTests:
         return len(self.cases)
 
     def text(self) -> str:
-        """As a gold: JSON in one line."""
-        held = {"program_tests": self.kind, "function": self.function, "cases": self.cases}
+        """As a gold: JSON in one line, which `read_code_tests` reads."""
+        held: dict[str, Any]
+        if self.kind == "asserts":
+            held = {"assertions": self.cases}
+        else:
+            given, wanted = zip(*self.cases, strict=True)
+            held = {"inputs": given, "outputs": wanted}
+            held |= {"fn_name": self.function} if self.function else {}
         return json.dumps(held, separators=(",", ":"), default=_plain)
 
     def names(self) -> list[str]:
@@ -104,8 +111,8 @@ def _called(source: str) -> list[str]:
 
 
 def is_code_gold(gold: str) -> bool:
-    """Whether a gold is tests of a program, as `CodeTests.text` writes them."""
-    return gold.startswith(_MARK)
+    """Whether a gold answer is tests of a program."""
+    return _looks_like_tests(gold, "")
 
 
 def read_code_tests(gold: str) -> CodeTests:
@@ -113,14 +120,10 @@ def read_code_tests(gold: str) -> CodeTests:
 
     Raises ValueError with the reason where it holds none.
     """
-    if not is_code_gold(gold):
-        try:
-            return _tests_in(gold, {}, "the gold")
-        except RowRejected as error:
-            raise ValueError(str(error)) from error
-    held = json.loads(gold)
-    cases = tuple((given, wanted) for given, wanted in held["cases"])
-    return CodeTests(held["program_tests"], held["function"], cases)
+    try:
+        return _tests_in(gold, {}, "the gold")
+    except RowRejected as error:
+        raise ValueError(str(error)) from error
 
 
 def find_code_field(rows: Iterable[Mapping[str, Any]]) -> str | None:
@@ -132,8 +135,8 @@ def find_code_field(rows: Iterable[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def code_tests(row: Mapping[str, Any], field: str) -> CodeTests | None:
-    """The tests of a row; None where it is no programming problem.
+def code_tests(row: Mapping[str, Any], field: str) -> tuple[CodeTests, str] | None:
+    """The tests of a row, and its gold answer; None where it is no programming problem.
 
     Args:
         field: where its gold answer stands; where nothing is there, the known fields are looked at.
@@ -144,10 +147,16 @@ def code_tests(row: Mapping[str, Any], field: str) -> CodeTests | None:
     fields = [field] if lookup(row, field) not in (MISSING, None, "") else CODE_FIELDS
     for name in fields:
         value = lookup(row, name)
-        if _looks_like_tests(value, name):
-            for column in _LANGUAGE_FIELDS:
-                _refuse_language(row.get(column))
-            return _tests_in(value, row, name)
+        if not _looks_like_tests(value, name):
+            continue
+        for column in _LANGUAGE_FIELDS:
+            _refuse_language(row.get(column))
+        tests = _tests_in(value, row, name)
+        if isinstance(value, str):
+            with contextlib.suppress(RowRejected):
+                if _tests_in(value, {}, "the gold") == tests:
+                    return tests, value.strip()
+        return tests, tests.text()
     return None
 
 
@@ -176,7 +185,10 @@ def _is_of_tests(value: Any) -> bool:
         return any(map(_is_of_tests, value[:1]))
     if not isinstance(value, Mapping):
         return False
-    known = ({"inputs", "outputs"}, {"input", "output"}, {"test_cases"}, {"assert_case"})
+    known = (
+        *({"inputs", "outputs"}, {"input", "output"}, {"test_cases"}, {"assert_case"}),
+        {"assertions"},
+    )
     names = {name for name, held in value.items() if held is not None}
     return any(each <= names for each in known)
 
@@ -243,6 +255,12 @@ def _tests_in(value: Any, row: Mapping[str, Any], field: str) -> CodeTests:
 
 def _of_object(value: Mapping[str, Any], row: Mapping[str, Any], field: str) -> CodeTests:
     _refuse_language(value.get("language"))
+    written = value.get("assertions")
+    if isinstance(written, list) and all(
+        isinstance(each, list) and len(each) == 2 and all(isinstance(e, str) for e in each)
+        for each in written
+    ):
+        return CodeTests("asserts", "", tuple((each[0], each[1]) for each in written))
     for name in ("test_cases", "tests", "ground_truth", "assert_case"):
         if value.get(name):
             return _tests_in(value[name], {**row, **value}, f"{field}.{name}")

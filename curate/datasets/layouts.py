@@ -251,12 +251,13 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
             raise RowRejected("no gold answer: the last message is not the assistant's")
         gold = marked_gold(reply, must_be_marked=False)
         return Question(messages, gold, is_plain_text=False, calls=calls)
-    tests = code_tests(value, layout.answer_field)
-    if tests is not None:
+    found = code_tests(value, layout.answer_field)
+    if found is not None:
+        tests, gold = found
         messages = (*messages[:-1], (role, _with_names(content, tests, value)))
         return Question(
             messages,
-            tests.text(),
+            gold,
             is_plain_text=is_plain_text,
             solutions=own_solutions(value),
             calls=calls,

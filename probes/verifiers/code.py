@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
 from curate.datasets.code_tests import CodeTests, read_code_tests
 from probes.verifiers.guest.assertions import PASSED
 from probes.verifiers.guest.values import decode, encode
-from probes.verifiers.sandbox import Outcome, Sandbox, SandboxError
+from probes.verifiers.sandbox import CLOCK_FACTOR, Outcome, Sandbox, SandboxError
 from probes.verifiers.verdict import Verdict, shortened, unjudged
 
 __all__ = ["find_program", "judge_code"]
@@ -31,8 +32,11 @@ TESTS_FACTOR = 12
 _TOLERANCE = 1e-6
 _OUTPUT_FACTOR, _OUTPUT_MORE = 4, 65_536
 _PYTHON = ("python", "python3", "py", "py3")
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+#.-]*)[^\n`]*$", re.MULTILINE)
+# Possessive, so that it takes time linear in its text.
+_FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+NOT_PYTHON = "its program is not Python"
+"""The reason of a verdict on what cannot be compiled."""
 _STATUS = {
     "failed": "ended with an error",
     "time": "took more processor time than one test may",
@@ -82,11 +86,6 @@ def judge_code(completion: str, gold: str, seconds: float = SECONDS) -> Verdict:
     if program is None:
         return Verdict(0, "no_answer", tests_passed=0, tests_total=tests.count)
     try:
-        compile(program, "solution.py", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
-        why = f"its program is not Python: {error}"
-        return Verdict(0, "wrong", shortened(program), why[:200], None, None, 0, tests.count)
-    try:
         passed, why = _run(program, tests, seconds)
     except SandboxError as error:
         return unjudged(f"has no sandbox: {error}")
@@ -104,7 +103,10 @@ def judge_code(completion: str, gold: str, seconds: float = SECONDS) -> Verdict:
 def _run(program: str, tests: CodeTests, seconds: float) -> tuple[int, str | None]:
     """How many tests a program passes, and how the first that it does not pass went."""
     passed, why, used = 0, None, 0.0
+    until = time.monotonic() + CLOCK_FACTOR * TESTS_FACTOR * seconds
     with Sandbox(program, seconds) as sandbox:
+        if sandbox.compile().status != "ended":
+            return 0, NOT_PYTHON
         for number, test in enumerate(_tests(tests), 1):
             outcome, is_passed = test(sandbox)
             used += outcome.seconds
@@ -120,6 +122,9 @@ def _run(program: str, tests: CodeTests, seconds: float) -> tuple[int, str | Non
                 break
             if used > TESTS_FACTOR * seconds:
                 why = why or f"its tests took more than {TESTS_FACTOR * seconds:g} s of CPU time"
+                break
+            if time.monotonic() > until:
+                why = why or "its tests took too long by the clock"
                 break
     return passed, why
 

@@ -122,6 +122,10 @@ class Sandbox:
     ) -> None:
         self.close()
 
+    def compile(self) -> Outcome:
+        """Compile the program, which ends where it is Python."""
+        return self._test({"do": "compile"}, 1024)
+
     def read(self, stdin: bytes, most_output: int) -> Outcome:
         """Run the program as a script that reads `stdin`; the output is its stdout."""
         return self._test({"do": "read"}, most_output, stdin)

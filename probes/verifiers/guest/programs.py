@@ -56,6 +56,11 @@ def own_streams() -> None:
     sys.stderr = sys.__stderr__ = opened(2, "wb")  # type: ignore[misc]
 
 
+def compile_only(source: str) -> None:
+    """Compile a program; raises where it is not Python."""
+    compile(source, "solution.py", "exec")
+
+
 def run_script(source: str) -> None:
     """Run a program as `python solution.py` would."""
     own_streams()

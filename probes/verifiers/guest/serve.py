@@ -1,6 +1,7 @@
 """The process that all tests of a program are forked from.
 
-Commands (JSON): `{"do": "program", "source"}`, once; `{"do": "read", "limit"}`, with a frame of
+Commands (JSON): `{"do": "program", "source"}`, once; `{"do": "compile", "limit"}`;
+`{"do": "read", "limit"}`, with a frame of
 bytes for the program's stdin; `{"do": "call", "name", "arguments", "limit"}`; and `{"do": "test",
 "limit"}`, with a frame `{"source", "function"}` for the process that makes the assertions. Each but
 the first is answered by `{"status", "seconds"}` and a frame of what was written: the program's
@@ -21,7 +22,13 @@ from typing import Any
 
 from probes.verifiers.guest.assertions import make_assertions
 from probes.verifiers.guest.limits import confine
-from probes.verifiers.guest.programs import prelude, run_call, run_script, serve_program
+from probes.verifiers.guest.programs import (
+    compile_only,
+    prelude,
+    run_call,
+    run_script,
+    serve_program,
+)
 from probes.verifiers.guest.values import decode, read_frame, write_all, write_frame
 
 READY = b"ready"
@@ -170,10 +177,12 @@ def main() -> None:
             source = command["source"]
             continue
         limit = command["limit"]
-        if command["do"] != "read" and not is_warm:
+        if command["do"] in ("call", "test") and not is_warm:
             prelude()  # once here, and not again in each process
             is_warm = True
-        if command["do"] == "read":
+        if command["do"] == "compile":
+            found = run_alone(partial(compile_only, source), b"", limit)
+        elif command["do"] == "read":
             found = run_alone(partial(run_script, source), read_frame(0), limit)
         elif command["do"] == "call":
             arguments = [decode(each) for each in command["arguments"]]
