@@ -8,9 +8,9 @@
 - assertions: a list of them (`test_list` of MBPP, `test_cases` of AceCode, `ground_truth` of
   open-instruct), or a module of pytest functions (`test` of KodCode).
 
-A gold is the text that a row has, where it says all, or else JSON text in the first of these layouts
-or with the assertions. Only Python programs are judged. What is pickled, as LiveCodeBench's private
-tests are, is never unpickled: it could run anything.
+A gold is the text that a row has, where it says all, or else JSON text in the first of these
+layouts or with the assertions. Only Python programs are judged. What is pickled, as LiveCodeBench's
+private tests are, is never unpickled: it could run anything.
 """
 
 from __future__ import annotations

@@ -268,8 +268,9 @@ def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFun
             beyond it cannot be judged.
 
     Raises:
-        UsageError: an unknown name, a module that cannot be imported, a missing function, a threshold
-            for a verifier whose rewards are 0 and 1, or `code` where programs have no sandbox.
+        UsageError: an unknown name, a module that cannot be imported, a missing function, a
+            threshold for a verifier whose rewards are 0 and 1, or `code` where programs have no
+            sandbox.
     """
     check_threshold([name], pass_threshold)
     module_name, colon, function_name = name.partition(":")
