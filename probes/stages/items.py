@@ -85,13 +85,8 @@ def read_items(
             item_ids[-1] = items.setdefault(item_id, Item(item_id, row, found, verifier)).item_id
         else:
             reasons[-1] = found
-    solutions: dict[tuple[str, str], tuple[str, ...]] = {}
-    for item in items.values():
-        solutions.setdefault(_gold(item), item.question.solutions)
-    golds = list(solutions)
-    why_not = check_golds(
-        [gold for gold, _ in golds], [name for _, name in golds], list(solutions.values())
-    )
+    golds = list(dict.fromkeys(_gold(item) for item in items.values()))
+    why_not = check_golds(*map(list, zip(*golds, strict=True))) if golds else []
     refused = {gold: why for gold, why in zip(golds, why_not, strict=True) if why is not None}
     for index, found_id in enumerate(item_ids):
         why = refused.get(_gold(items[found_id])) if found_id else None
@@ -123,8 +118,9 @@ def read_items(
     return list(items.values()), counts
 
 
-def _gold(item: Item) -> tuple[str, str]:
-    return item.question.answer, item.verifier
+def _gold(item: Item) -> tuple[str, str, tuple[str, ...]]:
+    """What its verifier is to accept: the answer, or tests with programs that pass them."""
+    return item.question.answer, item.verifier, item.question.solutions
 
 
 def _questions(

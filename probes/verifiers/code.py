@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +67,7 @@ def find_program(completion: str) -> str | None:
     for languages in (_PYTHON, ("",)):
         found = [block for language, block in blocks if language in languages and block.strip()]
         if found:
-            return found[-1].strip("\n")
+            return textwrap.dedent(found[-1]).strip()
     return None
 
 
