@@ -187,7 +187,7 @@ def test_workers_that_always_die_at_start_are_a_run_error(
 
 
 def test_golds_against_themselves() -> None:
-    golds = ["72", r"n \equiv 1 \pmod{60}", "a \\mid\nb" + "c" * 200]
+    golds = ["72", r"n \equiv 1 \pmod{60}", "a \\equiv\nb" + "c" * 200]
     with VerifierPool("math", workers=1) as pool:
         fine, congruence, long = pool.check_golds(golds)
     assert fine is None
@@ -195,12 +195,14 @@ def test_golds_against_themselves() -> None:
         "math verifier finds no answer in the gold that it can compare; "
         r"gold 'n \equiv 1 \pmod{60}'"
     )
-    assert long is not None and "\n" not in long and r"'a \mid\nb" in long and long.endswith("c…'")
+    assert (
+        long is not None and "\n" not in long and r"'a \equiv\nb" in long and long.endswith("c…'")
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
-    [("exact", "a b", " "), ("numeric", r"12\%", "twelve"), ("choice", "(B)", "Bob")],
+    [("exact", "a b", " "), ("numeric", r"12\%", "a few"), ("choice", "(B)", "Bob")],
 )
 def test_golds_of_the_other_verifiers(name: str, good: str, bad: str) -> None:
     with VerifierPool(name, workers=1) as pool:

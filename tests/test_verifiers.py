@@ -36,7 +36,7 @@ MATH_RIGHT = [
     ("5", "5 square feet"),
     ("12", "12 red apples"),
     ("3", "3 dollars"),
-    (r"6", r"3!\text{ ways}"),
+    ("6", r"6\text{ ways}"),
     ("3c", "3c"),
     (r"90^\circ", "90"),
     ("90°", r"90^\circ"),
@@ -156,14 +156,51 @@ def test_no_answer_is_0_and_says_so(completion: str) -> None:
         "",
         r"n \equiv 1 \pmod{60}",
         r"x^2 - \sqrt{3}x + 1 = 0",  # math-verify: equal to any equation without real solutions
-        r"P(17)=14,\ P(13)=6",
         r"\gcd(4, n)",
+        "1, 2, ..., 10",
     ],
 )
 def test_math_judges_nothing_by_a_gold_it_cannot_compare(gold: str) -> None:
     verdict = load_verifier("math")(boxed("1"), gold)
     assert (verdict.reward, verdict.verdict) == (None, "error")
     assert verdict.reason == "finds no answer in the gold that it can compare"
+
+
+@pytest.mark.parametrize(
+    ("gold", "reason"),
+    [
+        (
+            "She sold 48 clips in April and half as many in May, 72 altogether.",
+            "finds a sentence in the gold, which no bare answer equals",
+        ),
+        ("9^{9^9}", "finds a number in the gold that is too large to compute"),
+        ("((8!)!)!", "finds a number in the gold that is too large to compute"),
+        ("2^{3^{4^{5}}}", "finds a number in the gold that is too large to compute"),
+        ("2^{1000000}", "finds a number in the gold that is too large to compute"),
+    ],
+)
+def test_math_says_why_it_judges_nothing_by_a_gold(gold: str, reason: str) -> None:
+    verdict = load_verifier("math")(boxed(gold), gold)
+    assert (verdict.reward, verdict.reason) == (None, reason)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^9}}",
+        "(9!)!!",
+        "10000000!",
+        "2^{2^{100}}",
+        r"\binom{10000000}{5000000}",
+        "1e99999999",
+    ],
+)
+@pytest.mark.parametrize("gold", ["7", r"\sqrt{2}", "x+1", "(1,2)", "[1,2]", "Monday"])
+def test_what_is_too_large_is_wrong_and_never_computed(answer: str, gold: str) -> None:
+    started = time.process_time()
+    for completion in (boxed(answer), f"The answer is {answer}.", f"So ${answer}$"):
+        assert load_verifier("math")(completion, gold).reward == 0
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ from curate.tags import ANOTHER_ANSWER, CUT, NO_ANSWER, SCATTERED
 from probes.statistics.pass_rates import pass_rate_interval
 from probes.verifiers.answers import bare, given_answer
 from probes.verifiers.by_row import CODE
-from probes.verifiers.load import read_choice, read_exact, read_numeric
+from probes.verifiers.choice import read_choice
+from probes.verifiers.load import read_exact
+from probes.verifiers.numeric import read_numeric
 from probes.verifiers.pool import Pair, VerifierPool
 from probes.verifiers.verdict import shortened
 

@@ -7,9 +7,12 @@ does not.
 from collections.abc import Callable
 from dataclasses import replace
 
-from probes.verifiers.answers import boxed_answer, given_answer
-from probes.verifiers.load import VerifierFunction, read_choice, read_exact, read_numeric
+from probes.mathematics.boxes import boxed_answer
+from probes.verifiers.answers import given_answer
+from probes.verifiers.choice import read_choice
+from probes.verifiers.load import VerifierFunction, read_exact
 from probes.verifiers.math import read_math, why_unequal
+from probes.verifiers.numeric import read_numeric
 from probes.verifiers.verdict import Verdict, shortened
 
 _READERS: dict[str, Callable[[str], str]] = {

@@ -177,7 +177,8 @@ def main() -> None:
     if options.explain:
         verifiers = {name: explaining(name, verifiers[name], of[name]) for name in verifiers}
     if "math" in verifiers:
-        verifiers["math"](r"\boxed{1}", "1")  # imports SymPy before the limits hold
+        # Imports SymPy, and math-verify's patterns, before the limits hold.
+        verifiers["math"](r"so $x + 1$", "1 - x")
     _bound_memory(options.memory_gib)
     answers.write(json.dumps({"ready": True, "thresholds": thresholds}).encode() + b"\n")
     answers.flush()
