@@ -2,9 +2,9 @@
 
 A completion's program is its last block of Python between fences, else its last block without a
 language, else, where it has no fences at all, the whole of it; what a model thinks before
-`</think>` does not count. The gold is what `curate.datasets.code_tests` made of a row: inputs and
-outputs of a script, calls of a function, or assertions. A program is right when it passes every
-test; a test that takes too long ends the rest.
+`</think>`, or its like, does not count. The gold is what `curate.datasets.code_tests` reads of a
+row: inputs and outputs of a script, calls of a function, or assertions. A program is right when it
+passes every test; a test that takes too long ends the rest.
 
 Programs run in `probes.verifiers.sandbox`, expected outputs are compared here.
 """
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from curate.datasets.code_tests import CodeTests, read_code_tests
+from probes.verifiers.answers import spoken
 from probes.verifiers.guest.assertions import PASSED
 from probes.verifiers.guest.values import decode, encode
 from probes.verifiers.sandbox import CLOCK_FACTOR, Outcome, Sandbox, SandboxError
@@ -49,9 +50,7 @@ _STATUS = {
 
 def find_program(completion: str) -> str | None:
     """The Python program in a completion; None where there is none, or only of other languages."""
-    _, thought, text = completion.rpartition("</think>")
-    if not thought and completion.lstrip().startswith("<think>"):
-        return None  # It was still thinking.
+    text = spoken(completion)
     blocks: list[tuple[str, str]] = []
     opened: tuple[str, str, int] | None = None  # the fence, its language, where its text begins
     for fence in _FENCE.finditer(text):
