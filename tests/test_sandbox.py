@@ -95,6 +95,15 @@ def test_what_a_program_must_not_do_is_refused(attempt: str) -> None:
     refused(attempt)
 
 
+def test_a_program_may_have_many_threads() -> None:
+    found = script(
+        "import threading, time\nthreads = [threading.Thread(target=time.sleep, args=(0.1,)) "
+        "for _ in range(64)]\nfor each in threads: each.start()\n"
+        "for each in threads: each.join()\nprint(len(threads))"
+    )
+    assert found.output == b"64\n"
+
+
 def test_the_machines_environment_is_not_there() -> None:
     found = script("import os\nprint(sorted(os.environ), os.getcwd(), os.uname().nodename)")
     assert found.output.decode().endswith("/tmp sandbox\n")
@@ -261,6 +270,13 @@ import math
 
 LIMIT = 7
 
+class Bag(list):
+    put = list.append
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
 class TooMuch(ValueError):
     pass
 
@@ -304,6 +320,8 @@ ASSERTIONS = [
     "s = Stack()\ns.push(1).push(2)\nassert len(s) == 2 and s[0] == 1 and s.top == 2\n"
     "assert s.items == [1, 2] and Counter(s.items) == Counter([2, 1])",
     "assert Stack([1]) + Stack([2]) == Stack([1, 2]) and Stack([1]) != Stack() and Stack() != 3",
+    "b = Bag([1])\nb.put(2)\nassert b == [1, 2] and [1, 2] == b and b != [1] and b[1] == 2",
+    "p = Point(1, y=2)\nassert p == (1, 2) and p.x == 1 and p != (1, 3) and tuple(p) == (1, 2)",
     "assert isinstance(Stack(), Stack) and not isinstance(3, Stack)",
     "s = Stack()\ns.items = [5]\nassert s.top == 5 and bool(s) and not Stack()",
     "import pytest\ns = Stack(range(7))\n"

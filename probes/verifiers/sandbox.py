@@ -293,6 +293,8 @@ def _arguments() -> tuple[str, ...]:
         ("HOME", "/tmp"),
         ("LANG", "C.UTF-8"),
         ("PYTHONPATH", "/code"),
+        # Else each thread reserves 64 MiB of the address space that is bounded.
+        ("MALLOC_ARENA_MAX", "1"),
         # Sets then have one order, and a verdict is the same each time.
         ("PYTHONHASHSEED", "0"),
     ):

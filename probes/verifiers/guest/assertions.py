@@ -173,9 +173,11 @@ class Remote:
         return isinstance(other, Remote) and self._ask("is", other) is True
 
     def __eq__(self, other: object) -> bool:
-        # With what is no object of its own a program does not say itself that it is equal.
+        # With what is no object of its own a program does not say itself that it is equal; what a
+        # collection of its own is made of, is compared here.
         if not isinstance(other, Remote):
-            return False
+            plain = self._ask("plain")
+            return plain is not None and bool(plain == other)
         is_same = self.__dict__["_number"] == other.__dict__["_number"]
         return is_same or self._ask("__eq__", other) is True
 

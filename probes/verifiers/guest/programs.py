@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from probes.verifiers.guest.values import decode, encode, write_all
+from probes.verifiers.guest.values import SOLUTION, decode, encode, write_all
 
 MOST_NAMES = 1000  # of a program that tests may use
 
@@ -36,6 +36,8 @@ SIMPLE: dict[str, Any] = {
     "__iter__": iter,
     "__hash__": hash,
 }
+# What a program's own kind of collection is equal to.
+_PLAIN: tuple[Any, ...] = (tuple, list, dict, set, frozenset)
 
 
 def prelude() -> dict[str, Any]:
@@ -73,7 +75,7 @@ def run_call(source: str, name: str, arguments: list[Any]) -> None:
     own_streams()
     result = os.dup(1)
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-    module = _as_module(source, "solution", prelude())
+    module = _as_module(source, SOLUTION, prelude())
     function = getattr(module, name, None)
     if not callable(function) and hasattr(module, "Solution"):
         function = getattr(module.Solution(), name)
@@ -120,7 +122,7 @@ class _Served:
     def do(self, asked: dict[str, Any]) -> dict[str, Any]:
         what = asked["do"]
         if what == "start":
-            return {"names": dict(self._names(_as_module(self._source, "solution", prelude())))}
+            return {"names": dict(self._names(_as_module(self._source, SOLUTION, prelude())))}
         of, arguments = self._objects[asked["of"]], decode(asked["arguments"], self._known)
         if what == "call":
             value = of(*arguments, **decode(asked["named"], self._known))
@@ -132,6 +134,8 @@ class _Served:
             value = None
         elif what == "is":
             value = isinstance(arguments[0], of)
+        elif what == "plain":
+            value = next((kind(of) for kind in _PLAIN if isinstance(of, kind)), None)
         elif what in SIMPLE:
             value = SIMPLE[what](of)
         else:

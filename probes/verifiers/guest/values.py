@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+SOLUTION = "solution"
+"""The module that a program is, where its functions are called."""
 _AT_ONCE = 1 << 20
 _SEQUENCES: dict[str, Callable[[Any], Any]] = {"t": tuple, "l": list, "s": set, "f": frozenset}
 
@@ -46,10 +48,13 @@ def encode(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
 
     Args:
         value: None, a truth value, a number, a text, bytes, or a collection of such.
-        other: what to write for a value of another type; None: TypeError.
+        other: what to write for a value of another type, or of a program's own kind of collection;
+            None: the former is a TypeError, the latter is what it was made from.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if other is not None and type(value).__module__ == SOLUTION:
+        return {"o": other(value)}
     if isinstance(value, complex):
         return {"c": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
