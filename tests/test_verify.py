@@ -65,8 +65,8 @@ def facts(*arguments: object) -> dict[str, Any]:
                 "wrong",
                 r"5\text{ cm}",
                 "its last box does not equal the gold: another unit",
-                r"5 \text{ cm}",
-                r"5 \text{ m}",
+                "5 cm",
+                "5 m",
             ),
         ),
         (
