@@ -86,7 +86,9 @@ def read_items(
         else:
             reasons[-1] = found
     golds = list(dict.fromkeys(_gold(item) for item in items.values()))
-    why_not = check_golds(*map(list, zip(*golds, strict=True))) if golds else []
+    why_not = check_golds(
+        [gold for gold, _, _ in golds], [name for _, name, _ in golds], [own for _, _, own in golds]
+    )
     refused = {gold: why for gold, why in zip(golds, why_not, strict=True) if why is not None}
     for index, found_id in enumerate(item_ids):
         why = refused.get(_gold(items[found_id])) if found_id else None
