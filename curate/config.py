@@ -241,7 +241,7 @@ class TagConfig(Settings):
     )  # fmt: skip
 
     verifier: str = option(
-        "math, exact, numeric, choice, or your own MODULE:FUNCTION",
+        "math, exact, numeric, choice, code, or your own MODULE:FUNCTION",
         default="math", group=_VERIFYING, metavar="NAME",
     )  # fmt: skip
     pass_threshold: float | None = option(

@@ -20,7 +20,7 @@ from curate.run.folder import RunFolder
 from probes.stages.items import CheckColumns, Item, read_items, reject_items
 from probes.stages.render import render_items
 from probes.statistics.plan import Plan, next_round
-from probes.verifiers.by_row import RowVerifiers, hints
+from probes.verifiers.by_row import CODE, RowVerifiers, hints
 from probes.verifiers.pool import VerifierPool
 
 # Rows an item from which on it is said that rows repeat.
@@ -74,9 +74,11 @@ def read_and_render(
         say(f"warning: {line}")
     with pool:
 
-        def check_golds(golds: Sequence[str], names: Sequence[str]) -> list[str | None]:
+        def check_golds(
+            golds: Sequence[str], names: Sequence[str], solutions: Sequence[Sequence[str]]
+        ) -> list[str | None]:
             with Progress("checking", len(golds), "gold answers") as progress:
-                return pool.check_golds(golds, progress.reach, names)
+                return pool.check_golds(golds, progress.reach, names, solutions)
 
         items, counts = read_items(
             source,
@@ -120,7 +122,8 @@ def read_and_render(
 
 def _warn_of_echoes(run: RunFolder, items: Sequence[Item], pool: VerifierPool) -> None:
     """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""
-    checked = items[:_PROMPTS_CHECKED]
+    # A prompt is no program.
+    checked = [item for item in items if item.verifier != CODE][:_PROMPTS_CHECKED]
     pairs = [
         (item.question.messages[-1][1], item.question.answer, item.verifier) for item in checked
     ]

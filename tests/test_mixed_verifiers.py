@@ -76,15 +76,15 @@ def test_the_table_wins_and_its_star_is_for_all_others() -> None:
 
 
 @pytest.mark.parametrize("value", ["taco", "codecontests", "train-code-leetcode", "code"])
-def test_programs_are_judged_where_there_is_a_verifier_for_them(
+def test_programs_are_judged_where_they_have_a_sandbox(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names: dict[str, Any] = {"math": None, "numeric": None}
-    monkeypatch.setattr("probes.verifiers.by_row.VERIFIERS", names)
-    with pytest.raises(RowRejected, match="needs the verifier code, which is not here"):
+    monkeypatch.setattr("probes.verifiers.by_row.why_no_sandbox", lambda: ("none is here", ""))
+    with pytest.raises(RowRejected, match="needs the verifier code: none is here"):
         by().of({"dataset": value})
-    names["code"] = None
-    assert by().of({"dataset": value}) == "code"
+    assert "code" not in by().names
+    monkeypatch.setattr("probes.verifiers.by_row.why_no_sandbox", lambda: None)
+    assert by().of({"dataset": value}) == "code" and "code" in by().names
     tests = json.dumps({"inputs": ["1"], "outputs": ["2"]})
     assert by().why_no_answer("code", tests) is None
     assert "tests of a program" in str(by().why_no_answer("math", tests))

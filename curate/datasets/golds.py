@@ -15,6 +15,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from curate.datasets.code_tests import is_code_gold
 from curate.datasets.fields import MISSING, RowRejected, object_in, type_name
 
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
@@ -100,6 +101,8 @@ def why_no_answer(gold: str) -> str | None:
     """Why a text in an answer's place is none that a verifier of answers could judge; else None."""
     if gold in _NO_ANSWERS:
         return f"no gold answer: the dataset has {gold!r} in its place"
+    if is_code_gold(gold):
+        return "its gold answer is tests of a program, which verifiers of answers cannot judge"
     if gold[:1] not in ("{", "["):
         return None
     found = object_in(gold)

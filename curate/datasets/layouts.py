@@ -12,6 +12,7 @@ Known without options:
 - SYNTHETIC-1 and -2, INTELLECT-2: `prompt` with the `ground_truth` in `verification_info`, JSON.
 - Open-Reasoner-Zero: a list of two messages a row, the second with the ground truth.
 - multiple choice: `curate.datasets.choices`.
+- programming problems with tests: `curate.datasets.code_tests`.
 
 Texts are untrusted and may be long: everything here takes time linear in their length.
 """
@@ -29,6 +30,13 @@ from typing import Any
 
 from curate.config import AUTO
 from curate.datasets import choices
+from curate.datasets.code_tests import (
+    CodeTests,
+    code_tests,
+    find_code_field,
+    is_code_gold,
+    own_solutions,
+)
 from curate.datasets.fields import (
     MISSING,
     RowRejected,
@@ -51,6 +59,9 @@ from curate.errors import UsageError
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 """The suffix of the paper's runs (verl's instruction for mathematics)."""
 
+CODE_INSTRUCTION = "Write the solution in Python, in one ```python block at the end."
+"""What a programming problem asks for in the place of `INSTRUCTION`."""
+
 Message = dict[str, Any]
 """One turn of a conversation: `role`, `content`, and calls of tools where it has any."""
 
@@ -59,7 +70,7 @@ _ORZ = ("0.value", "1.ground_truth.value")
 _CONVERSATIONS = ("messages", "conversations")
 _PROMPT_FIELDS = (
     *("prompt", "question", "problem", *_CONVERSATIONS),
-    *("Question", "Problem", _ORZ[0]),
+    *("Question", "Problem", "question_content", _ORZ[0]),
 )
 _ANSWER_FIELDS = (
     "reward_model.ground_truth",
@@ -69,8 +80,9 @@ _ANSWER_FIELDS = (
     *("expected_answer", "final_answer"),
     *("answerKey", "Correct Answer", "Answer"),
     _ORZ[1],
-    "solution",
 )
+# A text in which the answer is marked; of a programming problem, the program.
+_SOLUTION_FIELD = "solution"
 _NAMES = {
     "reward_model.ground_truth": "verl",
     "verification_info.ground_truth": "prime-rl",
@@ -79,6 +91,10 @@ _NAMES = {
 }
 # What asks for the form of the answer already: a box, or DAPO-Math's last line.
 _ASKS_FOR_FORM = re.compile(r"\\boxed|own line after \"Answer:\"|form:? Answer: \$Answer")
+_ASKS_FOR_BLOCK = re.compile(
+    r"(?i)code block|```python\s+#\s*your|(?:in|within|between|enclosed by)[^.\n]{0,30}```"
+    r"|delimiters"
+)
 # Rows that are looked at to recognise a layout.
 _SAMPLE_ROWS = 1000
 
@@ -94,6 +110,8 @@ class Question:
     answer: str
     is_plain_text: bool = dataclasses.field(default=False, compare=False)
     """Whether the dataset gave the prompt as a plain string."""
+    solutions: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Programs that the dataset gives as right ones, where the gold answer is tests."""
     calls: str = ""
     """Tools, and calls of them in the prompt: `curate.datasets.messages.read_calls`."""
 
@@ -156,8 +174,11 @@ def recognise_layout(
             f"no prompt column is known among {columns_line(rows)}; name it with --prompt-field"
             " (and the gold answer's with --answer-field)"
         )
-    answer = given_field(rows, answer_field, "--answer-field") or first_filled(
-        rows, [field for field in _ANSWER_FIELDS if field != prompt]
+    answer = (
+        given_field(rows, answer_field, "--answer-field")
+        or first_filled(rows, [field for field in _ANSWER_FIELDS if field != prompt])
+        or find_code_field(rows)
+        or first_filled(rows, [_SOLUTION_FIELD])
     )
     if answer is None and not any(ends_with_reply(lookup(row, prompt)) for row in rows):
         raise UsageError(
@@ -230,6 +251,17 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
             raise RowRejected("no gold answer: the last message is not the assistant's")
         gold = marked_gold(reply, must_be_marked=False)
         return Question(messages, gold, is_plain_text=False, calls=calls)
+    found = code_tests(value, layout.answer_field)
+    if found is not None:
+        tests, gold = found
+        messages = (*messages[:-1], (role, _with_names(content, tests, value)))
+        return Question(
+            messages,
+            gold,
+            is_plain_text=is_plain_text,
+            solutions=own_solutions(value),
+            calls=calls,
+        )
     answer = lookup(value, layout.answer_field)
     chosen = None
     if layout.choices:
@@ -243,6 +275,17 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
     return Question(messages, gold, is_plain_text=is_plain_text, calls=calls)
 
 
+def _with_names(content: str, tests: CodeTests, row: Mapping[str, Any]) -> str:
+    """A prompt with the names that its tests ask for, where it does not say them."""
+    starter = row.get("starter_code")
+    if isinstance(starter, str) and starter.strip() and starter.strip() not in content:
+        content = f"{content.rstrip()}\n\nStart from this code:\n```python\n{starter.rstrip()}\n```"
+    missing = [name for name in tests.names() if name not in content]
+    if missing:
+        content = f"{content.rstrip()}\n\nTests will call {', '.join(f'`{n}`' for n in missing)}."
+    return content
+
+
 def instruct(question: Question, instruction: str) -> list[Message]:
     """Return the conversation with the instruction added to its last turn.
 
@@ -252,10 +295,11 @@ def instruct(question: Question, instruction: str) -> list[Message]:
     """
     conversation = question.conversation()
     if instruction == AUTO:
-        is_complete = not question.is_plain_text or _ASKS_FOR_FORM.search(
-            conversation[-1]["content"]
-        )
-        instruction = "" if is_complete else INSTRUCTION
+        is_code = is_code_gold(question.answer)
+        form, asked = (_ASKS_FOR_BLOCK if is_code else _ASKS_FOR_FORM), conversation[-1]["content"]
+        is_complete = not question.is_plain_text or form.search(asked)
+        wanted = CODE_INSTRUCTION if is_code else INSTRUCTION
+        instruction = "" if is_complete else wanted
     if instruction:
         last = conversation[-1]
         conversation[-1] = {**last, "content": f"{last['content']} {instruction}"}

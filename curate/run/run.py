@@ -35,6 +35,7 @@ from curate.run.tables import (
     PASS_RATES,
     QUALITY,
     ROLLOUT_INDEX,
+    ROLLOUT_TESTS,
     ROLLOUTS,
     ROUNDS,
     ROWS,
@@ -204,7 +205,12 @@ class Run:
         Args:
             names: of the columns; all if none is named. Completions take most of the memory.
         """
-        schema = pa.schema([ROLLOUTS.schema.field(name) for name in names or ROLLOUTS.columns])
+        columns = {**ROLLOUTS.columns, **ROLLOUT_TESTS}
+        if not names:
+            files = rollout_shards(self.path)
+            there = pq.read_schema(files[0]).names if files else []
+            names = (*ROLLOUTS.columns, *(name for name in ROLLOUT_TESTS if name in there))
+        schema = pa.schema([(name, columns[name]) for name in names])
         if "reward" in schema.names and real_rewards(self.path):
             place = schema.get_field_index("reward")
             schema = schema.set(place, pa.field("reward", pa.float64()))

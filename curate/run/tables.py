@@ -194,6 +194,9 @@ ROLLOUTS = NumberedTables("rollouts", 5, {
     "log_probability": FLOAT32,
 })  # fmt: skip
 
+ROLLOUT_TESTS: Mapping[str, pa.DataType] = {"tests_passed": INT32, "tests_total": INT32}
+"""Further columns of rollouts in runs of which some items are programming problems."""
+
 PASS_RATES = Table("pass_rates.parquet", {
     "item_id": TEXT, "total_rollouts": INT, "total_correct_rollouts": INT,
     "pass_rate": FLOAT, "pass_rate_low": FLOAT, "pass_rate_high": FLOAT,

@@ -22,6 +22,7 @@ from probes.doctor.finding import Finding, State
 from probes.doctor.installation import Dependency, clashes, dependencies
 from probes.doctor.machine import LOOKS, Facts, look_at
 from probes.machines.busy import THREADS, busy_remedy, found_busy, usable_cores
+from probes.verifiers.sandbox import why_no_sandbox
 
 _FEWEST_ITEMS = 1000
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
@@ -47,7 +48,7 @@ def examine(config: TagConfig, items: int | None = None) -> list[Finding]:
     findings = [_python(), *_packages(used), *_clashes(), *_devices(facts["torch"])]
     findings += _others(busy, facts["torch"])
     findings += _engines(facts, used)
-    findings += [_training(facts.get("train"), used), _ray(facts.get("ray"))]
+    findings += [_training(facts.get("train"), used), _ray(facts.get("ray")), _sandbox(config)]
     if items is None and config.dataset:
         from probes.doctor.dataset import look_at_dataset  # Needs what may be missing.
 
@@ -212,6 +213,15 @@ def _training(train: Facts | None, used: list[Dependency]) -> Finding:
     if "failed" in train:
         return Finding("training", "limit", str(train["failed"]), _install_again("train", used))
     return Finding("training", "ok", "curate validate: trl, peft and accelerate can be imported")
+
+
+def _sandbox(config: TagConfig) -> Finding:
+    """Whether programs can be run, tried with one that attempts what it must not do."""
+    missing = why_no_sandbox()
+    if missing is None:
+        return Finding("sandbox", "ok", "--verifier code: bubblewrap runs programs apart")
+    state: State = "blocks" if config.verifier == "code" else "limit"
+    return Finding("sandbox", state, f"no --verifier code: {missing[0]}", missing[1])
 
 
 def _ray(ray: Facts | None) -> Finding:

@@ -11,6 +11,7 @@ Normal forms: the number that `numeric` reads, the letter of `choice`, for `exac
 case and white space; for `math` the text without dollars and boxes. A user's own
 function does not say what it read; what a completion sets apart, by a box or by `####`, is taken,
 blind to white space, and where it sets nothing apart it has an answer that is like no other.
+Programs are not compared: of them `no_positive_kind` alone is told, where most were cut or none.
 
 - `majority_answer` is the most frequent answer, the gold's where it leads, and `majority_share` its
   share of all answers, with the 95 % interval of Clopper and Pearson, as if all were drawn
@@ -46,6 +47,7 @@ from curate.run.tables import ITEM_ANSWERS, Folder
 from curate.tags import ANOTHER_ANSWER, CUT, NO_ANSWER, SCATTERED
 from probes.statistics.pass_rates import pass_rate_interval
 from probes.verifiers.answers import bare, given_answer
+from probes.verifiers.by_row import CODE
 from probes.verifiers.choice import read_choice
 from probes.verifiers.load import read_exact
 from probes.verifiers.numeric import read_numeric
@@ -158,7 +160,7 @@ _KINDS = (ANOTHER_ANSWER, SCATTERED, CUT, NO_ANSWER)
 
 def _knows_more(verifier: str) -> bool:
     """Whether a verifier can tell answers equal whose forms differ."""
-    return verifier not in _FORMS and ":" not in verifier
+    return verifier not in _FORMS and verifier != CODE and ":" not in verifier
 
 
 def _form(verifier: str, text: str) -> str:
@@ -200,6 +202,8 @@ def _count(item: _Answers, rollout: Mapping[str, Any], is_correct: bool) -> None
     if rollout["verdict"] == "no_answer":
         item.none += 1
         return
+    if item.verifier == CODE:  # Two programs are hardly ever the same text.
+        return
     answer = rollout["answer_found"]
     if answer is None and ":" in item.verifier:
         answer = given_answer(rollout["completion"])
@@ -233,7 +237,7 @@ def _row(item: _Answers) -> dict[str, Any]:
     lead = item.wrong.most_common(1)
     wrong = lead[0][1] if lead else 0
     is_wrong = wrong > item.correct
-    if item.correct or lead:
+    if item.verifier != CODE and (item.correct or lead):
         # A function that accepts what sets no answer apart does not say what that was.
         is_read = is_wrong or 2 * item.right.total() > item.correct
         form = (lead if is_wrong else item.right.most_common(1))[0][0] if is_read else None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curate.datasets.code_tests import is_code_gold
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import GOLD, Folder
@@ -215,6 +216,11 @@ def _place_golds(
     context_length: int,
 ) -> None:
     """Give each item its gold completions that the verifier accepts."""
+    # Of a programming problem there is no answer that one could write in the place of another.
+    for item in block:
+        if is_code_gold(items["answer"][item.row].as_py()):
+            item.located += [False] * len(item.rollouts)
+    block = [item for item in block if not item.located]
     answers = [items["answer"][item.row].as_py() for item in block]
     mixed = "verifier" in items.column_names
     verifiers = [items["verifier"][item.row].as_py() if mixed else None for item in block]

@@ -18,7 +18,7 @@ from curate.run.tables import ROWS, Folder
 from curate.tagged.csv_files import check_reads_back
 from probes.verifiers.by_row import RowVerifiers
 
-CheckGolds = Callable[[Sequence[str], Sequence[str]], list[str | None]]
+CheckGolds = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], list[str | None]]
 CheckColumns = Callable[[Iterable[str]], None]
 
 
@@ -63,7 +63,7 @@ def read_items(
         check_columns: raises UsageError for column names that cannot be tagged. A JSON row can have
             columns that no row before it had, and the time to refuse them is before sampling.
         check_golds: says of each gold answer why its verifier, named in the second list, does not
-            accept it against itself; None where it does.
+            accept it against itself, or the programs of the third list; None where it does.
         into_csv: whether the tagged file will be CSV and the dataset is not.
 
     Raises:
@@ -86,7 +86,9 @@ def read_items(
         else:
             reasons[-1] = found
     golds = list(dict.fromkeys(_gold(item) for item in items.values()))
-    why_not = check_golds([gold for gold, _ in golds], [name for _, name in golds])
+    why_not = check_golds(
+        [gold for gold, _, _ in golds], [name for _, name, _ in golds], [own for _, _, own in golds]
+    )
     refused = {gold: why for gold, why in zip(golds, why_not, strict=True) if why is not None}
     for index, found_id in enumerate(item_ids):
         why = refused.get(_gold(items[found_id])) if found_id else None
@@ -118,8 +120,9 @@ def read_items(
     return list(items.values()), counts
 
 
-def _gold(item: Item) -> tuple[str, str]:
-    return item.question.answer, item.verifier
+def _gold(item: Item) -> tuple[str, str, tuple[str, ...]]:
+    """What its verifier is to accept: the answer, or tests with programs that pass them."""
+    return item.question.answer, item.verifier, item.question.solutions
 
 
 def _questions(

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, rollout_shards
-from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
+from curate.run.tables import ROLLOUT_TESTS, ROLLOUTS, Folder, read_parquet, write_parquet
+from probes.verifiers.by_row import CODE
 from probes.verifiers.pool import VerifierPool
 from probes.verifiers.verdict import Verdict
 
@@ -45,6 +46,9 @@ def verify_rollouts(
     total = sum(unjudged.values())
     if not total:
         return {"rollouts_this_time": 0}
+    has_tests = pool.verifier == CODE or (
+        verifiers is not None and pc.any(pc.equal(verifiers, CODE)).as_py() is True
+    )
     with pool, Progress("verifying", total, "rollouts") as progress:
         for file in unjudged:
             table = read_parquet(file)
@@ -67,11 +71,11 @@ def verify_rollouts(
             judged = iter(pool.judge(pairs, judged_so_far))
             verdicts = [TRUNCATED if is_cut else next(judged) for is_cut in cut]
             progress.advance(sum(cut))
-            write_parquet(file, _with_verdicts(table, verdicts))
+            write_parquet(file, _with_verdicts(table, verdicts, has_tests))
     return {"rollouts_this_time": total}
 
 
-def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
+def _with_verdicts(table: pa.Table, verdicts: list[Verdict], has_tests: bool) -> pa.Table:
     columns: dict[str, Any] = {name: table[name] for name in table.column_names}
     rewards = [verdict.reward for verdict in verdicts]
     # Only where rewards are no 1 for correct and 0 for wrong are they of another type.
@@ -83,4 +87,8 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
     columns.setdefault("log_probability", pa.nulls(table.num_rows, pa.float32()))
     place = ROLLOUTS.schema.get_field_index("reward")
     number = pa.field("reward", pa.int8() if is_whole else pa.float64())
-    return pa.table(columns, schema=ROLLOUTS.schema.set(place, number))
+    schema = ROLLOUTS.schema.set(place, number)
+    if has_tests:
+        columns |= {name: [getattr(v, name) for v in verdicts] for name in ROLLOUT_TESTS}
+        schema = pa.schema([*schema, *ROLLOUT_TESTS.items()])
+    return pa.table(columns, schema=schema)

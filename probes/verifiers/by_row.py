@@ -13,13 +13,15 @@ from itertools import islice
 from typing import Any
 
 from curate.config import TagConfig
+from curate.datasets.code_tests import is_code_gold
 from curate.datasets.fields import MISSING, RowRejected, lookup, type_name
 from curate.datasets.golds import why_no_answer
 from curate.datasets.source import Source
 from probes.verifiers.load import VERIFIERS
+from probes.verifiers.sandbox import why_no_sandbox
 
 CODE = "code"
-"""The verifier that runs programs; where this version has none, its rows are rejected."""
+"""The verifier that runs programs; where they have no sandbox, its rows are rejected."""
 OTHERS = "*"
 _ROWS_READ = 1000
 _JUDGE = "asks for a language model's judgement"
@@ -97,7 +99,8 @@ class RowVerifiers:
         """Every verifier that may be asked for, the run's own first."""
         if not self.is_mixed:
             return (self.default,)
-        return tuple(dict.fromkeys((self.default, *VERIFIERS, *self.table.values())))
+        known = (name for name in VERIFIERS if name != CODE or why_no_sandbox() is None)
+        return tuple(dict.fromkeys((self.default, *known, *self.table.values())))
 
     def of(self, row: Mapping[str, Any]) -> str:
         """The verifier of a row.
@@ -117,9 +120,10 @@ class RowVerifiers:
         return self._named(str(value))
 
     def why_no_answer(self, verifier: str, gold: str) -> str | None:
-        """Why a verifier of answers cannot take a text for a gold answer; else None."""
-        takes_answers = verifier in VERIFIERS and verifier != CODE
-        return why_no_answer(gold) if takes_answers else None
+        """Why a verifier cannot take a text for a gold answer; else None."""
+        if verifier == CODE:
+            return None if is_code_gold(gold) else "its gold answer is no tests of a program"
+        return why_no_answer(gold) if verifier in VERIFIERS else None
 
     def _named(self, value: str) -> str:
         if value in self.table:
@@ -130,8 +134,8 @@ class RowVerifiers:
         if found is None and name in VERIFIERS:
             found = name
         if found is not None:
-            if found not in VERIFIERS:
-                raise RowRejected(f"{shown} needs the verifier {found}, which is not here")
+            if found == CODE and (missing := why_no_sandbox()):
+                raise RowRejected(f"{shown} needs the verifier code: {missing[0]}")
             return found
         if OTHERS in self.table:
             return self.table[OTHERS]

@@ -45,6 +45,11 @@ def explaining(
         verdict = verifier(completion, gold)
         if verdict.reward is None:
             return verdict
+        if name == "code":
+            passed = f"passes all {verdict.tests_total} tests"
+            no_program = "no Python program was found in the completion"
+            found = passed if verdict.is_correct else verdict.reason or no_program
+            return replace(verdict, reason=found)
         if name not in _READERS:
             return replace(verdict, reason=_of_function(verdict, pass_threshold))
         read = _READERS[name]

@@ -17,8 +17,10 @@ from curate.errors import UsageError
 from probes.mathematics.notation import text_unwrapped
 from probes.verifiers.answers import given_answer, last_line, spoken
 from probes.verifiers.choice import judge_choice
+from probes.verifiers.code import judge_code
 from probes.verifiers.math import judge_math
 from probes.verifiers.numeric import judge_numeric
+from probes.verifiers.sandbox import why_no_sandbox
 from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, reaches, unjudged
 
 __all__ = ["VERIFIERS", "Verdict", "VerifierFunction", "load_verifier"]
@@ -57,6 +59,7 @@ VERIFIERS: dict[str, VerifierFunction] = {
     "exact": judge_exact,
     "numeric": judge_numeric,
     "choice": judge_choice,
+    "code": judge_code,
 }
 """All but users' own, by name."""
 
@@ -128,7 +131,7 @@ def reward_threshold(name: str, pass_threshold: float | None) -> float:
 
 
 def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFunction:
-    """The verifier of that name: math, exact, numeric, choice, or a user's MODULE:FUNCTION.
+    """The verifier of that name: math, exact, numeric, choice, code, or a user's MODULE:FUNCTION.
 
     The user's function is called as `function(completion, answer)` and returns a finite number,
     True or False, or None for "cannot be judged"; any other value, and an exception, give None,
@@ -141,13 +144,16 @@ def load_verifier(name: str, pass_threshold: float | None = None) -> VerifierFun
             beyond it cannot be judged.
 
     Raises:
-        UsageError: an unknown name, a module that cannot be imported, a missing function, or a
-            threshold for a verifier whose rewards are 0 and 1.
+        UsageError: an unknown name, a module that cannot be imported, a missing function, a
+            threshold for a verifier whose rewards are 0 and 1, or `code` where programs have no
+            sandbox.
     """
     check_threshold([name], pass_threshold)
     module_name, colon, function_name = name.partition(":")
     if colon and module_name and function_name:
         return _user_verifier(name, pass_threshold)
+    if name == "code" and (missing := why_no_sandbox()):
+        raise UsageError(f"verifier code: {missing[0]}; {missing[1]}")
     if name in VERIFIERS:
         return VERIFIERS[name]
     nearest = difflib.get_close_matches(name, VERIFIERS, n=2, cutoff=0.4)

@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 
 from curate.errors import RunError, UsageError
 from curate.files import CODE_ROOT
+from probes.verifiers.code import NOT_PYTHON, TESTS_FACTOR
 from probes.verifiers.verdict import Verdict
 
 __all__ = ["VerifierPool"]
@@ -32,6 +33,7 @@ TASKS_A_START = 4  # that wait for each worker before another is started
 TASKS_AHEAD = 64  # given to a worker at once, so that it never waits
 BYTES_AHEAD = 256 * 1024  # but not all of many long completions
 CLOCK_FACTOR = 6  # clock time that a task may take, in units of its processor time
+CODE_MARGIN = 120.0  # seconds to start a sandbox on a busy machine
 START_SECONDS = 120.0  # to import SymPy, or a user's module, on a busy machine
 START_ATTEMPTS = 10  # workers that may die in a row before they are ready
 POLL_SECONDS = 0.5
@@ -93,10 +95,12 @@ class VerifierPool:
     """Workers that judge completions by one verifier; a context manager.
 
     Args:
-        verifier: math, exact, numeric, choice, or MODULE:FUNCTION, found from the current folder.
+        verifier: math, exact, numeric, choice, code, or MODULE:FUNCTION, found from the
+            current folder.
         others: further ones that a pair may name.
         workers: how many processes; by default one for each processor that this process may use.
-        seconds: processor time a completion may take; six times as much by the clock.
+        seconds: processor time a completion may take, or one test of a program; six times as much
+            by the clock.
         memory_gib: memory that a worker may take above what it holds at its start.
         pass_threshold: the reward of a user's function from which on a completion is correct; None:
             its maximum (`probes.verifiers.load.load_verifier`).
@@ -126,6 +130,9 @@ class VerifierPool:
         self.explain = explain
         self.thresholds: dict[str, float] = {}
         """By verifier, the reward from which on a completion is correct; once it is entered."""
+        self._clock = CLOCK_FACTOR * seconds
+        if "code" in (verifier, *others):  # which ends a program's tests by itself
+            self._clock = CLOCK_FACTOR * seconds * (TESTS_FACTOR + 2) + CODE_MARGIN
         self._pool: list[_Worker] = []
         self._failed_starts = 0
 
@@ -177,16 +184,46 @@ class VerifierPool:
         golds: Sequence[str],
         on_progress: Callable[[int], None] | None = None,
         verifiers: Sequence[str | None] | None = None,
+        solutions: Sequence[Sequence[str]] | None = None,
     ) -> list[str | None]:
         r"""None for each gold that the verifier accepts against itself, or one line saying why not.
 
         The completion is `\boxed{gold}`; a user's function is also tried with the bare gold.
-        `verifiers` are those of the golds, None for the pool's.
+        `verifiers` are those of the golds, None for the pool's. Tests of a program are tried on
+        `solutions`, right programs that a dataset has for each gold, of which one must pass them.
         """
         names = [name or self.verifier for name in verifiers or [None] * len(golds)]
-        verdicts = self.judge_golds(golds, on_progress, names)
-        asked = zip(golds, names, verdicts, strict=True)
-        return [self._why_not(gold, name, verdict) for gold, name, verdict in asked]
+        answers = [place for place, name in enumerate(names) if name != "code"]
+        verdicts = self.judge_golds(
+            [golds[place] for place in answers], on_progress, [names[place] for place in answers]
+        )
+        found = self._check_tests(golds, names, solutions or [()] * len(golds))
+        for place, verdict in zip(answers, verdicts, strict=True):
+            found[place] = self._why_not(golds[place], names[place], verdict)
+        if on_progress is not None:
+            on_progress(len(golds))
+        return found
+
+    def _check_tests(
+        self, golds: Sequence[str], names: Sequence[str], solutions: Sequence[Sequence[str]]
+    ) -> list[str | None]:
+        """Why none of the right programs of a gold passes its tests; None where one does."""
+        found: list[str | None] = [None] * len(golds)
+        left = [place for place, name in enumerate(names) if name == "code"]
+        for turn in range(max(map(len, solutions), default=0)):
+            left = [place for place in left if len(solutions[place]) > turn]
+            pairs = [(solutions[place][turn], golds[place], "code") for place in left]
+            tried = dict(zip(left, self.judge(pairs), strict=True))
+            left = [place for place in left if not tried[place].is_correct]
+            for place, verdict in tried.items():
+                if verdict.is_correct:
+                    found[place] = None
+                elif verdict.reward is None:
+                    found[place] = f"code verifier {_shown(verdict.reason or '', 200)}"
+                elif verdict.verdict == "wrong" and verdict.reason != NOT_PYTHON:
+                    reason = _shown(verdict.reason or "", 200)
+                    found[place] = f"its own solution does not pass its tests: {reason}"
+        return found
 
     def judge_golds(
         self,
@@ -279,7 +316,7 @@ class VerifierPool:
         settle(task, Verdict(**{"reward": None, **answer}))
 
     def _end_if_late(self, worker: _Worker) -> None:
-        limit = START_SECONDS if worker.state == "starting" else CLOCK_FACTOR * self.seconds
+        limit = START_SECONDS if worker.state == "starting" else self._clock
         idle = worker.state == "ready" and not worker.tasks
         if not idle and time.monotonic() - worker.since > limit:
             worker.killed_late = True
@@ -302,7 +339,7 @@ class VerifierPool:
 
     def _epitaph(self, worker: _Worker) -> Verdict:
         if worker.killed_late:
-            limit = f"took more than {CLOCK_FACTOR * self.seconds:g} s by the clock"
+            limit = f"took more than {self._clock:g} s by the clock"
             return Verdict(None, "timeout", None, limit)
         if worker.process.returncode == -signal.SIGVTALRM:
             return Verdict(None, "timeout", None, f"took more than {self.seconds:g} s")

@@ -22,6 +22,10 @@ class Verdict:
     """What was compared of the answer, where the pool explains."""
     gold_read: str | None = None
     """What was compared of the gold, where the pool explains."""
+    tests_passed: int | None = None
+    """Of a program: how many of the gold's tests it passed."""
+    tests_total: int | None = None
+    """Of a program: how many tests the gold has."""
 
     @property
     def is_correct(self) -> bool:

@@ -25,11 +25,13 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
 from curate.errors import UsageError
+from probes.verifiers.code import judge_code
 from probes.verifiers.explain import explaining
 from probes.verifiers.load import (
     Verdict,
@@ -149,7 +151,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent handles it
     _die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m probes.verifiers.worker")
-    parser.add_argument("names", nargs="+", help="math, exact, numeric, choice, MODULE:FUNCTION")
+    parser.add_argument(
+        "names", nargs="+", help="math, exact, numeric, choice, code, MODULE:FUNCTION"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time a task")
     parser.add_argument("--memory-gib", type=float, default=3.0, help="memory above the start's")
     parser.add_argument("--pass-threshold", type=float, help="from which on a reward is correct")
@@ -168,6 +172,8 @@ def main() -> None:
         answers.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         answers.flush()
         return
+    if "code" in verifiers:
+        verifiers["code"] = partial(judge_code, seconds=options.seconds)
     if options.explain:
         verifiers = {name: explaining(name, verifiers[name], of[name]) for name in verifiers}
     if "math" in verifiers:

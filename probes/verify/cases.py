@@ -10,6 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from curate.datasets.code_tests import (
+    code_tests,
+    find_code_field,
+    is_code_gold,
+    own_solutions,
+)
 from curate.datasets.fields import RowRejected, first_filled, given_field, lookup
 from curate.datasets.golds import read_gold
 from curate.datasets.layouts import choose_layout, read_question
@@ -23,7 +29,8 @@ _COMPLETIONS = (
     *("output", "prediction", "model_output", "model_answer"),
 )
 _GOLDS = ("gold", "gold_answer", "reference_answer")
-_DATASET_GOLDS = ("reward_model.ground_truth", "ground_truth", "answer", "solution")
+_DATASET_GOLDS = ("reward_model.ground_truth", "ground_truth", "answer")
+_SOLUTIONS = ("solution",)
 _SAMPLE_ROWS = 1000
 
 
@@ -63,7 +70,8 @@ def file_cases(path: str, completion_field: str, answer_field: str, split: str) 
     rows: list[Mapping[str, Any]] = list(islice(filled, _SAMPLE_ROWS))
     completion = _field(rows, completion_field, "--completion-field", _COMPLETIONS)
     golds = [name for name in (*_GOLDS, *_DATASET_GOLDS) if name != completion]
-    gold = _field(rows, answer_field, "--answer-field", golds)
+    gold = _field(rows, answer_field, "--answer-field", golds) or find_code_field(rows)
+    gold = gold or first_filled(rows, [name for name in _SOLUTIONS if name != completion])
     if completion is None and gold in _GOLDS:
         completion = first_filled(rows, ["answer"])
     if completion is None or gold is None:
@@ -95,8 +103,17 @@ def _golds(source: Source, field: str | None) -> Iterator[Case]:
         try:
             if row.value is None:
                 raise RowRejected(row.problem or "cannot be read")
-            gold = read_question(row.value, layout).answer if layout else ""
-            yield Case(row.row, None, gold or _gold(row.value, str(field)))
+            if layout is None:
+                gold, solutions = _gold(row.value, str(field)), own_solutions(row.value)
+            else:
+                question = read_question(row.value, layout)
+                gold, solutions = question.answer, question.solutions
+            if not is_code_gold(gold):
+                yield Case(row.row, None, gold)
+            elif solutions:
+                yield Case(row.row, solutions[0], gold)
+            else:
+                raise RowRejected("it has tests, and no solution of its own to try them on")
         except RowRejected as error:
             yield Case(row.row, None, problem=str(error))
 
@@ -109,6 +126,9 @@ def _field(
 
 
 def _gold(row: Mapping[str, Any], field: str) -> str:
+    found = code_tests(row, field)
+    if found is not None:
+        return found[1]
     is_solution = field.rpartition(".")[2] == "solution"
     return read_gold(lookup(row, field), field, must_be_marked=is_solution)
 

@@ -55,8 +55,8 @@ class Verify(Command):
         "judge the first N answers (0: all)", default=0, group=_READ, metavar="N", least=0
     )
     verifier: str = option(
-        "math, exact, numeric, choice, or your own MODULE:FUNCTION (default: math; of a run, its "
-        "own)",
+        "math, exact, numeric, choice, code, or your own MODULE:FUNCTION (default: math; of a run, "
+        "its own)",
         default="", group=_JUDGE, metavar="NAME",
     )  # fmt: skip
     pass_threshold: float | None = option(

@@ -102,7 +102,9 @@ class TaggedRun:
                     folder,
                     verifiers=RowVerifiers(config),
                     check_columns=lambda names: None,
-                    check_golds=lambda golds, names: pool.check_golds(golds, verifiers=names),
+                    check_golds=lambda golds, names, solutions: pool.check_golds(
+                        golds, verifiers=names, solutions=solutions
+                    ),
                 )
             refused = render_items(
                 folder,
