@@ -9,7 +9,7 @@ import torch
 
 from curate.config import AUTO, TagConfig
 from curate.progress import say
-from probes.engines.base import Engine
+from probes.engines.base import Engine, Truncation
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe
 from probes.models.load import (
@@ -137,6 +137,7 @@ class LoadedModel:
                 self.files,
                 seed=config.seed,
                 temperature=config.temperature,
+                truncation=Truncation(config.top_p, config.top_k, config.min_p),
                 max_tokens=config.max_tokens,
                 options=config.vllm,
                 trust_remote_code=config.trust_remote_code,
@@ -152,6 +153,7 @@ class LoadedModel:
                 api_key=read_api_key(config.api_key_env),
                 seed=config.seed,
                 temperature=config.temperature,
+                truncation=Truncation(config.top_p, config.top_k, config.min_p),
                 max_tokens=config.max_tokens,
                 served_model=config.served_model,
                 samples_per_request=config.samples_per_request,
@@ -163,6 +165,7 @@ class LoadedModel:
             self.policy(),
             seed=config.seed,
             temperature=config.temperature,
+            truncation=Truncation(config.top_p, config.top_k, config.min_p),
             max_tokens=config.max_tokens,
             batch_tokens=config.batch_tokens or None,
         )

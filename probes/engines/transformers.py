@@ -11,6 +11,7 @@ divide changes no rollout.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
 from curate.errors import RunError
-from probes.engines.base import Rollout, SampleRequest, uniform_draws
+from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation, uniform_draws
 from probes.models.load import Policy, is_out_of_memory
 
 # Room that the cache grows by, in columns: a copy of the whole cache every 64 steps, not every one.
@@ -190,7 +191,7 @@ class TransformersEngine:
 
     Args:
         policy: the loaded policy.
-        seed, temperature, max_tokens: of the sampling; `temperature` > 0.
+        seed, temperature, truncation, max_tokens: of the sampling; `temperature` > 0.
         batch_tokens: rows x (prompt + completion) tokens held at once; halved when memory runs out.
         max_rows: the most rows decoded at once.
     """
@@ -205,12 +206,14 @@ class TransformersEngine:
         seed: int,
         temperature: float,
         max_tokens: int,
+        truncation: Truncation = WHOLE,
         batch_tokens: int | None = None,
         max_rows: int | None = None,
     ) -> None:
         self.policy = policy
         self.seed = seed
         self.temperature = temperature
+        self.truncation = truncation
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
         self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
@@ -384,7 +387,7 @@ class TransformersEngine:
             [torch.stack([u[len(row.tokens)] for u in row.uniform]) for row in batch.rows],
             batch_first=True,
         )
-        tokens = draw(logits, uniform.to(device), self.temperature)
+        tokens = draw(logits, uniform.to(device), self.temperature, self.truncation)
         drawn, scores = tokens.tolist(), log_probabilities_of(logits, tokens).tolist()
         batch.lengths += 1
         share = len(batch.rows) / batch.samples
@@ -463,24 +466,60 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
             first = place + 1
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    temperature: float,
+    truncation: Truncation = WHOLE,
+) -> torch.Tensor:
     """Draw tokens by inverse transform, several from each row.
 
     Args:
         logits: (rows, vocabulary), any float type.
         uniform: (rows, draws) in [0, 1).
         temperature: divides the logits.
+        truncation: what tokens are drawn from.
 
     Returns:
         token ids, (rows, draws) int64.
     """
     tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
     for some in _few_rows(logits):
-        cumulative = torch.softmax(logits[some].float() / temperature, dim=-1).cumsum(dim=-1)
+        scaled = logits[some].float() / temperature
+        if not truncation.is_whole:
+            scaled = truncated(scaled, truncation)
+        cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
         # Scaling by the last entry keeps rounding from leaving a gap below 1.
         target = uniform[some].float() * cumulative[:, -1:]
         tokens[some] = torch.searchsorted(cumulative, target, right=True)
     return tokens.clamp_max_(logits.shape[-1] - 1)
+
+
+def truncated(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
+    """Leave tokens out: their logits become minus infinity; the most probable one always stays.
+
+    Args:
+        logits: (rows, vocabulary) float32, divided by the temperature.
+        truncation: what stays.
+    """
+    nothing = float("-inf")
+    if truncation.min_p > 0:
+        least = logits.amax(dim=-1, keepdim=True) + math.log(truncation.min_p)
+        logits = logits.masked_fill(logits < least, nothing)
+    if 0 < truncation.top_k < logits.shape[-1]:
+        least = torch.topk(logits, truncation.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, nothing)
+    if truncation.top_p < 1:
+        ordered, places = logits.sort(dim=-1, descending=True)
+        probabilities = torch.softmax(ordered, dim=-1)
+        # A token goes where those before it are enough.
+        before = probabilities.cumsum(dim=-1) - probabilities
+        goes = torch.zeros_like(logits, dtype=torch.bool)
+        goes.scatter_(1, places, before >= truncation.top_p)
+        # The first has none before it, but rounding may say otherwise.
+        goes.scatter_(1, places[:, :1], False)
+        logits = logits.masked_fill(goes, nothing)
+    return logits
 
 
 def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

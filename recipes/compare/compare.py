@@ -48,7 +48,10 @@ CONFIDENCE = 0.95
 _RESAMPLES = 1000
 _GROUPS = tuple(str(tag) for tag in Trainability)
 # What else than the policy moves pass rates, and what else moves gradients.
-_SAMPLING = ("verifier", "temperature", "max_tokens", "instruction")
+_SAMPLING = (
+    *("verifier", "temperature", "top_p", "top_k", "min_p", "max_tokens"),
+    *("instruction", "system", "chat_template", "chat_template_kwargs"),
+)
 _GRADIENTS = ("gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets")
 
 # Whose scores the reasoning quality are.
