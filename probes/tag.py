@@ -33,13 +33,14 @@ from curate.run.rollouts import Outcomes, drawn_rollouts, outcomes_of, rollout_s
 from curate.run.tables import ITEMS, PASS_RATES, SIMILARITY
 from curate.tagged.write import check_columns, check_out
 from probes.engines.base import Engine
-from probes.engines.choose import SERVER, LoadedModel
+from probes.engines.choose import SERVER, LoadedModel, ModelFacts
 from probes.found_work import found_work
-from probes.gradients.lora import Adapter, target_modules
+from probes.gradients.lora import Adapter, Coverage
 from probes.lift.gradients import LiftInputs
 from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part, parse_part
-from probes.models.load import ModelFiles, describe_machine, load_tokenizer, resolve_model
+from probes.models.chat import read_chat_template, run_tokenizer
+from probes.models.load import ModelFiles, describe_machine, resolve_model
 from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew, read_predictor
 from probes.rounds import Rounds
 from probes.stages.forecast import (
@@ -59,7 +60,7 @@ from probes.stages.lift import (
     write_teaching,
 )
 from probes.stages.pass_rates import count_rollouts
-from probes.stages.render import render_items
+from probes.stages.render import PromptForm, render_items
 from probes.stages.sample import draw_here, sample_items
 from probes.stages.similarity import measure_items, measure_to_target, similarity_table
 from probes.stages.tags import tag_items
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
+# Share of the weights in a model's blocks without gradients from which on it is said.
+_UNCOVERED = 0.01
 # Rows an item from which on it is said that rows repeat.
 _REPEATED = 2
 # Prompts, from the first on, that are tried as answers: long ones in LaTeX take 40 ms each.
@@ -219,6 +222,7 @@ def resolve(
     config = config.replace(
         out=config.out or f"{source.name}.tagged{suffix}",
         run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
+        chat_template=read_chat_template(config.chat_template),
     )
     machine = ray.machine() if ray else describe_machine()
     if ray:
@@ -414,7 +418,7 @@ class _Tagging:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.model.files, trust_remote_code=self.config.trust_remote_code)
+        return run_tokenizer(self.model.files, self.config)
 
     @cached_property
     def _items(self) -> pa.Table:
@@ -476,15 +480,16 @@ class _Tagging:
                 and self.source.format != "csv",
             )
             self._warn_of_echoes(items, pool)
+        facts = self._check_model()
         refused = render_items(
             self.run,
             items,
             self._tokenizer,
-            instruction=self.config.instruction,
-            prompt_end=self.config.prompt_end,
+            PromptForm.from_config(self.config),
             is_mixed=verifiers.is_mixed,
             max_tokens=self.config.max_tokens,
-            context_length=self._check_model(),
+            context_length=facts.context_length,
+            embeddings=facts.embeddings,
         )
         if len(refused) == len(items):
             raise UsageError(
@@ -510,14 +515,23 @@ class _Tagging:
             )
         return {"rows_this_time": counts["rows"]}
 
-    def _check_model(self) -> int:
-        """Show a wrong option or name now, not once all is sampled; return the context length."""
+    def _check_model(self) -> ModelFacts:
+        """Show a wrong option, or a model that cannot be probed, now and not once all is sampled.
+
+        What of the model has no gradients is said, and kept in the manifest.
+        """
         if self.ray and self.model.choice != SERVER:
-            return self.ray.check_model()
-        self._engine()
-        outline = self.model.outline()
-        target_modules(outline.model, self._adapter.targets)
-        return outline.context_length
+            facts = self.ray.check_model()
+        else:
+            self._engine()
+            facts = self.model.check(self._adapter)
+        if self._adapter.targets == ("auto",) and 1 - facts.covered > _UNCOVERED:
+            covered = Coverage(facts.covered, tuple(facts.left_out))
+            say(f"warning: {covered}")
+            self.run.update(
+                differentiated={"share": round(covered.share, 4), "without": list(covered.left_out)}
+            )
+        return facts
 
     def _warn_of_echoes(self, items: Sequence[Item], pool: VerifierPool) -> None:
         """Say so where repeating the prompt is rewarded: GRPO finds that sooner than the answer."""

@@ -10,6 +10,7 @@ from typing import Any
 from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
+from curate.config import TagConfig
 from curate.tags import COLUMNS, FORECAST, JUDGED, MIXED, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
 from probes.summary import tag_meanings
@@ -119,8 +120,11 @@ def measured_section(facts: RunFacts) -> str:
         f"answer in {code_span(dataset['answer_field'])}",
         "Instruction added to the prompt": instruction,
         "Rollouts": rollouts,
-        "Sampling": f"temperature {config.temperature:g}, at most {config.max_tokens:,} tokens, "
-        f"where a completion is cut and counts as wrong; {engine}, {manifest.get('device', '?')}",
+        "System message added to the prompt": code_span(config.system) if config.system else "",
+        "Chat template": _template_words(config),
+        "Sampling": f"temperature {config.temperature:g},{_truncation_words(config)} at most "
+        f"{config.max_tokens:,} tokens, where a completion is cut and counts as wrong; "
+        f"{engine}, {manifest.get('device', '?')}",
         "Verifier": f"the row's own, by {code_span(config.verifier_field)}"
         if config.verifier_field
         else code_span(PurePath(config.verifier).name),
@@ -137,6 +141,24 @@ def measured_section(facts: RunFacts) -> str:
     }
     lines = [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
     return "\n".join(["### How it was measured", "", *lines])
+
+
+def _template_words(config: TagConfig) -> str:
+    """What chat template a run used, where it was not just the model's own."""
+    own = "one of the run's own" if config.chat_template else ""
+    variables = config.chat_template_kwargs
+    given = f"with {code_span(variables)}" if variables else ""
+    return ", ".join(part for part in (own, given) if part)
+
+
+def _truncation_words(config: TagConfig) -> str:
+    """What of the distribution was drawn from, where that was not all of it."""
+    parts = [
+        f" {name.replace('_', '-')} {getattr(config, name):g},"
+        for name, whole in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0))
+        if getattr(config, name) != whole
+    ]
+    return "".join(parts)
 
 
 def _predictor(manifest: Mapping[str, Any]) -> str:

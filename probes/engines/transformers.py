@@ -6,12 +6,12 @@ one row, and a row divides where its samples draw different tokens. So nothing i
 neither prompts nor the beginnings of answers, which the samples of a sure policy share to the end.
 Finished rows leave the batch, and new prompts join it when room is free. Tokens are drawn by
 inverse transform from each sample's own uniform numbers (`engine.uniform_draws`), so how rows
-divide changes no rollout.
+divide changes no rollout. Models with other layers than attention are sampled by
+`probes.engines.generate` instead.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from curate.errors import RunError
 from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation, uniform_draws
+from probes.engines.drawing import draw, log_probabilities_of
+from probes.engines.generate import generate_rollouts, has_plain_attention
 from probes.models.load import Policy, is_out_of_memory
 
 # Room that the cache grows by, in columns: a copy of the whole cache every 64 steps, not every one.
@@ -32,8 +34,6 @@ _GROWTH = 64
 _REFILL_SHARE = 0.25
 # How fast the share of rows to samples, which says how many samples to let in, is learned anew.
 _SHARE_MEMORY = 0.05
-# Logits that are drawn from in one go on a CPU.
-_VALUES_AT_ONCE = 2**20
 # Tokens of prompts run through the model in one pass.
 _PREFILL_TOKENS = 1024
 
@@ -217,6 +217,7 @@ class TransformersEngine:
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
         self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
+        self.is_plain = has_plain_attention(policy.model)
         # Rows a sample, as it was lately: how much the rollouts have in common.
         self._rows_per_sample = 1.0
 
@@ -226,6 +227,9 @@ class TransformersEngine:
         Raises:
             RunError: one single rollout does not fit into memory.
         """
+        if requests and not self.is_plain:
+            yield from self._generate(requests)
+            return
         # Long prompts first: their rows set the cache's width, which then only shrinks.
         waiting = deque(sorted(requests, key=lambda r: -len(r.prompt_token_ids)))
         batch: _Batch | None = None
@@ -245,16 +249,31 @@ class TransformersEngine:
             if not batch.rows:
                 batch = None
 
+    def _generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        longest = max(len(request.prompt_token_ids) for request in requests)
+        return generate_rollouts(
+            self.policy,
+            requests,
+            seed=self.seed,
+            temperature=self.temperature,
+            truncation=self.truncation,
+            max_tokens=self.max_tokens,
+            most_rows=self._most_rows(longest),
+        )
+
     def close(self) -> None:
         """Nothing to free: the weights are the policy's, and the cache ends with each call."""
 
     def facts(self) -> dict[str, Any]:
         """Say what draws the rollouts, for the manifest."""
+        options: dict[str, Any] = {"batch_tokens": self.batch_tokens, "max_rows": self.max_rows}
+        if not self.is_plain:
+            options["by"] = "generate"
         return {
             "name": self.name,
             "version": transformers.__version__,
             "seed": self.seed,
-            "options": {"batch_tokens": self.batch_tokens, "max_rows": self.max_rows},
+            "options": options,
             "token_ids": True,
             "deterministic": True,
         }
@@ -466,94 +485,16 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
             first = place + 1
 
 
-def draw(
-    logits: torch.Tensor,
-    uniform: torch.Tensor,
-    temperature: float,
-    truncation: Truncation = WHOLE,
-) -> torch.Tensor:
-    """Draw tokens by inverse transform, several from each row.
-
-    Args:
-        logits: (rows, vocabulary), any float type.
-        uniform: (rows, draws) in [0, 1).
-        temperature: divides the logits.
-        truncation: what tokens are drawn from.
-
-    Returns:
-        token ids, (rows, draws) int64.
-    """
-    tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
-    for some in _few_rows(logits):
-        scaled = logits[some].float() / temperature
-        if not truncation.is_whole:
-            scaled = truncated(scaled, truncation)
-        cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
-        # Scaling by the last entry keeps rounding from leaving a gap below 1.
-        target = uniform[some].float() * cumulative[:, -1:]
-        tokens[some] = torch.searchsorted(cumulative, target, right=True)
-    return tokens.clamp_max_(logits.shape[-1] - 1)
-
-
-def truncated(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
-    """Leave tokens out: their logits become minus infinity; the most probable one always stays.
-
-    Args:
-        logits: (rows, vocabulary) float32, divided by the temperature.
-        truncation: what stays.
-    """
-    nothing = float("-inf")
-    if truncation.min_p > 0:
-        least = logits.amax(dim=-1, keepdim=True) + math.log(truncation.min_p)
-        logits = logits.masked_fill(logits < least, nothing)
-    if 0 < truncation.top_k < logits.shape[-1]:
-        least = torch.topk(logits, truncation.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, nothing)
-    if truncation.top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True)
-        probabilities = torch.softmax(ordered, dim=-1)
-        # A token goes where those before it are enough.
-        before = probabilities.cumsum(dim=-1) - probabilities
-        goes = torch.zeros_like(logits, dtype=torch.bool)
-        goes.scatter_(1, places, before >= truncation.top_p)
-        # The first has none before it, but rounding may say otherwise.
-        goes.scatter_(1, places[:, :1], False)
-        logits = logits.masked_fill(goes, nothing)
-    return logits
-
-
-def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of tokens at temperature 1.
-
-    Args:
-        logits: (rows, vocabulary), any float type.
-        tokens: (rows, draws) int64.
-
-    Returns:
-        (rows, draws) float32, in nats.
-    """
-    normalizers = [torch.logsumexp(logits[some].float(), dim=-1) for some in _few_rows(logits)]
-    return logits.gather(1, tokens).float() - torch.cat(normalizers)[:, None]
-
-
-def _few_rows(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows a few at a time on a CPU, where the steps between would each take a copy of them all.
-
-    On a GPU that has memory, fewer and larger steps are faster.
-    """
-    rows = len(logits)
-    few = max(1, _VALUES_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else rows
-    for first in range(0, rows, max(1, few)):
-        yield slice(first, first + few)
-
-
 def _default_batch_tokens(policy: Policy) -> int:
     """Fit the cache into half of what is free on a GPU; 32,768 tokens on a CPU."""
     if policy.device.type != "cuda":
         return 32 * 1024
     config = policy.model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    heads = getattr(config, "num_attention_heads", 0) or 1
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # State-space models have none, and their states are smaller than keys and values would be.
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    per_token = 2 * config.num_hidden_layers * key_heads * head_dim
     per_token *= policy.model.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(policy.device)
     # What PyTorch holds of the card and does not use is free to it, after a training step most.
