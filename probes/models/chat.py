@@ -138,18 +138,18 @@ class RenderedPrompts:
         self._begins_with_bos = bool(self._bos) and closed.startswith(self._bos)
         start = closed.removeprefix(self._bos).lstrip()
         added = (token for token in self._tokenizer.get_added_vocab() if start.startswith(token))
-        self._own = max(added, key=len, default="")
+        self._own = max(added, key=len, default="") or rendered_opening(start)
         if opened.startswith(closed):
             self._turn = opened.removeprefix(closed).strip().partition("\n")[0]
 
     def opening(self, text: str) -> str:
         """What a prompt begins with that only a rendered one does; "" where it is plain text."""
         start = text.lstrip()
-        if self._bos and start.startswith(self._bos):
-            return self._bos
+        begins = self._bos if self._bos and start.startswith(self._bos) else ""
+        start = start.removeprefix(begins).lstrip()
         if self._own and start.startswith(self._own):
             return self._own
-        return rendered_opening(text)
+        return rendered_opening(start) or begins
 
     def render(self, text: str) -> tuple[str, list[int]]:
         """A rendered prompt as the policy gets it, and its token ids.
