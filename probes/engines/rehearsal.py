@@ -2,16 +2,17 @@
 
 What an architecture's code does with a cache or a hook cannot be read from its configuration. Where
 the weights are loaded anyway, a few tokens are drawn and differentiated before anything is spent.
-Where they are not (vLLM and servers have their own), the same is tried on the model's outline,
-which has no numbers: code that branches on numbers, as that of some experts does, tells nothing
-there.
+Where they are not (vLLM and servers have their own), one block of each kind is differentiated, with
+zeros for weights: it tells which modules our gradients cannot reach, and nothing else.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from curate.errors import RunError, UsageError
@@ -50,7 +51,7 @@ def rehearse_sampling(policy: Policy, engine: Engine) -> None:
 
 
 def rehearse_gradients(files: ModelFiles, model: Policy | PolicyOutline, adapter: Adapter) -> None:
-    """Differentiate a few tokens; of a model without numbers, see whether our own code refuses.
+    """Differentiate a few tokens; without weights, see which modules cannot be reached.
 
     Raises:
         UsageError: it fails, with the reason.
@@ -58,30 +59,46 @@ def rehearse_gradients(files: ModelFiles, model: Policy | PolicyOutline, adapter
     prompts = _prompts(model.tokenizer)
     rollouts = [TokenizedRollout(prompt, prompts[0][:_COMPLETION]) for prompt in prompts]
     try:
-        if isinstance(model, Policy):
-            GradientProbe(model, _small(adapter)).rehearse(rollouts)
-        else:
-            # One that is given its memory needs not ask how much there is.
-            GradientProbe(_without_numbers(files, model), _small(adapter), batch_tokens=1).rehearse(
-                rollouts
-            )
+        policy = model if isinstance(model, Policy) else _of_zeros(files, model)
+        GradientProbe(policy, _small(adapter)).rehearse(rollouts)
     except _FAILURES as error:
+        if not isinstance(model, Policy) and not isinstance(error, RunError):
+            return  # A block may need those that are not there.
         if is_out_of_memory(error):
             raise
-        if not isinstance(model, Policy) and not isinstance(error, RunError):
-            return  # It needs numbers.
         raise UsageError(
             f"{_named(files, model)} cannot be differentiated: {_reason(error)}; where it is about "
             "some modules, name others with --gradient-targets"
         ) from error
 
 
-def _without_numbers(files: ModelFiles, outline: PolicyOutline) -> Policy:
+def _of_zeros(files: ModelFiles, outline: PolicyOutline) -> Policy:
+    """The policy with one block of each kind and zeros for weights, which take no memory.
+
+    (Memory that holds zeros and is only read is not there.)
+    """
+    model = copy.deepcopy(outline.model)
+    for name, blocks in list(model.named_modules()):
+        if isinstance(blocks, torch.nn.ModuleList) and not any(map(str.isdigit, name.split("."))):
+            kinds = {
+                tuple((part, type(module)) for part, module in block.named_modules()): block
+                for block in reversed(blocks)
+            }
+            above, _, last = name.rpartition(".")
+            few = torch.nn.ModuleList(reversed(kinds.values()))
+            setattr(model.get_submodule(above), last, few)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            # Torch's own zeros are written, and so are there.
+            zeros = torch.from_numpy(np.zeros(parameter.shape, dtype=np.float32))
+            setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
     return Policy(
         files=files,
-        model=outline.model.eval().requires_grad_(False),
+        model=model.eval(),
         tokenizer=outline.tokenizer,
-        device=torch.device("meta"),
+        device=torch.device("cpu"),
         dtype=torch.float32,
         eos_token_ids=outline.eos_token_ids,
         context_length=outline.context_length,

@@ -70,13 +70,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3_moe": _ATTENTION | _EXPERTS,
 }
 
+_IMAGES_TOO = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 17,
+    "boi_token_index": 16,
+    "eoi_token_index": 16,
+}
+
 
 def save_architecture(folder: Path, kind: str, *, seed: int = 0) -> Path:
-    """Save a tiny random model with the words of `tests.tiny`."""
+    """Save a tiny random model with the words of `tests.tiny`.
+
+    Its kind is one of `SETTINGS`, or `gemma3`, which reads images too.
+    """
     save_tiny_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **_COMMON, **SETTINGS[kind])
+    if kind == "gemma3":
+        text = _COMMON | _ATTENTION | {"layer_types": ["sliding_attention", "full_attention"]}
+        config = AutoConfig.for_model(kind, text_config=text, **_IMAGES_TOO)
+    else:
+        config = AutoConfig.for_model(kind, **_COMMON, **SETTINGS[kind])
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():  # Some kinds leave experts empty.
         if parameter.ndim > 2:
