@@ -305,7 +305,7 @@ class TagConfig(Settings):
         "alpha of the LoRA adapter", default=32.0, group=_TAGGING, metavar="A", above=0
     )
     gradient_targets: tuple[str, ...] = option(
-        "modules to differentiate, by name (auto: all linear layers)",
+        "modules to differentiate, by name (auto: all linear layers of the blocks)",
         default=("auto",), group=_TAGGING, metavar="NAME", spread=True,
     )  # fmt: skip
     group_size: int = option(
