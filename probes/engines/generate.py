@@ -106,7 +106,7 @@ def _generate(
     drawing = _Drawing(torch.stack(uniform).to(policy.device), len(prompt), temperature, truncation)
     ids = torch.tensor([prompt], device=policy.device).expand(len(samples), -1).contiguous()
     ends = sorted(policy.eos_token_ids)
-    settings = GenerationConfig(
+    settings = _settings(
         max_new_tokens=max_tokens,
         do_sample=False,
         use_cache=True,
@@ -123,9 +123,13 @@ def _generate(
     tokens = torch.cat(drawing.tokens, dim=1).tolist()
     scores = torch.cat(drawing.scores, dim=1).tolist()
     return [
-        _rollout(request.item_id, sample, *row, policy.eos_token_ids)
-        for sample, *row in zip(samples, tokens, scores, strict=True)
+        _rollout(request.item_id, sample, drawn, scored, policy.eos_token_ids)
+        for sample, drawn, scored in zip(samples, tokens, scores, strict=True)
     ]
+
+
+def _settings(**values: Any) -> GenerationConfig:
+    return GenerationConfig(**values)  # type: ignore[no-untyped-call]
 
 
 class _Drawing(LogitsProcessor):
@@ -167,7 +171,7 @@ def _rollout(
 def _without_defaults(model: Any) -> Iterator[None]:
     """Keep penalties and the like of the model's generation config from what is drawn."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = _settings()
     try:
         yield
     finally:
