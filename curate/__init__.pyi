@@ -9,6 +9,7 @@ from curate.version import __version__ as __version__
 from probes.doctor.command import doctor as doctor
 from probes.merge_command import merge as merge
 from probes.tag_command import tag as tag
+from probes.verify.command import verify as verify
 from recipes.augment.command import augment as augment
 from recipes.calibrate.command import calibrate as calibrate
 from recipes.compare.command import compare as compare

@@ -19,6 +19,8 @@ class Entry(NamedTuple):
 COMMANDS = {
     "tag": Entry("probes.tag_command:Tag", _TAG,
         "probe every item and write the tagged dataset"),
+    "verify": Entry("probes.verify.command:Verify", _TAG,
+        "try a verifier: verdicts on answers with their golds, what was read, and why"),
     "merge": Entry("probes.merge_command:Merge", _TAG,
         "join the shards that several machines did of a run"),
     "forecast": Entry("recipes.forecast.command:Forecast", _TAG,

@@ -256,6 +256,11 @@ class TagConfig(Settings):
         "math, exact, numeric, choice, or your own MODULE:FUNCTION",
         default="math", group=_VERIFYING, metavar="NAME",
     )  # fmt: skip
+    pass_threshold: float | None = option(
+        "the reward of your own function from which on a completion is correct (default: the "
+        "maximum, which is 1, or what the function's attribute max_reward says)",
+        default=None, group=_VERIFYING, metavar="X", was_default=True,
+    )  # fmt: skip
     verifier_field: str = option(
         "the column that tells each row's verifier, in a dataset of several kinds, such as "
         "open-instruct's dataset or verl's data_source; the table verifiers of --config maps it",
@@ -390,6 +395,12 @@ class TagConfig(Settings):
             if name in _NOT_FOR_TEMPLATES:
                 raise UsageError(f"--chat-template-kwargs: curate sets {name} itself; leave it out")
         return variables
+
+    @property
+    def has_own_rewards(self) -> bool:
+        """Whether a user's own function gives the rewards, which may be other numbers than 0, 1."""
+        names = (self.verifier, *self.verifiers.values())
+        return any(":" in str(name) for name in names)
 
     def _check_verifiers(self) -> None:
         if self.verifiers and not self.verifier_field:

@@ -282,7 +282,13 @@ class Settings:
     def to_toml(self) -> str:
         """Write every setting as TOML; `from_mapping` on it gives the same again."""
         values = {name: getattr(self, name) for name in declared_in(type(self))}
-        return tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+        return tomli_w.dumps(
+            {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in values.items()
+                if value is not None  # TOML has no null: what is left out has its default.
+            }
+        )
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""

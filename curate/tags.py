@@ -26,11 +26,22 @@ class Trainability(StrEnum):
     """The evidence does not decide between the others."""
 
 
+ANOTHER_ANSWER, SCATTERED, CUT, NO_ANSWER = "another_answer", "scattered", "truncated", "no_answer"
+NO_POSITIVE_KINDS = {
+    ANOTHER_ANSWER: "consistently another answer than the gold",
+    SCATTERED: "scattered wrong answers",
+    CUT: "cut at --max-tokens",
+    NO_ANSWER: "no answer found",
+}
+"""What most rollouts of an item did of which none was correct."""
+
 PASS_AT = "pass_at_K"
 """Stands in `COLUMNS` for a column for each K that was asked for."""
 TARGET = "target"
 JUDGED = "judged"
 FORECAST = "forecast"
+ANSWERS = "answers"
+REWARDS = "rewards"
 MIXED = "mixed"
 
 
@@ -43,8 +54,9 @@ class Column:
         type: of its values; every column is nullable, because rejected rows stay in the dataset.
         meaning: in words, of it and of the columns after it that have none of their own.
         when: `TARGET` for one that is there with a target only, `JUDGED` after `curate judge`,
-            `FORECAST` for one that tagged files of earlier versions lack, `MIXED` where rows have
-            verifiers of their own.
+            `FORECAST` for one that tagged files of earlier versions lack, `ANSWERS` likewise for
+            earlier ones yet, `REWARDS` where a user's own function gives the rewards, `MIXED` where
+            rows have verifiers of their own.
     """
 
     name: str
@@ -83,6 +95,34 @@ COLUMNS = (
     Column("pass_rate_low", pa.float64()),
     Column("pass_rate_high", pa.float64()),
     Column(PASS_AT, pa.float64(), "unbiased pass@k; null with fewer than k rollouts"),
+    Column(
+        "reward_mean",
+        pa.float64(),
+        "mean of the rewards of the rollouts that could be judged, and their standard deviation",
+        when=REWARDS,
+    ),
+    Column("reward_std", pa.float64(), when=REWARDS),
+    Column(
+        "majority_answer",
+        pa.string(),
+        "the most frequent answer of its rollouts, and its share of all answers",
+        when=ANSWERS,
+    ),
+    Column("majority_share", pa.float64(), when=ANSWERS),
+    Column(
+        "suspect_gold",
+        pa.bool_(),
+        "whether that answer is not the gold and surely more than half of at least 8 answers: the "
+        "gold is wrong, or the model errs in always the same way",
+        when=ANSWERS,
+    ),
+    Column(
+        "no_positive_kind",
+        pa.string(),
+        "of items without a correct rollout, what most rollouts did: "
+        + ", ".join(f"`{kind}` ({text})" for kind, text in NO_POSITIVE_KINDS.items()),
+        when=ANSWERS,
+    ),
     Column(
         "lift",
         pa.float64(),
@@ -143,7 +183,12 @@ REASONING_QUALITY = pa.schema([(each.name, each.type) for each in COLUMNS if eac
 
 
 def tag_schema(
-    ks: Sequence[int], *, target: bool = False, judged: bool = False, mixed: bool = False
+    ks: Sequence[int],
+    *,
+    target: bool = False,
+    judged: bool = False,
+    mixed: bool = False,
+    rewards: bool = False,
 ) -> pa.Schema:
     """The columns of a tagged file, in their order.
 
@@ -152,6 +197,7 @@ def tag_schema(
         target: whether there is a target.
         judged: whether the reasoning was judged.
         mixed: whether rows have verifiers of their own.
+        rewards: whether a user's own function gives the rewards.
 
     Raises:
         ValueError: a K below 1 or one named twice.
@@ -160,7 +206,7 @@ def tag_schema(
         raise ValueError(f"pass@k needs k of at least 1, got {list(ks)}")
     if len(set(ks)) != len(ks):
         raise ValueError(f"each k of pass@k can be asked for once, got {list(ks)}")
-    left_out = {TARGET: not target, JUDGED: not judged, MIXED: not mixed}
+    left_out = {TARGET: not target, JUDGED: not judged, MIXED: not mixed, REWARDS: not rewards}
     fields = []
     for column in COLUMNS:
         names = [f"pass_at_{k}" for k in ks] if column.name == PASS_AT else [column.name]

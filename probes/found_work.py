@@ -11,7 +11,16 @@ from curate.run.folder import RunFolder
 from curate.run.rollouts import rollout_shards
 from curate.run.tables import ITEMS, ROUNDS, count_values, gradient_shard, read_parquet
 
-_AFTER_ROUNDS = ("pass_rates", "gradients", "similarity", "lift", "gold", "tags", "write")
+_AFTER_ROUNDS = (
+    "pass_rates",
+    "gradients",
+    "answers",
+    "similarity",
+    "lift",
+    "gold",
+    "tags",
+    "write",
+)
 
 
 def found_work(run: RunFolder, min_rollouts: int, *, has_target: bool, is_part: bool) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from curate.progress import duration
 from curate.run.folder import read_manifest, read_run_config
-from curate.tags import Trainability
+from curate.tags import NO_POSITIVE_KINDS, Trainability
 from probes.forecast.words import forecast_summary
 
 _PREDICTED_MEANINGS = {
@@ -58,6 +59,7 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "tokens_per_second": counts["completion_tokens"] / max(stages["sample"]["seconds"], 1e-9),
         "forecast": forecast_summary(manifest),
         "predictor": manifest.get("predictor", {}),
+        "answers": manifest.get("answers", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
 
@@ -66,6 +68,22 @@ def tag_meanings(tau: float, *, learned: bool) -> dict[Trainability, str]:
     """What each tag means, in a line; `learned` says that a fitted predictor gave it."""
     meanings = _MEANINGS | (_PREDICTED_MEANINGS if learned else {})
     return {tag: text.format(tau=tau) for tag, text in meanings.items()}
+
+
+def answer_lines(answers: Mapping[str, Any]) -> list[str]:
+    """What the answers of the rollouts say of golds, and of items that are never right."""
+    lines = []
+    kinds = answers.get("no_positive_kinds", {})
+    if kinds:
+        told = ", ".join(f"{n:,} {NO_POSITIVE_KINDS[kind]}" for kind, n in kinds.items())
+        lines.append(f"no_positive: {told}")
+    if answers.get("suspect_golds"):
+        lines.append(
+            f"golds: {answers['suspect_golds']:,} look wrong (suspect_gold); of "
+            f"{answers['sure_majorities']:,} items whose rollouts agree as surely, "
+            f"{answers['sure_and_gold']:,} agree on the gold"
+        )
+    return lines
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -93,6 +111,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if "name" in predictor:
         lines.append(f"p_unlearnable: by {predictor['name']}")
         lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]
+    lines += answer_lines(summary["answers"])
     seconds = [f"{name} {duration(value)}" for name, value in summary["seconds"].items()]
     lines.append(f"time: {', '.join(seconds)}; {duration(sum(summary['seconds'].values()))} in all")
     lines.append("")

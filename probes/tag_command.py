@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from curate.command import Command
 from curate.config import TagConfig, config_from_mapping
-from curate.settings import settings
+from curate.settings import declared_in, option, settings
 
 if TYPE_CHECKING:
     from curate.tagged.table import TaggedTable
@@ -26,18 +26,39 @@ class Tag(Command, TagConfig):
 
     config_help: ClassVar[str] = "settings from a file; options override it"
 
+    dry_run: bool = option(
+        "read and check everything, draw a few rollouts, and tell what the run would cost in time, "
+        "disk and memory; nothing is written or kept",
+        default=False, group="where results go",
+    )  # fmt: skip
+
+    @property
+    def run_config(self) -> TagConfig:
+        """The settings of the run, without those that only the command has."""
+        return TagConfig(**{name: getattr(self, name) for name in declared_in(TagConfig)})
+
     def since(self, started: float) -> dict[str, Any]:
-        """Probe all items, or with --shard a part of them; the summary, or the part's facts."""
+        """Probe all items, or with --shard a part of them; the summary, or the part's facts.
+
+        With --dry-run, what they would cost.
+        """
+        from probes.dry_run import dry_run
         from probes.summary import summarize
         from probes.tag import probe_part, tag_dataset
 
+        if self.dry_run:
+            return dry_run(self.run_config, started)
         if self.shard:
-            return probe_part(self)
-        config, _ = tag_dataset(self, started)
+            return probe_part(self.run_config)
+        config, _ = tag_dataset(self.run_config, started)
         return summarize(Path(config.run_dir))
 
     def text(self, found: dict[str, Any]) -> str:
-        """The summary as a table, or what to do after a part."""
+        """The summary as a table, or what to do after a part, or what a dry run found."""
+        if self.dry_run:
+            from probes.dry_run import dry_run_text
+
+            return dry_run_text(found)
         if self.shard:
             is_done = f"round {found['round']} is done"
             state = "this run is finished" if found["finished"] else is_done
@@ -56,7 +77,8 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     Args:
         dataset: a file, folder or Hub id.
         model: a model folder, a Hub id (`org/name@revision`) or a .gguf file.
-        settings: the options of `curate tag`, with underscores: `min_rollouts=64`.
+        settings: the options of `curate tag`, with underscores: `min_rollouts=64`. What a run would
+            cost tells `probes.dry_run.dry_run`.
 
     Returns:
         the tagged dataset, a row for every row of the input, as it stands in the tagged file: an

@@ -13,6 +13,7 @@ machine has: the same seed then draws the same rollouts there, only last digits 
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -50,11 +51,11 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "merge", "forecast", "filter", "order", "validate", "confirm", "calibrate"),
+    *("tag", "verify", "merge", "forecast", "filter", "order", "validate", "confirm", "calibrate"),
     *("compare", "judge", "augment", "card", "push", "report", "doctor"),
 )
 GROUPS = (
-    *("tag", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
+    *("tag", "verify", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
     *("augment", "filter", "order", "report", "card", "push", "mistakes", "help"),
 )
 REWARDS = '''
@@ -220,6 +221,8 @@ def _same_on_every_machine(folder: Path) -> Iterator[None]:
         mock.patch("torch.cuda.is_available", lambda: False),
         mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: False),
         mock.patch("os.getloadavg", lambda: (0.0, 0.0, 0.0)),
+        # A slow machine would tell the estimate earlier, of fewer rollouts.
+        mock.patch("probes.opening.SECONDS", math.inf),
         mock.patch("torch.cpu._is_amx_tile_supported", lambda: False),
         mock.patch.dict(os.environ, variables),
     ):
@@ -310,12 +313,28 @@ def _tag(recorder: Recorder, _: str) -> None:
         "in rounds",
         f"{IN_ROUNDS} --target target.jsonl --run-dir rounds --out rounds.csv --json",
     )
+    _verify(recorder)
     for number, options in (("1", ""), ("2", " --json")):
         for shard in ("1/2", "2/2"):
             recorder.run(
                 f"rounds {number}, shard {shard}", f"{PARTS} --shard {shard}", group="merge"
             )
         recorder.run(f"rounds {number}", f"merge parts{options}")
+
+
+def _verify(recorder: Recorder) -> None:
+    rows = [
+        {"completion": r"so \boxed{7 * 8}", "answer": "56", "reward": 0},
+        {"completion": ["it is 0.5", r"\boxed{\frac{1}{2}}"], "answer": "#### 1/2", "reward": 1},
+        {"completion": "well", "answer": "5"},
+        {"completion": "5"},
+    ]
+    _write_lines("answers.jsonl", rows)
+    recorder.run("two strings", r"verify --answer 'it is \boxed{7}' --gold 7")
+    recorder.run("a file", "verify answers.jsonl --verifier-workers 1 --json")
+    recorder.run("numeric", "verify answers.jsonl --verifier numeric --out verdicts.csv")
+    recorder.run("golds", "verify sums.jsonl --show 3 --verifier-workers 1")
+    recorder.run("a run", "verify rounds --limit 40 --show 5 --verifier-workers 1")
 
 
 def _train(recorder: Recorder, _: str) -> None:

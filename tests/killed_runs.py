@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from probes import tag as tagging
+from probes import tagging
 from tests.tag_runs import ROOT, small_command
 
 DRIVER = """
 import importlib, pathlib, sys, time
-from probes import tag as tagging
+from probes import tagging
 from curate.cli import main
 
 module, function, call, *arguments = sys.argv[1:]

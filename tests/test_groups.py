@@ -1,6 +1,7 @@
 """Groups of rollouts: signal, advantages, and oversampling with replay."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,3 +155,22 @@ def test_a_place_holds_the_same_item_whatever_was_asked_before():
 def test_without_shuffling_the_order_is_kept():
     stream = PromptStream(items(3), seed=3, shuffle=False)
     assert [stream[place].item_id for place in range(6)] == ["0", "1", "2", "0", "1", "2"]
+
+
+def test_with_other_rewards_the_threshold_tells_right_from_wrong():
+    kept = replace(group([0.9, 0.4, -1, NAN, 0.8]), threshold=0.8)
+    assert kept.is_correct.tolist() == [True, False, False, False, True]
+    assert kept.mean_reward == pytest.approx(1.1 / 4)
+    buffer = ReplayBuffer(2)
+    buffer.add(kept)
+    again = ReplayBuffer.from_rows(2, buffer.to_rows())
+    rng = np.random.default_rng(0)
+    assert {again.take("item", rng)[1], again.take("item", rng)[1]} <= {0.9, 0.8}
+    # Where none is right a right one of before is replayed, with the reward that it had.
+    hopeless = replace(group([0.4, 0.1, 0.2, NAN]), threshold=0.8)
+    chosen = with_replay(hopeless, 1, 2, buffer, rng)
+    assert sorted(chosen.rewards)[-1] in (0.9, 0.8)
+    assert chosen.is_correct.sum() == 1 and len(chosen.rewards) == 2
+    # What an earlier version kept was right, with the reward 1.
+    rows = [{"item_id": "item", "completion_token_ids": [5], "uses": 0}]
+    assert ReplayBuffer.from_rows(2, rows).take("item", rng) == ([5], 1.0)

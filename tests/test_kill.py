@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from probes import tag as tagging
+from probes import tagging
 from tests.killed_runs import run_until_killed
 from tests.tag_runs import additions, assert_same_rollouts, read_rollouts, tag, write_jsonl
 
@@ -61,7 +61,7 @@ MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
         {"gradients/shard-*.parquet": 3, "gradients/index.parquet": 1},
     ),
     "lift": (
-        ("probes.tag", "write_lift", 1),
+        ("probes.tagging", "write_lift", 1),
         ["items", "sample", "verify", "plan", "pass_rates", "gradients", "similarity"],
         {"teaching.parquet": 1, "lift.parquet": 0},
     ),

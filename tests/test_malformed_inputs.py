@@ -135,7 +135,7 @@ BAD_ROWS = {
     '{"question": "what is 3 ?", "answer": true}': "numeric verifier",
     '{"question": "what is 3 ?", "answer": {"value": 3}}': "the gold answer is an object",
     '{"question": "what is 3 ?", "answer": ["3", "4"]}': "a list of 2",
-    '{"question": "what is 3 ?", "answer": "three"}': "numeric verifier",
+    '{"question": "what is 3 ?", "answer": "a few"}': "numeric verifier",
     '{"question": "what is \\ud800 ?", "answer": "3"}': "surrogate",
     json.dumps({"question": "what " * 250, "answer": "3"}): "exceed the model's context",
     '{"question": "what is 3 ?", "answer": ' + "9" * 5000 + "}": "a number is too long",

@@ -22,7 +22,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from probes import tag as tagging
+from probes import tagging
 from probes.models import load as models
 from tests.ray_workers import GATE, use_float32
 from tests.tag_runs import (
@@ -53,7 +53,7 @@ import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL",
          runtime_env={"worker_process_setup_hook": "tests.ray_workers.prepare_worker"})
 from probes.stages import sample as sampling
-from probes import tag as tagging
+from probes import tagging
 from curate.cli import main
 tagging._SHARD_TOKENS = %r
 real, calls = sampling.write_parquet, 0

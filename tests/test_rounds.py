@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from probes import tag as tagging
+from probes import tagging
 from probes.forecast.model import Constants, Forecast
 from probes.gradients.lora import GradientProbe
 from probes.stages.forecast import CONSTANTS

@@ -92,8 +92,8 @@ def test_the_files_of_a_run_are_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ROWS", "ITEMS", "PASS_RATES", "ROLLOUT_INDEX", "ITEM_INDEX", "SIMILARITY", "GOLD",
-             "LIFT", "TEACHING", "TAGS"],
+    "name", ["ROWS", "ITEMS", "PASS_RATES", "ITEM_ANSWERS", "ROLLOUT_INDEX", "ITEM_INDEX",
+             "SIMILARITY", "GOLD", "LIFT", "TEACHING", "TAGS"],
 )  # fmt: skip
 def test_what_a_run_wrote_has_the_columns_of_the_list(name: str, run: Path) -> None:
     table = TABLES[name]

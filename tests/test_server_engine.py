@@ -454,6 +454,36 @@ def test_a_run_keeps_what_it_needs_to_know_and_not_the_key(
     assert not any(KEY in text for text in said)
 
 
+def test_it_stops_with_requests_under_way(outline: PolicyOutline, tiny_model: Path) -> None:
+    requests = [SampleRequest(f"item {n}", [13, 4], 0, 4) for n in range(40)]
+    with _servers(outline) as servers:
+        engine = _engine(servers, tiny_model, outline, samples_per_request=4, in_flight=2)
+        assert engine.unfinished() is None
+        engine.stops_at = 0.0
+        # What one request brought is told yet.
+        assert len(list(engine.sample(requests))) == 4
+        engine.stops_at = float("inf")
+        assert len(list(engine.sample(requests))) == 160
+        engine.close()
+
+
+def test_a_dry_run_asks_the_servers_a_little(
+    outline: PolicyOutline, tiny_model: Path, tmp_path: Path
+) -> None:
+    dataset = write_jsonl(tmp_path / "sums.jsonl", additions(30))
+    with _servers(outline) as servers:
+        ran = tag(
+            *(dataset, "--model", tiny_model, "--run-dir", tmp_path / "run", "--dry-run"),
+            *("--engine", "server", "--base-url", servers[0].url, "--json"),
+        )
+    assert ran.status == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["engine"]["name"] == "server" and servers[0].url in found["engine"]["where"]
+    assert found["sample"]["rollouts"] <= 30 * 32 and found["sample"]["differentiated"] > 1
+    assert found["estimate"]["rollouts"]["round_one"] == 30 * 32
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

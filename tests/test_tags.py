@@ -37,6 +37,10 @@ def test_columns_names_order_and_types():
         "pass_rate_high",
         "pass_at_1",
         "pass_at_8",
+        "majority_answer",
+        "majority_share",
+        "suspect_gold",
+        "no_positive_kind",
         "lift",
         "lift_low",
         "lift_high",
@@ -49,15 +53,24 @@ def test_columns_names_order_and_types():
         "confirmed_trainability",
     ]
     strings = {"item_id", "trainability", "tag_reason", "confirmed_trainability"}
+    strings |= {"majority_answer", "no_positive_kind"}
     integers = {"total_rollouts", "total_correct_rollouts"}
     for field in schema:
         if field.name in strings:
             assert field.type == pa.string()
+        elif field.name == "suspect_gold":
+            assert field.type == pa.bool_()
         elif field.name in integers:
             assert field.type == pa.int64()
         else:
             assert field.type == pa.float64()
         assert field.nullable
+
+
+def test_rewards_of_a_users_function_have_columns_of_their_own():
+    names = tag_schema([1], rewards=True).names
+    assert names[names.index("pass_at_1") + 1 :][:2] == ["reward_mean", "reward_std"]
+    assert not {"reward_mean", "reward_std"} & {*tag_schema([1]).names}
 
 
 def test_no_ks_no_pass_at_columns():

@@ -59,6 +59,26 @@ def test_every_rollout_once_and_ended_properly(tiny_policy: Policy) -> None:
     assert {r.finish_reason for r in rollouts} == {"stop", "length"}
 
 
+def test_it_stops_when_told_and_tells_what_was_in_the_making(tiny_policy: Policy) -> None:
+    engine = engine_of(tiny_policy)
+    drawn = by_key(list(engine.sample(requests(5))))
+    assert engine.unfinished() == []
+    finished = []
+    for rollout in engine.sample(requests(5)):
+        finished.append(rollout)
+        making = engine.unfinished()
+        assert len(finished) + len(making) <= 20 and all(0 < tokens < 24 for tokens in making)
+        if len(finished) == 3:
+            engine.stops_at = 0.0
+    # Those that end in the same step are told yet.
+    assert 3 <= len(finished) < 20
+    assert len(finished) + len(engine.unfinished()) == 20
+    longest = max(len(rollout.completion_token_ids) for rollout in finished)
+    assert max(engine.unfinished()) == longest
+    engine.stops_at = float("inf")
+    assert by_key(list(engine.sample(requests(5)))) == drawn
+
+
 @pytest.mark.parametrize("max_rows", [1, 3, 7, 64])
 def test_continuous_batching_samples_what_plain_sampling_does(
     tiny_policy: Policy, max_rows: int

@@ -36,7 +36,7 @@ MATH_RIGHT = [
     ("5", "5 square feet"),
     ("12", "12 red apples"),
     ("3", "3 dollars"),
-    (r"6", r"3!\text{ ways}"),
+    ("6", r"6\text{ ways}"),
     ("3c", "3c"),
     (r"90^\circ", "90"),
     ("90°", r"90^\circ"),
@@ -156,14 +156,51 @@ def test_no_answer_is_0_and_says_so(completion: str) -> None:
         "",
         r"n \equiv 1 \pmod{60}",
         r"x^2 - \sqrt{3}x + 1 = 0",  # math-verify: equal to any equation without real solutions
-        r"P(17)=14,\ P(13)=6",
         r"\gcd(4, n)",
+        "1, 2, ..., 10",
     ],
 )
 def test_math_judges_nothing_by_a_gold_it_cannot_compare(gold: str) -> None:
     verdict = load_verifier("math")(boxed("1"), gold)
     assert (verdict.reward, verdict.verdict) == (None, "error")
-    assert verdict.detail == "finds no answer in the gold that it can compare"
+    assert verdict.reason == "finds no answer in the gold that it can compare"
+
+
+@pytest.mark.parametrize(
+    ("gold", "reason"),
+    [
+        (
+            "She sold 48 clips in April and half as many in May, 72 altogether.",
+            "finds a sentence in the gold, which no bare answer equals",
+        ),
+        ("9^{9^9}", "finds a number in the gold that is too large to compute"),
+        ("((8!)!)!", "finds a number in the gold that is too large to compute"),
+        ("2^{3^{4^{5}}}", "finds a number in the gold that is too large to compute"),
+        ("2^{1000000}", "finds a number in the gold that is too large to compute"),
+    ],
+)
+def test_math_says_why_it_judges_nothing_by_a_gold(gold: str, reason: str) -> None:
+    verdict = load_verifier("math")(boxed(gold), gold)
+    assert (verdict.reward, verdict.reason) == (None, reason)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^9}}",
+        "(9!)!!",
+        "10000000!",
+        "2^{2^{100}}",
+        r"\binom{10000000}{5000000}",
+        "1e99999999",
+    ],
+)
+@pytest.mark.parametrize("gold", ["7", r"\sqrt{2}", "x+1", "(1,2)", "[1,2]", "Monday"])
+def test_what_is_too_large_is_wrong_and_never_computed(answer: str, gold: str) -> None:
+    started = time.process_time()
+    for completion in (boxed(answer), f"The answer is {answer}.", f"So ${answer}$"):
+        assert load_verifier("math")(completion, gold).reward == 0
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -260,11 +297,49 @@ def test_a_users_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert judge("same", "b") == Verdict(0, "wrong")
     assert judge("count", "a") == Verdict(1, "correct")
     assert judge("unsure", "a") == Verdict(None, "error", None, "returned None")
-    assert judge("half", "a").detail == "returned 0.5: a reward is 0, 1 or None"
+    assert judge("half", "a") == Verdict(0.5, "wrong")
     assert judge("text", "a").verdict == "error"
     assert judge("fails", "a") == Verdict(None, "error", None, "raised ValueError: no way")
     with pytest.raises(UsageError, match="no such function"):
         load_verifier("my_rewards:missing")
+
+
+def test_a_users_function_may_return_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "number_rewards.py").write_text(
+        "def parts(c, a): return 0.7 + 0.2 + 0.1 if c == a else float(c)\n"
+        "def ten(c, a): return float(c)\n"
+        "ten.max_reward = 10\n"
+        "def odd(c, a): return 1\n"
+        "odd.max_reward = 'ten'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def judge(function: str, completion: str, threshold: float | None = None) -> Verdict:
+        return load_verifier(f"number_rewards:{function}", threshold)(completion, "a")
+
+    # 0.7 + 0.2 + 0.1 is 0.9999999999999999 in floating point, and all the same the maximum.
+    assert judge("parts", "a").is_correct
+    assert judge("parts", "0.75") == Verdict(0.75, "wrong")
+    assert judge("parts", "0.75", 0.75) == Verdict(0.75, "correct")
+    assert judge("parts", "-2") == Verdict(-2.0, "wrong")
+    assert judge("parts", "-2", -3) == Verdict(-2.0, "correct")
+    # Beyond the presumed maximum it is not known what correct means; a threshold says it.
+    beyond = judge("parts", "3")
+    assert (beyond.reward, beyond.verdict) == (None, "error")
+    assert "returned 3.0, above 1, its maximum" in str(beyond.reason)
+    assert judge("parts", "3", 2) == Verdict(3.0, "correct")
+    assert judge("ten", "3") == Verdict(3.0, "wrong")
+    assert judge("ten", "10") == Verdict(10.0, "correct")
+    for infinite in ("nan", "inf"):
+        assert judge("ten", infinite).verdict == "error"
+    with pytest.raises(UsageError, match="max_reward is 'ten'"):
+        judge("odd", "1")
+    with pytest.raises(UsageError, match="--pass-threshold is nan"):
+        judge("ten", "1", float("nan"))
+    with pytest.raises(UsageError, match="math gives 0 or 1"):
+        load_verifier("math", 0.5)
 
 
 def test_an_unknown_name_names_the_nearest() -> None:

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 
 from curate.config import config_from_mapping
 from curate.errors import RunError, UsageError
-from probes import tag as tagging
+from probes import tagging
 from probes.engines import choose as engines
 from probes.engines import vllm as vllm_engine
 from probes.engines.base import Rollout, SampleRequest, Truncation

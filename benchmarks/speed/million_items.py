@@ -51,10 +51,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from curate.config import TagConfig
 from curate.run.folder import RunFolder, read_manifest
 from curate.tags import Trainability
-from probes import tag as tagging
+from probes import tagging
 from probes.engines.base import Rollout, SampleRequest, uniform_draws
 from probes.engines.choose import LoadedModel
 from probes.gradients.lora import TokenizedRollout
+from probes.tag import tag_dataset
 from probes.verifiers import pool as judging
 
 MOST_BYTES, MOST_GROWTH, LEAST_SECONDS = 6e9, 1.5, 5.0
@@ -148,6 +149,10 @@ class GeneratedRollouts:
             for number, text in enumerate(self._completions(request)):
                 token_ids = [*self._bytes.encode(text), END]
                 yield Rollout(request.item_id, request.first_sample + number, token_ids, "stop")
+
+    def unfinished(self) -> list[int]:
+        """None: a rollout is there at once."""
+        return []
 
     def facts(self) -> dict[str, Any]:
         """Nothing is known of it but its name."""
@@ -293,7 +298,7 @@ def tag_and_watch(config: TagConfig) -> list[Cost]:
         patch.object(LoadedModel, "probe", return_value=GeneratedGradients(config.gradient_dim)),
         patch.dict(tagging._SHARD_TOKENS, cpu=tagging._SHARD_TOKENS["cuda"]),
     ):
-        tagging.tag_dataset(config)
+        tag_dataset(config)
     workers = max(config.verifier_workers, 1)
     return [
         Cost(c.name, c.seconds, c.cpu, c.peak + workers * worker_peak * (c.name == "verify"))

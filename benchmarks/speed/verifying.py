@@ -12,9 +12,8 @@ on examples/arithmetic.jsonl at temperature 1, are judged by
 
 It prints rollouts a second by the clock, and a second of processor time of all processes together,
 which a busy machine changes less; each with how many times the rival's it is. And how many verdicts
-differ from those in the file, which are what the `math` verifier says where it asks math-verify
-every time. The rival judges by other rules (`probes/verifiers/math.py` has ours), so its
-differences are only counted. Both are loaded before the clock starts; the workers' processor
+differ from those in the file. The rival judges by other rules (`docs/verifiers.md` has ours), so
+its differences are only counted. Both are loaded before the clock starts; the workers' processor
 time holds their start.
 Exit status 1 when a verdict of a pool differs.
 """

@@ -11,9 +11,10 @@ from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
 from curate.config import TagConfig
-from curate.tags import COLUMNS, FORECAST, JUDGED, MIXED, TARGET, Trainability
+from curate.run.tables import ITEM_ANSWERS
+from curate.tags import ANSWERS, COLUMNS, FORECAST, JUDGED, MIXED, REWARDS, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
-from probes.summary import tag_meanings
+from probes.summary import answer_lines, tag_meanings
 from probes.tag_rules import DOUBT
 
 _NOT_MEASURED = "not measured"
@@ -192,10 +193,20 @@ def found_section(facts: RunFacts) -> str:
             "",
             *table([head, *body]),
             "",
+            *_answers(facts),
             "In brackets: how many items it was measured on. A similarity needs two correct "
             "rollouts, a lift one; `p_unlearnable` is for hard items.",
         ]
     )
+
+
+def _answers(facts: RunFacts) -> list[str]:
+    """What the answers say of golds, and of items that are never right."""
+    lines = [
+        "- " + re.sub("no_positive|suspect_gold", r"`\g<0>`", line)
+        for line in answer_lines(facts.run.manifest.get("answers", {}))
+    ]
+    return [*lines, ""] if lines else []
 
 
 def _median(value: float | None, items: int) -> str:
@@ -318,6 +329,8 @@ def columns_section(facts: RunFacts) -> str:
         "": True,
         TARGET: bool(facts.run.config.target),
         JUDGED: facts.run.is_judged,
+        ANSWERS: ITEM_ANSWERS.is_in(facts.run.path),
+        REWARDS: facts.run.config.has_own_rewards,
         FORECAST: facts.run.manifest.get("forecast") is not None,
         MIXED: bool(facts.run.config.verifier_field),
     }

@@ -21,7 +21,7 @@ from curate.files import write_atomically
 from curate.run.names import REPORT
 from curate.run.quality import run_schema
 from curate.run.tables import ROLLOUTS
-from curate.tags import REASONING_QUALITY, Trainability
+from curate.tags import ANSWERS, COLUMNS, JUDGED, REWARDS, Trainability
 
 # A split is all files of its name, so one that an earlier push left behind would be read with it.
 _SPLIT_FILE = re.compile(rf"data/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet")
@@ -52,11 +52,12 @@ def make_files(
             "the same `curate tag` write it anew"
         )
     columns = open_source(tagged).columns
-    # A copy of the file from before `curate judge` is this run's too.
+    # A file from before `curate judge`, or of an earlier version, is this run's too.
+    later = {column.name for column in COLUMNS if column.when in (JUDGED, ANSWERS, REWARDS)}
     schema = pa.schema(
         field
         for field in run_schema(facts.run.path, facts.run.config)
-        if field.name in columns or field.name not in REASONING_QUALITY.names
+        if field.name in columns or field.name not in later
     )
     files = {path: folder / path for path in write_splits(tagged, facts.rows, schema, folder)}
     if (report := facts.run.path / REPORT).is_file():

@@ -18,10 +18,13 @@ from cards.report.training import confirmation_facts, plain, reward_facts
 from curate.run.run import Run
 from curate.version import __version__
 from probes.forecast.words import forecast_words, probability_words
+from probes.summary import answer_lines
 
 BIN_WIDTH = 0.05
 SHOWN_POINTS = 600
 _MOST_REASONS = 8
+_MOST_SUSPECTS = 50
+_SHOWN_ANSWER = 200
 _SETTINGS = (
     *("verifier", "min_rollouts", "max_rollouts", "rollout_budget", "temperature", "max_tokens"),
     *("instruction", "seed", "gradient_rollouts", "gradient_dim", "gradient_rank"),
@@ -67,6 +70,7 @@ def report_facts(run: Run, items: ReportItems) -> dict[str, Any]:
             "tags": _tag_facts(items),
             "pass_rates": _distribution(run, items),
             "sources": _source_facts(items),
+            "answers": _answer_facts(run, items),
         },
         "certainty": certainty,
         "not_measured": _not_measured(items, certainty),
@@ -116,6 +120,23 @@ def _row_facts(run: Run) -> dict[str, Any]:
         ],
         "rejected_for_other_reasons": int(counts[order[_MOST_REASONS:]].sum()),
     }
+
+
+def _answer_facts(run: Run, items: ReportItems) -> dict[str, Any]:
+    """What the answers say of golds, in lines, and the golds that look most wrong."""
+    suspects = []
+    if items.is_suspect is not None and items.majority_share is not None and items.majority:
+        places = np.flatnonzero(items.is_suspect)
+        order = np.lexsort((items.row[places], -items.majority_share[places]))
+        suspects = [
+            {
+                "row": int(items.row[at]),
+                "gold": items.answer[at].as_py()[:_SHOWN_ANSWER],
+                "majority": items.majority[at].as_py(),
+            }
+            for at in places[order][:_MOST_SUSPECTS].tolist()
+        ]
+    return {"lines": answer_lines(run.manifest.get("answers", {})), "suspects": suspects}
 
 
 def _tag_facts(items: ReportItems) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ def gradient_facts(run: Run, items: ReportItems) -> dict[str, Any] | None:
         item=found.item[lines],
         weights=found.weights[lines],
         reward=found.reward[lines],
+        accepted=None,
         completion_tokens=None,
     )
     group = np.full(len(items), -1, dtype=np.int64)

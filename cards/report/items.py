@@ -16,6 +16,7 @@ from curate.run.run import Run
 from curate.run.tables import (
     CONFIRMED,
     FORECAST,
+    ITEM_ANSWERS,
     ITEMS,
     LIFT,
     PAIRS,
@@ -24,7 +25,7 @@ from curate.run.tables import (
     TEACHING,
 )
 from curate.run.tables import TAGS as TAG_TABLE
-from curate.tags import Trainability
+from curate.tags import NO_POSITIVE_KINDS, Trainability
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -102,6 +103,12 @@ class ReportItems:
     """Columns of the dataset that sort the items into few kinds."""
     sources_note: str | None
     """Why there are none."""
+    majority: pa.Array | None = None
+    """The most frequent answer in words; None in a run of an earlier version."""
+    majority_share: Floats | None = None
+    """Its share of all answers."""
+    is_suspect: NDArray[np.bool_] | None = None
+    """Whether it makes the gold suspect."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,6 +158,7 @@ def read_report_items(run: Run) -> ReportItems:
     lift = run.columns(LIFT, *_LIFT)
     teaching = run.columns(TEACHING, "teaching", *_PAIRS)
     confirmed, final = _confirmed(run, ids)
+    lifted: dict[str, Any] = {name: _numbers(lift[name]) for name in _LIFT}
     row = _whole(items["row"])
     sources, note = read_source_columns(run, ids, row)
     return ReportItems(
@@ -179,13 +187,40 @@ def read_report_items(run: Run) -> ReportItems:
         forecast=_numbers(tags["forecast_pass_rate"]),
         forecast_low=_numbers(tags["forecast_low"]),
         forecast_high=_numbers(tags["forecast_high"]),
-        **{name: _numbers(lift[name]) for name in _LIFT},
+        **lifted,
         teaching=_numbers(teaching["teaching"]),
         **{name: teaching[name].combine_chunks() for name in _PAIRS},
         reasoning_quality=_reasoning_quality(run, ids),
         sources=sources,
         sources_note=note,
+        **_majorities(run),
     )
+
+
+def _majorities(run: Run) -> dict[str, Any]:
+    """What `answers.parquet` says of the items, where there is one."""
+    if not ITEM_ANSWERS.is_in(run.path):
+        return {}
+    table = run.columns(ITEM_ANSWERS, *[*ITEM_ANSWERS.columns][1:])
+    suspect = pc.fill_null(table["suspect_gold"], False).to_numpy()
+    return {
+        "majority": pa.array([_majority(row) for row in table.to_pylist()], pa.string()),
+        "majority_share": _numbers(table["majority_share"]),
+        "is_suspect": np.asarray(suspect, dtype=bool),
+    }
+
+
+def _majority(row: dict[str, Any]) -> str:
+    """The answers of an item in a line."""
+    parts = []
+    if row["majority_share"] is not None:
+        answer = "" if row["majority_answer"] is None else f": {row['majority_answer']}"
+        parts.append(f"{row['majority_share']:.0%} of {row['answers']:,} answers{answer}")
+    if row["suspect_gold"]:
+        parts.append("the gold is suspect")
+    if row["no_positive_kind"]:
+        parts.append(NO_POSITIVE_KINDS.get(row["no_positive_kind"], row["no_positive_kind"]))
+    return "; ".join(parts)
 
 
 def _confirmed(run: Run, ids: pa.Array) -> tuple[Ints | None, Floats | None]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
+from curate.run.rollouts import rollout_outcomes
 from curate.run.run import Run
 
 # Characters of all prompts, all answers and all rollouts in the page.
@@ -92,6 +93,8 @@ def shown_items(
     if items.confirmed is not None and items.final_pass_rate is not None:
         columns["confirmed"] = items.confirmed.tolist()
         numbers["final_pass_rate"] = items.final_pass_rate
+    if items.majority is not None:
+        columns["majority"] = items.majority.to_pylist()
     if items.reasoning_quality is not None:
         numbers["reasoning_quality"] = items.reasoning_quality
     columns |= {name: _short(values) for name, values in numbers.items()}
@@ -209,8 +212,8 @@ def shown_rollouts(run: Run, items: ReportItems) -> dict[str, Any]:
     ids = pa.array(items.ids[chosen])
     for batch in run.rollout_batches(*_COLUMNS):
         places = pc.fill_null(pc.index_in(batch["item_id"], value_set=ids), -1).to_numpy()
-        reward = pc.fill_null(batch["reward"].cast(pa.int64()), -1).to_numpy()
-        kind = np.where(reward == 1, 0, np.where(reward == 0, 1, 2))
+        outcome = rollout_outcomes(batch)
+        kind = np.where(outcome == 1, 0, np.where(outcome == 0, 1, 2))
         wanted = np.flatnonzero((places >= 0) & (room[places, kind] > 0))
         for line, row in zip(
             wanted.tolist(), batch.take(pa.array(wanted)).to_pylist(), strict=True

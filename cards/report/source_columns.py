@@ -101,7 +101,7 @@ def _own_columns(run: Run) -> set[str]:
     fields = (known.get(name) for name in ("prompt_field", "answer_field"))
     return {
         *WORK_COLUMNS,
-        *tag_schema(run.config.k, target=True, judged=True, mixed=True).names,
+        *tag_schema(run.config.k, target=True, judged=True, mixed=True, rewards=True).names,
         *(str(field).partition(".")[0] for field in fields if field),
     }
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.run.rollouts import OUTCOME, rollout_outcomes
 from curate.run.run import Run
 
-_COLUMNS = ("item_id", "sample", "completion", "completion_token_ids", "reward")
+_COLUMNS = ("item_id", "sample", "completion", "completion_token_ids", *OUTCOME)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def correct_rollouts(
     """
     found: dict[str, list[CorrectRollout]] = {item_id: [] for item_id in item_ids}
     for table in run.rollout_batches(*_COLUMNS):
-        table = table.filter(pc.equal(table["reward"], 1))
+        table = table.filter(pa.array(rollout_outcomes(table) == 1))
         columns = [
             *(table[name].to_pylist() for name in ("item_id", "sample", "completion")),
             pc.list_value_length(table["completion_token_ids"]).to_pylist(),

@@ -11,6 +11,7 @@ from curate.errors import RunError
 from curate.run.tables import (
     CONFIRMED,
     GOLD,
+    ITEM_ANSWERS,
     ITEMS,
     LIFT,
     PASS_RATES,
@@ -24,12 +25,12 @@ from curate.run.tables import (
 if TYPE_CHECKING:
     from curate.run.run import Run
 
-_TABLES = (TAGS, PASS_RATES, LIFT, TEACHING, SIMILARITY, GOLD)
+_TABLES = (TAGS, PASS_RATES, ITEM_ANSWERS, LIFT, TEACHING, SIMILARITY, GOLD)
 _LATER = {CONFIRMED: ("confirmed_trainability", "final_pass_rate"), QUALITY: ()}
 """Tables of other commands, and which of their columns; all if none is named."""
-_OPTIONAL = (TEACHING, GOLD, *_LATER)
+_OPTIONAL = (ITEM_ANSWERS, TEACHING, GOLD, *_LATER)
 """Tables that a finished run need not have."""
-_OF_OPTIONS = {PASS_RATES: "pass_at_", SIMILARITY: "target_similarity"}
+_OF_OPTIONS = {PASS_RATES: ("pass_at_", "reward_"), SIMILARITY: ("target_similarity",)}
 """How columns begin that are there by the settings of the run."""
 _BEFORE = {LIFT: "lift_", SIMILARITY: "similarity_", GOLD: "gold_"}
 """What stands before the names of columns that say too little beside those of other tables."""

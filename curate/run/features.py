@@ -27,20 +27,27 @@ class RolloutFeatures:
     """(draws,): position of the item, ascending among the correct ones and among the wrong ones."""
     weights: NDArray[np.int64]
     """(draws,): how often the completion was drawn."""
-    reward: NDArray[np.int64]
-    """(draws,): 1 or 0."""
+    reward: NDArray[np.int64] | NDArray[np.float64]
+    """(draws,): 1 or 0, or the number that a user's function gave."""
     completion_tokens: NDArray[np.int64] | None
     """(draws,): length of the completion; None in a run of a version that did not keep it."""
+    accepted: NDArray[np.bool_] | None = None
+    """(draws,): whether it is correct; None: where the reward is 1."""
+
+    @property
+    def is_correct(self) -> NDArray[np.bool_]:
+        """(draws,)."""
+        return np.asarray(self.reward == 1) if self.accepted is None else self.accepted
 
     @property
     def correct(self) -> RolloutFeatures:
         """The correct completions; a view."""
-        return self._part(slice(0, int(self.reward.sum())))
+        return self._part(slice(0, int(self.is_correct.sum())))
 
     @property
     def wrong(self) -> RolloutFeatures:
         """The wrong completions; a view."""
-        return self._part(slice(int(self.reward.sum()), len(self.reward)))
+        return self._part(slice(int(self.is_correct.sum()), len(self.reward)))
 
     def lengths(self) -> NDArray[np.int64]:
         """`completion_tokens`.
@@ -63,6 +70,7 @@ class RolloutFeatures:
             self.weights[lines],
             self.reward[lines],
             None if lengths is None else lengths[lines],
+            None if self.accepted is None else self.accepted[lines],
         )
 
 
@@ -75,8 +83,10 @@ def joined(run: Path, row_of: Mapping[str, int]) -> RolloutFeatures:
     path = ROLLOUT_INDEX.path(run)
     table = ROLLOUT_INDEX.read(run, "item_id", "weight")
     # Earlier versions differentiated correct rollouts alone and did not say so.
-    if "reward" in pq.read_schema(path).names:
-        for column in ("reward", "completion_tokens"):
+    there = pq.read_schema(path).names
+    if "reward" in there:
+        # Where rewards are other numbers than 0 and 1 it says which are correct.
+        for column in ("reward", "completion_tokens", *({"correct"} & {*there})):
             table = table.append_column(column, read_parquet(path, [column])[column])
     return features_of(run / ROLLOUT_FEATURES, table, row_of)
 
@@ -98,9 +108,13 @@ def features_of(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> Rollo
         )
     if "reward" not in table.column_names:
         return RolloutFeatures(features, items, weights, np.ones_like(weights), None)
-    reward, lengths = (
-        table[name].to_numpy().astype(np.int64) for name in ("reward", "completion_tokens")
-    )
-    if (np.diff(reward) > 0).any():
+    lengths = table["completion_tokens"].to_numpy().astype(np.int64)
+    reward, accepted = table["reward"].to_numpy(), None
+    if "correct" in table.column_names:
+        accepted = np.asarray(table["correct"])
+    else:
+        reward = reward.astype(np.int64)
+    found = RolloutFeatures(features, items, weights, reward, lengths, accepted)
+    if (np.diff(found.is_correct.astype(np.int8)) > 0).any():
         raise RunError(f"{path.with_suffix('.parquet')} is damaged: correct rollouts after wrong")
-    return RolloutFeatures(features, items, weights, reward, lengths)
+    return found

@@ -154,6 +154,20 @@ def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, 
     return run
 
 
+def check_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Check, without a change to it, that `open_run` would take a folder; tell whether it exists.
+
+    Raises:
+        UsageError: as `open_run`, but for a folder that another process holds.
+    """
+    if path.exists():
+        try:
+            _open_manifest(path, config, identity)
+        except OSError as error:
+            raise UsageError(f"cannot use run folder {path}: {error.strerror}") from error
+    return (path / MANIFEST).exists()
+
+
 def _open_manifest(
     path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:

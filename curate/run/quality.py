@@ -19,8 +19,13 @@ _MOST = 5.0
 def run_schema(run_dir: Path, config: TagConfig) -> pa.Schema:
     """The columns that a run's tagged file has, in their order."""
     judged = QUALITY.is_in(run_dir)
-    mixed = bool(config.verifier_field)
-    return tag_schema(config.k, target=bool(config.target), judged=judged, mixed=mixed)
+    return tag_schema(
+        config.k,
+        target=bool(config.target),
+        judged=judged,
+        mixed=bool(config.verifier_field),
+        rewards=config.has_own_rewards,
+    )
 
 
 def read_reasoning_quality(run_dir: Path, item_ids: pa.Array) -> pa.Table | None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate.run.tables import ROLLOUTS, Folder, read_parquet
+from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
 
 Integers = NDArray[np.int64]
 
@@ -39,6 +40,64 @@ def drawn_rollouts(run: Folder, row_of: Mapping[str, int]) -> NDArray[np.int64]:
     return drawn
 
 
+OUTCOME = ("reward", "verdict")
+"""Columns of rollouts that tell what became of them; see `rollout_outcomes`."""
+
+
+def rollout_outcomes(rollouts: pa.Table | pa.RecordBatch) -> Integers:
+    """What became of each rollout, shape (rollouts,): 1 correct, 0 wrong, -1 not judged.
+
+    Whole rewards say it themselves. Those of a function that returns other numbers are numbers
+    only, and `verdict` says which of them reached the threshold.
+
+    Args:
+        rollouts: has the columns `OUTCOME`.
+    """
+    reward = rollouts["reward"]
+    if not pa.types.is_floating(reward.type):
+        return np.asarray(pc.fill_null(reward, -1)).astype(np.int64)
+    correct = pc.fill_null(pc.equal(rollouts["verdict"], "correct"), False)
+    return np.where(pc.is_null(reward), -1, np.asarray(correct)).astype(np.int64)
+
+
+def read_outcomes(file: Path, *names: str) -> pa.Table:
+    """Read columns of a file of rollouts, and those that `rollout_outcomes` asks for.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    table = read_parquet(file, list(dict.fromkeys([*names, "reward"])))
+    if pa.types.is_floating(table["reward"].type) and "verdict" not in names:
+        table = table.append_column("verdict", read_parquet(file, ["verdict"])["verdict"])
+    return table
+
+
+def real_rewards(run: Folder) -> bool:
+    """Whether rewards of a run are numbers that do not themselves say what is correct.
+
+    They then are of type double in every file; `as_numbers` sees to that.
+    """
+    return any(
+        pa.types.is_floating(pq.read_schema(file).field("reward").type)
+        for file in rollout_shards(run)
+    )
+
+
+def as_numbers(run: Folder) -> None:
+    """Where rewards are double in one file of rollouts, make them double in all.
+
+    A function can return nothing but 0 and 1 for the first files and something else later.
+    """
+    if not real_rewards(run):
+        return
+    for file in rollout_shards(run):
+        table = read_parquet(file)
+        if not pa.types.is_floating(table["reward"].type):
+            place = table.column_names.index("reward")
+            numbers = table["reward"].cast(pa.float64())
+            write_parquet(file, table.set_column(place, "reward", numbers))
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """What became of the rollouts of each item so far: arrays of shape (items,)."""
@@ -47,7 +106,7 @@ class Outcomes:
     judged: Integers
     """Those with a reward, n."""
     correct: Integers
-    """Those with reward 1, c."""
+    """Those that the verifier accepted, c."""
 
     def is_easy(self, tau: float) -> NDArray[np.bool_]:
         """Whether c/n is at least `tau`; not where nothing was judged."""
@@ -64,7 +123,7 @@ def count_outcomes(run: Folder, row_of: Mapping[str, int]) -> Outcomes:
     """
     counts = np.zeros((3, len(row_of)), dtype=np.int64)
     for file in rollout_shards(run):
-        table = read_parquet(file, ["item_id", "reward"])
+        table = read_outcomes(file, "item_id")
         rows = item_rows(table, row_of)
         for count, values in zip(counts, drawn_judged_correct(table), strict=True):
             np.add.at(count, rows, values)
@@ -72,12 +131,16 @@ def count_outcomes(run: Folder, row_of: Mapping[str, int]) -> Outcomes:
 
 
 def drawn_judged_correct(table: pa.Table) -> tuple[Integers, Integers, Integers]:
-    """Whether each rollout was drawn, judged and correct, as 0 or 1."""
-    reward = table["reward"]
+    """Whether each rollout was drawn, judged and correct, as 0 or 1.
+
+    Args:
+        table: has the columns `OUTCOME`.
+    """
+    outcome = rollout_outcomes(table)
     return (
-        np.ones(len(reward), dtype=np.int64),
-        pc.is_valid(reward).to_numpy().astype(np.int64),
-        pc.fill_null(reward, 0).to_numpy().astype(np.int64),
+        np.ones(len(outcome), dtype=np.int64),
+        (outcome >= 0).astype(np.int64),
+        (outcome == 1).astype(np.int64),
     )
 
 

@@ -26,7 +26,7 @@ from curate.run.features import RolloutFeatures, joined
 from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import COMPARISONS, CONFIRMATION, JUDGEMENT, LIFT_FACTS, ROLLOUT_FEATURES
 from curate.run.quality import read_reasoning_quality
-from curate.run.rollouts import rollout_shards
+from curate.run.rollouts import real_rewards, rollout_shards
 from curate.run.tables import (
     CONFIRMED,
     FORECAST,
@@ -205,6 +205,9 @@ class Run:
             names: of the columns; all if none is named. Completions take most of the memory.
         """
         schema = pa.schema([ROLLOUTS.schema.field(name) for name in names or ROLLOUTS.columns])
+        if "reward" in schema.names and real_rewards(self.path):
+            place = schema.get_field_index("reward")
+            schema = schema.set(place, pa.field("reward", pa.float64()))
         batches = (batch.cast(schema) for batch in self.rollout_batches(*schema.names))
         return pa.Table.from_batches(batches, schema=schema)
 

@@ -200,6 +200,12 @@ PASS_RATES = Table("pass_rates.parquet", {
     "unjudged_rollouts": INT, "truncated_rollouts": INT, "mean_completion_tokens": FLOAT,
 })  # fmt: skip
 
+ITEM_ANSWERS = Table("answers.parquet", {
+    "item_id": TEXT, "answers": INT, "majority_answer": TEXT, "majority_share": FLOAT,
+    "majority_low": FLOAT, "majority_high": FLOAT, "suspect_gold": FLAG, "no_positive_kind": TEXT,
+})  # fmt: skip
+"""What the judged rollouts of each item answered; not there in runs of earlier versions."""
+
 ROLLOUT_INDEX = Table(f"{GRADIENTS}/rollouts.parquet", {
     "item_id": TEXT, "sample": INT32, "weight": INT32, "tokens": INT32,
     "completion_tokens": INT32, "reward": INT8,
@@ -242,13 +248,14 @@ TAGS = Table("tags.parquet", {
 REWARDS = Table("rewards.parquet", {
     "step": INT32, "item_id": TEXT, "rollouts": INT32, "mean_reward": FLOAT,
     "truncated_fraction": FLOAT, "clipped_fraction": FLOAT, "trained": FLAG,
+    "correct_rollouts": INT32,
 })  # fmt: skip
 """A row for every group that was generated, in the order of generation.
 
 mean_reward is null where nothing could be judged; truncated_fraction is the share of its rollouts
 that were cut at the length limit, clipped_fraction that of its tokens whose probability ratio was
 clipped in the loss, null for a group that did not reach it; trained tells that it did, with unequal
-rewards.
+rewards; correct_rollouts is null in trainings of earlier versions.
 """
 
 OUTCOMES = Table("outcomes.parquet", {

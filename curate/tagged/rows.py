@@ -25,7 +25,10 @@ from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
 _BATCH_ROWS = 1024
-_TYPES = {field.name: field.type for field in tag_schema([], target=True, judged=True, mixed=True)}
+_TYPES = {
+    field.name: field.type
+    for field in tag_schema([], target=True, judged=True, mixed=True, rewards=True)
+}
 _PASS_AT = re.compile(r"pass_at_[1-9]\d*")
 
 
@@ -196,6 +199,8 @@ def _typed(row: SourceRow, name: str, kind: pa.DataType | None) -> object:
         return None
     if kind == pa.string():
         return cell
+    if kind == pa.bool_() and cell in ("true", "false"):
+        return cell == "true"
     try:
         return int(cell) if kind == pa.int64() else float(cell)
     except ValueError as error:

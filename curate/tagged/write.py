@@ -75,8 +75,8 @@ def write_tagged(
     return counted.rows
 
 
-def check_out(source: Source, out: Path, suffix: str = "") -> None:
-    """Raise UsageError if `out` is no place to write the tagged dataset; makes its folder."""
+def check_out(source: Source, out: Path, suffix: str = "", *, make_folder: bool = True) -> None:
+    """Raise UsageError if `out` is no place to write the tagged dataset; may make its folder."""
     if not suffix and out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{out}: the suffix must be one of {', '.join(SUFFIXES)}")
     try:
@@ -88,10 +88,12 @@ def check_out(source: Source, out: Path, suffix: str = "") -> None:
         for part in source.parts:
             if part.path is not None and part.path.resolve().parent == out.resolve().parent:
                 raise UsageError(f"{out} lies among the files of the dataset; write elsewhere")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK | os.X_OK):
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
         raise UsageError(f"cannot write {out}: its folder is not writable")
 
 

@@ -16,7 +16,7 @@ from probes.doctor.finding import Finding
 from probes.verifiers.by_row import RowVerifiers, hints
 
 _ROWS_READ = 1000
-_OURS = frozenset(tag_schema([], target=True, judged=True, mixed=True).names)
+_OURS = frozenset(tag_schema([], target=True, judged=True, mixed=True, rewards=True).names)
 
 
 def look_at_dataset(config: TagConfig) -> tuple[int, list[Finding]]:

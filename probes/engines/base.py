@@ -73,10 +73,13 @@ class Engine(Protocol):
         name: as users choose it.
         has_own_weights: it loads the policy's weights on this machine, beside those that are
             differentiated.
+        stops_at: when, by `time.monotonic`, `sample` ends with rollouts still in the making, as
+            soon as it can; never, unless a trial sets it.
     """
 
     name: str
     has_own_weights: bool
+    stops_at: float
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for, in the order in which they finish.
@@ -84,6 +87,10 @@ class Engine(Protocol):
         Randomness comes from the seed and the requests, never from how many came before: so no
         two shards of a run share random numbers, whichever process draws them.
         """
+        ...
+
+    def unfinished(self) -> list[int] | None:
+        """Tokens so far of every rollout in the making; None where the engine cannot tell."""
         ...
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class LoadedModel:
         """
         if self._engine is None:
             self._engine = self._new_engine()
-            say(f"engine {self.choice}: {self.why}; {self._where()}")
+            say(f"engine {self.choice}: {self.why}; {self.where()}")
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()
@@ -160,7 +160,8 @@ class LoadedModel:
             self._engine.close()
         self._engine = self._policy = self._probe = None
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Tell where the engine draws, and in what precision."""
         if self.choice == SERVER:
             return f"at {', '.join(self.config.base_url)}"
         device = choose_device()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -53,6 +53,7 @@ def generate_rollouts(
     truncation: Truncation,
     max_tokens: int,
     most_rows: int,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Rollout]:
     """Yield every rollout asked for, prompt by prompt.
 
@@ -61,12 +62,13 @@ def generate_rollouts(
         requests: what is wanted.
         seed, temperature, truncation, max_tokens: of the sampling.
         most_rows: samples at once; halved when memory runs out.
+        is_over: asked between two prompts whether to stop.
 
     Raises:
         RunError: one single rollout does not fit into memory.
     """
     waiting = deque(requests)
-    while waiting:
+    while waiting and not is_over():
         request = waiting.popleft()
         now = replace(request, samples=min(request.samples, most_rows))
         left = request.samples - now.samples

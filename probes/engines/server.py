@@ -17,6 +17,8 @@ can otherwise draw the same completions of the same prompt. How they batch still
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -115,6 +117,7 @@ class ServerEngine:
         self.vocabulary = int(outline.model.config.get_text_config().vocab_size)
         self.base_urls = [check_base_url(url) for url in base_urls]
         self.seed = seed
+        self.stops_at = math.inf
         self.temperature = temperature
         self.truncation = truncation
         self.max_tokens = max_tokens
@@ -177,10 +180,16 @@ class ServerEngine:
                 part = parts[number]
                 for sample, (token_ids, reason) in enumerate(found, start=part.first_sample):
                     yield Rollout(part.item_id, sample, token_ids, reason)
+                if time.monotonic() >= self.stops_at:
+                    break
         except RunError as error:
             if self._known().seeds and any(server.broke for server in pool.servers):
                 raise RunError(f"{error}; {_SEEDS_CRASH}") from error
             raise
+
+    def unfinished(self) -> None:
+        """Unknown: a server tells when it is finished."""
+        return None
 
     def close(self) -> None:
         """Abandon what is under way and close the connections."""

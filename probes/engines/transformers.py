@@ -12,6 +12,8 @@ divide changes no rollout. Models with other layers than attention are sampled b
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -218,6 +220,8 @@ class TransformersEngine:
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
         self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
         self.is_plain = has_plain_attention(policy.model)
+        self.stops_at = math.inf
+        self._in_hand: list[_Row] = []
         # Rows a sample, as it was lately: how much the rollouts have in common.
         self._rows_per_sample = 1.0
 
@@ -233,7 +237,7 @@ class TransformersEngine:
         # Long prompts first: their rows set the cache's width, which then only shrinks.
         waiting = deque(sorted(requests, key=lambda r: -len(r.prompt_token_ids)))
         batch: _Batch | None = None
-        while waiting or batch:
+        while (waiting or batch) and time.monotonic() < self.stops_at:
             try:
                 with torch.inference_mode():
                     batch = self._refill(batch, waiting)
@@ -245,6 +249,7 @@ class TransformersEngine:
                 batch = None
                 self._back_off(rows, waiting, error)
                 continue
+            self._in_hand = batch.rows
             yield from finished
             if not batch.rows:
                 batch = None
@@ -259,7 +264,14 @@ class TransformersEngine:
             truncation=self.truncation,
             max_tokens=self.max_tokens,
             most_rows=self._most_rows(longest),
+            is_over=lambda: time.monotonic() >= self.stops_at,
         )
+
+    def unfinished(self) -> list[int] | None:
+        """Tokens so far of every rollout in the making; None where `generate` has them."""
+        if not self.is_plain:
+            return None
+        return [len(row.tokens) for row in self._in_hand for _ in row.samples]
 
     def close(self) -> None:
         """Nothing to free: the weights are the policy's, and the cache ends with each call."""

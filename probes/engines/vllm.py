@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -83,6 +85,7 @@ class VllmEngine:
     ) -> None:
         self.files = files
         self.seed = seed
+        self.stops_at = math.inf
         self.temperature = temperature
         self.truncation = truncation
         self.max_tokens = max_tokens
@@ -148,7 +151,7 @@ class VllmEngine:
             for number, request in enumerate(_of_allowed_size(requests)):
                 waiting[str(number)] = request
                 self._add(llm, str(number), request)
-            while waiting:
+            while waiting and time.monotonic() < self.stops_at:
                 for output in llm.llm_engine.step():
                     if output.finished:
                         yield from _rollouts(waiting.pop(output.request_id), output)
@@ -159,6 +162,10 @@ class VllmEngine:
         finally:
             if waiting:
                 llm.llm_engine.abort_request(list(waiting))
+
+    def unfinished(self) -> None:
+        """Unknown: only what is finished is asked for."""
+        return None
 
     def close(self) -> None:
         """Shut vLLM down and free its weights and cache."""

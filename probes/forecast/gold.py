@@ -36,7 +36,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.verifiers.answers import SHOWN_CHARACTERS, bare, given_answer
+from probes.verifiers.answers import bare, given_answer
+from probes.verifiers.verdict import SHOWN_CHARACTERS
 
 # A few tokens around the one that bisection finds: bytes of one character decode one by one.
 _SLACK = 4

@@ -45,6 +45,9 @@ might point anywhere. Teachers: the direction is drawn again with random signs o
 deviation from its item's mean and on each item's weight (wild bootstrap), a few times for all
 items at once. The weights come from counts, so that of an item with k correct rollouts is off by a
 share of 1/√k.
+
+Rewards that are not 0 or 1 change what a step takes of each rollout and nothing else: w_j and g_r
+are then those of `probes.lift.rewards`.
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ from scipy.special import gammaln, xlog1py, xlogy
 
 from probes.gradients.blocks import item_blocks, release
 from probes.lift.preconditioner import Preconditioner, draw_rows, fit_preconditioner
+from probes.lift.rewards import EPSILON, ItemRewards, expected_advantages
 from probes.lift.teaching import Pairs, PairSearch, choose_teachers
 
 Floats = NDArray[np.float64]
@@ -69,7 +73,6 @@ LOSSES = ("grpo", "dapo", "dr_grpo")
 """How a loss weighs rollouts and tokens: `grpo` divides advantages by their standard deviation and
 averages tokens within a rollout; `dapo` (Yu et al. 2025) averages them over the batch; `dr_grpo`
 (Liu et al. 2025) does neither."""
-_EPSILON = 1e-4
 _PRIOR_FREEDOM = 4.0
 _REDRAWS = 24
 """Directions drawn again: the variance of the teachers' noise is known to a quarter of itself, and
@@ -101,6 +104,8 @@ class GradientLift:
     """What a group of the item does for the log odds of the unsolved others, on average."""
     draws: Integers
     """Correct rollouts behind the item, multiplicities counted."""
+    weight: Floats
+    """w_j, what a step takes of the item."""
     pairs: Pairs | None = None
     """Who teaches whom; None where it was not asked for."""
 
@@ -139,7 +144,7 @@ def group_coefficients(group_size: int, loss: str = "grpo") -> Floats:
     spread = mean * (1 - mean)
     if loss == "dr_grpo":
         return np.asarray(spread)
-    return np.asarray(spread / (np.sqrt(spread * group_size / (group_size - 1)) + _EPSILON))
+    return np.asarray(spread / (np.sqrt(spread * group_size / (group_size - 1)) + EPSILON))
 
 
 def _chances(n: Integers, c: Integers, group_size: int) -> Floats:
@@ -180,6 +185,8 @@ class LiftInputs:
         tokens: (rows,), length of the completion.
         judged, correct: (items,), counts of all rollouts.
         pass_rate: (items,), the best estimate of p, below 1.
+        rewards: where they are other numbers than 1 for correct and 0 for wrong: of all rollouts,
+            and then `reward`, (rows,), those of the rows (`probes.lift.rewards`).
     """
 
     features: NDArray[np.floating]
@@ -190,12 +197,18 @@ class LiftInputs:
     judged: Integers
     correct: Integers
     pass_rate: Floats
+    rewards: ItemRewards | None = None
+    reward: Floats | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.features)
         for name in ("item", "weights", "is_correct", "tokens"):
             if getattr(self, name).shape != (rows,):
                 raise ValueError(f"{name} must be ({rows},), got {getattr(self, name).shape}")
+        if (self.rewards is None) != (self.reward is None):
+            raise ValueError("rewards of all rollouts and those of the rows go together")
+        if self.reward is not None and self.reward.shape != (rows,):
+            raise ValueError(f"reward must be ({rows},), got {self.reward.shape}")
         if rows and np.any(self.tokens < 1):
             raise ValueError("a completion has 1 token at least")
 
@@ -234,10 +247,18 @@ def measure_lift(
         ValueError: non-finite features, or what `group_weights` raises.
     """
     groups = group_weights(inputs.judged, inputs.correct, group_size, loss)
+    scale = None
+    if inputs.rewards is not None and inputs.reward is not None:
+        taken = expected_advantages(
+            inputs.rewards, inputs.item, inputs.reward, inputs.is_correct, inputs.judged,
+            inputs.correct, group_size=group_size, loss=loss, seed=seed,
+        )  # fmt: skip
+        groups, scale = GroupWeights(taken.weight, taken.signal), taken.scale
     work = _Work(inputs, is_unsolved, groups)
     work.per_token = loss != "grpo"
+    work.scale = scale
     if is_preconditioned:
-        work.preconditioner = _fit(inputs, groups, seed)
+        work.preconditioner = _fit(inputs, groups, scale, seed)
     rng = np.random.default_rng(seed)
     blocks = item_blocks(
         inputs.item, inputs.weights, max(1, block_bytes // (16 * inputs.features.shape[1]))
@@ -253,10 +274,14 @@ def measure_lift(
     return work.result()
 
 
-def _fit(inputs: LiftInputs, groups: GroupWeights, seed: int) -> Preconditioner:
+def _fit(
+    inputs: LiftInputs, groups: GroupWeights, scale: Floats | None, seed: int
+) -> Preconditioner:
     """The preconditioner of a run: its rollouts count as much as GRPO takes of them."""
     draws = np.bincount(inputs.item, inputs.weights, minlength=len(inputs.judged))
     used = groups.weight[inputs.item] * inputs.weights / np.maximum(draws, 1)[inputs.item]
+    if scale is not None:
+        used = used * np.abs(scale)
     rows, repeats = np.unique(draw_rows(used, seed), return_counts=True)
     gradients = inputs.features[rows].astype(np.float32, copy=False)
     release(inputs.features)
@@ -300,6 +325,8 @@ class _Work:
 
     per_token = False
     """Whether a loss counts tokens alike, so that g = s / mean length."""
+    scale: Floats | None = None
+    """(rows,): what a step takes of each rollout beside w_j; None: alike."""
     preconditioner: Preconditioner | None = None
     search: PairSearch | None = None
     target: LiftInputs | None = None
@@ -338,6 +365,8 @@ class _Work:
         lengths = inputs.tokens[rows].astype(np.float32)[:, None]
         s = -features * lengths
         g = s / np.float32(self.mean_tokens) if self.per_token else -features
+        if self.scale is not None and inputs is self.inputs:
+            g = g * self.scale[rows].astype(np.float32)[:, None]
         items, owner = np.unique(inputs.item[rows], return_inverse=True)
         weights = inputs.weights[rows].astype(np.float64)
         return _Block(items, owner.reshape(-1), weights, inputs.is_correct[rows], s, g)
@@ -354,9 +383,18 @@ class _Work:
     def _difference(self, block: _Block) -> tuple[Singles, Singles, Singles, Floats]:
         """Per item w_j D_j, h, ḡ⁻ (items, dim) and the correct draws."""
         h, right, wrong, k, m = self._means(block)
-        # Without a wrong rollout (of an item that is hardly ever wrong) nothing is contrasted.
-        weight = np.where((k > 0) & (m > 0), self.groups.weight[block.items], 0.0)
+        weight = self._contrast(block, k, m)
         return weight.astype(np.float32)[:, None] * (right - wrong), h, wrong, k
+
+    def _contrast(self, block: _Block, k: Floats, m: Floats) -> Floats:
+        """w_j where all is there that it weighs: (items of the block,).
+
+        Without a wrong rollout (of an item that is hardly ever wrong) nothing is contrasted, unless
+        rewards differ among the correct ones and there is no other.
+        """
+        judged, correct = self.inputs.judged[block.items], self.inputs.correct[block.items]
+        is_whole = ((k > 0) | (correct == 0)) & ((m > 0) | (correct == judged))
+        return np.where(is_whole, self.groups.weight[block.items], 0.0)
 
     def add(self, block: _Block, rng: np.random.Generator) -> None:
         """First pass: take a block into the direction of a step."""
@@ -401,10 +439,12 @@ class _Work:
         # A single draw has no deviation from itself; its own length stands for it.
         means = np.where(block.is_correct[:, None], right[at], wrong[at])
         deviations = block.g - np.where(draws[:, None] > 1, means, 0).astype(np.float32)
-        weight = np.where((k > 0) & (m > 0), self.groups.weight[block.items], 0.0)
+        weight = self._contrast(block, k, m)
         scale = weight[at] * np.sqrt(block.weights / draws / np.maximum(draws - 1, 1))
         # The weight itself comes from counts, and a count of k is off by √k.
-        share = (weight / np.sqrt(np.maximum(k, 1))).astype(np.float32)[:, None] * (right - wrong)
+        share = (weight / np.sqrt(np.maximum(np.where(k > 0, k, m), 1))).astype(np.float32)[
+            :, None
+        ] * (right - wrong)
         signs = rng.choice(np.array([-1.0, 1.0]), size=(_REDRAWS, len(at) + len(k)))
         of_rows = signs[:, : len(at)] * scale
         of_items = signs[:, len(at) :]
@@ -452,6 +492,8 @@ class _Work:
             self.search.add(items[has], slopes, self.is_unsolved[items][has])
         teaching = np.einsum("id,id->i", share, learning.astype(np.float32), dtype=np.float64)
         rows = items[has]
+        # An item that is never right is not lifted, but where its rewards differ it teaches.
+        teaches = has | share.any(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             self.others[rows] = others[has]
             self.pairs[rows] = mean_pair[has]
@@ -460,9 +502,9 @@ class _Work:
             self.variance[rows] = (spread / (k - 1))[has]
             self.square[rows] = (square / k)[has]
             self.noise[rows] = noise[has]
-            self.teaching[rows] = np.where(
+            self.teaching[items[teaches]] = np.where(
                 learners > 0, teaching / np.maximum(learners, 1), np.nan
-            )[has]
+            )[teaches]
 
     def result(self) -> GradientLift:
         """Put together what both passes found."""
@@ -486,6 +528,7 @@ class _Work:
             teaching=self.teaching,
             draws=self.draws,
             pairs=self.search.result() if self.search else None,
+            weight=weight,
         )
 
     def _moderated(self) -> tuple[Floats, Floats]:

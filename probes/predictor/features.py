@@ -33,8 +33,14 @@ from scipy.special import logit
 from curate.config import TagConfig
 from curate.errors import RunError
 from curate.run.quality import read_reasoning_quality
-from curate.run.rollouts import floats, item_rows, rollout_shards
-from curate.run.tables import PASS_RATES, SIMILARITY, read_parquet
+from curate.run.rollouts import (
+    floats,
+    item_rows,
+    read_outcomes,
+    rollout_outcomes,
+    rollout_shards,
+)
+from curate.run.tables import PASS_RATES, SIMILARITY
 from probes.forecast.model import saturated
 from probes.stages.forecast import read_forecast
 from probes.stages.lift import read_lift
@@ -161,8 +167,8 @@ def _correct_lengths(run_dir: Path, item_ids: list[str]) -> Floats:
     row_of = {item_id: row for row, item_id in enumerate(item_ids)}
     counts, tokens = np.zeros((2, len(item_ids)), dtype=np.int64)
     for file in rollout_shards(run_dir):
-        table = read_parquet(file, ["item_id", "completion_token_ids", "reward"])
-        table = table.filter(pc.equal(table["reward"], 1))
+        table = read_outcomes(file, "item_id", "completion_token_ids")
+        table = table.filter(pa.array(rollout_outcomes(table) == 1))
         rows = item_rows(table, row_of)
         np.add.at(counts, rows, 1)
         lengths = pc.list_value_length(table["completion_token_ids"]).cast(pa.int64())

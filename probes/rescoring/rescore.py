@@ -2,7 +2,8 @@
 
 Of each item its first `most_correct` correct and first `most_wrong` wrong rollouts are taken, in
 the order in which they were drawn, whatever they say: so means over them are means over draws. A
-completion that was drawn several times is scored once and counts as often as it was drawn.
+completion that was drawn several times is scored once and counts as often as it was drawn. In the
+tables here `reward` is 1 for a correct rollout and 0 for a wrong one, whatever number it was given.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from curate.errors import UsageError
 from curate.progress import Progress
-from curate.run.rollouts import item_rows, rollout_shards
+from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import Folder, read_parquet, write_parquet
 from probes.gradients.lora import TokenizedRollout
 from probes.models.load import Policy
@@ -155,9 +156,9 @@ def _chosen(
     most_of = {reward: np.broadcast_to(most, len(row_of)) for reward, most in bounds.items()}
     taken = {reward: np.zeros(len(row_of), dtype=np.int64) for reward in (0, 1)}
     for file in rollout_shards(run):
-        table = read_parquet(file, ["item_id", "reward"])
+        table = read_outcomes(file, "item_id")
         rows = item_rows(table, row_of)
-        rewards = table["reward"].fill_null(-1).to_numpy()
+        rewards = rollout_outcomes(table)
         lines = []
         for reward, most in most_of.items():
             of_reward = np.flatnonzero(rewards == reward)
@@ -187,7 +188,7 @@ def _draws(
     """The distinct completions among some lines of a file, by a key of item and completion."""
     table = read_parquet(file).take(pa.array(lines))
     rows = item_rows(table, row_of).tolist()
-    samples, rewards = table["sample"].to_pylist(), table["reward"].to_pylist()
+    samples, rewards = table["sample"].to_pylist(), rollout_outcomes(table).tolist()
     completions = table["completion_token_ids"]
     # Run folders from before rollouts had their log-probability lack the column.
     has_kept = "log_probability" in table.column_names

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curate.progress import Progress
-from curate.run.rollouts import item_rows, rollout_shards
-from curate.run.tables import GOLD, Folder, read_parquet
+from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
+from curate.run.tables import GOLD, Folder
 from probes.forecast.gold import (
     GoldCompletion,
     GoldProbability,
@@ -43,7 +42,6 @@ _COLUMNS = [
     "completion",
     "completion_token_ids",
     "finish_reason",
-    "reward",
     "answer_found",
 ]
 
@@ -173,23 +171,25 @@ def _blocks(run: Folder, row_of: Mapping[str, int], most: int) -> Iterator[list[
     finished: list[_Item] = []
     taken = np.zeros(len(row_of), dtype=np.int64)
     for file in rollout_shards(run):
-        table = read_parquet(file, _COLUMNS)
+        table = read_outcomes(file, *_COLUMNS)
         rows = item_rows(table, row_of)
-        judged = ~pc.is_null(table["reward"]).to_numpy()
+        outcome = rollout_outcomes(table)
         lines = []
-        for line in np.flatnonzero(judged).tolist():
+        for line in np.flatnonzero(outcome >= 0).tolist():
             if taken[rows[line]] < most:
                 taken[rows[line]] += 1
                 lines.append(line)
         # Of a later round there is often nothing to look at, and an empty list has no type.
         chosen = table.take(pa.array(lines, pa.int64()))
-        for row, values in zip(rows[lines], chosen.to_pylist(), strict=True):
+        for row, values, was in zip(
+            rows[lines], chosen.to_pylist(), outcome[lines].tolist(), strict=True
+        ):
             waiting.setdefault(int(row), []).append(
                 _Rollout(
                     tuple(values["completion_token_ids"]),
                     values["completion"],
                     values["finish_reason"] == "length",
-                    values["reward"] == 1,
+                    was == 1,
                     values["answer_found"],
                 )
             )
@@ -223,7 +223,7 @@ def _place_golds(
     pairs: list[Pair] = []
     owners: list[tuple[_Item, GoldCompletion]] = []
     for item, (gold, verifier), verdict in zip(block, named, boxed, strict=True):
-        form = placed_form(gold, verdict.answer_found if verdict.reward == 1 else None)
+        form = placed_form(gold, verdict.answer_found if verdict.is_correct else None)
         room = context_length - len(items["prompt_token_ids"][item.row])
         for rollout in item.rollouts:
             found = _with_gold(rollout, tokenizer, form)
@@ -234,7 +234,7 @@ def _place_golds(
                 pairs.append((found.text, gold, verifier))
                 owners.append((item, found))
     for (item, found), verdict in zip(owners, pool.judge(pairs), strict=True):
-        if verdict.reward != 1:
+        if not verdict.is_correct:
             del item.candidates[found.prefix, found.scored]
 
 

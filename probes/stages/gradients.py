@@ -6,13 +6,16 @@ array of them for good, and the shards go.
 
 Of an item are differentiated its first correct rollouts, and its first wrong ones from the file on
 that holds its first correct one: an item that is never right teaches nothing and is not taught by
-its gradients. What is chosen in a file thus depends on this file and those before it alone, so that
-a run that goes on, and the parts of a merged one, choose alike.
+its gradients. Where a user's function gives other rewards than 0 and 1, rollouts teach as soon as
+their rewards differ, so that the first wrong ones are differentiated from there on. What is chosen
+in a file thus depends on this file and those before it alone, so that a run that goes on, and the
+parts of a merged one, choose alike.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ from curate.progress import Progress
 from curate.run.features import RolloutFeatures, features_of, joined
 from curate.run.folder import RunFolder
 from curate.run.names import GRADIENTS, ITEM_FEATURES, ROLLOUT_FEATURES
-from curate.run.rollouts import item_rows, rollout_shards
+from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import ITEM_INDEX, ROLLOUT_INDEX, read_parquet, write_parquet
 from probes.gradients.lora import GradientProbe, TokenizedRollout
 from probes.stages.sample import Advance
@@ -47,7 +50,8 @@ class _Draw:
 
     item: int
     sample: int
-    reward: int
+    reward: float
+    is_correct: bool
     rollout: TokenizedRollout
     weight: int = 0
     feature_row: int = _REPEATED
@@ -200,13 +204,17 @@ def _chosen(
 ) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
     """Choose the rollouts of each shard: its lines, and the positions of their items."""
     correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
+    lowest, highest = np.full(len(row_of), np.inf), np.full(len(row_of), -np.inf)
     for file in rollout_shards(run):
-        table = read_parquet(file, ["item_id", "reward"])
+        table = read_outcomes(file, "item_id")
         # One that could not be judged is neither.
-        reward = pc.fill_null(table["reward"], -1).to_numpy()
+        outcome = rollout_outcomes(table)
+        reward = np.asarray(pc.fill_null(table["reward"].cast(pa.float64()), np.nan))
         rows = item_rows(table, row_of)
-        chosen = _first_of_items(rows, reward == 1, correct, most)
-        is_wrong = (reward == 0) & (correct[rows] > 0)
+        np.fmin.at(lowest, rows, reward)
+        np.fmax.at(highest, rows, reward)
+        chosen = _first_of_items(rows, outcome == 1, correct, most)
+        is_wrong = (outcome == 0) & ((correct > 0) | (highest > lowest))[rows]
         chosen |= _first_of_items(rows, is_wrong, wrong, most_wrong)
         yield file, np.flatnonzero(chosen), rows[chosen]
 
@@ -238,9 +246,9 @@ def _draws(
     file: Path, lines: NDArray[np.int64], rows: NDArray[np.int64], items: pa.Table
 ) -> dict[int, _Draw]:
     """The distinct completions among some lines of a shard, by a key of item and completion."""
-    columns = ["sample", "reward", "completion_token_ids"]
-    table = read_parquet(file, columns).take(pa.array(lines))
+    table = read_outcomes(file, "sample", "completion_token_ids").take(pa.array(lines))
     samples, rewards = table["sample"].to_pylist(), table["reward"].to_pylist()
+    is_correct = (rollout_outcomes(table) == 1).tolist()
     completions = table["completion_token_ids"]
     ids, prompts = items["item_id"], items["prompt_token_ids"]
     draws: dict[int, _Draw] = {}
@@ -250,22 +258,24 @@ def _draws(
         if key not in draws:
             prompt = prompts[row].values.to_numpy()
             rollout = TokenizedRollout(prompt.tolist(), completion.tolist())
-            draws[key] = _Draw(row, samples[line], rewards[line], rollout)
+            draws[key] = _Draw(row, samples[line], rewards[line], is_correct[line], rollout)
         draws[key].weight += 1
     return draws
 
 
-def _key(item_id: str, completion: NDArray[np.int32], reward: int) -> int:
+def _key(item_id: str, completion: NDArray[np.int32], reward: float) -> int:
     """64 bits of a hash: among a million completions two are alike with probability 3e-8."""
     # A user's own verifier may judge the same completion now so, now so.
-    hashed = hashlib.blake2b(item_id.encode(), digest_size=8, salt=bytes([1 - reward]))
+    salt = bytes([1 - int(reward)]) if reward in (0, 1) else struct.pack("<d", reward)
+    hashed = hashlib.blake2b(item_id.encode(), digest_size=8, salt=salt)
     hashed.update(np.ascontiguousarray(completion, dtype="<i4").tobytes())
     return int.from_bytes(hashed.digest(), "little")
 
 
 def _table(draws: Mapping[int, _Draw], item_ids: pa.ChunkedArray) -> pa.Table:
     found = list(draws.values())
-    return pa.table(
+    is_whole = all(draw.reward == draw.is_correct for draw in found)
+    table = pa.table(
         {
             "item_id": pa.array([item_ids[draw.item].as_py() for draw in found], pa.string()),
             "sample": pa.array([draw.sample for draw in found], pa.int32()),
@@ -274,11 +284,16 @@ def _table(draws: Mapping[int, _Draw], item_ids: pa.ChunkedArray) -> pa.Table:
             "completion_tokens": pa.array(
                 [len(draw.rollout.completion_token_ids) for draw in found], pa.int32()
             ),
-            "reward": pa.array([draw.reward for draw in found], pa.int8()),
+            "reward": pa.array(
+                [draw.reward for draw in found], pa.int8() if is_whole else pa.float64()
+            ),
             "completion_key": pa.array(list(draws), pa.uint64()),
             "feature_row": pa.array([draw.feature_row for draw in found], pa.int32()),
         }
     )
+    if is_whole:
+        return table
+    return table.append_column("correct", pa.array([draw.is_correct for draw in found]))
 
 
 def _write_array(path: Path, array: NDArray[np.float32]) -> None:
@@ -308,14 +323,17 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
     """
     names = [_name(shard) for shard in rollout_shards(run)]
     columns = [*_JOINED_COLUMNS, "completion_key", "feature_row"]
-    tables = [read_parquet(_table_path(run, name), columns) for name in names]
+    tables = [_shard_table(_table_path(run, name), columns) for name in names]
+    if not any(pa.types.is_floating(table["reward"].type) for table in tables):
+        tables = [table.drop_columns("correct") for table in tables]
     shard = np.repeat(np.arange(len(names)), [table.num_rows for table in tables])
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables, promote_options="permissive")
     _, inverse = np.unique(table["completion_key"].to_numpy(), return_inverse=True)
     weights = np.bincount(inverse, table["weight"].to_numpy()).astype(np.int32)[inverse]
     feature_row = table["feature_row"].to_numpy()
     lines = np.flatnonzero(feature_row != _REPEATED)
-    is_wrong = table["reward"].to_numpy()[lines] == 0
+    is_correct = table["correct" if "correct" in table.column_names else "reward"]
+    is_wrong = np.asarray(is_correct).astype(np.int64)[lines] == 0
     lines = lines[np.lexsort((item_rows(table, row_of)[lines], is_wrong))]
     _write_header(file, (len(lines), dim))
     start, row_bytes = file.tell(), 4 * dim
@@ -331,7 +349,18 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
             file.write(features[row].tobytes())
     file.flush()
     table = table.set_column(2, "weight", pa.array(weights))
-    return table.select(list(_JOINED_COLUMNS)).take(pa.array(lines))
+    kept = [name for name in (*_JOINED_COLUMNS, "correct") if name in table.column_names]
+    return table.select(kept).take(pa.array(lines))
+
+
+def _shard_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """The table of a shard, with `correct`: whether a completion was accepted."""
+    table = read_parquet(path, list(columns))
+    if pa.types.is_floating(table["reward"].type):
+        correct = read_parquet(path, ["correct"])["correct"]
+    else:
+        correct = pc.equal(table["reward"], 1)
+    return table.append_column("correct", correct)
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
@@ -344,7 +373,8 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
     Writes
 
     - `gradients/rollouts.npy` (draws, dim) float32 and `gradients/rollouts.parquet`
-      (item_id, sample, weight, tokens, completion_tokens, reward), a row a distinct completion:
+      (item_id, sample, weight, tokens, completion_tokens, reward, and where rewards are other
+      numbers than 0 and 1 correct), a row a distinct completion:
       the correct ones, an item's together, and after them the wrong ones, likewise;
     - `gradients/features.npy` (items, dim) float32 and `gradients/index.parquet` (item_id,
       feature_row, rollouts_used, mean_squared_norm), a row an item with a correct rollout.
@@ -356,10 +386,10 @@ def join(run: RunFolder, row_of: Mapping[str, int], dim: int) -> dict[str, Any]:
         # Written last: where it is, everything is joined and the shards may go.
         ITEM_INDEX.write(run, _write_means(run, joined(run.path, row_of), row_of))
     _remove_shards(run)
-    reward = joined(run.path, row_of).reward
+    is_correct = joined(run.path, row_of).is_correct
     return {
-        "rollouts_differentiated": len(reward),
-        "wrong_rollouts_differentiated": int((reward == 0).sum()),
+        "rollouts_differentiated": len(is_correct),
+        "wrong_rollouts_differentiated": int((~is_correct).sum()),
     }
 
 

@@ -28,9 +28,18 @@ from curate.errors import RunError
 from curate.files import write_atomically
 from curate.run.features import RolloutFeatures
 from curate.run.names import LIFT_FACTS
-from curate.run.rollouts import Outcomes, nullable
-from curate.run.tables import ITEMS, LIFT, PAIRS, TEACHING, read_json
-from probes.lift.gradients import GradientLift, LiftInputs, group_weights, measure_lift
+from curate.run.rollouts import (
+    Outcomes,
+    floats,
+    item_rows,
+    nullable,
+    read_outcomes,
+    real_rewards,
+    rollout_shards,
+)
+from curate.run.tables import ITEMS, LIFT, PAIRS, TEACHING, Folder, read_json
+from probes.lift.gradients import GradientLift, LiftInputs, measure_lift
+from probes.lift.rewards import ItemRewards
 
 Floats = NDArray[np.float64]
 
@@ -61,6 +70,7 @@ def measured_lift(
     config: TagConfig,
     target: LiftInputs | None = None,
     *,
+    rewards: ItemRewards | None = None,
     with_pairs: bool = False,
 ) -> tuple[ItemLift, GradientLift, dict[str, Any]]:
     """The lift by gradients, in the unit above; with the raw measurement and facts about it.
@@ -70,12 +80,13 @@ def measured_lift(
         found: counts of all rollouts.
         config: of the run.
         target: correct rollouts of the items that teaching is for; None: the run's unsolved ones.
+        rewards: of all rollouts, where they are other numbers than 0 and 1 (`read_rewards`).
         with_pairs: whether to look for teachers and pupils as well.
 
     Raises:
         RunError: the run's gradients are of a version that kept no lengths, or damaged.
     """
-    inputs = lift_inputs(features, found)
+    inputs = lift_inputs(features, found, rewards)
     try:
         raw = measure_lift(
             inputs, ~found.is_easy(config.tau), group_size=config.group_size,
@@ -83,9 +94,7 @@ def measured_lift(
         )  # fmt: skip
     except ValueError as error:
         raise RunError(f"the gradients of the run are damaged: {error}") from error
-    weight = group_weights(
-        found.judged, found.correct, config.group_size, config.policy_loss
-    ).weight
+    weight = raw.weight
     known = np.isfinite(raw.lift)
     total = float(weight[known].sum())
     unit = float(weight[known] @ raw.lift[known]) / total if total > 0 else np.nan
@@ -106,17 +115,37 @@ def measured_lift(
     return lift, raw, facts
 
 
-def lift_inputs(features: RolloutFeatures, found: Outcomes) -> LiftInputs:
+def read_rewards(run: Folder, row_of: Mapping[str, int]) -> ItemRewards | None:
+    """The rewards of all rollouts so far; None where they are 1 for correct and 0 for wrong.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    if not real_rewards(run):
+        return None
+    item, reward = [], []
+    for file in rollout_shards(run):
+        table = read_outcomes(file, "item_id")
+        item.append(item_rows(table, row_of))
+        reward.append(floats(table["reward"].cast(pa.float64())))
+    return ItemRewards.of(np.concatenate(item), np.concatenate(reward), len(row_of))
+
+
+def lift_inputs(
+    features: RolloutFeatures, found: Outcomes, rewards: ItemRewards | None = None
+) -> LiftInputs:
     """The inputs of `probes.lift.gradients`, with p at (c + 1/2) / (n + 1)."""
     return LiftInputs(
         features=features.features,
         item=features.item,
         weights=features.weights,
-        is_correct=features.reward == 1,
+        is_correct=features.is_correct,
         tokens=features.lengths(),
         judged=found.judged,
         correct=found.correct,
         pass_rate=np.minimum((found.correct + 0.5) / (found.judged + 1), _HIGHEST_RATE),
+        rewards=rewards,
+        reward=None if rewards is None else features.reward.astype(np.float64),
     )
 
 

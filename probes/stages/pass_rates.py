@@ -8,14 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.run.rollouts import Outcomes, drawn_judged_correct, item_rows, nullable, rollout_shards
-from curate.run.tables import PASS_RATES, Folder, read_parquet
+from curate.run.rollouts import (
+    Outcomes,
+    drawn_judged_correct,
+    item_rows,
+    nullable,
+    read_outcomes,
+    rollout_shards,
+)
+from curate.run.tables import PASS_RATES, Folder
 from probes.statistics.pass_rates import pass_at_k_of_items
 from probes.statistics.plan import Plan, sequential_interval, sequential_pass_rate
 
 
 def count_rollouts(
-    run: Folder, row_of: Mapping[str, int], ks: Sequence[int], plan: Plan
+    run: Folder,
+    row_of: Mapping[str, int],
+    ks: Sequence[int],
+    plan: Plan,
+    *,
+    with_rewards: bool = False,
 ) -> tuple[Outcomes, dict[str, int]]:
     """Write `pass_rates.parquet`, a line an item; return its counts and the totals of the run.
 
@@ -27,20 +39,26 @@ def count_rollouts(
         ks: the k of pass@k.
         plan: that sampling followed. It decides what rate and interval may be said of an item
             that stopped early.
+        with_rewards: whether to write the mean and the sample standard deviation of each item's
+            rewards, which say more than the rate where they are not 0 and 1.
     """
     looks = np.array(plan.looks)
     # By look: what an item's first looks[k] rollouts gave, first of those that the look added.
     drawn, judged, correct = np.zeros((3, len(row_of), len(looks)), dtype=np.int64)
     truncated, tokens = np.zeros((2, len(row_of)), dtype=np.int64)
-    columns = ["item_id", "sample", "reward", "finish_reason", "completion_token_ids"]
+    rewards, squares = np.zeros((2, len(row_of)))
+    columns = ["item_id", "sample", "finish_reason", "completion_token_ids"]
     for file in rollout_shards(run):
-        table = read_parquet(file, columns)
+        table = read_outcomes(file, *columns)
         rows = item_rows(table, row_of)
         look = np.searchsorted(looks, table["sample"].to_numpy(), side="right")
         for count, values in zip(
             (drawn, judged, correct), drawn_judged_correct(table), strict=True
         ):
             np.add.at(count, (rows, look), values)
+        reward = np.asarray(pc.fill_null(table["reward"], 0), dtype=np.float64)
+        np.add.at(rewards, rows, reward)
+        np.add.at(squares, rows, reward**2)
         is_cut = pc.equal(table["finish_reason"], "length").to_numpy()
         np.add.at(truncated, rows, is_cut.astype(np.int64))
         lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
@@ -54,6 +72,8 @@ def count_rollouts(
     low, high = sequential_interval(plan, n, c)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_tokens = tokens / found.drawn
+        mean = rewards / n
+        spread = np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1))
     table = pa.table(
         {
             "item_id": pa.array(list(row_of), pa.string()),
@@ -63,6 +83,14 @@ def count_rollouts(
             "pass_rate_low": nullable(low),
             "pass_rate_high": nullable(high),
             **{f"pass_at_{k}": nullable(pass_at_k_of_items(n, c, k)) for k in ks},
+            **(
+                {
+                    "reward_mean": nullable(mean),
+                    "reward_std": nullable(np.where(n > 1, spread, np.nan)),
+                }
+                if with_rewards
+                else {}
+            ),
             "unjudged_rollouts": found.drawn - n,
             "truncated_rollouts": truncated,
             "mean_completion_tokens": nullable(mean_tokens),

@@ -211,10 +211,13 @@ def draw_shard(
     for rollout in engine.sample(requests):
         finished.append(rollout)
         advance(1, len(rollout.completion_token_ids))
-    return _table(requests, finished, tokenizer)
+    return rollout_table(requests, finished, tokenizer)
 
 
-def _table(shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenizer: Any) -> pa.Table:
+def rollout_table(
+    shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenizer: Any
+) -> pa.Table:
+    """The table of rollouts of a shard, in the order of its requests, not judged yet."""
     order = {request.item_id: position for position, request in enumerate(shard)}
     ordered = sorted(rollouts, key=lambda r: (order[r.item_id], r.sample))
     empty = [None] * len(ordered)

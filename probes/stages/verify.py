@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, rollout_shards
 from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
-from probes.verifiers.load import Verdict
 from probes.verifiers.pool import VerifierPool
+from probes.verifiers.verdict import Verdict
 
 # A completion that was cut has not given its answer, whatever it wrote on the way.
 TRUNCATED = Verdict(reward=0, verdict="truncated", answer_found=None)
@@ -73,9 +73,14 @@ def verify_rollouts(
 
 def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
     columns: dict[str, Any] = {name: table[name] for name in table.column_names}
-    columns["reward"] = [verdict.reward for verdict in verdicts]
+    rewards = [verdict.reward for verdict in verdicts]
+    # Only where rewards are no 1 for correct and 0 for wrong are they of another type.
+    is_whole = all(v.reward is None or v.reward == v.is_correct for v in verdicts)
+    columns["reward"] = rewards
     columns["verdict"] = [verdict.verdict for verdict in verdicts]
     columns["answer_found"] = [verdict.answer_found for verdict in verdicts]
     # Rollouts drawn by earlier versions have none.
     columns.setdefault("log_probability", pa.nulls(table.num_rows, pa.float32()))
-    return pa.table(columns, schema=ROLLOUTS.schema)
+    place = ROLLOUTS.schema.get_field_index("reward")
+    number = pa.field("reward", pa.int8() if is_whole else pa.float64())
+    return pa.table(columns, schema=ROLLOUTS.schema.set(place, number))

@@ -12,7 +12,17 @@ from curate.config import TagConfig
 from curate.datasets.source import Source
 from curate.run.folder import RunFolder
 from curate.run.quality import read_reasoning_quality
-from curate.run.tables import CONFIRMED, ITEMS, LIFT, PASS_RATES, ROWS, SIMILARITY, TAGS, TEACHING
+from curate.run.tables import (
+    CONFIRMED,
+    ITEM_ANSWERS,
+    ITEMS,
+    LIFT,
+    PASS_RATES,
+    ROWS,
+    SIMILARITY,
+    TAGS,
+    TEACHING,
+)
 from curate.tagged.write import write_tagged
 from curate.tags import REASONING_QUALITY
 
@@ -37,7 +47,7 @@ def write_rows(
         RunError: the disk is full, the dataset changed, or a file of the run is damaged.
     """
     columns: dict[str, pa.ChunkedArray] = {}
-    for written in (PASS_RATES, SIMILARITY, LIFT, TEACHING, TAGS):
+    for written in (PASS_RATES, ITEM_ANSWERS, SIMILARITY, LIFT, TEACHING, TAGS):
         # A run of an earlier version that `curate forecast` tags anew has no teaching.
         if written is not TEACHING or TEACHING.is_in(run):
             table = written.read(run)

@@ -69,6 +69,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -255,13 +256,18 @@ def next_round(
     return extra
 
 
+def rate_grid() -> Floats:
+    """(grid,): the pass rates that a prior has weights of, ascending from 0 to 1."""
+    # No number of rollouts that anyone can pay tells a rate below 1e-5 from 0.
+    return np.concatenate([[0], np.geomspace(1e-5, 0.05, 60), np.linspace(0.06, 1, 95)])
+
+
 def fit_prior(n: ArrayLike, c: ArrayLike) -> PassRatePrior:
     """Distribution of the pass rate that makes the items' counts likeliest, from shape (items,).
 
     How an item came to stop does not enter: given its counts, the likelihood is the binomial's.
     """
-    # No number of rollouts that anyone can pay tells a rate below 1e-5 from 0.
-    rates = np.concatenate([[0], np.geomspace(1e-5, 0.05, 60), np.linspace(0.06, 1, 95)])
+    rates = rate_grid()
     cells, items = np.unique(
         np.stack([np.asarray(n, np.int64), np.asarray(c, np.int64)]), axis=1, return_counts=True
     )
@@ -293,6 +299,34 @@ def label_risk(
     cells, position = np.unique(np.stack([n, c]), axis=1, return_inverse=True)
     risk = 1 - _agreement(plan, prior, cells[0], cells[1])
     return np.where(n == 0, np.nan, risk[position.reshape(-1)])
+
+
+def rollouts_to_come(plan: Plan, prior: PassRatePrior, *, decided: bool) -> list[Floats]:
+    """Rollouts that an item is expected to get yet, by look, for each number of correct ones.
+
+    Without a budget, and with forecasts that decide as soon as they are asked or never: what a run
+    draws lies between the two.
+
+    Args:
+        plan: the plan.
+        prior: of the pass rates.
+        decided: what forecasts say of every hard item.
+
+    Returns:
+        for each look, shape (look + 1,): those of an item with c correct.
+    """
+    expected = np.zeros(plan.looks[-1] + 1)
+    by_look = [expected]
+    for look, following in reversed(list(pairwise(plan.looks))):
+        c, size = np.arange(look + 1), following - look
+        ahead = prior.posterior(np.full(look + 1, look), c) @ binom.pmf(
+            np.arange(size + 1), size, prior.rates[:, None]
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(expected, size + 1)
+        is_open = still_open(plan, np.full(look + 1, look), c, np.full(look + 1, decided))
+        expected = np.where(is_open, size + np.einsum("cx,cx->c", ahead, windows), 0.0)
+        by_look.insert(0, expected)
+    return by_look
 
 
 def sequential_pass_rate(plan: Plan, judged: ArrayLike, correct: ArrayLike) -> Floats:

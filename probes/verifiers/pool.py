@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 
 from curate.errors import RunError, UsageError
 from curate.files import CODE_ROOT
-from probes.verifiers.load import Verdict
+from probes.verifiers.verdict import Verdict
 
 __all__ = ["VerifierPool"]
 
@@ -98,6 +98,9 @@ class VerifierPool:
         workers: how many processes; by default one for each processor that this process may use.
         seconds: processor time a completion may take; six times as much by the clock.
         memory_gib: memory that a worker may take above what it holds at its start.
+        pass_threshold: the reward of a user's function from which on a completion is correct; None:
+            its maximum (`probes.verifiers.load.load_verifier`).
+        explain: whether verdicts say what was compared and why they are what they are.
 
     Entering raises UsageError when the verifier cannot be loaded, with the reason, and RunError
     when ten workers in a row die before they are ready.
@@ -111,12 +114,18 @@ class VerifierPool:
         workers: int | None = None,
         seconds: float = 5.0,
         memory_gib: float = 3.0,
+        pass_threshold: float | None = None,
+        explain: bool = False,
     ):
         self.verifier = verifier
         self.others = tuple(name for name in others if name != verifier)
         self.workers = workers or _usable_processors()
         self.seconds = seconds
         self.memory_gib = memory_gib
+        self.pass_threshold = pass_threshold
+        self.explain = explain
+        self.thresholds: dict[str, float] = {}
+        """By verifier, the reward from which on a completion is correct; once it is entered."""
         self._pool: list[_Worker] = []
         self._failed_starts = 0
 
@@ -175,19 +184,32 @@ class VerifierPool:
         `verifiers` are those of the golds, None for the pool's.
         """
         names = [name or self.verifier for name in verifiers or [None] * len(golds)]
+        verdicts = self.judge_golds(golds, on_progress, names)
+        asked = zip(golds, names, verdicts, strict=True)
+        return [self._why_not(gold, name, verdict) for gold, name, verdict in asked]
+
+    def judge_golds(
+        self,
+        golds: Sequence[str],
+        on_progress: Callable[[int], None] | None = None,
+        verifiers: Sequence[str] | None = None,
+    ) -> list[Verdict]:
+        r"""The verdict on each gold against itself; see `check_golds`."""
+        names = verifiers or [self.verifier] * len(golds)
         asked = list(zip(golds, names, strict=True))
         verdicts = self.judge([(rf"\boxed{{{gold}}}", gold, of) for gold, of in asked], on_progress)
-        again = [n for n, verdict in enumerate(verdicts) if ":" in names[n] and verdict.reward != 1]
+        again = [n for n, found in enumerate(verdicts) if ":" in names[n] and not found.is_correct]
         bare = self.judge([(golds[place], golds[place], names[place]) for place in again])
         for place, verdict in zip(again, bare, strict=True):
-            if verdict.reward != 0:  # accepted, or a better reason than "not accepted"
+            if verdict.verdict != "wrong":  # accepted, or a better reason than "not accepted"
                 verdicts[place] = verdict
-        return [self._why_not(*of, verdict) for of, verdict in zip(asked, verdicts, strict=True)]
+        return verdicts
 
     def _why_not(self, gold: str, verifier: str, verdict: Verdict) -> str | None:
-        if verdict.reward == 1:
+        if verdict.is_correct:
             return None
-        reason = verdict.detail or "does not accept it against itself"
+        reason = verdict.reason if verdict.reward is None else None
+        reason = reason or "does not accept it against itself"
         return f"{verifier} verifier {_shown(reason, 200)}; gold '{_shown(gold)}'"
 
     # --- the processes ----------------------------------------------------------------------------
@@ -195,10 +217,13 @@ class VerifierPool:
     def _start(self) -> _Worker:
         # Where this package is imported from; -P keeps a user's folder from shadowing it.
         paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        threshold = self.pass_threshold
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "probes.verifiers.worker"),
                 *(f"--seconds={self.seconds}", f"--memory-gib={self.memory_gib}"),
+                *([] if threshold is None else [f"--pass-threshold={threshold!r}"]),
+                *(["--explain"] if self.explain else []),
                 *("--", self.verifier, *self.others),
             ],
             stdin=subprocess.PIPE,
@@ -244,13 +269,14 @@ class VerifierPool:
         worker.since = time.monotonic()
         if "ready" in answer:
             worker.state = "ready"
+            self.thresholds = answer["thresholds"]
             self._failed_starts = 0
             return
         task = worker.tasks.popleft()
         assert task == answer.pop("id"), "a worker answers in the order it was asked"
         if answer.pop("retiring"):
             worker.state = "retiring"  # the tasks it still holds go to another
-        settle(task, Verdict(**answer))
+        settle(task, Verdict(**{"reward": None, **answer}))
 
     def _end_if_late(self, worker: _Worker) -> None:
         limit = START_SECONDS if worker.state == "starting" else CLOCK_FACTOR * self.seconds

@@ -1,9 +1,12 @@
-"""The process that judges: `python -m probes.verifiers.worker NAME ... [--seconds S]`.
+"""The process that judges: `python -m probes.verifiers.worker NAME ... [--seconds S]
+[--memory-gib G] [--pass-threshold X] [--explain]`.
 
 It reads one JSON object a line on stdin, `{"id", "completion", "gold"}`, with `"verifier"` where it
 is not the first that was named, and answers one a line, in the same order: `{"id", "reward",
-"verdict", "answer_found", "detail"}`, with `"retiring": true` on its last when it then ends by
-itself. Its first line is `{"ready": true}`, or `{"failed": why}` where a verifier cannot be loaded.
+"verdict", "answer_found", "reason", "answer_read", "gold_read"}` without those that are null, and
+`"retiring"`, true on its last when it then ends by itself. Its first line is `{"ready": true,
+"thresholds": {NAME: X}}` with the rewards from which on a completion is correct, or `{"failed":
+why}` where a verifier cannot be loaded. With `--explain` every verdict says why.
 `probes.verifiers.pool` is the other side.
 
 Each task has `S` seconds of processor time, not of the clock, so that a busy machine does not
@@ -27,7 +30,14 @@ from types import FrameType
 from typing import BinaryIO
 
 from curate.errors import UsageError
-from probes.verifiers.load import Verdict, VerifierFunction, load_verifier
+from probes.verifiers.explain import explaining
+from probes.verifiers.load import (
+    Verdict,
+    VerifierFunction,
+    check_threshold,
+    load_verifier,
+    reward_threshold,
+)
 
 # `dataclasses.asdict` copies deeply, which costs as much as a verdict.
 _FIELDS = [field.name for field in dataclasses.fields(Verdict)]
@@ -122,10 +132,10 @@ def _serve(
         task = json.loads(line)
         verdict = _judge(verifiers, task, limit)
         # Cut off anywhere, SymPy's and ANTLR's caches may be left half written.
-        retiring = verdict.verdict == "timeout" or verdict.detail == "ran out of memory"
+        retiring = verdict.verdict == "timeout" or verdict.reason == "ran out of memory"
         answer = {
             "id": task["id"],
-            **{n: getattr(verdict, n) for n in _FIELDS},
+            **{n: value for n in _FIELDS if (value := getattr(verdict, n)) is not None},
             "retiring": retiring,
         }
         answers.write(json.dumps(answer).encode() + b"\n")
@@ -142,20 +152,29 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="math, exact, numeric, choice, MODULE:FUNCTION")
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time a task")
     parser.add_argument("--memory-gib", type=float, default=3.0, help="memory above the start's")
+    parser.add_argument("--pass-threshold", type=float, help="from which on a reward is correct")
+    parser.add_argument("--explain", action="store_true", help="say what was compared, and why")
     options = parser.parse_args()
     tasks, answers = _private_pipes()
     if any(":" in name for name in options.names):
         sys.path.insert(0, str(Path.cwd()))
     try:
-        verifiers = {name: load_verifier(name) for name in options.names}
+        check_threshold(options.names, options.pass_threshold)
+        # It is of users' functions; others give 0 and 1.
+        of = {name: options.pass_threshold if ":" in name else None for name in options.names}
+        verifiers = {name: load_verifier(name, of[name]) for name in options.names}
+        thresholds = {name: reward_threshold(name, of[name]) for name in options.names}
     except UsageError as error:
         answers.write(json.dumps({"failed": str(error)}).encode() + b"\n")
         answers.flush()
         return
+    if options.explain:
+        verifiers = {name: explaining(name, verifiers[name], of[name]) for name in verifiers}
     if "math" in verifiers:
-        verifiers["math"](r"\boxed{1}", "1")  # imports SymPy before the limits hold
+        # Imports SymPy, and math-verify's patterns, before the limits hold.
+        verifiers["math"](r"so $x + 1$", "1 - x")
     _bound_memory(options.memory_gib)
-    answers.write(b'{"ready": true}\n')
+    answers.write(json.dumps({"ready": True, "thresholds": thresholds}).encode() + b"\n")
     answers.flush()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
         _serve(verifiers, tasks, answers, options.seconds)

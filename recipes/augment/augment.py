@@ -221,6 +221,7 @@ def _candidates(
         others=RowVerifiers(config).names,
         workers=config.verifier_workers or None,
         seconds=config.verifier_seconds,
+        pass_threshold=config.pass_threshold,
     )
     named = run.columns(ITEMS, "verifier")["verifier"].to_pylist()
     verifiers = {
@@ -297,14 +298,14 @@ def _disagreements(pairs: Sequence[tuple[str, str, str]], pool: VerifierPool) ->
     # A user's own function may want the bare answer.
     own = [place for place, (_, _, name) in enumerate(pairs) if ":" in name]
     for place, bare in zip(own, pool.judge([pairs[place] for place in own]), strict=True):
-        if bare.reward == 1:
+        if bare.is_correct:
             verdicts[place] = bare
     return [
         None
-        if verdict.reward == 1
+        if verdict.is_correct
         else "the answers differ"
-        if verdict.reward == 0
-        else f"the answers cannot be compared: {verdict.detail or verdict.verdict}"
+        if verdict.reward is not None
+        else f"the answers cannot be compared: {verdict.reason or verdict.verdict}"
         for verdict in verdicts
     ]
 

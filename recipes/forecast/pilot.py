@@ -202,7 +202,7 @@ class _Pilot:
             torch.cuda.empty_cache()
         if not process_state().is_main_process:
             return
-        rows = [{name: row[name] for name in REWARDS.columns} for row in progress.rows]
+        rows = [{name: row.get(name) for name in REWARDS.columns} for row in progress.rows]
         trained = [
             {"item_id": row["item_id"], "sample": sample}
             for row in progress.rows

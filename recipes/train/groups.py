@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from probes.verifiers.verdict import reaches
+
 # As in TRL and the paper's code; keeps a group of nearly equal rewards finite.
 _EPSILON = 1e-4
 # Of one item; older ones were drawn by a policy that is long gone.
@@ -25,9 +27,10 @@ class Group:
         item_id: the item.
         prompt_token_ids: the item's prompt.
         completions: token ids of each completion.
-        rewards: of each: 1, 0, or nan where it could not be judged.
+        rewards: of each: 1, 0 or another number, or nan where it could not be judged.
         truncated: whether each was cut at the length limit.
         samples: of a group made of the probe's rollouts, as it was made, their numbers there.
+        threshold: the reward from which on a completion is correct.
     """
 
     number: int
@@ -37,6 +40,12 @@ class Group:
     rewards: Sequence[float]
     truncated: Sequence[bool]
     samples: Sequence[int] = ()
+    threshold: float = 1
+
+    @property
+    def is_correct(self) -> NDArray[np.bool_]:
+        """Whether each was judged and reached the threshold, (rollouts,)."""
+        return np.array([reaches(reward, self.threshold) for reward in self.rewards], dtype=bool)
 
     @property
     def has_signal(self) -> bool:
@@ -85,6 +94,7 @@ def advantages(rewards: Sequence[float]) -> NDArray[np.float64]:
 class _Buffered:
     completion: NDArray[np.int32]
     uses: int = 0
+    reward: float = 1.0
 
 
 @dataclass
@@ -102,12 +112,12 @@ class ReplayBuffer:
     def add(self, group: Group) -> None:
         """Keep the correct rollouts of a group."""
         kept = self.completions.setdefault(group.item_id, deque(maxlen=_MOST_BUFFERED))
-        for completion, reward in zip(group.completions, group.rewards, strict=True):
-            if reward == 1:
-                kept.append(_Buffered(np.array(completion, dtype=np.int32)))
+        for place in np.flatnonzero(group.is_correct).tolist():
+            completion = np.array(group.completions[place], dtype=np.int32)
+            kept.append(_Buffered(completion, reward=float(group.rewards[place])))
 
-    def take(self, item_id: str, rng: np.random.Generator) -> list[int] | None:
-        """Hand out a rollout of an item; None where all have been used up, or there were none."""
+    def take(self, item_id: str, rng: np.random.Generator) -> tuple[list[int], float] | None:
+        """Hand out a rollout of an item and its reward; None where none is left, or was there."""
         kept = self.completions.get(item_id)
         if not kept:
             return None
@@ -116,7 +126,7 @@ class ReplayBuffer:
         chosen.uses += 1
         if chosen.uses >= self.reuse:
             del kept[place]
-        return [int(token) for token in chosen.completion]
+        return [int(token) for token in chosen.completion], chosen.reward
 
     def to_rows(self) -> list[dict[str, object]]:
         """What is kept, as rows for a file."""
@@ -125,6 +135,7 @@ class ReplayBuffer:
                 "item_id": item_id,
                 "completion_token_ids": each.completion.tolist(),
                 "uses": each.uses,
+                "reward": each.reward,
             }
             for item_id, kept in self.completions.items()
             for each in kept
@@ -136,9 +147,9 @@ class ReplayBuffer:
         buffer = cls(reuse)
         for row in rows:
             kept = buffer.completions.setdefault(str(row["item_id"]), deque(maxlen=_MOST_BUFFERED))
-            ids, uses = row["completion_token_ids"], row["uses"]
-            assert isinstance(ids, list) and isinstance(uses, int)
-            kept.append(_Buffered(np.array(ids, dtype=np.int32), uses))
+            ids, uses, reward = row["completion_token_ids"], row["uses"], row.get("reward", 1.0)
+            assert isinstance(ids, list) and isinstance(uses, int) and isinstance(reward, float)
+            kept.append(_Buffered(np.array(ids, dtype=np.int32), uses, reward))
         return buffer
 
 
@@ -160,15 +171,15 @@ def with_replay(
         rng: decides which are kept and which is replayed.
     """
     sampled = group
-    rewards = np.asarray(group.rewards)
-    if not (rewards == 1).any() and (wrong := np.flatnonzero(rewards == 0)).size:
+    is_right, is_unjudged = group.is_correct, np.isnan(group.rewards)
+    if not is_right.any() and (wrong := np.flatnonzero(~is_unjudged)).size:
         replayed = buffer.take(group.item_id, rng)
         if replayed is not None:
-            group = _swap(group, int(rng.choice(wrong)), replayed)
-            rewards = np.asarray(group.rewards)
-    right = rng.permutation(np.flatnonzero(rewards == 1)).tolist()
-    wrong_first = rng.permutation(np.flatnonzero(rewards == 0)).tolist()
-    unjudged = rng.permutation(np.flatnonzero(np.isnan(rewards))).tolist()
+            group = _swap(group, int(rng.choice(wrong)), *replayed)
+            is_right, is_unjudged = group.is_correct, np.isnan(group.rewards)
+    right = rng.permutation(np.flatnonzero(is_right)).tolist()
+    wrong_first = rng.permutation(np.flatnonzero(~is_right & ~is_unjudged)).tolist()
+    unjudged = rng.permutation(np.flatnonzero(is_unjudged)).tolist()
     chosen = right[:positives] + wrong_first[: size - positives]
     rest = right[positives:] + wrong_first[size - positives :] + unjudged
     chosen += rest[: size - len(chosen)]
@@ -176,9 +187,9 @@ def with_replay(
     return group.take(sorted(chosen))
 
 
-def _swap(group: Group, place: int, completion: list[int]) -> Group:
+def _swap(group: Group, place: int, completion: list[int], reward: float) -> Group:
     """Put a correct rollout in the place of another."""
     completions, rewards = list(group.completions), list(group.rewards)
     truncated = list(group.truncated)
-    completions[place], rewards[place], truncated[place] = completion, 1.0, False
+    completions[place], rewards[place], truncated[place] = completion, reward, False
     return replace(group, completions=completions, rewards=rewards, truncated=truncated)

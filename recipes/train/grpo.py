@@ -203,6 +203,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                     rewards=self._local_rewards[part],
                     truncated=self._truncated[part],
                     samples=self._samples.get(place, ()),
+                    threshold=self.pool.thresholds[item.verifier or self.pool.verifier],
                 )
             )
         return groups
@@ -227,6 +228,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 "truncated_fraction": group.truncated_fraction,
                 "clipped_fraction": None,
                 "trained": False,
+                "correct_rollouts": int(group.is_correct.sum()),
                 "samples": list(group.samples),
             }
         )
@@ -546,10 +548,10 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         counts = {item.item_id: [0, 0] for item in mine}
         for rollout, is_whole in zip(drawn, ended, strict=True):
-            reward = next(verdicts).reward if is_whole else 0
-            if reward is not None:
+            verdict = next(verdicts) if is_whole else None
+            if verdict is None or verdict.reward is not None:
                 counts[rollout.item_id][0] += 1
-                counts[rollout.item_id][1] += reward
+                counts[rollout.item_id][1] += verdict is not None and verdict.is_correct
         found = [(item_id, judged, correct) for item_id, (judged, correct) in counts.items()]
         gathered: list[tuple[str, int, int]] = gather_object(found)
         return gathered

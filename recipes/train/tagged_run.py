@@ -82,6 +82,7 @@ class TaggedRun:
             others=RowVerifiers(self.config).names,
             workers=workers,
             seconds=self.config.verifier_seconds,
+            pass_threshold=self.config.pass_threshold,
         )
 
     def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:

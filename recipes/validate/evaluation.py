@@ -84,7 +84,9 @@ def write_outcomes(
     for row in rewards:
         item_id = row["item_id"]
         visits[item_id] = visits.get(item_id, 0) + 1
-        if (row["mean_reward"] or 0) > 0:
+        right = row.get("correct_rollouts")
+        # Trainings of earlier versions had rewards of 0 and 1 alone.
+        if (row["mean_reward"] or 0) > 0 if right is None else right > 0:
             positive.add(item_id)
     ids = rates["item_id"].to_pylist()
     in_training = pa.array([item_id in positive for item_id in ids])

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from curate.datasets.source import open_source
@@ -29,8 +28,8 @@ from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.run.folder import find_run, lock_folder
 from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
-from curate.run.rollouts import rollout_shards
-from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS, read_parquet
+from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
+from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
 from probes.models.load import load_policy, resolve_model
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
@@ -177,7 +176,7 @@ class _Job:
             return
         for table, found in ((REWARDS, rows), (HELD_OUT, held_out)):
             if found or table is REWARDS:
-                kept = [{key: row[key] for key in table.columns} for row in found]
+                kept = [{key: row.get(key) for key in table.columns} for row in found]
                 table.write(self.folder, pa.Table.from_pylist(kept, schema=table.schema))
         lines = "".join(json.dumps(line) + "\n" for line in metrics)
         write_atomically(self.folder / METRICS, lines)
@@ -192,8 +191,8 @@ class _Job:
         prompts = {item.item_id: item.prompt_token_ids for item in self._training.items}
         found: list[tuple[Sequence[int], Sequence[int]]] = []
         for file in rollout_shards(self.run.path):
-            table = read_parquet(file, ["item_id", "completion_token_ids", "reward"])
-            table = table.filter(pc.fill_null(pc.equal(table["reward"], 1), False))
+            table = read_outcomes(file, "item_id", "completion_token_ids")
+            table = table.filter(pa.array(rollout_outcomes(table) == 1))
             found += [
                 (prompts[row["item_id"]], row["completion_token_ids"])
                 for row in table.to_pylist()

@@ -23,6 +23,7 @@ function showDataset(facts, tags) {
     ),
     rowsNote(dataset),
     composition(dataset, run, tags),
+    answersNote(dataset.answers),
     el("div", { class: "figures" }, distribution(dataset.pass_rates, certainty.pass_rates.rate_and_counts_on_two_sides_of_tau, tags), sources(dataset.sources, tags)),
   );
 }
@@ -43,6 +44,20 @@ function rowsNote(dataset) {
     el("p", { class: "muted" }, `${parts.join("; ")}.`),
     rejected.length
       ? el("details", { class: "numbers" }, el("summary", null, "Why rows were rejected"), table(["reason", "rows"], rejected))
+      : null,
+  );
+}
+
+// Golds that look wrong, and what the items did that were never right.
+function answersNote(answers) {
+  if (!answers.lines.length) return null;
+  const rows = answers.suspects.map((each) => [count(each.row), visible(each.gold), visible(each.majority)]);
+  return el(
+    "div",
+    null,
+    answers.lines.map((line) => el("p", { class: "muted" }, visible(line))),
+    rows.length
+      ? el("details", { class: "numbers" }, el("summary", null, "Golds that look wrong"), table(["row", "gold", "what the rollouts answer"], rows))
       : null,
   );
 }

@@ -77,6 +77,7 @@ class ItemView {
       ["gradient similarity", value("similarity") === null ? `not measured: ${plural(value("gradients"), "correct rollout")} with a gradient, 2 are needed` :
         `${rate(value("similarity"))} (${between(value("similarity_low"), value("similarity_high"))}), ${plural(value("gradients"), "correct rollout")}, reliability ${rate(value("reliability"), 2)}`],
     ];
+    if (columns.majority && value("majority")) rows.push(["most frequent answer", visible(value("majority"))]);
     if (columns.final_pass_rate) rows.push(["pass rate after GRPO", rate(value("final_pass_rate"))]);
     if (columns.reasoning_quality) rows.push(["reasoning quality", value("reasoning_quality") === null ? "not judged" : rate(value("reasoning_quality"), 2)]);
     return el("dl", { class: "measures" }, rows.map(([name, words]) => [el("dt", null, name), el("dd", null, words)]));

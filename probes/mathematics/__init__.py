@@ -1,0 +1,1 @@
+"""Mathematical answers: put into one notation, read as what they are, and compared."""

@@ -1,0 +1,1 @@
+"""`curate verify`: a verifier tried on answers with their golds."""
