@@ -29,7 +29,7 @@ from probes.rescoring.teacher_forcing import log_probabilities
 from tests.made.architectures import SETTINGS, save_architecture
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 
-BY_GENERATE = {"qwen3_next", "lfm2", "mamba2"}
+BY_GENERATE = {"qwen3_next", "lfm2", "mamba2", "mamba"}
 WITH_EXPERTS = {"qwen3_next", "llama4_text", "qwen3_moe"}
 PROMPTS = {"a": [15, 4], "b": [3, 13, 4, 14, 5, 6, 7], "c": [7]}
 MOST = 8

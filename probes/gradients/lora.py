@@ -40,6 +40,9 @@ from curate.errors import RunError, UsageError
 from probes.models.load import Policy, is_out_of_memory
 from probes.models.modules import linear_layers
 
+# Linear layers that are never called: Mamba multiplies by the weight of its time steps itself.
+_USED_BY_WEIGHT = ("dt_proj",)
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -97,7 +100,10 @@ def target_modules(model: Any, targets: tuple[str, ...]) -> dict[str, torch.nn.M
         inside = {
             name: module
             for name, module in candidates.items()
-            if module is not head and _is_in_block(name) and id(module) in reading
+            if module is not head
+            and _is_in_block(name)
+            and id(module) in reading
+            and name.rpartition(".")[2] not in _USED_BY_WEIGHT
         }
         if not inside:
             raise UsageError(
@@ -460,9 +466,10 @@ class GradientProbe:
             hidden, delta = self._loss(batch)
             idle = [name for name in self._taps if name not in sums.modules]
             if idle:
-                raise RunError(
-                    f"{idle[0]}, named in --gradient-targets, took no part in the forward pass"
+                named = (
+                    "" if self.adapter.targets == ("auto",) else ", named in --gradient-targets,"
                 )
+                raise RunError(f"{idle[0]}{named} took no part in the forward pass")
             torch.autograd.backward(hidden, delta)
         return sums
 

@@ -50,6 +50,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "n_groups": 1,
         "chunk_size": 16,
     },
+    # The same of the first kind, one of whose linear layers is never called.
+    "mamba": {"state_size": 4},
     # A linear layer of its own kind, whose output is added to in place.
     "falcon": {
         "num_attention_heads": 4,
