@@ -464,11 +464,11 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
                 {k: v for k, v in table.items() if k not in may_differ} for table in (before, value)
             )
         if before != value:
-            changed.append(f"{name}: {_shown(before)} -> {_shown(value)}")
+            changed.append(f"{name}: {shown(before)} -> {shown(value)}")
     return changed
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for an error; of a long text its beginning and its length."""
     if isinstance(value, str) and len(value) > _MOST_SHOWN:
         return f"{value[:_MOST_SHOWN]!r}... ({len(value):,} characters)"
