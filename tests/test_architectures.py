@@ -201,6 +201,7 @@ def test_tag_goes_from_end_to_end(kind: str, tmp_path: Path) -> None:
     assert ran.status == 0, ran.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert ("by" in manifest["engine"]["options"]) == (kind in BY_GENERATE)
+    assert ("it is sampled by transformers' generate" in ran.stderr) == (kind in BY_GENERATE)
     told = manifest["differentiated"]
     assert 0 < told["share"] < 0.8 and any("experts" in name for name in told["without"])
     assert f"warning: gradients are of {told['share']:.1%} of the weights" in ran.stderr

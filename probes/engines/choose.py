@@ -91,6 +91,11 @@ class LoadedModel:
         if self._engine is None:
             self._engine = self._new_engine()
             say(f"engine {self.choice}: {self.why}; {self.where()}")
+            if not getattr(self._engine, "is_plain", True):
+                say(
+                    "the model's layers are not attention alone: it is sampled by transformers' "
+                    "generate, a prompt at a time; --engine vllm is faster where it runs"
+                )
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()

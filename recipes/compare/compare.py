@@ -196,8 +196,8 @@ def _warnings(a: Run, b: Run, ids: pa.Array, source: Run) -> list[str]:
         values = getattr(a.config, name), getattr(b.config, name)
         if values[0] != values[1]:
             said.append(
-                f"{name} was {shown(values[0])} before and is {shown(values[1])} after: changes are of "
-                "that as well as of the policy"
+                f"{name} was {shown(values[0])} before and is {shown(values[1])} after: changes "
+                "are of that as well as of the policy"
             )
     if a.config.tau != b.config.tau:
         said.append(f"tau was {a.config.tau} before and is {b.config.tau} after: so differ tags")
