@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,15 @@ _NOT_FOR_VLLM = frozenset({
     "generation_config", "override_generation_config", "runner", "convert", "hf_token",
     "data_parallel_size",
 })  # fmt: skip
+
+# Variables of chat templates, and arguments of their rendering, that have other settings or none.
+_NOT_FOR_TEMPLATES = frozenset({
+    "messages", "conversation", "tools", "add_generation_prompt", "continue_final_message",
+    "chat_template", "tokenize", "return_dict", "return_tensors", "padding", "truncation",
+    "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs", "bos_token", "eos_token",
+})  # fmt: skip
+# Of a value that is shown in an error: a template may have thousands of characters.
+_MOST_SHOWN = 60
 
 RETIRED_SETTINGS = frozenset({"similarity_threshold"})
 """Settings of earlier versions, which the folders of their runs still name."""
@@ -112,6 +122,19 @@ class TagConfig(Settings):
         default="\n", group=_DATASET, metavar="TEXT", was_default=True,
     )  # fmt: skip
 
+    system: str = option(
+        "a system message before every prompt that has none of its own",
+        default="", group=_DATASET, metavar="TEXT", was_default=True,
+    )  # fmt: skip
+    chat_template: str = option(
+        "a Jinja file, or the template itself, in place of the tokenizer's chat template",
+        default="", group=_DATASET, metavar="FILE", was_default=True,
+    )  # fmt: skip
+    chat_template_kwargs: str = option(
+        "variables of the chat template, as JSON: '{\"enable_thinking\": false}'",
+        default="", group=_DATASET, metavar="JSON", was_default=True,
+    )  # fmt: skip
+
     target: str = option(
         "items of the evaluation that you train for, in any form that DATASET has: each item gets "
         "its similarity to them",
@@ -137,6 +160,18 @@ class TagConfig(Settings):
     temperature: float = option(
         "sampling temperature", default=1.0, group=_SAMPLING, metavar="T", above=0
     )
+    top_p: float = option(
+        "draw only from the most probable tokens that have this probability together (1: from all)",
+        default=1.0, group=_SAMPLING, metavar="P", above=0, was_default=True,
+    )  # fmt: skip
+    top_k: int = option(
+        "draw only from the K most probable tokens (0: from all)",
+        default=0, group=_SAMPLING, metavar="K", least=0, was_default=True,
+    )  # fmt: skip
+    min_p: float = option(
+        "draw only tokens that are at least P times as probable as the most probable one (0: all)",
+        default=0.0, group=_SAMPLING, metavar="P", least=0, was_default=True,
+    )  # fmt: skip
     max_tokens: int = option(
         "a completion is cut here and counts as wrong",
         default=1024, group=_SAMPLING, metavar="N", least=1,
@@ -298,7 +333,7 @@ class TagConfig(Settings):
         "alpha of the LoRA adapter", default=32.0, group=_TAGGING, metavar="A", above=0
     )
     gradient_targets: tuple[str, ...] = option(
-        "modules to differentiate, by name (auto: all linear layers)",
+        "modules to differentiate, by name (auto: all linear layers of the blocks)",
         default=("auto",), group=_TAGGING, metavar="NAME", spread=True,
     )  # fmt: skip
     group_size: int = option(
@@ -320,12 +355,15 @@ class TagConfig(Settings):
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str, **others: Any) -> Self:
-        """Refuse what was a setting once, too."""
+        """Refuse what was a setting once, too; variables of the template may be a table."""
         for key in RETIRED_SETTINGS & values.keys():
             raise UsageError(
                 f"{where}: {key!r} is no setting any more: tags go by the forecast "
                 "(docs/forecast.md); leave it out"
             )
+        variables = values.get("chat_template_kwargs")
+        if isinstance(variables, Mapping):
+            values = {**values, "chat_template_kwargs": json.dumps(dict(variables), default=str)}
         return super().from_mapping(values, where, **others)
 
     def __post_init__(self) -> None:
@@ -341,6 +379,10 @@ class TagConfig(Settings):
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
                 f"{self.min_rollouts}, which every item gets; 0 sets no limit"
             )
+        for name, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
+            if value > 1:
+                raise UsageError(f"{name} is {value:g}; it must be at most 1")
+        _ = self.chat_variables
         if len(set(self.k)) < len(self.k):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()
@@ -357,6 +399,27 @@ class TagConfig(Settings):
         for name in self.vllm:
             if name in _NOT_FOR_VLLM:
                 raise UsageError(f"[vllm] {name}: curate sets this itself; leave it out")
+
+    @property
+    def chat_variables(self) -> dict[str, Any]:
+        """The variables that `chat_template_kwargs` names.
+
+        Raises:
+            UsageError: it is no JSON object, or names what is set here.
+        """
+        if not self.chat_template_kwargs:
+            return {}
+        said = f"--chat-template-kwargs is {self.chat_template_kwargs[:80]!r}"
+        try:
+            variables = json.loads(self.chat_template_kwargs)
+        except ValueError as error:
+            raise UsageError(f"{said}, which is no JSON: {error}") from error
+        if not isinstance(variables, dict):
+            raise UsageError(f'{said}; it must be a JSON object, such as {{"name": true}}')
+        for name in variables:
+            if name in _NOT_FOR_TEMPLATES:
+                raise UsageError(f"--chat-template-kwargs: curate sets {name} itself; leave it out")
+        return variables
 
     @property
     def has_own_rewards(self) -> bool:
@@ -426,5 +489,12 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
                 {k: v for k, v in table.items() if k not in may_differ} for table in (before, value)
             )
         if before != value:
-            changed.append(f"{name}: {before!r} -> {value!r}")
+            changed.append(f"{name}: {shown(before)} -> {shown(value)}")
     return changed
+
+
+def shown(value: Any) -> str:
+    """A value for an error; of a long text its beginning and its length."""
+    if isinstance(value, str) and len(value) > _MOST_SHOWN:
+        return f"{value[:_MOST_SHOWN]!r}... ({len(value):,} characters)"
+    return repr(value)

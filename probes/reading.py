@@ -17,8 +17,9 @@ from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.progress import Progress, say
 from curate.run.folder import RunFolder
+from probes.engines.choose import ModelFacts
 from probes.stages.items import CheckColumns, Item, read_items, reject_items
-from probes.stages.render import render_items
+from probes.stages.render import PromptForm, render_items
 from probes.statistics.plan import Plan, next_round
 from probes.verifiers.by_row import CODE, RowVerifiers, hints
 from probes.verifiers.pool import VerifierPool
@@ -38,7 +39,7 @@ def read_and_render(
     pool: VerifierPool,
     *,
     check_columns: CheckColumns,
-    check_model: Callable[[], int],
+    check_model: Callable[[], ModelFacts],
 ) -> dict[str, Any]:
     """Read the items of a run and render their prompts; return the stage's counts.
 
@@ -50,8 +51,7 @@ def read_and_render(
         tokenizer: the policy's.
         pool: of the run's verifier, not entered.
         check_columns: raises UsageError for column names that cannot be tagged.
-        check_model: raises UsageError where the model or an option of its engine is wrong; returns
-            the context length.
+        check_model: raises UsageError where the model or an option of its engine is wrong.
 
     Raises:
         UsageError: not one item can be used, the budget is too small, or what the checks raise.
@@ -91,15 +91,16 @@ def read_and_render(
             into_csv=Path(config.out).suffix.lower() == ".csv" and source.format != "csv",
         )
         _warn_of_echoes(run, items, pool)
+    facts = check_model()
     refused = render_items(
         run,
         items,
         tokenizer,
-        instruction=config.instruction,
-        prompt_end=config.prompt_end,
+        PromptForm.from_config(config),
         is_mixed=verifiers.is_mixed,
         max_tokens=config.max_tokens,
-        context_length=check_model(),
+        context_length=facts.context_length,
+        embeddings=facts.embeddings,
     )
     if len(refused) == len(items):
         raise UsageError(

@@ -22,6 +22,7 @@ from curate.run.quality import run_schema
 from curate.tagged.write import check_columns, check_out
 from probes.engines.choose import LoadedModel
 from probes.machines.shard import parse_part
+from probes.models.chat import read_chat_template
 from probes.models.load import ModelFiles, describe_machine, resolve_model
 from probes.predictor.predictor import read_predictor
 from probes.tagging import Tagging, plan_of
@@ -167,6 +168,7 @@ def resolve(
     config = config.replace(
         out=config.out or f"{source.name}.tagged{suffix}",
         run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
+        chat_template=read_chat_template(config.chat_template),
     )
     machine = ray.machine() if ray else describe_machine()
     if ray:

@@ -33,14 +33,14 @@ from curate.run.rollouts import Outcomes, as_numbers, drawn_rollouts, outcomes_o
 from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, SIMILARITY, read_parquet
 from curate.tagged.write import check_columns
 from probes.engines.base import Engine
-from probes.engines.choose import SERVER, LoadedModel
+from probes.engines.choose import SERVER, LoadedModel, ModelFacts
 from probes.estimate import Work
 from probes.found_work import found_work
-from probes.gradients.lora import Adapter, target_modules
+from probes.gradients.lora import Adapter, Coverage
 from probes.lift.gradients import LiftInputs
 from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part
-from probes.models.load import load_tokenizer
+from probes.models.chat import run_tokenizer
 from probes.opening import COLUMNS as OPENING
 from probes.opening import Opening
 from probes.predictor.predictor import Predictor, apply_predictor, is_judged_anew
@@ -80,6 +80,8 @@ if TYPE_CHECKING:
 
 # A shard is what a kill can lose. On a CPU that is about two minutes of sampling.
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
+# Share of the weights in a model's blocks without gradients from which on it is said.
+_UNCOVERED = 0.01
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
 
@@ -289,7 +291,7 @@ class Tagging:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.model.files, trust_remote_code=self.config.trust_remote_code)
+        return run_tokenizer(self.model.files, self.config)
 
     @cached_property
     def _items(self) -> pa.Table:
@@ -336,14 +338,23 @@ class Tagging:
             )
         return read
 
-    def _check_model(self) -> int:
-        """Show a wrong option or name now, not once all is sampled; return the context length."""
+    def _check_model(self) -> ModelFacts:
+        """Show a wrong option, or a model that cannot be probed, now and not once all is sampled.
+
+        What of the model has no gradients is said, and kept in the manifest.
+        """
         if self.ray and self.model.choice != SERVER:
-            return self.ray.check_model()
-        self._engine()
-        outline = self.model.outline()
-        target_modules(outline.model, self._adapter.targets)
-        return outline.context_length
+            facts = self.ray.check_model()
+        else:
+            self._engine()
+            facts = self.model.check(self._adapter)
+        if self._adapter.targets == ("auto",) and 1 - facts.covered > _UNCOVERED:
+            covered = Coverage(facts.covered, tuple(facts.left_out))
+            say(f"warning: {covered}")
+            self.run.update(
+                differentiated={"share": round(covered.share, 4), "without": list(covered.left_out)}
+            )
+        return facts
 
     def _check_columns(self, names: Iterable[str]) -> None:
         check_columns(names, self.schema, self.config.replace_columns)

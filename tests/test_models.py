@@ -6,12 +6,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from curate.errors import UsageError
-from probes.models.load import Policy, choose_dtype, load_policy, resolve_model
+from probes.engines.base import SampleRequest
+from probes.engines.transformers import TransformersEngine
+from probes.models.load import (
+    Policy,
+    choose_dtype,
+    eos_token_ids,
+    load_policy,
+    outline_policy,
+    resolve_model,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = """
@@ -85,15 +95,52 @@ def test_what_cannot_be_a_model(name: str) -> None:
         resolve_model(name)
 
 
-def test_the_generation_config_names_the_end_before_the_tokenizer(
-    tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ([4, 5], 1, {1, 4, 5}),
+        (2, 1, {1, 2}),
+        (None, 1, {1}),
+        # What no file names is a default of the architecture: Llama's is 2.
+        (2, None, {1, 2}),
+        (None, None, {1}),
+        ([4], [5, 6], {1, 4, 5, 6}),
+    ],
+)
+def test_every_end_that_the_files_name_ends_a_completion(
+    tiny_model: Path, tmp_path: Path, generation: Any, config: Any, ends: set[int]
 ) -> None:
+    """Of generation config, config and tokenizer (1), on every engine alike."""
     folder = shutil.copytree(tiny_model, tmp_path / "ends")
-    generation = json.loads((folder / "generation_config.json").read_text())
-    generation["eos_token_id"] = [4, 5]
-    (folder / "generation_config.json").write_text(json.dumps(generation))
-    policy = load_policy(resolve_model(str(folder)), device=torch.device("cpu"))
-    assert policy.eos_token_ids == {4, 5}
+    for name, declared in (("generation_config.json", generation), ("config.json", config)):
+        values = json.loads((folder / name).read_text())
+        values.pop("eos_token_id")
+        if declared is not None:
+            values["eos_token_id"] = declared
+        (folder / name).write_text(json.dumps(values))
+    files = resolve_model(str(folder))
+    policy = load_policy(files, device=torch.device("cpu"))
+    assert policy.eos_token_ids == ends
+    assert outline_policy(files).eos_token_ids == ends  # Servers go by that,
+    assert eos_token_ids(folder) == ends  # and vLLM by this.
+    engine = TransformersEngine(policy, seed=1, temperature=1.0, max_tokens=20)
+    for rollout in engine.sample([SampleRequest("a", [15, 4], 0, 50)]):
+        assert not ends & set(rollout.completion_token_ids[:-1])
+        stopped = rollout.completion_token_ids[-1] in ends
+        assert rollout.finish_reason == ("stop" if stopped else "length")
+
+
+def test_without_any_name_the_architectures_default_ends(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "ends")
+    for name in ("generation_config.json", "config.json", "tokenizer_config.json"):
+        values = json.loads((folder / name).read_text())
+        for key in ("eos_token_id", "eos_token"):
+            values.pop(key, None)
+        (folder / name).write_text(json.dumps(values))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    files = resolve_model(str(folder))
+    assert load_policy(files, device=torch.device("cpu")).eos_token_ids == {2}
+    assert outline_policy(files).eos_token_ids == {2}
 
 
 def test_the_policy_is_frozen_and_in_the_type_of_the_machine(tiny_model: Path) -> None:

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from curate.errors import RunError, UsageError
-from probes.engines.base import Rollout, SampleRequest
+from probes.engines.base import Rollout, SampleRequest, Truncation
 from probes.engines.server import ServerEngine
 from probes.models.load import PolicyOutline, load_policy, outline_policy, resolve_model
 from tests.stand_ins.server import DROPPED, TRUNCATED, StandIn, instead, status
@@ -146,6 +147,31 @@ def test_token_ids_go_out_and_come_back(tiny_model: Path, outline: PolicyOutline
     assert facts["token_ids"] and facts["request_seeds"] and not facts["deterministic"]
     assert facts["servers"] == [servers[0].url]
     assert facts["version"] == {servers[0].url: "vllm 0.31.0"}
+
+
+def test_truncation_and_every_end_token_go_along(tiny_model: Path, outline: PolicyOutline) -> None:
+    truncation = Truncation(top_p=0.9, top_k=20, min_p=0.05)
+    ends = replace(outline, eos_token_ids=frozenset({EOS, 2}))
+    with _servers(outline) as servers:
+        engine = _engine(servers, tiny_model, ends, truncation=truncation)
+        _drawn(engine)
+        for body in [body for body in servers[0].posted if "temperature" in body]:
+            assert (body["top_p"], body["top_k"], body["min_p"]) == (0.9, 20, 0.05)
+            assert body["stop_token_ids"] == [EOS, 2]
+
+
+@pytest.mark.parametrize("truncation", [Truncation(top_k=20), Truncation(min_p=0.1)])
+def test_a_server_that_cannot_leave_tokens_out_so_is_refused(
+    truncation: Truncation, tiny_model: Path, outline: PolicyOutline
+) -> None:
+    with _servers(outline) as servers:
+        servers[0].answer.has_extensions = False  # type: ignore[attr-defined]
+        with pytest.raises(UsageError, match=r"takes no --top-k or --min-p .*unknown parameter"):
+            _engine(servers, tiny_model, outline, truncation=truncation)
+        # OpenAI's own interface knows the third.
+        engine = _engine(servers, tiny_model, outline, truncation=Truncation(top_p=0.5))
+        _drawn(engine)
+        assert servers[0].posted[-1]["top_p"] == 0.5
 
 
 def test_faults_cost_no_rollout_and_give_none_twice(

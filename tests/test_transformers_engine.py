@@ -5,10 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from curate.errors import RunError
-from probes.engines.base import Rollout, SampleRequest, uniform_draws
-from probes.engines.transformers import TransformersEngine, draw
+from probes.engines.base import Rollout, SampleRequest, Truncation, uniform_draws
+from probes.engines.drawing import draw, truncated
+from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
@@ -153,6 +155,89 @@ def test_draw_covers_the_ends() -> None:
     uniform = torch.tensor([0.0, 0.5, 1 - 2**-24])
     assert draw(logits, uniform[:, None], 1.0).tolist() == [[0], [2], [2]]
     assert draw(logits[:1], uniform[None], 1.0).tolist() == [[0, 2, 2]]
+
+
+# --- Less than the whole distribution --------------------------------------------------------
+
+
+def left_over(probabilities: list[float], truncation: Truncation) -> list[float]:
+    """The distribution that is drawn from."""
+    logits = torch.tensor([probabilities], dtype=torch.float64).log().float()
+    return torch.softmax(truncated(logits, truncation), dim=-1)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("truncation", "expected"),
+    [
+        (Truncation(top_k=2), [0.0, 0.5 / 0.8, 0.3 / 0.8, 0.0]),
+        (Truncation(top_k=9), [0.05, 0.5, 0.3, 0.15]),
+        # As few as reach it: 0.5 + 0.3 does, 0.5 does not.
+        (Truncation(top_p=0.7), [0.0, 0.5 / 0.8, 0.3 / 0.8, 0.0]),
+        (Truncation(top_p=0.4), [0.0, 1.0, 0.0, 0.0]),
+        (Truncation(top_p=1e-9), [0.0, 1.0, 0.0, 0.0]),
+        (Truncation(min_p=0.29), [0.0, 0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95]),
+        (Truncation(min_p=1.0), [0.0, 1.0, 0.0, 0.0]),
+        # Of the two that top_k leaves the first has 0.625.
+        (Truncation(top_k=2, top_p=0.62), [0.0, 1.0, 0.0, 0.0]),
+        (Truncation(top_k=3, top_p=0.62), [0.0, 0.5 / 0.8, 0.3 / 0.8, 0.0]),
+    ],
+)
+def test_truncation_leaves_the_most_probable_tokens(
+    truncation: Truncation, expected: list[float]
+) -> None:
+    assert left_over([0.05, 0.5, 0.3, 0.15], truncation) == pytest.approx(expected, abs=1e-6)
+
+
+def test_truncation_agrees_with_transformers_own() -> None:
+    """Each of the three by itself; together they are applied in vLLM's order."""
+    torch.manual_seed(0)
+    logits = torch.randn(50, 40) * 3
+    for truncation, warper in (
+        (Truncation(top_k=7), TopKLogitsWarper(7)),
+        (Truncation(top_p=0.83), TopPLogitsWarper(0.83)),
+        (Truncation(min_p=0.07), MinPLogitsWarper(0.07)),
+    ):
+        expected = warper(torch.zeros(50, 1, dtype=torch.long), logits)
+        torch.testing.assert_close(truncated(logits, truncation), expected)
+
+
+def test_frequencies_are_those_of_what_is_left(tiny_policy: Policy) -> None:
+    request = SampleRequest("x", PROMPTS["b"], 0, 4000)
+    truncation = Truncation(top_p=0.8, top_k=6, min_p=0.1)
+    engine = engine_of(
+        tiny_policy, max_tokens=1, temperature=0.7, truncation=truncation, max_rows=1000
+    )
+    drawn = list(engine.sample([request]))
+    counts = Counter(rollout.completion_token_ids[0] for rollout in drawn)
+    with torch.inference_mode():
+        logits = tiny_policy.model(input_ids=torch.tensor([PROMPTS["b"]])).logits[0, -1].double()
+    whole = torch.softmax(logits / 0.7, dim=-1).numpy()
+    kept = np.where(whole >= 0.1 * whole.max(), whole, 0)
+    kept[np.argsort(-kept)[6:]] = 0
+    order = np.argsort(-kept)
+    before = np.cumsum(kept[order] / kept.sum()) - kept[order] / kept.sum()
+    kept[order[before >= 0.8]] = 0
+    expected = kept / kept.sum() * 4000
+    assert set(counts) == set(np.flatnonzero(kept)) and 2 <= len(counts) < 8
+    observed = np.array([counts[token] for token in np.flatnonzero(kept)])
+    # Chi-square of at most 6 degrees: 22.5 is passed by chance once in a thousand.
+    assert ((observed - expected[kept > 0]) ** 2 / expected[kept > 0]).sum() < 22.5
+    # What is kept of a rollout is the whole policy's own probability.
+    scores = torch.log_softmax(logits, dim=-1)
+    for rollout in drawn[:20]:
+        (token,) = rollout.completion_token_ids
+        assert rollout.log_probability == pytest.approx(float(scores[token]), abs=1e-4)
+
+
+def test_nothing_left_out_changes_nothing(tiny_policy: Policy) -> None:
+    whole = by_key(list(engine_of(tiny_policy).sample(requests(5))))
+    same = engine_of(tiny_policy, truncation=Truncation(top_p=1.0, top_k=0, min_p=0.0))
+    assert by_key(list(same.sample(requests(5)))) == whole
+    one = by_key(list(engine_of(tiny_policy, truncation=Truncation(top_k=1)).sample(requests(5))))
+    assert len({tuple(ids) for (item, _), ids in one.items() if item == "a"}) == 1
+
+
+# --- Memory ----------------------------------------------------------------------------------
 
 
 def test_out_of_memory_backs_off_and_loses_nothing(

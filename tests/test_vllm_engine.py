@@ -20,7 +20,8 @@ from curate.errors import RunError, UsageError
 from probes import tagging
 from probes.engines import choose as engines
 from probes.engines import vllm as vllm_engine
-from probes.engines.base import Rollout, SampleRequest
+from probes.engines.base import Rollout, SampleRequest, Truncation
+from probes.engines.drawing import truncated
 from probes.engines.vllm import VllmEngine
 from probes.gradients.lora import TokenizedRollout
 from probes.models.load import Policy, eos_token_ids, load_policy, resolve_model
@@ -118,6 +119,28 @@ def test_log_probabilities_are_the_models_before_temperature(
     )
     np.testing.assert_allclose(np.array(kept, dtype=float), scored, rtol=0, atol=5e-3)
     assert np.ptp(scored) > 5
+
+
+def test_tokens_are_left_out_as_the_other_engine_leaves_them(
+    policy: Policy,
+    engine: VllmEngine,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    truncation = Truncation(top_p=0.8, top_k=8, min_p=0.02)
+    monkeypatch.setattr(engine, "truncation", truncation)
+    firsts: dict[str, set[int]] = {}
+    for rollout in engine.sample(_requests(prompts)):
+        firsts.setdefault(rollout.item_id, set()).add(rollout.completion_token_ids[0])
+    for number, prompt in enumerate(prompts):
+        with torch.inference_mode():
+            logits = policy.model(input_ids=torch.tensor([prompt])).logits[:, -1].float()
+        left = truncated(logits / TEMPERATURE, truncation)[0]
+        allowed = set(torch.isfinite(left).nonzero().flatten().tolist())
+        assert firsts[f"item {number}"] <= allowed
+        # What is drawn once in twenty comes among 120, but for a chance of a fifth of a percent.
+        likely = torch.softmax(left, dim=-1) > 0.05
+        assert set(likely.nonzero().flatten().tolist()) <= firsts[f"item {number}"]
 
 
 def test_a_log_probability_of_something_else_is_left_out(model: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from cards.card.facts import MEASURES, RunFacts
 from cards.card.markdown import code_span, plain_text, table
 from cards.card.metadata import hub_model
+from curate.config import TagConfig
 from curate.run.tables import ITEM_ANSWERS
 from curate.tags import ANSWERS, COLUMNS, FORECAST, JUDGED, MIXED, REWARDS, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
@@ -123,8 +124,11 @@ def measured_section(facts: RunFacts) -> str:
         f"answer in {code_span(dataset['answer_field'])}",
         "Instruction added to the prompt": instruction,
         "Rollouts": rollouts,
-        "Sampling": f"temperature {config.temperature:g}, at most {config.max_tokens:,} tokens, "
-        f"where a completion is cut and counts as wrong; {engine}, {manifest.get('device', '?')}"
+        "System message added to the prompt": code_span(config.system) if config.system else "",
+        "Chat template": _template_words(config),
+        "Sampling": f"temperature {config.temperature:g},{_truncation_words(config)} at most "
+        f"{config.max_tokens:,} tokens, where a completion is cut and counts as wrong; "
+        f"{engine}, {manifest.get('device', '?')}"
         if not taken
         else "",
         "Verifier": f"the row's own, by {code_span(config.verifier_field)}"
@@ -157,6 +161,24 @@ def taken_words(taken: Mapping[str, Any], by: str) -> str:
     if taken["without_tokens"]:
         words += f"; {taken['without_tokens']:,} of several turns are without gradients"
     return words
+
+
+def _template_words(config: TagConfig) -> str:
+    """What chat template a run used, where it was not just the model's own."""
+    own = "one of the run's own" if config.chat_template else ""
+    variables = config.chat_template_kwargs
+    given = f"with {code_span(variables)}" if variables else ""
+    return ", ".join(part for part in (own, given) if part)
+
+
+def _truncation_words(config: TagConfig) -> str:
+    """What of the distribution was drawn from, where that was not all of it."""
+    parts = [
+        f" {name.replace('_', '-')} {getattr(config, name):g},"
+        for name, whole in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0))
+        if getattr(config, name) != whole
+    ]
+    return "".join(parts)
 
 
 def _predictor(manifest: Mapping[str, Any]) -> str:

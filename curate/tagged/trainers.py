@@ -31,6 +31,7 @@ from curate.datasets.layouts import (
     instruct,
     read_question,
 )
+from curate.datasets.rendered import rendered_opening
 from curate.datasets.source import Source, json_text
 from curate.errors import UsageError
 from curate.settings import did_you_mean
@@ -85,6 +86,7 @@ class Formatter:
     trainer: str
     layout: Layout
     instruction: str
+    system: str
     data_source: str
     ability: str
     schema: pa.Schema
@@ -121,7 +123,16 @@ class Formatter:
                 f"row {number}: its prompt has tools or calls of tools, which files for trainers "
                 "cannot hold yet; drop such rows with `curate filter` first"
             )
+        opening = rendered_opening(question.messages[-1][1])
+        if opening:
+            raise UsageError(
+                f"row {number}: its prompt is rendered already (it begins with {opening!r}), and a "
+                "trainer would render it again; drop such rows with `curate filter` first, or tag "
+                "the dataset with prompts that are not rendered"
+            )
         messages: list[Message] = instruct(question, self.instruction)
+        if self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
         made: dict[str, Any] = {
             "prompt": messages,
             "messages": messages,
@@ -194,10 +205,17 @@ def make_formatter(
                 "no run in ./runs wrote this file, so prompts are as in the dataset; if the run "
                 "added an instruction, give the run folder, or --instruction auto or its text",
             )
+    if config and (config.chat_template or config.chat_template_kwargs):
+        notes = (
+            *notes,
+            "the run rendered prompts with a chat template or variables of its own "
+            "(--chat-template, --chat-template-kwargs): give them to the trainer too",
+        )
     formatter = Formatter(
         trainer,
         layout,
         instruction,
+        config.system if config else "",
         options.data_source or _data_source(trainer, tagged),
         "math" if config is None or config.verifier in _MATHEMATICAL else "other",
         pa.schema(list(wanted.items())),

@@ -21,6 +21,31 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """What tokens are drawn from, of the policy's distribution at the sampling temperature.
+
+    Applied in vLLM's order: min_p, then top_k, then top_p of what is left. By default, to all.
+
+    Attributes:
+        top_p: of the most probable tokens, as many as have this probability together; (0, 1].
+        top_k: the most probable tokens, so many of them; 0 for all.
+        min_p: tokens at least so many times as probable as the most probable one; [0, 1].
+    """
+
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left out."""
+        return self == Truncation()
+
+
+WHOLE = Truncation()
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled completion.
 
@@ -29,8 +54,9 @@ class Rollout:
         sample: its number within the item, from 0.
         completion_token_ids: what was sampled, the end-of-sequence token included.
         finish_reason: `stop` when the policy ended it, `length` when it was cut.
-        log_probability: of the completion under the policy at temperature 1, whatever the sampling
-            temperature, in nats, summed over its tokens; None where the engine does not give it.
+        log_probability: of the completion under the policy at temperature 1 and nothing left out,
+            whatever it was sampled with, in nats, summed over its tokens; None where the engine
+            does not give it.
     """
 
     item_id: str

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+from dataclasses import dataclass
 
 import torch
 
 from curate.config import AUTO, TagConfig
 from curate.progress import say
-from probes.engines.base import Engine
+from probes.engines.base import Engine, Truncation
+from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
 from probes.models.load import (
     ModelFiles,
     Policy,
@@ -38,6 +40,22 @@ def choose_engine(config: TagConfig) -> tuple[str, str]:
     if importlib.util.find_spec("vllm") is None:
         return TRANSFORMERS, "vLLM, which is faster on this GPU, is not installed"
     return VLLM, "it is installed, and there is a GPU for it"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the stages before sampling must know of a policy.
+
+    Attributes:
+        context_length: in tokens, of prompt and completion together.
+        embeddings: tokens that it has an embedding of.
+        covered, left_out: how much of its blocks is differentiated: `Coverage`.
+    """
+
+    context_length: int
+    embeddings: int
+    covered: float
+    left_out: tuple[str, ...]
 
 
 class LoadedModel:
@@ -73,6 +91,11 @@ class LoadedModel:
         if self._engine is None:
             self._engine = self._new_engine()
             say(f"engine {self.choice}: {self.why}; {self.where()}")
+            if not getattr(self._engine, "is_plain", True):
+                say(
+                    "the model's layers are not attention alone: it is sampled by transformers' "
+                    "generate, a prompt at a time; --engine vllm is faster where it runs"
+                )
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()
@@ -94,6 +117,27 @@ class LoadedModel:
                 self.files, trust_remote_code=self.config.trust_remote_code
             )
         return self._outline
+
+    def check(self, adapter: Adapter) -> ModelFacts:
+        """Show a wrong option, or a model that cannot be probed, before anything is spent.
+
+        Raises:
+            UsageError: the engine cannot run the model, or it cannot be sampled or differentiated.
+        """
+        self.engine()
+        outline = self.outline()
+        target_modules(outline.model, adapter.targets)
+        if self.choice == TRANSFORMERS:
+            # Not with the run's engine, which would remember it.
+            rehearse_sampling(self.policy(), self._transformers_engine(max_tokens=2))
+        rehearse_gradients(self.files, outline, adapter)
+        found = coverage(outline.model, adapter.targets)
+        return ModelFacts(
+            context_length=outline.context_length,
+            embeddings=int(outline.model.get_input_embeddings().weight.shape[0]),
+            covered=found.share,
+            left_out=found.left_out,
+        )
 
     def policy(self) -> Policy:
         """Give the policy.
@@ -138,6 +182,7 @@ class LoadedModel:
                 self.files,
                 seed=config.seed,
                 temperature=config.temperature,
+                truncation=Truncation(config.top_p, config.top_k, config.min_p),
                 max_tokens=config.max_tokens,
                 options=config.vllm,
                 trust_remote_code=config.trust_remote_code,
@@ -153,6 +198,7 @@ class LoadedModel:
                 api_key=read_api_key(config.api_key_env),
                 seed=config.seed,
                 temperature=config.temperature,
+                truncation=Truncation(config.top_p, config.top_k, config.min_p),
                 max_tokens=config.max_tokens,
                 served_model=config.served_model,
                 samples_per_request=config.samples_per_request,
@@ -160,10 +206,15 @@ class LoadedModel:
                 in_flight=config.requests_in_flight,
                 timeout_seconds=config.request_seconds,
             )
+        return self._transformers_engine(config.max_tokens)
+
+    def _transformers_engine(self, max_tokens: int) -> TransformersEngine:
+        config = self.config
         return TransformersEngine(
             self.policy(),
             seed=config.seed,
             temperature=config.temperature,
-            max_tokens=config.max_tokens,
+            truncation=Truncation(config.top_p, config.top_k, config.min_p),
+            max_tokens=max_tokens,
             batch_tokens=config.batch_tokens or None,
         )

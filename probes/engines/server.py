@@ -2,8 +2,8 @@
 
 Prompts go out as token ids, several completions a request. A server that gives back the token ids
 that it sampled (vLLM: `return_token_ids`) is asked to; from others the text is taken and tokenized
-here, which can differ from what was sampled. Nothing is cut from the policy's distribution and
-nothing penalised, where a server knows how to be told so.
+here, which can differ from what was sampled. Nothing is cut from the policy's distribution unless
+asked for, and nothing penalised, where a server knows how to be told so.
 
 Before a server gets requests it is asked what it serves, under which name, with which tokenizer,
 and for one token by each way of asking, the fullest first, so that a wrong one costs nothing. A
@@ -27,7 +27,7 @@ from typing import Any
 from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
 from curate.progress import say
-from probes.engines.base import Rollout, SampleRequest
+from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
 from probes.models.load import ModelFiles, Policy, PolicyOutline
 from probes.servers.pool import (
     Failure,
@@ -79,7 +79,7 @@ class ServerEngine:
         outline: its tokenizer, end tokens and context length.
         base_urls: the servers' addresses.
         api_key: what they ask for, if anything.
-        seed, temperature, max_tokens: of the sampling.
+        seed, temperature, truncation, max_tokens: of the sampling.
         served_model: the model's name there; by default that of the files.
         samples_per_request: completions that one request asks for, at most.
         request_seeds: each request has a seed of its own, where the servers take one.
@@ -104,6 +104,7 @@ class ServerEngine:
         seed: int,
         temperature: float,
         max_tokens: int,
+        truncation: Truncation = WHOLE,
         served_model: str = "",
         samples_per_request: int = 16,
         request_seeds: bool = True,
@@ -118,6 +119,7 @@ class ServerEngine:
         self.seed = seed
         self.stops_at = math.inf
         self.temperature = temperature
+        self.truncation = truncation
         self.max_tokens = max_tokens
         self.served_model = served_model
         self.samples_per_request = samples_per_request
@@ -248,15 +250,15 @@ class ServerEngine:
             "n": samples,
             "max_tokens": max_tokens,
             "temperature": self.temperature,
-            "top_p": 1.0,
+            "top_p": self.truncation.top_p,
         }
         if manner.seeds:
             body["seed"] = seed
         if manner.extended:
             body |= {
                 "return_token_ids": True,
-                "top_k": -1,
-                "min_p": 0.0,
+                "top_k": self.truncation.top_k or -1,
+                "min_p": self.truncation.min_p,
                 "repetition_penalty": 1.0,
                 "stop_token_ids": sorted(self.eos_token_ids),
             }
@@ -383,7 +385,7 @@ class ServerEngine:
         prompt = list(self.tokenizer(_TEXT, add_special_tokens=False)["input_ids"])
         ways = [
             _Manner(model, extended, seeds, token_ids=False)
-            for extended in (True, False)
+            for extended in ((True,) if self._needs_extended else (True, False))
             for seeds in ((True, False) if self.request_seeds else (False,))
         ]
         for manner in ways:
@@ -391,6 +393,11 @@ class ServerEngine:
             try:
                 answer = await server.ask("completions", body, seconds=_FIRST_SECONDS)
             except RequestRefused as refusal:
+                if manner == ways[-1] and self._needs_extended and refusal.status in (400, 422):
+                    raise UsageError(
+                        f"{server.url} takes no --top-k or --min-p ({refusal}): leave them out, or "
+                        "use a server that knows them"
+                    ) from None
                 if manner == ways[-1] or refusal.status in (401, 403):
                     raise
             except ServerFault as fault:
@@ -402,6 +409,11 @@ class ServerEngine:
                 self._broke_at_seed = False  # It goes on without, if it did.
                 return replace(manner, token_ids=self._gives_token_ids(server, body, answer))
         raise AssertionError("the last way either works or raises")
+
+    @property
+    def _needs_extended(self) -> bool:
+        """Whether what is asked for is beyond OpenAI's interface."""
+        return self.truncation.top_k > 0 or self.truncation.min_p > 0
 
     def _gives_token_ids(self, server: Server, body: Json, answer: Json) -> bool:
         """Whether the answer to a test request has token ids.

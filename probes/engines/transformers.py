@@ -6,7 +6,8 @@ one row, and a row divides where its samples draw different tokens. So nothing i
 neither prompts nor the beginnings of answers, which the samples of a sure policy share to the end.
 Finished rows leave the batch, and new prompts join it when room is free. Tokens are drawn by
 inverse transform from each sample's own uniform numbers (`engine.uniform_draws`), so how rows
-divide changes no rollout.
+divide changes no rollout. Models with other layers than attention are sampled by
+`probes.engines.generate` instead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
 from curate.errors import RunError
-from probes.engines.base import Rollout, SampleRequest, uniform_draws
+from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation, uniform_draws
+from probes.engines.drawing import draw, log_probabilities_of
+from probes.engines.generate import generate_rollouts, has_plain_attention
 from probes.models.load import Policy, is_out_of_memory
 
 # Room that the cache grows by, in columns: a copy of the whole cache every 64 steps, not every one.
@@ -33,8 +36,6 @@ _GROWTH = 64
 _REFILL_SHARE = 0.25
 # How fast the share of rows to samples, which says how many samples to let in, is learned anew.
 _SHARE_MEMORY = 0.05
-# Logits that are drawn from in one go on a CPU.
-_VALUES_AT_ONCE = 2**20
 # Tokens of prompts run through the model in one pass.
 _PREFILL_TOKENS = 1024
 
@@ -192,7 +193,7 @@ class TransformersEngine:
 
     Args:
         policy: the loaded policy.
-        seed, temperature, max_tokens: of the sampling; `temperature` > 0.
+        seed, temperature, truncation, max_tokens: of the sampling; `temperature` > 0.
         batch_tokens: rows x (prompt + completion) tokens held at once; halved when memory runs out.
         max_rows: the most rows decoded at once.
     """
@@ -207,15 +208,18 @@ class TransformersEngine:
         seed: int,
         temperature: float,
         max_tokens: int,
+        truncation: Truncation = WHOLE,
         batch_tokens: int | None = None,
         max_rows: int | None = None,
     ) -> None:
         self.policy = policy
         self.seed = seed
         self.temperature = temperature
+        self.truncation = truncation
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
         self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
+        self.is_plain = has_plain_attention(policy.model)
         self.stops_at = math.inf
         self._in_hand: list[_Row] = []
         # Rows a sample, as it was lately: how much the rollouts have in common.
@@ -227,6 +231,9 @@ class TransformersEngine:
         Raises:
             RunError: one single rollout does not fit into memory.
         """
+        if requests and not self.is_plain:
+            yield from self._generate(requests)
+            return
         # Long prompts first: their rows set the cache's width, which then only shrinks.
         waiting = deque(sorted(requests, key=lambda r: -len(r.prompt_token_ids)))
         batch: _Batch | None = None
@@ -247,8 +254,23 @@ class TransformersEngine:
             if not batch.rows:
                 batch = None
 
-    def unfinished(self) -> list[int]:
-        """Tokens so far of every rollout in the making."""
+    def _generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+        longest = max(len(request.prompt_token_ids) for request in requests)
+        return generate_rollouts(
+            self.policy,
+            requests,
+            seed=self.seed,
+            temperature=self.temperature,
+            truncation=self.truncation,
+            max_tokens=self.max_tokens,
+            most_rows=self._most_rows(longest),
+            is_over=lambda: time.monotonic() >= self.stops_at,
+        )
+
+    def unfinished(self) -> list[int] | None:
+        """Tokens so far of every rollout in the making; None where `generate` has them."""
+        if not self.is_plain:
+            return None
         return [len(row.tokens) for row in self._in_hand for _ in row.samples]
 
     def close(self) -> None:
@@ -256,11 +278,14 @@ class TransformersEngine:
 
     def facts(self) -> dict[str, Any]:
         """Say what draws the rollouts, for the manifest."""
+        options: dict[str, Any] = {"batch_tokens": self.batch_tokens, "max_rows": self.max_rows}
+        if not self.is_plain:
+            options["by"] = "generate"
         return {
             "name": self.name,
             "version": transformers.__version__,
             "seed": self.seed,
-            "options": {"batch_tokens": self.batch_tokens, "max_rows": self.max_rows},
+            "options": options,
             "token_ids": True,
             "deterministic": True,
         }
@@ -393,7 +418,7 @@ class TransformersEngine:
             [torch.stack([u[len(row.tokens)] for u in row.uniform]) for row in batch.rows],
             batch_first=True,
         )
-        tokens = draw(logits, uniform.to(device), self.temperature)
+        tokens = draw(logits, uniform.to(device), self.temperature, self.truncation)
         drawn, scores = tokens.tolist(), log_probabilities_of(logits, tokens).tolist()
         batch.lengths += 1
         share = len(batch.rows) / batch.samples
@@ -472,58 +497,16 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
             first = place + 1
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Draw tokens by inverse transform, several from each row.
-
-    Args:
-        logits: (rows, vocabulary), any float type.
-        uniform: (rows, draws) in [0, 1).
-        temperature: divides the logits.
-
-    Returns:
-        token ids, (rows, draws) int64.
-    """
-    tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
-    for some in _few_rows(logits):
-        cumulative = torch.softmax(logits[some].float() / temperature, dim=-1).cumsum(dim=-1)
-        # Scaling by the last entry keeps rounding from leaving a gap below 1.
-        target = uniform[some].float() * cumulative[:, -1:]
-        tokens[some] = torch.searchsorted(cumulative, target, right=True)
-    return tokens.clamp_max_(logits.shape[-1] - 1)
-
-
-def log_probabilities_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of tokens at temperature 1.
-
-    Args:
-        logits: (rows, vocabulary), any float type.
-        tokens: (rows, draws) int64.
-
-    Returns:
-        (rows, draws) float32, in nats.
-    """
-    normalizers = [torch.logsumexp(logits[some].float(), dim=-1) for some in _few_rows(logits)]
-    return logits.gather(1, tokens).float() - torch.cat(normalizers)[:, None]
-
-
-def _few_rows(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows a few at a time on a CPU, where the steps between would each take a copy of them all.
-
-    On a GPU that has memory, fewer and larger steps are faster.
-    """
-    rows = len(logits)
-    few = max(1, _VALUES_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else rows
-    for first in range(0, rows, max(1, few)):
-        yield slice(first, first + few)
-
-
 def _default_batch_tokens(policy: Policy) -> int:
     """Fit the cache into half of what is free on a GPU; 32,768 tokens on a CPU."""
     if policy.device.type != "cuda":
         return 32 * 1024
     config = policy.model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    heads = getattr(config, "num_attention_heads", 0) or 1
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # State-space models have none, and their states are smaller than keys and values would be.
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    per_token = 2 * config.num_hidden_layers * key_heads * head_dim
     per_token *= policy.model.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(policy.device)
     # What PyTorch holds of the card and does not use is free to it, after a training step most.

@@ -2,8 +2,9 @@
 
 One request a prompt, with all its samples: vLLM computes the prompt once and shares it. Token ids
 go in and come out; vLLM neither renders nor tokenizes nor decodes. Sampling is from the policy's
-own distribution at the temperature asked for: nothing is cut from it, nothing penalised, and the
-defaults in a model's generation config, which vLLM would otherwise apply, are left out.
+own distribution at the temperature asked for: nothing is cut from it unless asked for, nothing
+penalised, and the defaults in a model's generation config, which vLLM would otherwise apply, are
+left out.
 
 The engine core runs in this process: so its errors are ours to tell, and a kill leaves no process
 behind. (With tensor parallelism vLLM's workers are processes, which end when this one does.)
@@ -35,7 +36,7 @@ import torch
 from curate.errors import RunError, UsageError
 from curate.progress import say
 from curate.settings import did_you_mean
-from probes.engines.base import Rollout, SampleRequest
+from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
 from probes.models.export import exported_folder
 from probes.models.load import ModelFiles, choose_device, choose_dtype, eos_token_ids
 
@@ -58,7 +59,7 @@ class VllmEngine:
 
     Args:
         files: the policy's.
-        seed, temperature, max_tokens: of the sampling.
+        seed, temperature, truncation, max_tokens: of the sampling.
         options: vLLM's engine arguments that the user chose.
         trust_remote_code: run Python code that comes with the model.
         dtype: precision of the weights; the one that the policy is loaded in where None.
@@ -77,6 +78,7 @@ class VllmEngine:
         seed: int,
         temperature: float,
         max_tokens: int,
+        truncation: Truncation = WHOLE,
         options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
         dtype: torch.dtype | None = None,
@@ -85,6 +87,7 @@ class VllmEngine:
         self.seed = seed
         self.stops_at = math.inf
         self.temperature = temperature
+        self.truncation = truncation
         self.max_tokens = max_tokens
         self._llm: Any = None
         if temperature < _LOWEST_TEMPERATURE:
@@ -209,9 +212,9 @@ class VllmEngine:
         wanted = SamplingParams(
             n=request.samples,
             temperature=self.temperature,
-            top_p=1.0,
-            top_k=0,
-            min_p=0.0,
+            top_p=self.truncation.top_p,
+            top_k=self.truncation.top_k,
+            min_p=self.truncation.min_p,
             repetition_penalty=1.0,
             max_tokens=self.max_tokens,
             # The policy's own end tokens and no others.

@@ -25,6 +25,7 @@ a pass; here the token ids are those that were sampled, and passes are batched.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ from transformers.pytorch_utils import Conv1D
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from probes.models.load import Policy, is_out_of_memory
+from probes.models.modules import linear_layers
+
+# Linear layers that are never called: Mamba multiplies by the weight of its time steps itself.
+_USED_BY_WEIGHT = ("dt_proj",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Adapter:
     Attributes:
         rank, alpha: of the LoRA adapter.
         targets: names of the modules it sits on, or `("auto",)` for every linear layer of the
-            transformer's blocks.
+            transformer's blocks; of a model that sees images too, those that read text.
         dim: coordinates after projection; None keeps every coordinate of B.
         seed: of A and of the projection.
     """
@@ -87,14 +92,18 @@ def target_modules(model: Any, targets: tuple[str, ...]) -> dict[str, torch.nn.M
     Raises:
         UsageError: a name that no module has (lists those that could be meant).
     """
-    candidates = _linear_layers(model)
+    candidates = linear_layers(model)
     if targets == ("auto",):
         head = model.get_output_embeddings()
+        reading = _reading_text(model)
         # The blocks stand in a list, so a layer inside one has a number in its name.
         inside = {
             name: module
             for name, module in candidates.items()
-            if module is not head and any(part.isdigit() for part in name.split("."))
+            if module is not head
+            and _is_in_block(name)
+            and id(module) in reading
+            and name.rpartition(".")[2] not in _USED_BY_WEIGHT
         }
         if not inside:
             raise UsageError(
@@ -112,9 +121,66 @@ def target_modules(model: Any, targets: tuple[str, ...]) -> dict[str, torch.nn.M
     return {n: m for n, m in candidates.items() if n.rpartition(".")[2] in targets}
 
 
-def _linear_layers(model: Any) -> dict[str, torch.nn.Module]:
-    kinds = (torch.nn.Linear, Conv1D)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model's blocks its gradients are of.
+
+    Attributes:
+        share: of the numbers in all matrices of the blocks, those in differentiated modules.
+        left_out: the other matrices, without the number of their block, the largest first.
+    """
+
+    share: float
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(self.left_out[:3]) + (", ..." if len(self.left_out) > 3 else "")
+        return (
+            f"gradients are of {self.share:.1%} of the weights in the model's blocks: "
+            f"{names} have none"
+        )
+
+
+def coverage(model: Any, targets: tuple[str, ...]) -> Coverage:
+    """Tell how much of a model is differentiated.
+
+    Experts that are one tensor a layer are no linear layers, nor are convolutions and routers.
+
+    Raises:
+        UsageError: what `target_modules` raises.
+    """
+    within = {id(module.weight) for module in target_modules(model, targets).values()}
+    read_text = _reading_text(model)
+    reading = {
+        id(parameter)
+        for module in model.modules()
+        if id(module) in read_text
+        for parameter in module.parameters(recurse=False)
+    }
+    total = covered = 0
+    left: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or not _is_in_block(name) or id(parameter) not in reading:
+            continue
+        total += parameter.numel()
+        if id(parameter) in within:
+            covered += parameter.numel()
+        else:
+            kind = re.sub(r"^.*?\.\d+\.", "", name)
+            left[kind] = left.get(kind, 0) + parameter.numel()
+    return Coverage(covered / max(total, 1), tuple(sorted(left, key=lambda kind: -left[kind])))
+
+
+def _is_in_block(name: str) -> bool:
+    return any(part.isdigit() for part in name.split("."))
+
+
+def _reading_text(model: Any) -> set[int]:
+    """Ids of the modules that read text: all but what sees or hears, where a model can."""
+    config = model.config
+    others = any(getattr(config, f"{sense}_config", None) for sense in ("vision", "audio"))
+    decoder = model.get_decoder() if others else model
+    return {id(module) for module in decoder.modules()}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -292,7 +358,10 @@ class _Linear(torch.autograd.Function):
         distinct = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.prefixes)
         ctx.down = tap.forward(distinct) if tap else None
         output = torch.nn.functional.linear(distinct, matrix, bias)
-        return output.index_select(0, batch.prefix_of).view(*hidden.shape[:-1], -1)
+        # No view of another tensor: models such as Falcon add to it in place.
+        spread = output.new_empty(*hidden.shape[:-1], output.shape[-1])
+        torch.index_select(output, 0, batch.prefix_of, out=spread.flatten(0, -2))
+        return spread
 
     @staticmethod
     def backward(ctx: Any, *deltas: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -328,7 +397,7 @@ class GradientProbe:
         modules = target_modules(policy.model, self.adapter.targets)
         self._taps = {name: _Tap(name, self.adapter) for name in modules}
         head = policy.model.get_output_embeddings()
-        self._layers = {n: m for n, m in _linear_layers(policy.model).items() if m is not head}
+        self._layers = {n: m for n, m in linear_layers(policy.model).items() if m is not head}
 
     @property
     def dim(self) -> int:
@@ -368,6 +437,14 @@ class GradientProbe:
             del waiting[: len(batch)]
             yield batch, features
 
+    def rehearse(self, rollouts: Sequence[TokenizedRollout]) -> None:
+        """Take gradients of a few rollouts in one pass, and forget them.
+
+        Raises:
+            RunError: a module of the adapter takes no part, or does not see every token.
+        """
+        self._sums([*rollouts])
+
     def _next_batch(self, waiting: list[int], rollouts: Sequence[TokenizedRollout]) -> list[int]:
         """Take rollouts from the front while the padded batch fits."""
         count, widest = 1, rollouts[waiting[0]].tokens
@@ -379,6 +456,9 @@ class GradientProbe:
         return waiting[:count]
 
     def _pass(self, rollouts: Sequence[TokenizedRollout]) -> np.ndarray:
+        return self._sums(rollouts).features(self._taps)
+
+    def _sums(self, rollouts: Sequence[TokenizedRollout]) -> _Sums:
         device = self.policy.device
         batch = _Batch(rollouts, device)
         sums = _Sums(batch.rows, self.adapter.dim, device)
@@ -386,11 +466,12 @@ class GradientProbe:
             hidden, delta = self._loss(batch)
             idle = [name for name in self._taps if name not in sums.modules]
             if idle:
-                raise RunError(
-                    f"{idle[0]}, named in --gradient-targets, took no part in the forward pass"
+                named = (
+                    "" if self.adapter.targets == ("auto",) else ", named in --gradient-targets,"
                 )
+                raise RunError(f"{idle[0]}{named} took no part in the forward pass")
             torch.autograd.backward(hidden, delta)
-        return sums.features(self._taps)
+        return sums
 
     def _loss(self, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the model forward; return the output head's input and the gradient of the loss to it.

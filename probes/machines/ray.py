@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from curate.progress import say
+from probes.engines.choose import ModelFacts
 from probes.machines.ray_worker import (
     Differentiator,
     Row,
@@ -116,15 +117,15 @@ class RayExecutor:
         """Say which policy the workers must have, and in which precision."""
         self._model = {"weight_hash": weight_hash, "dtype": dtype}
 
-    def check_model(self) -> int:
-        """Load engine and policy on a worker; return the policy's context length.
+    def check_model(self) -> ModelFacts:
+        """Load engine and policy on a worker; return what it found.
 
         Raises:
             UsageError: it cannot be loaded, or an option is wrong.
         """
         found: Row = self._call(check_model, self._settings, self._model)
         _raise_failure(found)
-        return int(found["context_length"])
+        return ModelFacts(**found)
 
     def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
         """Call a function on a worker."""

@@ -6,6 +6,7 @@ goes wrong comes back as a row too, since Ray Data drops a batch whose call rais
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from curate.config import TagConfig, config_from_mapping
 from curate.errors import CurateError, RunError, UsageError
 from probes.engines.base import SampleRequest
 from probes.engines.choose import LoadedModel
-from probes.gradients.lora import Adapter, TokenizedRollout, target_modules
+from probes.gradients.lora import Adapter, TokenizedRollout
 from probes.models.load import describe_machine, load_tokenizer, resolve_model
 from probes.stages.gradients import GradientShard, differentiate_shard
 from probes.stages.sample import SampleShard, draw_shard
@@ -43,16 +44,13 @@ def check_model(settings: Mapping[str, Any], model: Mapping[str, str]) -> Row:
     """Load what a worker loads, so that a wrong option or name shows before anything is sampled.
 
     Returns:
-        `context_length` of the policy; or `error` and `exit_status`.
+        the fields of `ModelFacts`; or `error` and `exit_status`.
     """
     try:
         config, loaded = _load_model(settings, model)
-        loaded.engine()
-        outline = loaded.outline()
-        target_modules(outline.model, Adapter.from_config(config).targets)
+        return dataclasses.asdict(loaded.check(Adapter.from_config(config)))
     except Exception as error:  # noqa: BLE001
         return _failure(error)
-    return {"context_length": outline.context_length}
 
 
 def _load_model(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import io
+import json
 import os
 import re
 import struct
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,8 +265,12 @@ def load_policy(
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
-        eos_token_ids=_eos_token_ids(
-            getattr(model, "generation_config", None), model.config, tokenizer
+        eos_token_ids=_end_tokens(
+            files.folder,
+            files.gguf_file,
+            model.config,
+            tokenizer,
+            getattr(model, "generation_config", None),
         ),
         context_length=_context_length(model.config),
     )
@@ -283,18 +289,15 @@ def outline_policy(
     Raises:
         UsageError: the files are not a causal language model that transformers knows.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if tokenizer is None:
         tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
-    generation: Any = None
     try:
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
-        if not files.gguf_file and (files.folder / "generation_config.json").is_file():
-            generation = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -303,7 +306,7 @@ def outline_policy(
     return PolicyOutline(
         model=model,
         tokenizer=tokenizer,
-        eos_token_ids=_eos_token_ids(generation, model.config, tokenizer),
+        eos_token_ids=_end_tokens(files.folder, files.gguf_file, model.config, tokenizer),
         context_length=_context_length(model.config),
     )
 
@@ -359,6 +362,12 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
+    kind = re.match(r"Unrecognized configuration class <class '[\w.]*\.(\w+)'>", str(error).strip())
+    if kind:
+        return (
+            f"transformers has no causal language model for a {kind[1]}; models that also see or "
+            "hear, and encoders, often have none"
+        )
     return lines[0] if lines else type(error).__name__
 
 
@@ -369,28 +378,53 @@ def eos_token_ids(folder: Path, *, trust_remote_code: bool = False) -> frozenset
         folder: a Hugging Face model folder.
         trust_remote_code: run Python code that comes with the model.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
-    generation = None
-    if (folder / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    return _eos_token_ids(generation, config, tokenizer)
+    return _end_tokens(folder, None, config, tokenizer)
 
 
-def _eos_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Collect the tokens that end a completion.
+def _end_tokens(
+    folder: Path, gguf_file: str | None, config: Any, tokenizer: Any, generation: Any = None
+) -> frozenset[int]:
+    """Collect the tokens that end a completion: all that the model's files name.
 
-    The generation config comes first: a tokenizer read from a GGUF file can name the wrong token
-    (SmolLM2's gives `<|im_start|>`).
+    That is the union of generation config, config and tokenizer, as vLLM has it. A default of the
+    architecture, which no file names, counts only where nothing else does; nor does the tokenizer
+    of a GGUF file, which can name the wrong token (SmolLM2's gives `<|im_start|>`).
+
+    Args:
+        folder: of the model.
+        gguf_file: in it, if the model is one.
+        config: as it was loaded.
+        tokenizer: as it was loaded.
+        generation: of a GGUF model, where it was made from that.
     """
-    for declaring in (generation, config, tokenizer):
-        declared = getattr(declaring, "eos_token_id", None)
-        if declared is not None:
-            return frozenset(declared if isinstance(declared, list) else [declared])
-    return frozenset()
+    named = (
+        [getattr(generation, "eos_token_id", None)]
+        if gguf_file
+        else [*_declared_ends(folder), tokenizer.eos_token_id]
+    )
+    found = _ids(named)
+    return found or _ids([getattr(config, "eos_token_id", None)]) or _ids([tokenizer.eos_token_id])
+
+
+def _declared_ends(folder: Path) -> Iterator[Any]:
+    """What the files of a folder that name end tokens say."""
+    for name in ("generation_config.json", "config.json"):
+        with suppress(OSError, ValueError):
+            declared = json.loads((folder / name).read_text(encoding="utf-8"))
+            yield declared.get("eos_token_id")
+            text = declared.get("text_config")
+            yield text.get("eos_token_id") if isinstance(text, dict) else None
+
+
+def _ids(named: Iterable[Any]) -> frozenset[int]:
+    """End tokens as files name them: a number, a list of numbers, or None."""
+    lists = [each if isinstance(each, list) else [each] for each in named]
+    return frozenset(int(token) for each in lists for token in each if token is not None)
 
 
 def _context_length(config: Any) -> int:

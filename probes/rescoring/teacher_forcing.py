@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.pytorch_utils import Conv1D
 
 from curate.errors import RunError
 from probes.gradients.lora import TokenizedRollout
 from probes.models.load import Policy, is_out_of_memory
+from probes.models.modules import linear_layers
 
 # Rows of logits that are brought to float32 at a time.
 _LOGIT_ROWS = 1024
@@ -213,11 +213,7 @@ def _pass(policy: Policy, rollouts: Sequence[_Key], temperature: float) -> NDArr
 def _each_prefix_once(model: Any, batch: _Batch) -> Iterator[None]:
     """Have the model's linear layers compute a shared prefix once."""
     head = model.get_output_embeddings()
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    ]
+    layers = [module for module in linear_layers(model).values() if module is not head]
     # Another library may have put a forward of its own on a module.
     own = [vars(module).get("forward") for module in layers]
     try:

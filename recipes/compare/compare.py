@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curate.config import shown
 from curate.errors import RunError, UsageError
 from curate.run.features import RolloutFeatures
 from curate.run.names import GRADIENTS
@@ -48,7 +49,10 @@ CONFIDENCE = 0.95
 _RESAMPLES = 1000
 _GROUPS = tuple(str(tag) for tag in Trainability)
 # What else than the policy moves pass rates, and what else moves gradients.
-_SAMPLING = ("verifier", "temperature", "max_tokens", "instruction")
+_SAMPLING = (
+    *("verifier", "temperature", "top_p", "top_k", "min_p", "max_tokens"),
+    *("instruction", "system", "chat_template", "chat_template_kwargs"),
+)
 _GRADIENTS = ("gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets")
 
 # Whose scores the reasoning quality are.
@@ -192,8 +196,8 @@ def _warnings(a: Run, b: Run, ids: pa.Array, source: Run) -> list[str]:
         values = getattr(a.config, name), getattr(b.config, name)
         if values[0] != values[1]:
             said.append(
-                f"{name} was {values[0]!r} before and is {values[1]!r} after: changes are of that "
-                "as well as of the policy"
+                f"{name} was {shown(values[0])} before and is {shown(values[1])} after: changes "
+                "are of that as well as of the policy"
             )
     if a.config.tau != b.config.tau:
         said.append(f"tau was {a.config.tau} before and is {b.config.tau} after: so differ tags")

@@ -177,6 +177,8 @@ class _Pilot:
         config, recipe = self.run.config, self.recipe
         if config.temperature != recipe.temperature:
             return f"drawn at temperature {config.temperature:g}, not {recipe.temperature:g}"
+        if (config.top_p, config.top_k, config.min_p) != (1.0, 0, 0.0):
+            return "drawn from a part of the distribution (--top-p, --top-k, --min-p)"
         if config.max_tokens < recipe.max_completion_length:
             return f"cut at {config.max_tokens:,} tokens, not at {recipe.max_completion_length:,}"
         if not self.run.manifest.get("engine", {}).get("token_ids", False):

@@ -13,10 +13,11 @@ from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES
+from probes.models.chat import run_tokenizer
 from probes.models.load import ModelFiles, load_tokenizer, resolve_model
 from probes.models.probed import probed_model
 from probes.stages.items import read_items
-from probes.stages.render import render_items
+from probes.stages.render import PromptForm, render_items
 from probes.verifiers.by_row import RowVerifiers
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
@@ -109,9 +110,8 @@ class TaggedRun:
             refused = render_items(
                 folder,
                 items,
-                load_tokenizer(resolve_model(config.model)),
-                instruction=config.instruction,
-                prompt_end=config.prompt_end,
+                run_tokenizer(resolve_model(config.model), config),
+                PromptForm.from_config(config),
                 is_mixed=bool(config.verifier_field),
                 max_tokens=config.max_tokens,
                 context_length=2**31,
