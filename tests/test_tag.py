@@ -50,6 +50,7 @@ TAG_COLUMNS = [
     *("forecast_pass_rate", "forecast_low", "forecast_high"),
     *("total_rollouts", "total_correct_rollouts"),
     *("pass_rate", "pass_rate_low", "pass_rate_high", "pass_at_1", "pass_at_8"),
+    *("majority_answer", "majority_share", "suspect_gold", "no_positive_kind"),
     *("lift", "lift_low", "lift_high", "teaching"),
     *("gradient_similarity", "gradient_similarity_low", "gradient_similarity_high"),
     *("gradient_reliability", "tag_reason", "confirmed_trainability"),
@@ -248,6 +249,9 @@ _COLUMNS = {
         *("item_id", "lift", "lift_low", "lift_high", "standard_error", "from_others"),
     ],
     "gold.parquet": ["item_id", "gold_probability", "standard_error"],
+    "answers.parquet": [
+        *("item_id", "majority_answer", "majority_share", "suspect_gold", "no_positive_kind"),
+    ],
     "teaching.parquet": [
         *("item_id", "teaching", "teachers", "teachers_by", "helps", "helps_by", "hurts"),
         "hurts_by",
@@ -287,7 +291,7 @@ def test_the_manifest_says_what_ran(tagged: Tagged, tiny_model: Path) -> None:
     assert set(forecast["constants"]) == {"drift", "gain", "spread"}
     stages = [
         *("items", "sample", "verify", "plan", "pass_rates"),
-        *("gradients", "similarity", "lift", "gold", "tags", "write"),
+        *("gradients", "answers", "similarity", "lift", "gold", "tags", "write"),
     ]
     assert list(manifest["stages"]) == stages
     assert all(manifest["stages"][stage]["state"] == "done" for stage in stages)
@@ -339,7 +343,7 @@ def _check_features(run: Path) -> None:
 
 
 def test_the_file_repeats_what_the_run_folder_says(tagged: Tagged) -> None:
-    tables = ("pass_rates", "similarity", "lift", "teaching", "tags")
+    tables = ("pass_rates", "answers", "similarity", "lift", "teaching", "tags")
     by_table = [
         {row["item_id"]: row for row in pq.read_table(tagged.run / f"{name}.parquet").to_pylist()}
         for name in tables
@@ -470,7 +474,7 @@ def test_a_finished_run_is_not_sampled_again(
         return {str(f): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 
     before = states()
-    assert len(before) == 14
+    assert len(before) == 15
     ran = tag(copied.dataset, "--model", tiny_model, "--run-dir", copied.run, "--out", copied.out)
     assert ran.status == 0, ran.stderr
     assert states() == before
