@@ -26,13 +26,13 @@ demo: install
 
 .PHONY: tag-demo
 tag-demo:
-	$(BIN)/curate tag examples/arithmetic.jsonl --config examples/arithmetic.toml \
-		--model $(SMOLLM2) --out examples/arithmetic.tagged.jsonl --run-dir runs/demo --profile
+	$(BIN)/curate tag examples/demo.jsonl --config examples/demo.toml \
+		--model $(SMOLLM2) --out examples/demo.tagged.jsonl --run-dir runs/demo --profile
 	$(BIN)/curate report runs/demo
 	@echo
 	@echo "Three things to look at:"
 	@echo "  1. runs/demo/report.html in a browser: pass rate now against forecast, every item with its answers"
-	@echo "  2. why an item has its tag, the column tag_reason: head -n 3 examples/arithmetic.tagged.jsonl"
+	@echo "  2. why an item has its tag, the column tag_reason: head -n 3 examples/demo.tagged.jsonl"
 	@echo "  3. what to train on: $(BIN)/curate filter runs/demo --keep easy --keep learnable -o chosen.jsonl"
 
 # A slice of GSM8K, which SmolLM2 almost never solves: most of it is no_positive.
