@@ -62,7 +62,7 @@ MOMENTS: dict[str, tuple[tuple[str, str, int], list[str], dict[str, int]]] = {
     ),
     "lift": (
         ("probes.tagging", "write_lift", 1),
-        ["items", "sample", "verify", "plan", "pass_rates", "gradients", "similarity"],
+        ["items", "sample", "verify", "plan", "pass_rates", "gradients", "answers", "similarity"],
         {"teaching.parquet": 1, "lift.parquet": 0},
     ),
 }
@@ -119,7 +119,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
         assert is_less == (moment in moments), stage
     assert_same_rollouts(rollouts, read_rollouts(uninterrupted / "run"))
     for name in (
-        *("pass_rates", "similarity", "lift", "teaching", "tags"),
+        *("pass_rates", "answers", "similarity", "lift", "teaching", "tags"),
         *("gradients/index", "gradients/rollouts"),
     ):
         table = pq.read_table(run / f"{name}.parquet")

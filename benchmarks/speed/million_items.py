@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import resource
 import subprocess
@@ -142,6 +143,7 @@ class GeneratedRollouts:
 
     def __init__(self, seed: int = 0) -> None:
         self._bytes, self._seed = Bytes(), seed
+        self.stops_at = math.inf
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for."""
