@@ -317,6 +317,30 @@ def test_a_run_folder_stands_for_its_tagged_file(tagged: Path) -> None:
     assert ran.status == 2 and "which is not there" in ran.last_line
 
 
+@pytest.mark.parametrize("command", [curate.filter, curate.order])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"item_id": "another"}, "item_id of row 1 is 'another'"),
+        ({"trainability": "undetermined"}, "trainability of row 1 is 'undetermined', and 'easy'"),
+        ({"total_correct_rollouts": 7}, "total_correct_rollouts of row 1 is 7, and 3 in the run"),
+        (None, "it has another number of rows"),
+    ],
+)
+def test_a_run_folder_whose_file_another_run_wrote_is_refused(
+    tmp_path: Path, command: Any, changed: dict[str, Any] | None, said: str
+) -> None:
+    rows = [{**row, "total_correct_rollouts": 3 if row["item_id"] else None} for row in some_rows()]
+    tagged = write_tagged_file(tmp_path / "sums.tagged.jsonl", rows)
+    run = write_run_of(tagged, tmp_path / "one")
+    command(run, tmp_path / "a.jsonl")
+    write_tagged_file(tagged, rows[:-1] if changed is None else [rows[0] | changed, *rows[1:]])
+    with pytest.raises(UsageError) as refused:
+        command(run, tmp_path / "b.jsonl")
+    assert f"{tagged} is not the file that {run} wrote: {said}" in str(refused.value)
+    assert "--out" in str(refused.value) and not (tmp_path / "b.jsonl").exists()
+
+
 def test_what_is_wrong_is_one_line_and_writes_nothing(tagged: Path) -> None:
     untagged = write_jsonl(Path("plain.jsonl"), [{"question": "a", "answer": "b"}])
     for arguments, said in (

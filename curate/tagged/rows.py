@@ -21,6 +21,7 @@ from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST
+from curate.run.tagged_rows import check_written_by
 from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
@@ -46,7 +47,8 @@ def open_tagged(path: str | Path) -> TaggedDataset:
     The run of a file is looked for in `./runs`.
 
     Raises:
-        UsageError: it cannot be read, or is not tagged.
+        UsageError: it cannot be read, is not tagged, or is not what the run folder given wrote.
+        RunError: a file of the run is missing or damaged.
     """
     given = Path(path)
     if (given / MANIFEST).exists():
@@ -61,6 +63,8 @@ def open_tagged(path: str | Path) -> TaggedDataset:
         )
     if source.format == "csv":
         source = dataclasses.replace(source, _rows=partial(_csv_rows, source))
+    if file != given:
+        check_written_by(source, given)
     return TaggedDataset(source, config)
 
 
