@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -295,6 +296,27 @@ def test_the_run_of_a_file_is_found_beside_it(run: Path, tmp_path: Path) -> None
     summary = curate.filter("sums.tagged.jsonl", tmp_path / "b.jsonl", format="trl")
     assert summary["notes"] == []
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_the_run_of_chosen_rows_gives_the_instruction(
+    run: Path, tmp_path: Path, suffix: str
+) -> None:
+    chosen, out = tmp_path / f"chosen{suffix}", tmp_path / "o.jsonl"
+    curate.filter(run, chosen, keep="learnable")
+    found = curate.order(chosen, out, by="curriculum", format="trl")
+    assert found["notes"] == [
+        "runs/sums tagged these rows, so prompts end with its instruction 'think .'"
+    ]
+    assert all(row["prompt"] == _messages(row) for row in read_jsonl(out))
+    # A second run of the same rows with the same prompts changes nothing; one with others does.
+    shutil.copytree(run, "runs/again")
+    (note,) = curate.order(chosen, out, by="curriculum", format="trl")["notes"]
+    assert "its instruction 'think .'" in note
+    write_run_of(tmp_path / "sums.tagged.jsonl", Path("runs/again"), instruction="other")
+    (note,) = curate.order(chosen, out, by="curriculum", format="trl")["notes"]
+    assert "no run in ./runs" in note and "--instruction" in note
+    assert all(row["prompt"] == _messages(row, "") for row in read_jsonl(out))
 
 
 def test_rows_that_cannot_be_trained_on_are_refused_by_number(tmp_path: Path) -> None:

@@ -9,10 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.config import read_config_file
 from curate.datasets.source import Source
-from curate.errors import UsageError
+from curate.errors import CurateError, UsageError
+from curate.run.names import CONFIG
 from curate.run.tables import PASS_RATES, ROWS, TAGS
 
+# Settings that a trainer's file is made by.
+_PROMPTS = (
+    *("instruction", "system", "chat_template", "chat_template_kwargs"),
+    *("prompt_field", "answer_field", "verifier", "dataset"),
+)
 _KEYS = ("item_id", "trainability", "total_correct_rollouts")
 
 
@@ -52,6 +59,29 @@ def check_written_by(source: Source, run: Path) -> None:
             if value.get(name) != wanted:
                 what = f"{name} of row {number} is {value.get(name)!r}, and {wanted!r} in the run"
                 raise _not_this(source, run, what)
+
+
+def run_of_rows(source: Source) -> Path | None:
+    """The run in `./runs` that tagged all rows of a file that have an item, such as a part of its
+    tagged file; None where there is none, or several whose prompts differ.
+    """
+    names = [name for name in _KEYS if name in source.columns]
+    if "item_id" not in names:
+        return None
+    values = (row.value or {} for row in source.rows())
+    wanted = {tuple(value.get(name) for name in names) for value in values if value.get("item_id")}
+    found: dict[str, Path] = {}
+    for config in sorted(Path("runs").glob(f"*/{CONFIG}")):
+        try:
+            rows = tagged_rows(config.parent)
+            settings = read_config_file(config)
+        except CurateError:
+            continue  # Unfinished or damaged: it is not where this file is from, as far as is seen.
+        tagged = set(zip(*(rows[name].to_pylist() for name in names), strict=True))
+        if wanted and wanted <= tagged:
+            prompts = repr([settings.get(name) for name in _PROMPTS])
+            found.setdefault(prompts, config.parent)
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _not_this(source: Source, run: Path, what: str) -> UsageError:

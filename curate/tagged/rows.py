@@ -21,7 +21,7 @@ from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST
-from curate.run.tagged_rows import check_written_by
+from curate.run.tagged_rows import check_written_by, run_of_rows
 from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
@@ -35,16 +35,22 @@ _PASS_AT = re.compile(r"pass_at_[1-9]\d*")
 
 @dataclass(frozen=True)
 class TaggedDataset:
-    """A tagged dataset, and the settings of the run that wrote it, where that run is known."""
+    """A tagged dataset, and the settings of the run that wrote it, where that run is known.
+
+    Attributes:
+        run: the run in `./runs` that tagged these rows, where another file is what it wrote.
+    """
 
     source: Source
     config: TagConfig | None
+    run: Path | None = None
 
 
 def open_tagged(path: str | Path) -> TaggedDataset:
     """Open a tagged file, or that of a run folder.
 
-    The run of a file is looked for in `./runs`.
+    The run of a file is looked for in `./runs`: that which wrote the file, or else, as for a part
+    of such a file, that which tagged its rows.
 
     Raises:
         UsageError: it cannot be read, is not tagged, or is not what the run folder given wrote.
@@ -65,7 +71,8 @@ def open_tagged(path: str | Path) -> TaggedDataset:
         source = dataclasses.replace(source, _rows=partial(_csv_rows, source))
     if file != given:
         check_written_by(source, given)
-    return TaggedDataset(source, config)
+    run = run_of_rows(source) if config is None else None
+    return TaggedDataset(source, config if run is None else read_run_config(run), run)
 
 
 def tag_columns(names: Sequence[str]) -> list[str]:

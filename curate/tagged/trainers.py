@@ -202,9 +202,16 @@ def make_formatter(
         instruction = config.instruction if config else ""
         if config is None:
             notes = (
-                "no run in ./runs wrote this file, so prompts are as in the dataset; if the run "
-                "added an instruction, give the run folder, or --instruction auto or its text",
+                "no run in ./runs wrote this file or tagged its rows, so prompts are as in the "
+                "dataset; if the run added an instruction, give --instruction auto or its text",
             )
+        elif tagged.run is not None:
+            ending = (
+                f"end with its instruction {instruction!r:.60}"
+                if instruction
+                else "are as in the dataset"
+            )
+            notes = (f"{tagged.run} tagged these rows, so prompts {ending}",)
     if config and (config.chat_template or config.chat_template_kwargs):
         notes = (
             *notes,
