@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -324,6 +325,12 @@ def test_rows_that_cannot_be_trained_on_are_refused_by_number(tmp_path: Path) ->
     whole = write_tagged_file(tmp_path / "a.jsonl", some_rows())
     with pytest.raises(UsageError, match="row 8 has no item to train on: rejected: empty prompt"):
         curate.order(whole, out, format="trl")
+    with pytest.raises(UsageError, match="go on from the rows that are left: ") as refused:
+        curate.order(whole, out, format="trl")
+    command = shlex.split(str(refused.value).rpartition(": ")[2])
+    assert run_curate(*command[1:]).status == 0
+    curate.order(tmp_path / "o.chosen.jsonl", tmp_path / "p.jsonl", format="trl")
+    assert len(read_jsonl(tmp_path / "p.jsonl")) == 20
     other = write_tagged_file(tmp_path / "b.jsonl", [tagged_row(1, "easy", answer="3")])
     with pytest.raises(UsageError, match="row 1: what 'question' and 'answer' hold is not what"):
         curate.filter(other, out, format="trl")
