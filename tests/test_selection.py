@@ -341,6 +341,13 @@ def test_a_run_folder_whose_file_another_run_wrote_is_refused(
     assert "--out" in str(refused.value) and not (tmp_path / "b.jsonl").exists()
 
 
+def test_a_misspelt_keyword_names_the_nearest(tagged: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^filter\(\): unknown setting 'keeep'; did you mean 'keep'"
+    ):
+        curate.filter(tagged, "o.jsonl", keeep=["easy"])  # type: ignore[call-arg]
+
+
 def test_what_is_wrong_is_one_line_and_writes_nothing(tagged: Path) -> None:
     untagged = write_jsonl(Path("plain.jsonl"), [{"question": "a", "answer": "b"}])
     for arguments, said in (
