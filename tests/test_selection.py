@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curate
+from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.tagged.expressions import parse_expression
 from curate.tagged.select import Bound, Rules, filter_rows
@@ -339,6 +340,30 @@ def test_a_run_folder_whose_file_another_run_wrote_is_refused(
         command(run, tmp_path / "b.jsonl")
     assert f"{tagged} is not the file that {run} wrote: {said}" in str(refused.value)
     assert "--out" in str(refused.value) and not (tmp_path / "b.jsonl").exists()
+
+
+def test_a_wrong_run_folder_names_those_that_are_here(
+    tagged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*_: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("curate.datasets.source._open_hub", no_hub)
+    Path("runs").mkdir()
+    with pytest.raises(UsageError, match=r"^no such run folder or tagged file: runs/sum$"):
+        curate.filter("runs/sum", "o.jsonl")
+    write_run_of(tagged, Path("runs/sums"))
+    said = "runs/sum; did you mean 'runs/sums'? runs here: runs/sums"
+    for command in (curate.filter, curate.order):
+        with pytest.raises(UsageError) as refused:
+            command("runs/sum", "o.jsonl")
+        assert str(refused.value).endswith(said)
+    with pytest.raises(UsageError, match=r"runs/sum is no run folder: .*did you mean 'runs/sums'"):
+        curate.report("runs/sum")
+    with pytest.raises(UsageError, match="no such file: 'runs/sum'"):
+        open_source("runs/sum")
+    with pytest.raises(AssertionError, match="the Hub was asked"):
+        open_source("org/sum")
 
 
 def test_a_misspelt_keyword_names_the_nearest(tagged: Path) -> None:

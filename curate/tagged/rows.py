@@ -20,7 +20,7 @@ from curate.datasets.json_objects import with_names
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
-from curate.run.names import MANIFEST
+from curate.run.names import MANIFEST, runs_here
 from curate.run.tagged_rows import check_written_by, run_of_rows
 from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
@@ -61,6 +61,8 @@ def open_tagged(path: str | Path) -> TaggedDataset:
         config: TagConfig | None = _finished_config(given)
         file = Path(config.out) if config else given
     else:
+        if len(given.parts) > 1 and given.parent.is_dir() and not given.exists():
+            raise UsageError(f"no such run folder or tagged file: {given}{runs_here(given)}")
         config, file = _config_of(given), given
     source = open_source(file)
     if PREDICTED not in source.columns:
