@@ -12,7 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast
 
 from curate.errors import UsageError
 from curate.settings import Settings, declared_in, did_you_mean
@@ -68,7 +68,7 @@ def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
     """The function of a command's name, with its settings as parameters."""
 
     def call(*args: P.args, **settings: P.kwargs) -> R:
-        known = declared_in(command)
+        known = declared_in(cast(type[Settings], command))
         for key in settings:
             if key not in known:
                 hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
