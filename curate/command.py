@@ -12,9 +12,10 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast
 
-from curate.settings import Settings, declared_in
+from curate.errors import UsageError
+from curate.settings import Settings, declared_in, did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,6 +68,11 @@ def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
     """The function of a command's name, with its settings as parameters."""
 
     def call(*args: P.args, **settings: P.kwargs) -> R:
+        known = declared_in(cast(type[Settings], command))
+        for key in settings:
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+                raise UsageError(f"{name}(): unknown setting {key!r}{hint}")
         return command(*args, **settings).work()
 
     assert isinstance(command, type) and issubclass(command, Command)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from curate.config import TagConfig
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
-from curate.run.folder import check_run, open_run, read_manifest, read_run_config
+from curate.run.folder import check_run, open_run, other_writer, read_manifest, read_run_config
 from curate.run.names import MANIFEST
 from curate.run.quality import run_schema
 from curate.tagged.write import check_columns, check_out
@@ -170,6 +170,10 @@ def resolve(
         run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
         chat_template=read_chat_template(config.chat_template),
     )
+    if other := other_writer(Path(config.out), Path(config.run_dir)):
+        raise UsageError(
+            f"{config.out} is the tagged file of {other}; give this run its own with --out"
+        )
     machine = ray.machine() if ray else describe_machine()
     if ray:
         ray.use_model(files.weight_hash, machine["dtype"])

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.datasets.layouts import Question
-from tests.made.run import write_config
-from tests.tag_runs import write_jsonl
+from tests.made.run import write_config, write_table
+from tests.tag_runs import read_jsonl, write_jsonl
 
 TAGS = ("easy", "learnable", "unlearnable", "no_positive", "undetermined")
 
@@ -74,4 +74,14 @@ def write_run_of(tagged: Path, run: Path, **settings: Any) -> Path:
     write_config(run, **{"out": str(tagged), "dataset": "org/sums", **settings})
     manifest: Mapping[str, Any] = {"stages": {"write": {"state": "done"}}, "counts": {}}
     (run / "manifest.json").write_text(json.dumps(manifest))
+    is_parquet = tagged.suffix == ".parquet"
+    rows = pq.read_table(tagged).to_pylist() if is_parquet else read_jsonl(tagged)
+    items = [row for row in rows if row["item_id"]]
+    ids = [row["item_id"] for row in items]
+    write_table(run / "rows.parquet", {"item_id": [row["item_id"] for row in rows]})
+    tags = {"item_id": ids, "trainability": [row["trainability"] for row in items]}
+    write_table(run / "tags.parquet", tags)
+    correct = [row.get("total_correct_rollouts") for row in items]
+    counts = {"item_id": ids, "total_correct_rollouts": correct}
+    write_table(run / "pass_rates.parquet", counts)
     return run

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -297,11 +299,38 @@ def test_the_run_of_a_file_is_found_beside_it(run: Path, tmp_path: Path) -> None
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_the_run_of_chosen_rows_gives_the_instruction(
+    run: Path, tmp_path: Path, suffix: str
+) -> None:
+    chosen, out = tmp_path / f"chosen{suffix}", tmp_path / "o.jsonl"
+    curate.filter(run, chosen, keep="learnable")
+    found = curate.order(chosen, out, by="curriculum", format="trl")
+    assert found["notes"] == [
+        "runs/sums tagged these rows, so prompts end with its instruction 'think .'"
+    ]
+    assert all(row["prompt"] == _messages(row) for row in read_jsonl(out))
+    # A second run of the same rows with the same prompts changes nothing; one with others does.
+    shutil.copytree(run, "runs/again")
+    (note,) = curate.order(chosen, out, by="curriculum", format="trl")["notes"]
+    assert "its instruction 'think .'" in note
+    write_run_of(tmp_path / "sums.tagged.jsonl", Path("runs/again"), instruction="other")
+    (note,) = curate.order(chosen, out, by="curriculum", format="trl")["notes"]
+    assert "no run in ./runs" in note and "--instruction" in note
+    assert all(row["prompt"] == _messages(row, "") for row in read_jsonl(out))
+
+
 def test_rows_that_cannot_be_trained_on_are_refused_by_number(tmp_path: Path) -> None:
     out = tmp_path / "o.jsonl"
     whole = write_tagged_file(tmp_path / "a.jsonl", some_rows())
     with pytest.raises(UsageError, match="row 8 has no item to train on: rejected: empty prompt"):
         curate.order(whole, out, format="trl")
+    with pytest.raises(UsageError, match="go on from the rows that are left: ") as refused:
+        curate.order(whole, out, format="trl")
+    command = shlex.split(str(refused.value).rpartition(": ")[2])
+    assert run_curate(*command[1:]).status == 0
+    curate.order(tmp_path / "o.chosen.jsonl", tmp_path / "p.jsonl", format="trl")
+    assert len(read_jsonl(tmp_path / "p.jsonl")) == 20
     other = write_tagged_file(tmp_path / "b.jsonl", [tagged_row(1, "easy", answer="3")])
     with pytest.raises(UsageError, match="row 1: what 'question' and 'answer' hold is not what"):
         curate.filter(other, out, format="trl")

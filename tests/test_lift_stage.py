@@ -179,7 +179,8 @@ def test_a_run_without_a_correct_rollout_has_no_lift() -> None:
     found = Outcomes(judged, judged, np.zeros(3, dtype=np.int64))
     lift, _, facts = measured_lift(run, found, CONFIG, with_pairs=True)
     assert np.isnan(lift.lift).all()
-    assert facts["unit"] is None and facts["items_with_lift"] == 0 and "why_none" in facts
+    assert facts["unit"] is None and facts["items_with_lift"] == 0
+    assert facts["why_none"] == "no item has a correct rollout"
 
 
 def test_a_target_is_whom_teaching_is_for() -> None:

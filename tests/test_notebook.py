@@ -262,6 +262,17 @@ def test_rollouts_and_rows_are_those_of_the_folder(page: dict[str, Any]) -> None
     assert rows[-1]["reason"] == "empty prompt"
 
 
+def test_a_mistake_with_a_run_names_what_was_meant(page: dict[str, Any]) -> None:
+    run = page["run"]
+    with pytest.raises(UsageError, match="no column 'completions'; did you mean 'completion'"):
+        run.rollouts("completions")
+    with pytest.raises(UsageError, match=r"Run\.open\('runs/x'\) opens a run"):
+        Run("runs/x")  # type: ignore[arg-type]
+    shown = repr(run)
+    assert shown.startswith(f"Run({str(run.path)!r}, 12 items: ") and len(shown.splitlines()) == 1
+    assert all(f"{tag}: {count}" in shown for tag, count in Counter(run.tags()).items())
+
+
 def test_a_run_is_opened_by_its_folder_or_its_tagged_file(page: dict[str, Any]) -> None:
     run = page["run"]
     with contextlib.chdir(run.path.parent.parent):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curate
+from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.tagged.expressions import parse_expression
 from curate.tagged.select import Bound, Rules, filter_rows
@@ -315,6 +316,61 @@ def test_a_run_folder_stands_for_its_tagged_file(tagged: Path) -> None:
     tagged.rename("moved.jsonl")
     ran = _filter(run, "-o", "a.jsonl")
     assert ran.status == 2 and "which is not there" in ran.last_line
+
+
+@pytest.mark.parametrize("command", [curate.filter, curate.order])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"item_id": "another"}, "item_id of row 1 is 'another'"),
+        ({"trainability": "undetermined"}, "trainability of row 1 is 'undetermined', and 'easy'"),
+        ({"total_correct_rollouts": 7}, "total_correct_rollouts of row 1 is 7, and 3 in the run"),
+        (None, "it has another number of rows"),
+    ],
+)
+def test_a_run_folder_whose_file_another_run_wrote_is_refused(
+    tmp_path: Path, command: Any, changed: dict[str, Any] | None, said: str
+) -> None:
+    rows = [{**row, "total_correct_rollouts": 3 if row["item_id"] else None} for row in some_rows()]
+    tagged = write_tagged_file(tmp_path / "sums.tagged.jsonl", rows)
+    run = write_run_of(tagged, tmp_path / "one")
+    command(run, tmp_path / "a.jsonl")
+    write_tagged_file(tagged, rows[:-1] if changed is None else [rows[0] | changed, *rows[1:]])
+    with pytest.raises(UsageError) as refused:
+        command(run, tmp_path / "b.jsonl")
+    assert f"{tagged} is not the file that {run} wrote: {said}" in str(refused.value)
+    assert "--out" in str(refused.value) and not (tmp_path / "b.jsonl").exists()
+
+
+def test_a_wrong_run_folder_names_those_that_are_here(
+    tagged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*_: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("curate.datasets.source._open_hub", no_hub)
+    Path("runs").mkdir()
+    with pytest.raises(UsageError, match=r"^no such run folder or tagged file: runs/sum$"):
+        curate.filter("runs/sum", "o.jsonl")
+    write_run_of(tagged, Path("runs/sums"))
+    said = "runs/sum; did you mean 'runs/sums'? runs here: runs/sums"
+    for command in (curate.filter, curate.order):
+        with pytest.raises(UsageError) as refused:
+            command("runs/sum", "o.jsonl")
+        assert str(refused.value).endswith(said)
+    with pytest.raises(UsageError, match=r"runs/sum is no run folder: .*did you mean 'runs/sums'"):
+        curate.report("runs/sum")
+    with pytest.raises(UsageError, match="no such file: 'runs/sum'"):
+        open_source("runs/sum")
+    with pytest.raises(AssertionError, match="the Hub was asked"):
+        open_source("org/sum")
+
+
+def test_a_misspelt_keyword_names_the_nearest(tagged: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^filter\(\): unknown setting 'keeep'; did you mean 'keep'"
+    ):
+        curate.filter(tagged, "o.jsonl", keeep=["easy"])  # type: ignore[call-arg]
 
 
 def test_what_is_wrong_is_one_line_and_writes_nothing(tagged: Path) -> None:

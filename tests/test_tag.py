@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 
 from curate import tag as tag_function
 from curate.datasets.layouts import INSTRUCTION
+from curate.run.folder import other_writer
 from recipes.train.tagged_run import TaggedRun
 from tests.tag_runs import (
     ROOT,
@@ -117,6 +118,23 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # --- The tagged file -------------------------------------------------------------------------
+
+
+def test_the_tagged_file_of_another_run_is_not_overwritten(tagged: Tagged, tmp_path: Path) -> None:
+    before, other = tagged.out.read_bytes(), tmp_path / "other"
+    shutil.copytree(tagged.run, tmp_path / "runs" / "one")
+    model = tomllib.loads((tagged.run / "config.toml").read_text())["model"]
+    command = (tagged.dataset, "--model", model, "--out", tagged.out, "--run-dir")
+    for run in (tagged.run.parent / "two", tmp_path / "runs" / "two"):
+        ran = tag(*command, run)
+        assert ran.status == 2 and not run.exists()
+        writer = tagged.run if run.parent == tagged.run.parent else tmp_path / "runs" / "one"
+        said = f"{tagged.out} is the tagged file of {writer}; give this run its own with --out"
+        assert said in ran.last_line
+    assert tagged.out.read_bytes() == before
+    # The file is what counts: where it is gone, nothing is lost.
+    assert other_writer(tmp_path / "gone.jsonl", other) is None
+    assert other_writer(tagged.out, tagged.run) is None
 
 
 def test_every_row_and_column_is_kept_in_order_and_tags_follow(tagged: Tagged) -> None:

@@ -304,7 +304,7 @@ def test_a_csv_record_that_looks_like_json_is_not_taken_for_it(tmp_path: Path) -
 def test_check_columns_names_the_clash_and_the_remedy() -> None:
     check_columns(["a", "b"], SCHEMA, False)
     check_columns(["item_id"], SCHEMA, True)
-    with pytest.raises(UsageError, match="item_id, pass_rate; --replace-columns"):
+    with pytest.raises(UsageError, match=r"^--replace-columns .*: item_id, pass_rate$"):
         check_columns(["a", "pass_rate", "item_id"], SCHEMA, False)
 
 

@@ -25,6 +25,7 @@ from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.run.names import REPORT
 from curate.run.run import Run
+from curate.tagged.rows import open_tagged
 
 _PAGE = files("cards.report") / "page"
 # In the order in which they use each other.
@@ -56,10 +57,13 @@ def report_run(run_dir: Path, out: Path | None = None) -> tuple[Path, dict[str, 
         the file, and the facts in it (`cards.report.facts`).
 
     Raises:
-        UsageError: no run folder, one that is not finished, or a bad name for the file.
+        UsageError: no run folder, one that is not finished, a bad name for the file,
+            or its tagged file is there and was written by another run.
         RunError: a file of the run is missing or damaged, or the disk is full.
     """
     run = Run.open(run_dir)
+    if run.config.out and Path(run.config.out).is_file() and "write" in run.manifest["stages"]:
+        open_tagged(run_dir)  # Refuses a file that another run wrote.
     file = run_dir / REPORT if out is None else out
     if file.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {file}: the report is a web page; its name must end in .html")

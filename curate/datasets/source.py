@@ -143,7 +143,8 @@ def open_source(dataset: str | Path, *, split: str = "train", subset: str | None
     """Open a file, a folder that `datasets` saved, or (where no such path exists) a Hub dataset.
 
     `split` and `subset` choose inside a saved DatasetDict or a Hub dataset; a file has neither.
-    Only a Hub id uses the network. Raises UsageError, in one line, for all that cannot be read.
+    Only a Hub id uses the network, and none is `ORG/NAME` where a folder ORG is here. Raises
+    UsageError, in one line, for all that cannot be read.
     """
     path = Path(dataset)
     try:
@@ -152,6 +153,8 @@ def open_source(dataset: str | Path, *, split: str = "train", subset: str | None
             source = _open_folder(path, split, subset)
         elif exists:
             source = _open_file(path, split, subset)
+        elif "/" in str(dataset) and path.parent.is_dir():
+            raise UsageError(f"no such file: {str(dataset)!r} (the folder {path.parent} is here)")
         elif _HUB_ID.fullmatch(str(dataset)) and not _FILE_ENDING.search(str(dataset)):
             source = _open_hub(str(dataset), split, subset)
         else:

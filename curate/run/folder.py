@@ -283,6 +283,31 @@ def find_run(path: Path) -> Path:
     raise UsageError(f"no run in ./runs wrote {path}; give the run folder itself")
 
 
+def other_writer(out: Path, run_dir: Path) -> Path | None:
+    """Another run folder, in `runs/` or beside this one, whose tagged file is `out` and is there.
+
+    None where this run has written it too: then it is a copy, or they have shared it before.
+    """
+    if not out.exists() or _has_written(run_dir):
+        return None
+    beside = {folder.resolve(): folder for folder in (run_dir.parent, Path("runs"))}
+    for config in (each for folder in beside.values() for each in folder.glob(f"*/{CONFIG}")):
+        other = config.parent
+        if other.resolve() == run_dir.resolve() or not _has_written(other):
+            continue
+        theirs = read_config_file(config).get("out", "")
+        if isinstance(theirs, str) and theirs and Path(theirs).resolve() == out.resolve():
+            return other
+    return None
+
+
+def _has_written(path: Path) -> bool:
+    """Whether a folder is that of a run that wrote its tagged file."""
+    if not (path / MANIFEST).exists():
+        return False
+    return bool(read_manifest(path)["stages"].get("write", {}).get("state") == "done")
+
+
 def read_run_config(path: Path) -> TagConfig:
     """Read the resolved settings of a run, less those that only earlier versions had."""
     file = path / CONFIG

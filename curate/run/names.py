@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from curate.errors import UsageError
+from curate.settings import did_you_mean
 
 # Files.
 MANIFEST = "manifest.json"
@@ -41,6 +42,15 @@ POLICY = "policy"
 RECIPE = "recipe.toml"
 
 
+def runs_here(path: str | Path) -> str:
+    """What to say of run folders to somebody who named one that is none: those in `./runs`."""
+    runs = sorted(str(each.parent) for each in Path("runs").glob(f"*/{MANIFEST}"))
+    if not runs:
+        return ""
+    some = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+    return f"{did_you_mean(str(path), runs)}; runs here: {some}".replace("?; ", "? ")
+
+
 def check_run_folder(path: str | Path) -> None:
     """Refuse a folder without a manifest, before what takes seconds to import is imported.
 
@@ -48,4 +58,4 @@ def check_run_folder(path: str | Path) -> None:
         UsageError: it is no run folder.
     """
     if not (Path(path) / MANIFEST).exists():
-        raise UsageError(f"{Path(path)} is no run folder: it has no {MANIFEST}")
+        raise UsageError(f"{Path(path)} is no run folder: it has no {MANIFEST}{runs_here(path)}")

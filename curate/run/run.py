@@ -6,6 +6,7 @@ itself, which work on a run that is not finished, go by `curate.run.tables`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,7 @@ from curate.run.tables import (
     read_parquet,
 )
 from curate.run.validated import FinishedSeeds, finished_recipes, finished_seeds
+from curate.settings import did_you_mean
 from curate.tags import REASONING_QUALITY, Trainability
 
 MEASURED = {
@@ -65,13 +67,30 @@ _ROWS_AT_ONCE = 4096
 _WORDS = {str(tag) for tag in Trainability}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What a run found. Every reader raises RunError where its file is missing or damaged."""
 
     path: Path
-    config: TagConfig
-    manifest: Mapping[str, Any]
+    config: TagConfig = None  # type: ignore[assignment]  # Refused below.
+    manifest: Mapping[str, Any] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Refuse a bare path.
+
+        Raises:
+            UsageError: settings or manifest are missing: `open` reads them.
+        """
+        if self.config is None or self.manifest is None:
+            raise UsageError(f"Run.open({str(self.path)!r}) opens a run, not Run(...)")
+
+    def __repr__(self) -> str:
+        """Where it is, how many items it has, and their tags, as far as they can be read."""
+        try:
+            tags = ", ".join(f"{tag}: {count}" for tag, count in Counter(self.tags()).items())
+            return f"Run({str(self.path)!r}, {len(self.ids):,} items: {tags})"
+        except RunError as error:
+            return f"Run({str(self.path)!r}, {error})"
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -204,12 +223,19 @@ class Run:
 
         Args:
             names: of the columns; all if none is named. Completions take most of the memory.
+
+        Raises:
+            UsageError: a column is unknown; names the nearest.
         """
         columns = {**ROLLOUTS.columns, **ROLLOUT_TESTS}
         if not names:
             files = rollout_shards(self.path)
             there = pq.read_schema(files[0]).names if files else []
             names = (*ROLLOUTS.columns, *(name for name in ROLLOUT_TESTS if name in there))
+        for name in names:
+            if name not in columns:
+                hint = did_you_mean(name, columns) or f"; known: {', '.join(columns)}"
+                raise UsageError(f"rollouts have no column {name!r}{hint}")
         schema = pa.schema([(name, columns[name]) for name in names])
         if "reward" in schema.names and real_rewards(self.path):
             place = schema.get_field_index("reward")

@@ -20,7 +20,8 @@ from curate.datasets.json_objects import with_names
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
-from curate.run.names import MANIFEST
+from curate.run.names import MANIFEST, runs_here
+from curate.run.tagged_rows import check_written_by, run_of_rows
 from curate.tagged.select import PREDICTED
 from curate.tags import tag_schema
 
@@ -34,25 +35,34 @@ _PASS_AT = re.compile(r"pass_at_[1-9]\d*")
 
 @dataclass(frozen=True)
 class TaggedDataset:
-    """A tagged dataset, and the settings of the run that wrote it, where that run is known."""
+    """A tagged dataset, and the settings of the run that wrote it, where that run is known.
+
+    Attributes:
+        run: the run in `./runs` that tagged these rows, where another file is what it wrote.
+    """
 
     source: Source
     config: TagConfig | None
+    run: Path | None = None
 
 
 def open_tagged(path: str | Path) -> TaggedDataset:
     """Open a tagged file, or that of a run folder.
 
-    The run of a file is looked for in `./runs`.
+    The run of a file is looked for in `./runs`: that which wrote the file, or else, as for a part
+    of such a file, that which tagged its rows.
 
     Raises:
-        UsageError: it cannot be read, or is not tagged.
+        UsageError: it cannot be read, is not tagged, or is not what the run folder given wrote.
+        RunError: a file of the run is missing or damaged.
     """
     given = Path(path)
     if (given / MANIFEST).exists():
         config: TagConfig | None = _finished_config(given)
         file = Path(config.out) if config else given
     else:
+        if len(given.parts) > 1 and given.parent.is_dir() and not given.exists():
+            raise UsageError(f"no such run folder or tagged file: {given}{runs_here(given)}")
         config, file = _config_of(given), given
     source = open_source(file)
     if PREDICTED not in source.columns:
@@ -61,7 +71,10 @@ def open_tagged(path: str | Path) -> TaggedDataset:
         )
     if source.format == "csv":
         source = dataclasses.replace(source, _rows=partial(_csv_rows, source))
-    return TaggedDataset(source, config)
+    if file != given:
+        check_written_by(source, given)
+    run = run_of_rows(source) if config is None else None
+    return TaggedDataset(source, config if run is None else read_run_config(run), run)
 
 
 def tag_columns(names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ describe a row (data_source, ability, extra_info, dataset, info) stay where the 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from curate.settings import did_you_mean
 from curate.tagged.rows import TaggedDataset, tag_columns
 from curate.tagged.training_file import TrainingFile
 from curate.tagged.write import SUFFIXES, columns_of
+from curate.tags import Trainability
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STYLED = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
@@ -80,6 +82,7 @@ class Formatter:
     Attributes:
         schema: the columns that it sets.
         notes: what the user should know about the file.
+        drop: what errors say to do about rows that no item is in.
         set_aside: columns that get another name, because the trainer has its own under theirs.
     """
 
@@ -92,6 +95,7 @@ class Formatter:
     schema: pa.Schema
     notes: tuple[str, ...] = ()
     set_aside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    drop: str = "drop such rows with `curate filter` first"
 
     def annotations(self, source: Source) -> Iterator[dict[str, Any]]:
         """The columns of every row of a source, in order.
@@ -106,7 +110,7 @@ class Formatter:
         if not value.get("item_id"):
             raise UsageError(
                 f"row {number} has no item to train on: {value.get('tag_reason') or 'not tagged'}; "
-                "drop such rows with `curate filter` first"
+                f"{self.drop}"
             )
         try:
             question = read_question(value, self.layout)
@@ -202,9 +206,16 @@ def make_formatter(
         instruction = config.instruction if config else ""
         if config is None:
             notes = (
-                "no run in ./runs wrote this file, so prompts are as in the dataset; if the run "
-                "added an instruction, give the run folder, or --instruction auto or its text",
+                "no run in ./runs wrote this file or tagged its rows, so prompts are as in the "
+                "dataset; if the run added an instruction, give --instruction auto or its text",
             )
+        elif tagged.run is not None:
+            ending = (
+                f"end with its instruction {instruction!r:.60}"
+                if instruction
+                else "are as in the dataset"
+            )
+            notes = (f"{tagged.run} tagged these rows, so prompts {ending}",)
     if config and (config.chat_template or config.chat_template_kwargs):
         notes = (
             *notes,
@@ -220,6 +231,7 @@ def make_formatter(
         "math" if config is None or config.verifier in _MATHEMATICAL else "other",
         pa.schema(list(wanted.items())),
         notes,
+        drop=_drop(tagged, options),
     )
     schema = list(formatter.schema)
     for name in _changed(formatter, chosen, [name for name in wanted if name in columns]):
@@ -233,6 +245,16 @@ def make_formatter(
     return dataclasses.replace(
         formatter, schema=pa.schema(schema), notes=notes, set_aside=set_aside
     )
+
+
+def _drop(tagged: TaggedDataset, options: TrainingFile) -> str:
+    """The command that leaves out rows without an item; `filter` drops them whatever it keeps."""
+    given, out = Path(options.tagged), Path(options.out)
+    suffix = Path(tagged.source.path or out).suffix or ".jsonl"
+    keep = " ".join(f"--keep {tag}" for tag in Trainability)
+    chosen = out.with_name(f"{out.stem}.chosen{suffix}")
+    command = shlex.join(["curate", "filter", str(given), *keep.split(), "-o", str(chosen)])
+    return f"drop such rows first, and go on from the rows that are left: {command}"
 
 
 def _set_aside(trainer: str, columns: Collection[str]) -> dict[str, str]:

@@ -102,9 +102,10 @@ def check_columns(source_columns: Iterable[str], schema: pa.Schema, replace_colu
     present = set(source_columns)
     clashing = [name for name in schema.names if name in present]
     if clashing and not replace_columns:
+        more = f" and {len(clashing) - 3} more" if len(clashing) > 3 else ""
         raise UsageError(
-            f"the dataset already has the columns {', '.join(clashing)};"
-            " --replace-columns writes new ones in their place"
+            "--replace-columns writes new columns in the place of those that the dataset "
+            f"already has: {', '.join(clashing[:3])}{more}"
         )
 
 

@@ -106,7 +106,11 @@ def measured_lift(
     }
     if not unit > 0:
         # Nothing that is trained on moves itself: the gradients are noise, or there are none.
-        facts["why_none"] = "training on the items of this run does not lift them, as far as seen"
+        facts["why_none"] = (
+            "training on the items of this run does not lift them, as far as seen"
+            if found.correct.any()
+            else "no item has a correct rollout"
+        )
         nothing = np.full(len(known), np.nan)
         return ItemLift(nothing, nothing, nothing, nothing), raw, facts
     lift = ItemLift(
