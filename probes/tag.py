@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from curate.config import TagConfig
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
-from curate.run.folder import check_run, open_run, read_manifest, read_run_config
+from curate.progress import say
+from curate.run.folder import OtherRun, check_run, open_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST
 from curate.run.quality import run_schema
 from curate.tagged.write import check_columns, check_out
@@ -203,9 +204,16 @@ def open_tagging(
         "predictor": {"sha256": predictor.sha256 if predictor else None},
         "model": {"weight_hash": files.weight_hash, "dtype": machine["dtype"]},
     }
+    is_of_another_run = False
     if is_dry:
         part = Path(config.run_dir)
-        check_run(parse_part(config.shard).folder(part) if config.shard else part, config, identity)
+        part = parse_part(config.shard).folder(part) if config.shard else part
+        try:
+            check_run(part, config, identity)
+        except OtherRun as error:
+            # Nothing is written into it; the run itself would be refused.
+            is_of_another_run = True
+            say(f"note: {error}; this dry run leaves it alone")
     with (
         open_run(folder or Path(config.run_dir), config, identity) as run,
         closing(LoadedModel(config, files)) as model,
@@ -222,4 +230,5 @@ def open_tagging(
             predictor,
             ray=ray,
             is_dry=is_dry,
+            is_of_another_run=is_of_another_run,
         )

@@ -127,6 +127,8 @@ class Tagging:
     """Tells, as sampling begins, what the run will cost."""
     is_dry: bool = False
     """Whether its folder goes at the end, and nobody is sent to files in it."""
+    is_of_another_run: bool = False
+    """Of a dry one: whether the run folder that it is about belongs to another run."""
     tells_what_is_found: bool = False
     """Whether it says what earlier commands left: `curate tag` does, `curate merge` does not."""
 
