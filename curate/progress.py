@@ -53,6 +53,10 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished work, and show it when it is time to."""
         self.done += count
+        self.tick(note)
+
+    def tick(self, note: str = "") -> None:
+        """Show it when it is time to, though nothing more was finished."""
         self.note = note or self.note
         now = time.monotonic()
         if now - self._shown >= (_TERMINAL_EVERY if self._terminal else _PLAIN_EVERY):
