@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from curate.config import TagConfig
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
@@ -20,6 +22,7 @@ from curate.progress import say
 from curate.run.folder import OtherRun, check_run, open_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST
 from curate.run.quality import run_schema
+from curate.run.rollouts import rollout_shards
 from curate.tagged.write import check_columns, check_out
 from probes.engines.choose import LoadedModel
 from probes.machines.shard import parse_part
@@ -51,7 +54,10 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
         raise UsageError("a shard is no tagged dataset: run it with `curate tag --shard`")
     with _remote(config) as ray:
         config, source, model = resolve(config, ray)
-        with open_tagging(config, source, model, ray=ray) as tagging:
+        with (
+            open_tagging(config, source, model, ray=ray) as tagging,
+            _telling_what_is_kept(tagging.run.path),
+        ):
             tagging.begin()
             tagging.all_stages()
             if config.profile:
@@ -78,7 +84,10 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         folder = part.folder(whole)
         finished = _is_sampled(whole)
         if not finished:
-            with open_tagging(config, source, model, folder, ray) as tagging:
+            with (
+                open_tagging(config, source, model, folder, ray) as tagging,
+                _telling_what_is_kept(folder),
+            ):
                 tagging.begin()
                 tagging.one_part(part, whole)
                 rounds = len(tagging.run.manifest["shard"]["files"])
@@ -91,6 +100,20 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         "folder": str(folder),
         "finished": finished,
     }
+
+
+@contextmanager
+def _telling_what_is_kept(run: Path) -> Iterator[None]:
+    """Put into an interruption how many rollouts are kept: files of them are written whole."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = sum(pq.read_metadata(file).num_rows for file in rollout_shards(run))
+        if kept:
+            error.args = (f"{kept:,} rollouts are kept in {run}, the same command continues",)
+        else:
+            error.args = ("no rollouts were kept yet, the same command begins with them",)
+        raise
 
 
 def _is_sampled(run: Path) -> bool:
