@@ -472,7 +472,8 @@ class Tagging:
             say(
                 f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
                 f"{self.config.max_tokens} and count as wrong; {little}a run of its own "
-                "(--run-dir) with more, or with an --instruction that asks for shorter answers, may tell more"
+                "(--run-dir) with more, or with an --instruction that asks for shorter answers, "
+                "may tell more"
             )
         counts = {
             "rounds": self.run.manifest["stages"]["plan"]["rounds"],
