@@ -61,7 +61,7 @@ def _lines(wrong: list[dict[str, Any]]) -> list[str]:
     for place, told in enumerate(wrong):
         key = str(told["reason"]) if told["reward"] is None else f"{place}"
         alike.setdefault(key, []).append(told)
-    lines = []
+    lines: list[str] = []
     for group in alike.values():
         if len(group) < _MANY:
             lines += map(_line, group)
