@@ -31,6 +31,7 @@ _STATUS = (
 )
 _JSON = "print what came out as JSON on standard output"
 _INTERRUPTED = 130
+_CONTINUES = "the same command continues"
 _COMPLETION = ("--install-completion", "--show-completion")
 # Plain help is as wide as the terminal, not at most 80 characters.
 _CONTEXT = {"max_content_width": 10**6, "help_option_names": ["-h", "--help"]}
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status.
 
     0 done, 1 failed while running (the same command continues), 2 bad usage or input,
-    130 interrupted (the same command continues).
+    130 interrupted (the same command continues, where it keeps anything).
     """
     # A scheduler's SIGTERM is an interruption like Ctrl-C: the run can be continued.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -53,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(list(sys.argv[1:] if argv is None else argv), started)
         finally:
             sys.stdout.flush()  # A reader that has gone shows here, not while Python shuts down.
-    except KeyboardInterrupt:
-        print("curate: interrupted; the same command continues", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # What it says is what was kept.
+        print(f"curate: interrupted; {str(error) or _CONTINUES}", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain at exit.
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         # A full disk, a folder taken away: the machine's failure, not the program's.
         reason = str(error) or "out of memory"
-        print(f"curate: {one_line(reason)}; the same command continues", file=sys.stderr)
+        print(f"curate: {one_line(reason)}; {_CONTINUES}", file=sys.stderr)
         return RunError.exit_status
 
 
@@ -323,7 +325,12 @@ def _work(cls: type[Command], given: dict[str, Any], started: float) -> int:
     as_json, file = given.pop("json", False), given.pop("config", "")
     values = read_config_file(file) | given if file else given
     command = cls.from_mapping(values, file or "options")
-    found = command.since(started)
+    try:
+        found = command.since(started) if as_json else command.shown(started)
+    except KeyboardInterrupt as error:
+        if not command.keeps():
+            error.args = ("nothing was kept",)
+        raise
     said = command.facts(found) if as_json else command.text(found)
     if said not in (None, ""):
         print(json.dumps(said, indent=2) if as_json else said)

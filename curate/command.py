@@ -46,6 +46,14 @@ class Command(Settings):
         """The same, for a process that began then, as `time.monotonic` counts."""
         return self.work()
 
+    def shown(self, started: float) -> Any:
+        """The same for a reader, who may be told what is found early; `text` tells the rest."""
+        return self.since(started)
+
+    def keeps(self) -> bool:
+        """Whether what it did until an interruption is kept for the same command to go on from."""
+        return not getattr(self, "dry_run", False)
+
     def facts(self, found: Any) -> Any:
         """What --json prints of what came out; nothing if None."""
         return found

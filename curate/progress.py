@@ -9,6 +9,10 @@ from typing import TextIO
 
 _TERMINAL_EVERY = 0.2
 _PLAIN_EVERY = 10.0
+# Until as much is finished, or so many seconds after the first, time left is no more than noise:
+# what runs at once finishes together.
+_TELLING_SHARE = 0.03
+_TELLING_SECONDS = 20.0
 
 
 def say(text: str) -> None:
@@ -41,6 +45,7 @@ class Progress:
         self.done = done
         self.note = ""
         self._first = done
+        self._first_finished: float | None = None
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._start = self._shown = time.monotonic()
@@ -53,6 +58,12 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished work, and show it when it is time to."""
         self.done += count
+        if count and self._first_finished is None:
+            self._first_finished = time.monotonic()
+        self.tick(note)
+
+    def tick(self, note: str = "") -> None:
+        """Show it when it is time to, though nothing more was finished."""
         self.note = note or self.note
         now = time.monotonic()
         if now - self._shown >= (_TERMINAL_EVERY if self._terminal else _PLAIN_EVERY):
@@ -75,9 +86,16 @@ class Progress:
         if self.total is not None:
             text += f" of {self.total:,}"
         text += f" {self.unit}, {_rate(rate)}"
-        if self.total is not None and rate > 0:
+        if self.total is not None and rate > 0 and self._tells_time_left(now):
             text += f", {duration((self.total - self.done) / rate)} left"
         return text + (f", {self.note}" if self.note else "")
+
+    def _tells_time_left(self, now: float) -> bool:
+        assert self.total is not None
+        if self.done - self._first >= _TELLING_SHARE * (self.total - self._first):
+            return True
+        first = self._first_finished
+        return first is not None and now - first >= _TELLING_SECONDS
 
     def _show(self, now: float) -> None:
         text = self.line(now)

@@ -37,7 +37,8 @@ def dry_run(config: TagConfig, started: float | None = None) -> dict[str, Any]:
         started: since when, by `time.monotonic`, the start of the run counts; from now on if None.
 
     Returns:
-        dataset, model, run_dir, tagged_file, continues (whether the run folder is there already);
+        dataset, model, run_dir, tagged_file, continues (whether the run folder is there already
+        and goes on), of_another_run (whether it is there and belongs to a run with other settings);
         layout, rows, rows_probed, rows_rejected, items, rejects (reason, rows, first_rows), echoes
         and prompt_tokens (min, median, max); target, the same of the items of `--target`, or None;
         engine, with why and where; sample (what was drawn); estimate; smaller_plans (options,
@@ -73,7 +74,8 @@ def dry_run(config: TagConfig, started: float | None = None) -> dict[str, Any]:
             "model": config.model,
             "run_dir": str(run_dir),
             "tagged_file": config.out,
-            "continues": (run_dir / MANIFEST).exists(),
+            "continues": (run_dir / MANIFEST).exists() and not tagging.is_of_another_run,
+            "of_another_run": tagging.is_of_another_run,
             **_read_facts(whole),
             "target": _read_facts(targets[0]) if targets else None,
             "engine": {
@@ -142,6 +144,8 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
     judged, correct = sample["judged"], sample["correct"]
     making = f"; {sample['unfinished']:,} in the making" if sample["unfinished"] else ""
     there = "there already, and continued" if found["continues"] else "not there yet"
+    if found["of_another_run"]:
+        there = "belongs to another run, so this one needs its own --run-dir"
     return "\n".join(
         [
             *lines,

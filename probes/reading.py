@@ -77,7 +77,7 @@ def read_and_render(
         def check_golds(
             golds: Sequence[str], names: Sequence[str], solutions: Sequence[Sequence[str]]
         ) -> list[str | None]:
-            with Progress("checking", len(golds), "gold answers") as progress:
+            with Progress("checking", len(golds), "different gold answers") as progress:
                 return pool.check_golds(golds, progress.reach, names, solutions)
 
         items, counts = read_items(
@@ -128,7 +128,8 @@ def _warn_of_echoes(run: RunFolder, items: Sequence[Item], pool: VerifierPool) -
     pairs = [
         (item.question.messages[-1][1], item.question.answer, item.verifier) for item in checked
     ]
-    with Progress("checking", len(pairs), "prompts as answers") as progress:
+    what = "checking whether the prompt itself would pass as an answer"
+    with Progress(what, len(pairs), "prompts") as progress:
         verdicts = pool.judge(pairs, progress.reach)
     echoes = [item for item, found in zip(checked, verdicts, strict=True) if found.is_correct]
     run.update(echoes={"prompts_checked": len(checked), "accepted": len(echoes)})

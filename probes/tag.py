@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from curate.config import TagConfig
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
-from curate.run.folder import check_run, open_run, other_writer, read_manifest, read_run_config
+from curate.progress import say
+from curate.run.folder import (
+    OtherRun,
+    check_run,
+    open_run,
+    other_writer,
+    read_manifest,
+    read_run_config,
+)
 from curate.run.names import MANIFEST
 from curate.run.quality import run_schema
+from curate.run.rollouts import rollout_shards
 from curate.tagged.write import check_columns, check_out
 from probes.engines.choose import LoadedModel
 from probes.machines.shard import parse_part
@@ -50,7 +61,10 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
         raise UsageError("a shard is no tagged dataset: run it with `curate tag --shard`")
     with _remote(config) as ray:
         config, source, model = resolve(config, ray)
-        with open_tagging(config, source, model, ray=ray) as tagging:
+        with (
+            open_tagging(config, source, model, ray=ray) as tagging,
+            _telling_what_is_kept(tagging.run.path),
+        ):
             tagging.begin()
             tagging.all_stages()
             if config.profile:
@@ -77,7 +91,10 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         folder = part.folder(whole)
         finished = _is_sampled(whole)
         if not finished:
-            with open_tagging(config, source, model, folder, ray) as tagging:
+            with (
+                open_tagging(config, source, model, folder, ray) as tagging,
+                _telling_what_is_kept(folder),
+            ):
                 tagging.begin()
                 tagging.one_part(part, whole)
                 rounds = len(tagging.run.manifest["shard"]["files"])
@@ -90,6 +107,20 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         "folder": str(folder),
         "finished": finished,
     }
+
+
+@contextmanager
+def _telling_what_is_kept(run: Path) -> Iterator[None]:
+    """Put into an interruption how many rollouts are kept: files of them are written whole."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = sum(pq.read_metadata(file).num_rows for file in rollout_shards(run))
+        if kept:
+            error.args = (f"{kept:,} rollouts are kept in {run}, the same command continues",)
+        else:
+            error.args = ("no rollouts were kept yet, the same command begins with them",)
+        raise
 
 
 def _is_sampled(run: Path) -> bool:
@@ -207,9 +238,16 @@ def open_tagging(
         "predictor": {"sha256": predictor.sha256 if predictor else None},
         "model": {"weight_hash": files.weight_hash, "dtype": machine["dtype"]},
     }
+    is_of_another_run = False
     if is_dry:
         part = Path(config.run_dir)
-        check_run(parse_part(config.shard).folder(part) if config.shard else part, config, identity)
+        part = parse_part(config.shard).folder(part) if config.shard else part
+        try:
+            check_run(part, config, identity)
+        except OtherRun as error:
+            # Nothing is written into it; the run itself would be refused.
+            is_of_another_run = True
+            say(f"note: {error}; this dry run leaves it alone")
     with (
         open_run(folder or Path(config.run_dir), config, identity) as run,
         closing(LoadedModel(config, files)) as model,
@@ -226,4 +264,5 @@ def open_tagging(
             predictor,
             ray=ray,
             is_dry=is_dry,
+            is_of_another_run=is_of_another_run,
         )

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from curate.tags import Trainability
+from curate.tags import CUT, Trainability
 
 DEFAULT_TAU = 0.1
 DOUBT = 0.1
@@ -51,6 +51,8 @@ class Evidence:
     """Expected pass rate after training."""
     forecast_low: float | None = None
     forecast_high: float | None = None
+    mostly_cut: bool = False
+    """Whether none is correct and most were cut at --max-tokens."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.total_correct_rollouts <= self.total_rollouts:
@@ -65,9 +67,13 @@ class Evidence:
 
     @classmethod
     def from_rows(
-        cls, rate: Mapping[str, Any], lifted: Mapping[str, Any], forecast: Mapping[str, Any]
+        cls,
+        rate: Mapping[str, Any],
+        lifted: Mapping[str, Any],
+        forecast: Mapping[str, Any],
+        no_positive_kind: str | None = None,
     ) -> Evidence:
-        """Evidence on an item from its rows of pass rates, lift and forecast."""
+        """Evidence on an item from its rows of pass rates, lift and forecast, and its kind."""
         return cls(
             total_rollouts=rate["total_rollouts"],
             total_correct_rollouts=rate["total_correct_rollouts"],
@@ -81,6 +87,7 @@ class Evidence:
             forecast=forecast["forecast_pass_rate"],
             forecast_low=forecast["forecast_low"],
             forecast_high=forecast["forecast_high"],
+            mostly_cut=no_positive_kind == CUT,
         )
 
 
@@ -140,6 +147,8 @@ def predict(
         reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
         if p is not None and evidence.forecast is not None:
             reason += f"; {_expected(evidence)} all the same, p_unlearnable {_number(p)}"
+        if evidence.mostly_cut:
+            reason += "; little was measured: most rollouts were cut at --max-tokens"
         return Prediction(Trainability.NO_POSITIVE, p, reason + unjudged)
     if p is None:
         trainability, ground = Trainability.UNDETERMINED, "there is no forecast"

@@ -82,6 +82,8 @@ if TYPE_CHECKING:
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 # Share of the weights in a model's blocks without gradients from which on it is said.
 _UNCOVERED = 0.01
+# Above this share the tags say next to nothing of the policy.
+_NEARLY_ALL = 0.9
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
 
@@ -127,6 +129,8 @@ class Tagging:
     """Tells, as sampling begins, what the run will cost."""
     is_dry: bool = False
     """Whether its folder goes at the end, and nobody is sent to files in it."""
+    is_of_another_run: bool = False
+    """Of a dry one: whether the run folder that it is about belongs to another run."""
     tells_what_is_found: bool = False
     """Whether it says what earlier commands left: `curate tag` does, `curate merge` does not."""
 
@@ -463,10 +467,13 @@ class Tagging:
         )
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
+            little = "so little was measured, whatever p_unlearnable is; "
+            little = little if truncated > _NEARLY_ALL * drawn else ""
             say(
                 f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
-                f"{self.config.max_tokens} and count as wrong; a run of its own (--run-dir) with "
-                "more, or with an --instruction that asks for shorter answers, may tell more"
+                f"{self.config.max_tokens} and count as wrong; {little}a run of its own "
+                "(--run-dir) with more, or with an --instruction that asks for shorter answers, "
+                "may tell more"
             )
         counts = {
             "rounds": self.run.manifest["stages"]["plan"]["rounds"],

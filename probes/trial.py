@@ -23,8 +23,10 @@ from __future__ import annotations
 import math
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.progress import Progress
+from curate.progress import Progress, say
 from probes.engines.base import Engine, Rollout, SampleRequest
 from probes.estimate import Prices, Sample, Span
 from probes.gradients.lora import GradientProbe, TokenizedRollout
@@ -41,6 +43,9 @@ from probes.verifiers.pool import VerifierPool
 
 SECONDS = 60.0
 """After which nothing more is drawn."""
+MOST_SECONDS = 90.0
+"""Of drawing and gradients together: none is begun that is expected to end later."""
+_TICK_SECONDS = 1.0
 _ENOUGH_SECONDS = 20.0
 """Below which a last wave is drawn again, of other rollouts, for steadier figures."""
 _WAVES = ((4, 15.0), (128, math.inf))
@@ -50,7 +55,7 @@ _LEAST_PROMPTS = 8
 _MOST_OF_AN_ITEM = 8
 _FEW_TOKENS = 512
 _GRADIENT_SECONDS = 25.0
-"""That a batch of gradients is expected to take at most."""
+"""That a batch of gradients is expected to take at most, where as much time is left."""
 _FULL_SHARE = 0.25
 """Of a wave: as long as fewer are finished, the batch is as full as in the run."""
 _STEADY = (0.8, 1.0, 1.25)
@@ -138,6 +143,10 @@ def try_out(
         RunError: the engine failed, or a single rollout or gradient does not fit into memory.
     """
     begun = time.monotonic()
+    say(
+        f"trying: drawing rollouts for up to {SECONDS:.0f} s, then gradients, together up to "
+        f"{MOST_SECONDS:.0f} s"
+    )
     waves = _draw(engine, items, config, grows=is_slow and engine.unfinished() is not None)
     rollouts = [rollout for wave in waves for rollout in wave.rollouts]
     unfinished = [tokens for wave in waves for tokens in wave.unfinished]
@@ -153,7 +162,7 @@ def try_out(
         clean_up_tokenization_spaces=False,
     )
     judged, correct, verdict_seconds = judge(texts, is_cut, prompt_of, golds, pool)
-    price, differentiated = _gradient_price(rollouts, items, row_of, probe)
+    price, differentiated = _gradient_price(rollouts, items, row_of, probe, begun + MOST_SECONDS)
     sample = Sample(
         prompts=len(asked),
         lengths=np.array([len(rollout.completion_token_ids) for rollout in rollouts], np.int64),
@@ -219,6 +228,24 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+@contextmanager
+def _ticking(progress: Progress, begun: float, most: float) -> Iterator[None]:
+    """Show how far the time is while nothing is finished, too."""
+    is_over = threading.Event()
+
+    def tick() -> None:
+        while not is_over.wait(_TICK_SECONDS):
+            progress.tick(f"{time.monotonic() - begun:.0f} s of at most {most:.0f} s")
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        ticker.join()
+
+
 # --- Drawing -------------------------------------------------------------------------------------
 
 
@@ -232,7 +259,10 @@ def _draw(engine: Engine, items: pa.Table, config: TagConfig, *, grows: bool) ->
     waves: list[_Wave] = []
     begun = time.monotonic()
     try:
-        with Progress("trying", None, "rollouts") as progress:
+        with (
+            Progress("trying", None, "rollouts") as progress,
+            _ticking(progress, begun, SECONDS),
+        ):
             while sizes:
                 size, most = sizes[0]
                 requests = _requests(items, config, min(size, room), waiting, taken)
@@ -344,8 +374,12 @@ def _gradient_price(
     items: pa.Table,
     row_of: dict[str, int],
     probe: Callable[[], GradientProbe],
+    until: float,
 ) -> tuple[Span | None, int]:
-    """Seconds a token of a gradient, and of how many rollouts; None where none was finished."""
+    """Seconds a token of a gradient, and of how many rollouts.
+
+    None where none was finished, or nothing is left of the time, which ends at `until`.
+    """
     by_item: dict[str, dict[tuple[int, ...], None]] = {}
     for rollout in rollouts:
         by_item.setdefault(rollout.item_id, {})[tuple(rollout.completion_token_ids)] = None
@@ -355,20 +389,26 @@ def _gradient_price(
         for item_id, completions in sorted(by_item.items(), key=lambda each: -len(each[1]))
         for ids in list(completions)[:_MOST_OF_AN_ITEM]
     ]
-    if not chosen:
+    if not chosen or time.monotonic() >= until:
         return None, 0
-    gradients = probe()
+    gradients, begun = probe(), time.monotonic()
     done, price = 0, 0.0
-    with Progress("trying", None, "gradients") as progress:
+    with (
+        Progress("trying", None, "gradients") as progress,
+        _ticking(progress, begun, max(until - begun, 0.0)),
+    ):
         # The first also pays for what is made once; the last is as large as a batch of the run.
         for tokens in (1, _FEW_TOKENS, gradients.batch_tokens):
+            if time.monotonic() >= until:
+                break
             batch = _up_to(chosen[done:], tokens)
-            if not batch or price * sum(each.tokens for each in batch) > _GRADIENT_SECONDS:
+            left = min(_GRADIENT_SECONDS, until - time.monotonic())
+            if not batch or price * sum(each.tokens for each in batch) > left:
                 break
             price = _timed(gradients, batch)
             done += len(batch)
             progress.advance(len(batch))
-    return Span(*(price * factor for factor in _GRADIENT)), done
+    return Span(*(price * factor for factor in _GRADIENT)) if done else None, done
 
 
 def _up_to(rollouts: Sequence[TokenizedRollout], tokens: int) -> list[TokenizedRollout]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import curate
-from curate.cli import read
+from curate.cli import main, read
+from curate.commands import command_class
 from curate.errors import UsageError
 from tests.tag_runs import ROOT, run_curate
 
@@ -113,7 +114,31 @@ def test_an_interruption_ends_with_130_and_one_line() -> None:
             capture_output=True, text=True, cwd=ROOT,
         )  # fmt: skip
         assert ran.returncode == 130, ran.stderr
-        assert ran.stderr == "curate: interrupted; the same command continues\n"
+        assert ran.stderr == "curate: interrupted; nothing was kept\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "said"),
+    [
+        (KeyboardInterrupt(), "merge runs", "the same command continues"),
+        (KeyboardInterrupt("3 rollouts are kept"), "tag x --model m", "3 rollouts are kept"),
+        (KeyboardInterrupt("3 rollouts are kept"), "tag x --model m --dry-run", "nothing was kept"),
+        (KeyboardInterrupt(), "verify x", "nothing was kept"),
+    ],
+)
+def test_an_interruption_says_what_is_kept(
+    error: KeyboardInterrupt,
+    words: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(self: object, started: float) -> None:
+        raise error
+
+    monkeypatch.setattr(command_class(words.split()[0]), "since", interrupted)
+    assert main(words.split()) == 130
+    assert capsys.readouterr().err == f"curate: interrupted; {said}\n"
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import curate
+from curate.cli import main
 from curate.config import TagConfig
 from curate.errors import UsageError
 from probes.doctor import findings as doctor
@@ -239,6 +240,25 @@ def test_the_function_says_what_the_command_does(
     asked = {finding["about"]: finding for finding in curate.doctor(config, items=7)["findings"]}
     assert ran.status == 1 and told.keys() == asked.keys()
     assert told["torch"] == asked["torch"] and "7 items" in asked["memory"]["text"]
+
+
+def test_findings_are_told_as_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early: list[str] = []
+
+    def look_at(names: object) -> dict[str, Any]:
+        early.append(capsys.readouterr().out)
+        return {"torch": {"failed": "no torch"}}
+
+    monkeypatch.setattr(doctor, "look_at", look_at)
+    assert main(["doctor", "--run-dir", str(tmp_path)]) == 1
+    later = capsys.readouterr().out
+    assert early[0].startswith("ok      Python ") and "Python" not in later.splitlines()[0]
+    assert later.startswith("blocks  torch ") and "\n\ncurate tag cannot run here: " in later
+    assert main(["doctor", "--run-dir", str(tmp_path), "--json"]) == 1
+    assert early[1] == ""
+    assert json.loads(capsys.readouterr().out)["can_tag"] is False
 
 
 # --- Others on the machine -------------------------------------------------------------------

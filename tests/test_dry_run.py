@@ -163,8 +163,12 @@ def test_a_real_run_after_it_is_the_same(here: Path, tiny_model: Path) -> None:
     before = _files(here)
     ran = tag(*command, "--dry-run")
     assert ran.status == 0 and "run: there already, and continued" in ran.stdout
-    refused = tag(*command, "--dry-run", "--max-tokens", "11")
-    assert refused.status == 2 and "max_tokens: 12 -> 11" in refused.last_line
+    # A real run with other settings would be refused there; nothing is written, so this is not.
+    other = tag(*command, "--dry-run", "--max-tokens", "11")
+    assert other.status == 0 and "estimate, " in other.stdout
+    assert "run: belongs to another run, so this one needs its own --run-dir" in other.stdout
+    assert "note: run folder run belongs to another run" in other.stderr
+    assert "max_tokens: 12 -> 11" in other.stderr
     settings = tag("--config", "run/config.toml", "--run-dir", "other", "--dry-run", "--json")
     assert settings.status == 0, settings.stderr
     assert json.loads(settings.stdout)["run_dir"] == "other"
@@ -384,3 +388,42 @@ def test_a_long_real_run_says_what_is_smaller(
 
 def test_the_clock_of_the_trial_is_the_real_one() -> None:
     assert abs(trial.time.monotonic() - time.monotonic()) < 1
+
+
+def test_the_trial_says_at_once_how_long_it_may_take(here: Path, tiny_model: Path) -> None:
+    said = tag("sums.jsonl", "--model", tiny_model, "--dry-run").stderr
+    first = said.index("trying: drawing rollouts for up to 60 s, then gradients, together up to 90")
+    assert first < said.index("trying: 1")
+
+
+class _SlowProbe:
+    """Gradients that take a second a token on a clock of their own."""
+
+    batch_tokens = 4096
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+
+    def gradients(self, rollouts: Sequence[TokenizedRollout]) -> Iterator[None]:
+        self.clock[0] += sum(each.tokens for each in rollouts)
+        return iter(())
+
+
+@pytest.mark.parametrize(("left", "most", "known"), [(30, 30, True), (12, 12, True), (0, 0, False)])
+def test_gradients_end_within_what_drawing_left(
+    monkeypatch: pytest.MonkeyPatch, left: float, most: float, known: bool
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(trial.time, "monotonic", lambda: clock[0])
+    items = _items(8)
+    rollouts = [
+        Rollout(item_id, sample, [sample, number], "stop")
+        for number, item_id in enumerate(items["item_id"].to_pylist())
+        for sample in range(8)
+    ]
+    row_of = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
+    price, done = trial._gradient_price(
+        rollouts, items, row_of, lambda: _SlowProbe(clock), clock[0] + left
+    )
+    assert clock[0] - 1000.0 <= most
+    assert (price is not None) == known == (done > 0)

@@ -223,6 +223,11 @@ def test_the_field_may_be_missing_from_the_first_rows() -> None:
             {"answer_field": "reward_model.groundtruth"},
             ["--answer-field", "did you mean 'reward_model.ground_truth'?"],
         ),
+        (
+            {"question": "p", "answer": "4"},
+            {"answer_field": "solution"},
+            ["among the columns 'question', 'answer'; without --answer-field it is 'answer'"],
+        ),
         ({f"c{n}": n for n in range(1000)}, {}, ["'c0'", "…"]),
     ],
 )

@@ -195,3 +195,11 @@ def test_evidence_is_read_from_the_rows_of_the_tables():
     assert Evidence.from_rows(rate, lifted, forecast) == Evidence(
         64, 3, 0.01, 0.13, 2, 1.0, 0.5, 1.5, None, 0.3, 0.1, 0.6
     )
+
+
+def test_an_item_whose_rollouts_were_cut_says_that_little_was_measured() -> None:
+    given = Evidence(8, 0, forecast=0.2, forecast_low=0.1, forecast_high=0.3, mostly_cut=True)
+    reason = predict(given, 0.6).tag_reason
+    assert "p_unlearnable 0.6; little was measured: most rollouts were cut at --max-tok" in reason
+    other = predict(replace(given, mostly_cut=False), 0.6)
+    assert "cut" not in other.tag_reason

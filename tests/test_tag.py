@@ -613,7 +613,9 @@ def test_an_interrupted_run_says_so_and_continues(
         process.send_signal(interruption)
         rest = process.stderr.read()
     assert process.returncode == 130, rest
-    assert rest.splitlines()[-1] == "curate: interrupted; the same command continues"
+    assert rest.splitlines()[-1] == (
+        "curate: interrupted; no rollouts were kept yet, the same command begins with them"
+    )
     assert "Traceback" not in rest
     assert not list((small / "runs").rglob("*.tmp"))
     assert json.loads(manifest.read_text())["stages"]["sample"]["state"] == "started"

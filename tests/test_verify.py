@@ -315,3 +315,21 @@ def test_a_run_is_judged_by_its_own_verifier_or_another(tmp_path: Path) -> None:
     text = run_curate("verify", run, *ONE).stdout
     assert "item a sample 1: wrong: '13' against gold '12'" in text
     assert "1 of 3 rewards differ from those recorded" in text
+
+
+def test_a_gold_is_shown_as_it_is_compared() -> None:
+    ran = run_curate("verify", "--answer", "72", "--gold", "x #### 72", *ONE)
+    assert "gold read as: 72\n" in ran.stdout and "correct (reward 1)" in ran.stdout
+
+
+def test_golds_that_cannot_be_read_for_one_reason_share_a_line(tmp_path: Path) -> None:
+    rows = [{"question": f"how many are {'they' * (n + 1)}?", "answer": "3"} for n in range(7)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    options = ("--answer-field", "question", "--verifier", "numeric")
+    said = run_curate("verify", file, *options, *ONE).stdout
+    assert said.startswith(
+        "7 x error: finds no finite number in the gold; row 1, row 2, row 3, row 4, row 5, …; "
+        "first gold 'how many are they?'\n"
+    )
+    assert said.count("finds no finite") == 1 and "is this the answer column?" in said
+    assert "is this the answer" not in run_curate("verify", file, *ONE).stdout

@@ -44,6 +44,10 @@ class Card(Command):
         default="", metavar="ID",
     )  # fmt: skip
 
+    def keeps(self) -> bool:
+        """Nothing: what it writes is written at the end."""
+        return False
+
     def work(self) -> dict[str, Any]:
         """Write the card.
 

@@ -28,6 +28,10 @@ class Report(Command):
         default=None, metavar="FILE.html", flags=("-o", "--out"),
     )  # fmt: skip
 
+    def keeps(self) -> bool:
+        """Nothing: what it writes is written at the end."""
+        return False
+
     def work(self) -> dict[str, Any]:
         """Write the report.
 

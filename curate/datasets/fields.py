@@ -20,6 +20,8 @@ MISSING = object()
 # Longer text is no description of one answer; the parser of Python's literals is slow and hungry.
 _LONGEST_LITERAL = 65_536
 _DEEPEST_LITERAL = 50
+# At difflib's own 0.6 'solution' is near 'question'.
+_NEAR = 0.7
 
 
 class RowRejected(Exception):
@@ -80,17 +82,28 @@ def first_filled(rows: list[Mapping[str, Any]], fields: Iterable[str]) -> str | 
     return None
 
 
-def given_field(rows: list[Mapping[str, Any]], field: str | None, option: str) -> str | None:
+def given_field(
+    rows: list[Mapping[str, Any]], field: str | None, option: str, known: str | None = None
+) -> str | None:
     """A field that an option names.
 
+    Args:
+        rows: to look into.
+        field: the one that is named; None where the option is not given.
+        option: how errors call it.
+        known: what is taken without the option.
+
     Raises:
-        UsageError: it is in none of the rows; names the nearest that is.
+        UsageError: it is in none of the rows; names one that is called nearly so, and `known`.
     """
     if field is None or any(lookup(row, field) is not MISSING for row in rows):
         return field
     paths = _paths(rows)
-    nearest = difflib.get_close_matches(field, paths, n=1, cutoff=0.0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    near = [path for path in paths if path.rpartition(".")[2] == field]
+    near += difflib.get_close_matches(field, paths, n=1, cutoff=_NEAR)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if known is not None and known not in near[:1]:
+        hint += f"{'' if near else ';'} without {option} it is {known!r}"
     raise UsageError(f"{option} {field!r}: no such column among {columns_line(rows)}{hint}")
 
 

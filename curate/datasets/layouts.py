@@ -167,19 +167,19 @@ def recognise_layout(
     where no known field is, naming the columns that there are.
     """
     rows = list(rows_sample)
-    prompt = given_field(rows, prompt_field, "--prompt-field")
-    prompt = prompt or first_filled(rows, _PROMPT_FIELDS)
+    known = first_filled(rows, _PROMPT_FIELDS)
+    prompt = given_field(rows, prompt_field, "--prompt-field", known) or known
     if prompt is None:
         raise UsageError(
             f"no prompt column is known among {columns_line(rows)}; name it with --prompt-field"
             " (and the gold answer's with --answer-field)"
         )
-    answer = (
-        given_field(rows, answer_field, "--answer-field")
-        or first_filled(rows, [field for field in _ANSWER_FIELDS if field != prompt])
+    known = (
+        first_filled(rows, [field for field in _ANSWER_FIELDS if field != prompt])
         or find_code_field(rows)
         or first_filled(rows, [_SOLUTION_FIELD])
     )
+    answer = given_field(rows, answer_field, "--answer-field", known) or known
     if answer is None and not any(ends_with_reply(lookup(row, prompt)) for row in rows):
         raise UsageError(
             f"no gold answer column is known among {columns_line(rows)}; name it with"

@@ -154,10 +154,15 @@ def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, 
     return run
 
 
+class OtherRun(UsageError):
+    """A folder belongs to a run with another dataset, model or setting."""
+
+
 def check_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]) -> bool:
     """Check, without a change to it, that `open_run` would take a folder; tell whether it exists.
 
     Raises:
+        OtherRun: the folder belongs to a run with another dataset, model or setting.
         UsageError: as `open_run`, but for a folder that another process holds.
     """
     if path.exists():
@@ -184,7 +189,7 @@ def _open_manifest(
         *changed_settings(old, config),
     ]
     if changes:
-        raise UsageError(
+        raise OtherRun(
             f"run folder {path} belongs to another run; changed: {'; '.join(changes)}. "
             "Give this run its own --run-dir, or remove the folder"
         )

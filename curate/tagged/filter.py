@@ -75,6 +75,10 @@ class Filter(TrainingFile):
         "where dropped rows go, each with its dropped_reason", default=None, metavar="FILE"
     )
 
+    def keeps(self) -> bool:
+        """Nothing: what it writes is written at the end."""
+        return False
+
     def work(self) -> dict[str, Any]:
         """Write the rows.
 

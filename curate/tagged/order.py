@@ -30,6 +30,10 @@ class Order(TrainingFile):
     )  # fmt: skip
     seed: int = option("of interleave", default=0, metavar="S")
 
+    def keeps(self) -> bool:
+        """Nothing: what it writes is written at the end."""
+        return False
+
     def work(self) -> dict[str, Any]:
         """Write the rows.
 

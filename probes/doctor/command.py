@@ -1,11 +1,13 @@
 """`curate doctor`: its command line, and the function of its name."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 from curate.command import Command
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import UsageError
 from curate.settings import declared_in, option, settings
+from probes.doctor.finding import Finding
 
 
 def _size(name: str) -> Any:
@@ -29,8 +31,6 @@ class Doctor(Command):
     `curate tag` can run, 1 something blocks it, 2 bad usage or input.
     """
 
-    words: ClassVar[str] = "probes.doctor.findings:doctor_text"
-
     file: str | None = option(
         "settings of `tag` from a file", default=None, metavar="FILE.toml", flags=("--config",)
     )
@@ -51,24 +51,47 @@ class Doctor(Command):
 
     def work(self) -> dict[str, Any]:
         """Look at everything that a run needs."""
+        return self._examined()
+
+    def shown(self, started: float) -> dict[str, Any]:
+        """The same, each finding printed as it is made: torch and others take long to import."""
+        return self._examined(tell=lambda finding: print(finding.text_lines(), flush=True))
+
+    def text(self, found: dict[str, Any]) -> str:
+        """What the findings come to."""
+        from probes.doctor.findings import conclusion
+
+        return conclusion(found)
+
+    def _examined(self, **tell: Any) -> dict[str, Any]:
         if self.dataset is not None and self.items is not None:
             raise UsageError("--items is not allowed with --dataset: either says how many")
         given = {name: getattr(self, name, None) for name in declared_in(TagConfig)}
         values = read_config_file(self.file) if self.file else {}
         values |= {name: value for name, value in given.items() if value is not None}
-        return doctor(config_from_mapping(values, self.file or "options"), items=self.items)
+        return doctor(config_from_mapping(values, self.file or "options"), items=self.items, **tell)
+
+    def keeps(self) -> bool:
+        """Nothing."""
+        return False
 
     def status(self, found: dict[str, Any]) -> int:
         """Whether something blocks `curate tag`."""
         return 0 if found["can_tag"] else 1
 
 
-def doctor(config: TagConfig | None = None, *, items: int | None = None) -> dict[str, Any]:
+def doctor(
+    config: TagConfig | None = None,
+    *,
+    items: int | None = None,
+    tell: Callable[[Finding], None] | None = None,
+) -> dict[str, Any]:
     """Tell what this machine can do, and what is in the way of `tag`, as `curate doctor` does.
 
     Args:
         config: of the run that is planned: its model, dataset and sizes; the defaults if None.
         items: of that run; None: those of its dataset, or 1,000 where it names none.
+        tell: is called with each finding as it is made.
 
     Returns:
         `curate` (the version), `can_tag` (whether nothing blocks it), and `findings`, each with
@@ -79,4 +102,4 @@ def doctor(config: TagConfig | None = None, *, items: int | None = None) -> dict
     """
     from probes.doctor.findings import doctor_facts, examine
 
-    return doctor_facts(examine(config or TagConfig(), items))
+    return doctor_facts(examine(config or TagConfig(), items, tell))

@@ -24,3 +24,8 @@ class Finding:
     state: State
     text: str
     remedy: str = ""
+
+    def text_lines(self) -> str:
+        """Write it for a terminal, its remedy on a line below."""
+        line = f"{self.state:<8}{self.about:<14}{self.text}"
+        return f"{line}\n{'':<22}-> {self.remedy}" if self.remedy else line

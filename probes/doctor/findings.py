@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,35 +29,56 @@ _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _EXTRAS = {"train": "curate validate", "ray": "--executor ray", "vllm": "--engine vllm"}
 
 
-def examine(config: TagConfig, items: int | None = None) -> list[Finding]:
+def examine(
+    config: TagConfig,
+    items: int | None = None,
+    tell: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
     """Look at everything that a run needs.
 
     Args:
         config: of the run that is planned: its model, dataset and sizes; all may be the defaults.
         items: of that run; None: those of its dataset, or 1,000 where it names none.
+        tell: is called with each finding as it is made.
 
     Raises:
         UsageError: the dataset cannot be read, the model does not exist, or `items` is below 1.
     """
     if items is not None and items < 1:
         raise UsageError(f"--items is {items}; it must be at least 1")
+    findings = []
+    for finding in _findings(config, items):
+        findings.append(finding)
+        if tell:
+            tell(finding)
+    return findings
+
+
+def _findings(config: TagConfig, items: int | None) -> Iterator[Finding]:
     busy = found_busy()  # Before the libraries are looked at, which keeps the cores busy itself.
     used = dependencies()
     missing = {each.extra for each in used if each.extra and each.version is None}
+    yield _python()
+    yield from _packages(used)
+    yield from _clashes()
     facts = look_at(name for name in LOOKS if name not in missing)
-    findings = [_python(), *_packages(used), *_clashes(), *_devices(facts["torch"])]
-    findings += _others(busy, facts["torch"])
-    findings += _engines(facts, used)
-    findings += [_training(facts.get("train"), used), _ray(facts.get("ray")), _sandbox(config)]
+    yield from _devices(facts["torch"])
+    yield from _others(busy, facts["torch"])
+    yield from _engines(facts, used)
+    yield _training(facts.get("train"), used)
+    yield _ray(facts.get("ray"))
+    yield _sandbox(config)
     if items is None and config.dataset:
         from probes.doctor.dataset import look_at_dataset  # Needs what may be missing.
 
         items, read = look_at_dataset(config)
-        findings += read
+        yield from read
     items = _FEWEST_ITEMS if items is None else items
     size = expected_size(config, items)
     weights, found = _weights(config.model, facts["torch"]) if config.model else (0, [])
-    return [*findings, *found, _disk(config, size), _memory(size, weights, facts["torch"])]
+    yield from found
+    yield _disk(config, size)
+    yield _memory(size, weights, facts["torch"])
 
 
 def can_tag(findings: list[Finding]) -> bool:
@@ -386,14 +407,13 @@ def doctor_facts(findings: list[Finding]) -> dict[str, Any]:
 
 def doctor_text(facts: Mapping[str, Any]) -> str:
     """Write the findings for a terminal."""
-    lines = []
-    for finding in facts["findings"]:
-        lines.append(f"{finding['state']:<8}{finding['about']:<14}{finding['text']}")
-        if finding["remedy"]:
-            lines.append(f"{'':<22}-> {finding['remedy']}")
+    lines = [Finding(**finding).text_lines() for finding in facts["findings"]]
+    return "\n".join([*lines, conclusion(facts)])
+
+
+def conclusion(facts: Mapping[str, Any]) -> str:
+    """Say whether `curate tag` can run, below a blank line."""
     blocking = [f["about"] for f in facts["findings"] if f["state"] == "blocks"]
     if blocking:
-        lines.append(f"\ncurate tag cannot run here: {', '.join(blocking)}")
-    else:
-        lines.append("\ncurate tag can run here")
-    return "\n".join(lines)
+        return f"\ncurate tag cannot run here: {', '.join(blocking)}"
+    return "\ncurate tag can run here"

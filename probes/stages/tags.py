@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.run.folder import RunFolder
-from curate.run.tables import LIFT, PASS_RATES, TAGS
+from curate.run.tables import ITEM_ANSWERS, LIFT, PASS_RATES, TAGS
 from curate.tags import Trainability
 from probes.stages.forecast import forecast_columns, read_forecast
 from probes.tag_rules import BuiltInProbability, Evidence, LearnedProbability, predict
@@ -39,6 +39,9 @@ def tag_items(
         RunError: a file of the run is missing or damaged.
     """
     rates, lifted = PASS_RATES.read(run), LIFT.read(run)
+    kinds: list[str | None] = [None] * rates.num_rows
+    if ITEM_ANSWERS.is_in(run):  # Runs of earlier versions have none.
+        kinds = ITEM_ANSWERS.read(run, "no_positive_kind")["no_positive_kind"].to_pylist()
     made = read_forecast(run.path, config, fitted)
     run.update(forecast=made.facts())
     forecast, found = made.forecast, made.found
@@ -51,7 +54,9 @@ def tag_items(
     expected = pa.table({"item_id": rates["item_id"], **columns})
     p = np.where(is_judged, forecast.p_unlearnable, np.nan)
     parts = [
-        _tags_of(rates[part], lifted[part], expected[part], p[part], learned, config.tau)
+        _tags_of(
+            rates[part], lifted[part], expected[part], p[part], learned, config.tau, kinds[part]
+        )
         for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         for part in (slice(start, start + _ITEMS_AT_ONCE),)
     ]
@@ -73,16 +78,22 @@ def _tags_of(
     p_unlearnable: NDArray[np.float64],
     learned: Mapping[str, LearnedProbability],
     tau: float,
+    kinds: list[str | None],
 ) -> pa.Table:
     """Tag some items, whose rows stand in the same order in all tables."""
     predictions = [
         predict(
-            Evidence.from_rows(rate, lift, forecast),
+            Evidence.from_rows(rate, lift, forecast, kind),
             learned.get(rate["item_id"]) or BuiltInProbability(None if np.isnan(p) else float(p)),
             tau=tau,
         )
-        for rate, lift, forecast, p in zip(
-            rates.to_pylist(), lifted.to_pylist(), expected.to_pylist(), p_unlearnable, strict=True
+        for rate, lift, forecast, p, kind in zip(
+            rates.to_pylist(),
+            lifted.to_pylist(),
+            expected.to_pylist(),
+            p_unlearnable,
+            kinds,
+            strict=True,
         )
     ]
     return pa.table(

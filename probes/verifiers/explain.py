@@ -11,7 +11,7 @@ from probes.mathematics.boxes import boxed_answer
 from probes.verifiers.answers import given_answer
 from probes.verifiers.choice import read_choice
 from probes.verifiers.load import VerifierFunction, read_exact
-from probes.verifiers.math import read_math, why_unequal
+from probes.verifiers.math import read_math, read_math_gold, why_unequal
 from probes.verifiers.numeric import read_numeric
 from probes.verifiers.verdict import Verdict, shortened
 
@@ -53,7 +53,7 @@ def explaining(
         if name not in _READERS:
             return replace(verdict, reason=_of_function(verdict, pass_threshold))
         read = _READERS[name]
-        gold_read = shortened(read(gold))
+        gold_read = shortened(read_math_gold(gold) if name == "math" else read(gold))
         if verdict.answer_found is None:
             reason = verdict.reason or "no answer was found in the completion"
             return replace(verdict, gold_read=gold_read, reason=reason)

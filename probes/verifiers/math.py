@@ -32,7 +32,7 @@ from probes.verifiers.answers import announced, given_answer, is_stated, last_li
 from probes.verifiers.endings import last_found
 from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
 
-__all__ = ["judge_math", "read_gold", "read_math", "why_unequal"]
+__all__ = ["judge_math", "read_gold", "read_math", "read_math_gold", "why_unequal"]
 
 TAIL_CHARACTERS = 4_000  # an answer that is neither boxed nor marked stands near the end
 
@@ -45,14 +45,19 @@ _SENTENCE = "finds a sentence in the gold, which no bare answer equals"
 _HUGE = "finds a number in the gold that is too large to compute"
 
 
+def _marked(gold: str) -> str:
+    """The answer that a gold marks, or all of it."""
+    text = given_answer(gold) if ("####" in gold or r"\boxed" in gold or "<" in gold) else None
+    return text or gold
+
+
 @lru_cache(maxsize=4096)
 def read_gold(gold: str) -> tuple[str, str | None]:
     """A gold in canonical notation, and why nothing can be judged by it (None where it can).
 
     Of a sentence that announces its answer, the answer.
     """
-    text = given_answer(gold) if ("####" in gold or r"\boxed" in gold or "<" in gold) else None
-    text = canonical(text or gold)
+    text = canonical(_marked(gold))
     if not text:
         return text, _NOTHING
     if _is_prose(text):
@@ -195,6 +200,11 @@ def judge_math(completion: str, gold: str) -> Verdict:
         if found and has_empty_box and not is_stated(found, tail):
             found = None
     return judged(same_answer(wanted, canonical(found)), found) if found else NO_ANSWER
+
+
+def read_math_gold(gold: str) -> str:
+    """What is compared of a gold: of one that marks its answer, that."""
+    return read_math(_marked(gold))
 
 
 def read_math(text: str) -> str:

@@ -122,7 +122,8 @@ def _field(
     rows: list[Mapping[str, Any]], given: str, option: str, known: Iterable[str]
 ) -> str | None:
     """The field that an option names, or else the first of the known ones that any row fills."""
-    return given_field(rows, given or None, option) or first_filled(rows, known)
+    first = first_filled(rows, known)
+    return given_field(rows, given or None, option, first) or first
 
 
 def _gold(row: Mapping[str, Any], field: str) -> str:

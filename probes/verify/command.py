@@ -89,6 +89,10 @@ class Verify(Command):
         if not self.source and not self.gold:
             raise UsageError("--answer needs --gold TEXT")
 
+    def keeps(self) -> bool:
+        """Nothing: what it writes is written at the end."""
+        return False
+
     def work(self) -> dict[str, Any]:
         """Judge the answers.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _SHOWN = 60
+# From how many on equal reasons share a line, and how many of them it names.
+_MANY, _NAMED = 3, 5
 
 
 def one_text(told: dict[str, Any]) -> str:
@@ -26,8 +28,8 @@ def verdicts_text(found: dict[str, Any], most: int) -> str:
     wrong = found.get("shown")
     if wrong is None:
         wrong = [each for each in found["verdicts"] if each["verdict"] != "correct"]
-    lines = [_line(each) for each in wrong[:most]]
-    rest = found["answers"] - found["counts"].get("correct", 0) - len(lines)
+    lines = _lines(wrong[:most])
+    rest = found["answers"] - found["counts"].get("correct", 0) - len(wrong[:most])
     if rest and lines:
         lines.append(f"… and {rest:,} more that are not correct (--show, --out)")
     lines += [""] if lines else []
@@ -36,6 +38,8 @@ def verdicts_text(found: dict[str, Any], most: int) -> str:
     lines.append(f"{found['answers']:,} {whose}, by {found['verifier']}: {counts}")
     if found["mean_reward"] is not None and ":" in found["verifier"]:
         lines.append(f"mean reward {found['mean_reward']:.4g}")
+    if 2 * found["counts"].get("error", 0) > found["answers"] and found["against_itself"]:
+        lines.append("most golds cannot be read: is this the answer column? (--answer-field)")
     if found["recorded"]:
         lines.append(
             f"{found['differ']:,} of {found['recorded']:,} rewards differ from those recorded"
@@ -51,10 +55,34 @@ def verdicts_text(found: dict[str, Any], most: int) -> str:
     return "\n".join(lines)
 
 
-def _line(told: dict[str, Any]) -> str:
-    where = f"row {told['row']}"
+def _lines(wrong: list[dict[str, Any]]) -> list[str]:
+    """A line each; what could not be judged for the same reason shares one."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for place, told in enumerate(wrong):
+        key = str(told["reason"]) if told["reward"] is None else f"{place}"
+        alike.setdefault(key, []).append(told)
+    lines: list[str] = []
+    for group in alike.values():
+        if len(group) < _MANY:
+            lines += map(_line, group)
+            continue
+        first = group[0]
+        named = ", ".join(map(_where, group[:_NAMED])) + (", …" if len(group) > _NAMED else "")
+        lines.append(
+            f"{len(group):,} x {first['verdict']}: {first['reason']}; {named}; first gold "
+            f"{_short(first['gold'])}"
+        )
+    return lines
+
+
+def _where(told: dict[str, Any]) -> str:
     if "item_id" in told:
-        where = f"item {told['item_id']} sample {told['sample']}"
+        return f"item {told['item_id']} sample {told['sample']}"
+    return f"row {told['row']}"
+
+
+def _line(told: dict[str, Any]) -> str:
+    where = _where(told)
     read = "" if told["answer_found"] is None else f"{_short(told['answer_found'])} against "
     return f"{where}: {told['verdict']}: {read}gold {_short(told['gold'])}: {told['reason']}"
 
