@@ -202,8 +202,9 @@ def resolve(
         chat_template=read_chat_template(config.chat_template),
     )
     if other := other_writer(Path(config.out), Path(config.run_dir)):
-        raise UsageError(
-            f"{config.out} is the tagged file of {other}; give this run its own with --out"
+        say(
+            f"note: {config.out} is the tagged file of {other} and will be this run's; --out names "
+            "another"
         )
     machine = ray.machine() if ray else describe_machine()
     if ray:

@@ -120,20 +120,18 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- The tagged file -------------------------------------------------------------------------
 
 
-def test_the_tagged_file_of_another_run_is_not_overwritten(tagged: Tagged, tmp_path: Path) -> None:
-    before, other = tagged.out.read_bytes(), tmp_path / "other"
-    shutil.copytree(tagged.run, tmp_path / "runs" / "one")
-    model = tomllib.loads((tagged.run / "config.toml").read_text())["model"]
-    command = (tagged.dataset, "--model", model, "--out", tagged.out, "--run-dir")
-    for run in (tagged.run.parent / "two", tmp_path / "runs" / "two"):
-        ran = tag(*command, run)
-        assert ran.status == 2 and not run.exists()
-        writer = tagged.run if run.parent == tagged.run.parent else tmp_path / "runs" / "one"
-        said = f"{tagged.out} is the tagged file of {writer}; give this run its own with --out"
-        assert said in ran.last_line
-    assert tagged.out.read_bytes() == before
+def test_it_is_said_whose_tagged_file_is_written_anew(
+    tagged: Tagged, copied: Tagged, tiny_model: Path
+) -> None:
+    command = (copied.dataset, "--model", tiny_model, "--out", tagged.out, "--run-dir")
+    ran = tag(*command, copied.run)
+    assert ran.status == 0, ran.stderr
+    assert "is the tagged file of" not in ran.stderr
+    other = tagged.run.parent / "two"
+    ran = tag(tagged.dataset, *command[1:], other, "--limit", "1", "--dry-run")
+    assert f"note: {tagged.out} is the tagged file of {tagged.run} and will be this" in ran.stderr
     # The file is what counts: where it is gone, nothing is lost.
-    assert other_writer(tmp_path / "gone.jsonl", other) is None
+    assert other_writer(tagged.out.with_name("gone.jsonl"), other) is None
     assert other_writer(tagged.out, tagged.run) is None
 
 
@@ -668,7 +666,7 @@ def test_prompts_that_the_verifier_accepts_as_answers_are_warned_of(
     assert manifest["echoes"] == {"prompts_checked": 5, "accepted": 1}
     write_jsonl(dataset, sums)
     ran = tag(dataset, "--model", tiny_model, "--run-dir", "other", "--min-rollouts", "1")
-    assert "the prompt itself" not in ran.stderr
+    assert "accepts the prompt itself" not in ran.stderr
 
 
 def test_others_at_work_are_warned_of_once_and_only_where_it_matters(
