@@ -285,6 +285,8 @@ def test_rollouts_of_an_earlier_version_have_kept_none(tiny_policy: Policy, tmp_
 class AllRight:
     """Stands in for the pool of a verifier."""
 
+    verifier = "math"
+
     def __enter__(self) -> "AllRight":
         return self
 
