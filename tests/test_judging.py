@@ -232,7 +232,9 @@ def test_real_golds_are_accepted_against_themselves() -> None:
     with VerifierPool("math", workers=2) as pool:
         rejected = [reason for reason in pool.check_golds(sample) if reason is not None]
     assert len(rejected) <= 0.015 * len(sample), rejected
-    assert all("finds no answer in the gold" in reason for reason in rejected)
+    # One is an equation of factorials of a variable.
+    told = ("finds no answer in the gold", "too large to compute")
+    assert all(any(words in reason for words in told) for reason in rejected)
 
 
 def is_alive(process_id: int) -> bool:
