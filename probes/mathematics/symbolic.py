@@ -94,6 +94,8 @@ def read_expression(text: str) -> Any:
     latex = normalized(_letters_apart(text))
     try:
         return converted(latex)
+    except MemoryError:
+        raise  # it is no verdict, and a cache must not keep it
     except Exception:  # noqa: BLE001 (its own way of saying that it cannot read the text)
         pass
     parts = _EQUATIONS.split(latex)
@@ -101,6 +103,8 @@ def read_expression(text: str) -> Any:
         return None
     try:
         return converted(parts[-1])
+    except MemoryError:
+        raise  # it is no verdict, and a cache must not keep it
     except Exception:  # noqa: BLE001
         return None
 
@@ -115,6 +119,8 @@ def _always_equal(expression: Any) -> bool:
         return any(
             len(unknowns := e.free_symbols) < 2 and not solve(e, list(unknowns)) for e in equations
         )
+    except MemoryError:
+        raise  # it is no verdict, and a cache must not keep it
     except Exception:  # noqa: BLE001 (what SymPy cannot solve, math-verify does not accept either)
         return False
 
@@ -157,6 +163,8 @@ def irrational_value(text: str) -> Fraction | None:
             return None
         nearest = nsimplify(digits, rational=True, tolerance=1e-30)
         return None if nearest.q < 10**8 else Fraction(str(digits))
+    except MemoryError:
+        raise  # it is no verdict, and a cache must not keep it
     except Exception:  # noqa: BLE001 (an expression that has no value)
         return None
 
@@ -182,6 +190,8 @@ def _values_differ(wanted: Any, given: Any) -> bool:
             size = max(abs(one), abs(other))
             if size and abs(one - other) > tolerance * (min(1, size) if has_float else size):
                 return True
+    except MemoryError:
+        raise  # it is no verdict, and a cache must not keep it
     except Exception:  # noqa: BLE001 (an expression that has no value, such as an integral)
         return False
     return False
