@@ -11,8 +11,8 @@ that its AUROC is that of the pass rate alone.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,9 +43,11 @@ def judge(folder: Path, log: Path, rates: Mapping[str, Sequence[float]], tau: fl
     return confirm(run, training=[log], rollouts_per_reward=_GROUP, final_part=0.5)
 
 
-def main(file: str) -> None:
+def main() -> None:
     """Print the table."""
-    rates = json.loads(Path(file).read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="acc_step_500.json")
+    rates = json.loads(parser.parse_args().file.read_text(encoding="utf-8"))
     rates = {name: each for name, each in rates.items() if len(each) >= _FEWEST_EPOCHS}
     print(f"{len(rates):,} items; AUROC of the pass rate alone for ending below tau")
     print(f"{'tau':>5}{'probe':>7}{'hard':>6}{'unlearnable':>13}{'learnable':>11}  AUROC (95 %)")
@@ -65,4 +67,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
