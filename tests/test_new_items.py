@@ -21,7 +21,10 @@ def _write(folder: Path, ids: list[str], directions: Any, rng: Any, parents: lis
     gradients = np.repeat(directions, DRAWS, axis=0) + noise
     item = np.repeat(np.arange(len(ids)), DRAWS)
     out = folder.parent / f"{folder.name}.jsonl"
-    rows = [{"item_id": each, "trainability": "unlearnable"} for each in ids]
+    rows = [
+        {"item_id": each, "trainability": "unlearnable", "total_correct_rollouts": DRAWS}
+        for each in ids
+    ]
     for row, parent in zip(rows, parents, strict=bool(parents)):
         row["parent_item_id"] = parent
     write_jsonl(out, rows)
@@ -32,6 +35,7 @@ def _write(folder: Path, ids: list[str], directions: Any, rng: Any, parents: lis
             gradients=(gradients.astype(np.float32), item),
         ),
         settings={"out": str(out)},
+        tables={"rows": {"row": list(range(1, len(ids) + 1)), "reason": [None] * len(ids)}},
         manifest={"stages": {"tags": {"state": "done"}, "write": {"state": "done"}}},
     )
 
