@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import tomllib
 from collections.abc import Mapping
@@ -133,6 +134,11 @@ class TagConfig(Settings):
     chat_template_kwargs: str = option(
         "variables of the chat template, as JSON: '{\"enable_thinking\": false}'",
         default="", group=_DATASET, metavar="JSON", was_default=True,
+    )  # fmt: skip
+    date: str = option(
+        "the day, as 2026-01-31, that a chat template writes which tells the day (default: the "
+        "day on which the run begins)",
+        default="", group=_DATASET, metavar="DAY", was_default=True,
     )  # fmt: skip
 
     target: str = option(
@@ -383,6 +389,13 @@ class TagConfig(Settings):
             if value > 1:
                 raise UsageError(f"{name} is {value:g}; it must be at most 1")
         _ = self.chat_variables
+        if self.date:
+            try:
+                datetime.date.fromisoformat(self.date)
+            except ValueError as error:
+                raise UsageError(
+                    f"--date is {self.date!r}; it must be a day as 2026-01-31"
+                ) from error
         if len(set(self.k)) < len(self.k):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()

@@ -420,6 +420,7 @@ class Tagging:
         if self.ray and self.model.choice != SERVER:
             draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
         else:
+            self.model.longest_prompt = int(self.prompt_tokens().max())
             engine = self._engine()
             draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
         if opening:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -24,6 +25,9 @@ from probes.models.load import (
     load_policy,
     outline_policy,
 )
+
+if TYPE_CHECKING:
+    from probes.engines.vllm import VllmEngine
 
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
@@ -77,6 +81,8 @@ class LoadedModel:
         self.files = files
         self.choice, self.why = choose_engine(config)
         self._take_turns = choose_device().type == "cuda"
+        self.longest_prompt = 0
+        """Tokens of the longest prompt that will be sampled, once it is known."""
         self._engine: Engine | None = None
         self._outline: PolicyOutline | None = None
         self._policy: Policy | None = None
@@ -96,6 +102,8 @@ class LoadedModel:
                     "the model's layers are not attention alone: it is sampled by transformers' "
                     "generate, a prompt at a time; --engine vllm is faster where it runs"
                 )
+        if self.choice == VLLM:
+            cast("VllmEngine", self._engine).longest_prompt = self.longest_prompt
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()

@@ -111,7 +111,7 @@ class TaggedRun:
                 folder,
                 items,
                 run_tokenizer(resolve_model(config.model), config),
-                PromptForm.from_config(config),
+                PromptForm.from_config(config, self.manifest.get("date", "")),
                 is_mixed=bool(config.verifier_field),
                 max_tokens=config.max_tokens,
                 context_length=2**31,
