@@ -181,6 +181,7 @@ def test_the_summary_counts_tags_pairs_and_who_solves_what(runs: tuple[Path, Pat
     assert (solved["by_all"], solved["only"]["small"]["items"]) == (1, 0)
     assert solved["only"]["large"] == {
         "items": 2,
+        "sure": 2,
         "examples": [
             {
                 "item_id": item_of(number),
@@ -195,13 +196,45 @@ def test_the_summary_counts_tags_pairs_and_who_solves_what(runs: tuple[Path, Pat
     assert summary["suspect_golds"]["items"] == 0
 
 
+def test_what_chance_could_have_done_and_golds_that_all_doubt_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = a_dataset(tmp_path / "sums.jsonl")
+    # Easy is from 16 of 32 on.
+    counts = {"small": (15, 3, 30, 0, 0, 0), "large": (16, 30, 31, 0, 0, 0)}
+    doubts = {"small": [3, 4], "large": [4, 5]}
+    runs = []
+    for name, correct in counts.items():
+        answers = {
+            **{"answers": [32] * 6, "majority_answer": ["0"] * 6, "majority_share": [0.9] * 6},
+            **{"majority_low": [0.8] * 6, "majority_high": [1.0] * 6},
+            "suspect_gold": [number in doubts[name] for number in range(6)],
+            "no_positive_kind": [None] * 5 + ["another_answer"],
+        }
+        tables = {"answers": answers}
+        runs.append(run_on(data, Path(name), correct, name, tables=tables))
+    summary = _join(*runs)
+    alone = summary["solved"]["only"]["large"]
+    assert (alone["items"], alone["sure"]) == (2, 1)
+    # First what the model is ahead in most.
+    assert [each["item_id"] for each in alone["examples"]] == [item_of(1), item_of(0)]
+    assert summary["suspect_golds"]["items"] == 1
+    assert summary["suspect_golds"]["examples"][0]["item_id"] == item_of(4)
+    ran = run_curate("join", *runs, "-o", "both.jsonl")
+    assert "golds that look wrong by the answers of every model: 1\n" in ran.stdout
+    assert "solved by large alone: 2 (1 beyond the errors)\n" in ran.stdout
+    assert read_jsonl(Path("both.jsonl"))[5]["small.no_positive_kind"] == "another_answer"
+    assert "(`suspect_gold`): 1 items." in _card()
+
+
 def test_the_table_for_a_reader(runs: tuple[Path, Path]) -> None:
     ran = run_curate("join", *runs, "-o", "both.jsonl")
     lines = ran.stdout.splitlines()
     assert lines[0] == "small_1_5b: org/Small-1.5B, runs/small"
     assert "tag               small_1_5b  large_7b_instruct" in lines
     assert "easy                       1                  3" in lines
-    assert any(line.startswith("solved by large_7b_instruct alone: 2") for line in lines)
+    assert "solved by large_7b_instruct alone: 2 (2 beyond the errors)" in lines
     assert "    small_1_5b 0.062, large_7b_instruct 0.969: what is 1 + 1 ?" in lines
     assert lines[-1] == "summary: both.jsonl.join.json" and ran.stderr == ""
 
@@ -447,6 +480,22 @@ def test_a_file_for_a_trainer_has_the_columns_of_all(runs: tuple[Path, Path]) ->
     info = json.loads(first["info"])
     assert info["small.trainability"] == "learnable" and info["large.trainability"] == "easy"
     assert info["item_id"] == item_of(1)
+
+
+def test_rows_that_no_item_is_in_are_left_out_by_a_command_that_works(
+    runs: tuple[Path, Path],
+) -> None:
+    _join(*runs)
+    said = _refused(
+        "order", "both.jsonl", "--model", "small", "--format", "trl", "-o", "train.jsonl"
+    )
+    assert "row 8 has no item to train on: rejected: no answer; " in said
+    *_, command = said.rpartition(": curate ")
+    assert run_curate(*command.split()).status == 0
+    ran = run_curate(
+        "order", "train.chosen.jsonl", "--model", "small", "--format", "trl", "-o", "train.jsonl"
+    )
+    assert ran.status == 0 and len(read_jsonl(Path("train.jsonl"))) == 7
 
 
 def test_every_order_of_a_tagged_file_goes_by_its_column(runs: tuple[Path, Path]) -> None:

@@ -1,6 +1,6 @@
 """`curate card`: its command line, and the function of its name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,16 @@ class Card(Command):
         Returns:
             the card's metadata.
         """
+        write: Callable[..., dict[str, Any]]
         if is_joined(self.run):
-            from cards.card.joined import write_joined_card as write
+            from cards.card.joined import write_joined_card
+
+            write = write_joined_card
         else:
             check_run_folder(self.run)
-            from cards.card.card import write_card as write
+            from cards.card.card import write_card
 
+            write = write_card
         return write(
             Path(self.run),
             path_or_none(self.out),

@@ -183,7 +183,10 @@ def _models_section(summary: Mapping[str, Any], runs: Mapping[str, RunFacts]) ->
 def _agreement_section(summary: Mapping[str, Any]) -> str:
     """How far the tags agree, and which items who solves."""
     solved = summary["solved"]
-    alone = "; ".join(f"`{name}` alone {each['items']:,}" for name, each in solved["only"].items())
+    alone = "; ".join(
+        f"`{name}` {each['items']:,}, {each['sure']:,} of these beyond the errors of the pass rates"
+        for name, each in solved["only"].items()
+    )
     lines = [
         "### How the models agree",
         "",
@@ -196,8 +199,8 @@ def _agreement_section(summary: Mapping[str, Any]) -> str:
     if doubted:
         lines += [
             "",
-            f"The gold answers of {doubted:,} items look wrong by what every model answers "
-            "(`suspect_gold`).",
+            "Gold answers that look wrong by what every model answers (`suspect_gold`): "
+            f"{doubted:,} items.",
         ]
     return "\n".join([*lines, *chain.from_iterable(map(_pair, summary["pairs"]))])
 
@@ -229,7 +232,11 @@ def _pair(pair: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _measured(name: str, facts: RunFacts) -> str:
-    return "\n".join([f"### How `{name}` was measured", "", *measured_lines(facts)])
+    confirmed = "no GRPO run was made to see whether the predictions come true"
+    if facts.summary is not None:
+        confirmed = f"by GRPO, recipe {code_span(facts.summary['recipe'])}"
+    lines = [*measured_lines(facts), f"- Confirmed: {confirmed}"]
+    return "\n".join([f"### How `{name}` was measured", "", *lines])
 
 
 def _columns_section(runs: Sequence[RunFacts]) -> str:
@@ -276,8 +283,7 @@ def _limits_section(summary: Mapping[str, Any]) -> str:
         "### Limits",
         "",
         "- The tags of a model hold for it, its prompt format, its sampling settings and its "
-        "verifier, at the start of RL. They are predictions unless a column says that they were "
-        "confirmed.",
+        "verifier, at the start of RL.",
         "- Answers are judged by a program, which may be wrong, and against gold answers, which "
         "may be wrong too.",
     ]

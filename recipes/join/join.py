@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from curate.config import MOVE_PASS_RATES, shown
 from curate.datasets.fields import RowRejected
@@ -69,9 +70,11 @@ class Model:
         rates = self.evidence["pass_rate"].to_pylist()
         return dict(zip(self.run.ids.to_pylist(), rates, strict=True))
 
-    def doubts(self, item: str) -> bool:
-        """Whether its answers say that the gold of an item looks wrong."""
-        return bool(self.evidence["suspect_gold"][self.run.row_of[item]].as_py())
+    @cached_property
+    def doubted(self) -> set[str]:
+        """The items whose gold looks wrong by its answers."""
+        found = self.run.ids.filter(self.evidence["suspect_gold"].combine_chunks())
+        return set(found.to_pylist())
 
     @property
     def fingerprint(self) -> str | None:
@@ -321,17 +324,23 @@ def _pair(one: Model, other: Model) -> dict[str, Any]:
     ids = one.run.ids.filter(pc.is_in(one.run.ids, value_set=other.run.ids))
     both = ids.to_pylist()
     table = confusion([one.tags[each] for each in both], [other.tags[each] for each in both])
-    rates = [pass_rates(model.run, model.run.measured(ids)) for model in (one, other)]
-    _, low, high = rate_change(rates[0], rates[1])
     return {
         "first": one.name,
         "second": other.name,
         **tag_agreement(table),
         # Beyond the errors of both; without any difference 2.5 % would seem so, either way.
-        "first_higher": int((high < 0).sum()),
-        "second_higher": int((low > 0).sum()),
+        "first_higher": int(is_higher(one, other, both).sum()),
+        "second_higher": int(is_higher(other, one, both).sum()),
         "tags": table,
     }
+
+
+def is_higher(one: Model, other: Model, items: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether one model's pass rates are higher beyond the errors of both: (items,)."""
+    ids = pa.array(items, pa.string())
+    rates = [pass_rates(model.run, model.run.measured(ids)) for model in (other, one)]
+    _, low, _ = rate_change(rates[0], rates[1])
+    return np.asarray(low > 0)
 
 
 def _solved(
@@ -360,10 +369,12 @@ def _solved(
         alone = [each for each in common if solvers[each] == [model.name]]
         # First what the model is ahead in most.
         alone.sort(key=lambda each: _lead(model, models, each), reverse=True)
-        only[model.name] = told(alone)
+        others = [each for each in models if each is not model]
+        is_sure = [is_higher(model, other, alone) for other in others]
+        only[model.name] = told(alone) | {"sure": int(np.all(is_sure, axis=0).sum())}
     none = [each for each in common if not solvers[each]]
     never = [each for each in none if all(m.tags[each] == Trainability.NO_POSITIVE for m in models)]
-    doubted = [each for each in common if all(model.doubts(each) for model in models)]
+    doubted = [each for each in common if all(each in model.doubted for model in models)]
     return {
         "solved": {
             "by_all": sum(len(names) == len(models) for names in solvers.values()),

@@ -75,7 +75,8 @@ def _solved(summary: Mapping[str, Any]) -> Iterator[str]:
     solved = summary["solved"]
     yield f"solved (easy) by all models: {solved['by_all']:,}"
     for name, found in solved["only"].items():
-        yield f"solved by {name} alone: {found['items']:,}"
+        sure = f" ({found['sure']:,} beyond the errors)" if found["items"] else ""
+        yield f"solved by {name} alone: {found['items']:,}{sure}"
         yield from _examples(found)
     none = solved["by_none"]
     yield (

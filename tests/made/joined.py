@@ -44,6 +44,7 @@ def run_on(
     model: str,
     *,
     numbers: Sequence[int] = (),
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -55,7 +56,7 @@ def run_on(
         correct: rollouts of 32, of each item.
         model: its path or id.
         numbers: of the questions; all in their order if none.
-        settings, manifest: as in `made_run`.
+        tables, settings, manifest: as in `made_run`.
     """
     ids = [item_of(number) for number in numbers or range(len(correct))]
     lift = [count / 10 if count else None for count in correct]
@@ -93,6 +94,7 @@ def run_on(
             rollouts=ROLLOUTS, lift=lift, forecast=[0.5] * len(ids),
         ),
         tables={
+            **dict(tables or {}),
             "items": {"answer": [str(number + 1) for number in numbers or range(len(correct))]},
             "rows": {
                 "item_id": rows,
