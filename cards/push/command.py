@@ -67,8 +67,8 @@ class Push(Command):
         if is_joined(self.run):
             raise UsageError(
                 f"{self.run} is of several models, and `push` uploads one run: `curate card "
-                f"{self.run} -o README.md`, then `hf upload {self.repo} {self.run} --repo-type "
-                "dataset` and the same of README.md"
+                f"{self.run} -o README.md`, then `hf upload {self.repo} {self.run} "
+                f"{Path(self.run).name} --repo-type dataset` and the same of README.md"
             )
         check_run_folder(self.run)
         from cards.push.push import push_run

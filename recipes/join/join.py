@@ -8,6 +8,7 @@ is at least τ.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,8 +135,9 @@ def join_runs(paths: Sequence[Path], out: Path, names: Sequence[str] = ()) -> di
         "settings": differing_settings(models),
         "notes": list(_notes(models)),
         "pairs": [_pair(one, other) for one, other in combinations(models, 2)],
-        **_solved(models, common, _prompts(source, first, ids)),
+        **_solved(models, common),
     }
+    _add_prompts(summary, source, first, ids)
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_tagged(source, out, _annotations(models, ids), schema)
     try:
@@ -343,9 +345,7 @@ def is_higher(one: Model, other: Model, items: Sequence[str]) -> NDArray[np.bool
     return np.asarray(low > 0)
 
 
-def _solved(
-    models: Sequence[Model], common: Sequence[str], prompts: Mapping[str, str]
-) -> dict[str, Any]:
+def _solved(models: Sequence[Model], common: Sequence[str]) -> dict[str, Any]:
     """Items of all runs that all models solve, one alone, or none; and golds that all doubt."""
     solvers = {
         each: [m.name for m in models if m.tags[each] == Trainability.EASY] for each in common
@@ -357,7 +357,7 @@ def _solved(
             "examples": [
                 {
                     ITEM_ID: each,
-                    "prompt": prompts.get(each),
+                    "prompt": None,
                     "pass_rates": {model.name: model.rates[each] for model in models},
                 }
                 for each in found[:_EXAMPLES]
@@ -391,21 +391,24 @@ def _lead(model: Model, models: Sequence[Model], item: str) -> float:
     return (model.rates[item] or 0.0) - max(others)
 
 
-def _prompts(source: Source, run: Run, ids: pa.ChunkedArray) -> dict[str, str]:
-    """The last message of every item's prompt, cut; what can no longer be read is left out."""
+def _add_prompts(
+    summary: Mapping[str, Any], source: Source, run: Run, ids: pa.ChunkedArray
+) -> None:
+    """Put the last message of its prompt, cut, to every example; None where it cannot be read."""
+    found = (*summary["solved"]["only"].values(), summary["solved"]["by_none"])
+    examples = [each for one in (*found, summary["suspect_golds"]) for each in one["examples"]]
+    wanted = {each[ITEM_ID] for each in examples}
     dataset = run.manifest.get("dataset", {})
     fields = (dataset.get(name) or "" for name in ("prompt_field", "answer_field"))
     try:
         layout = choose_layout(source, *fields)
     except UsageError:
-        return {}
-    found: dict[str, str] = {}
+        return
+    prompts: dict[str, str] = {}
     for item_id, value in zip(ids.to_pylist(), values_of(source), strict=False):
-        if item_id is not None and item_id not in found:
-            try:
+        if item_id in wanted and item_id not in prompts:
+            with contextlib.suppress(RowRejected):
                 text = read_question(value, layout).messages[-1][1]
-            except RowRejected:
-                continue
-            is_cut = len(text) > _LONGEST_PROMPT
-            found[item_id] = text[:_LONGEST_PROMPT] + "…" * is_cut
-    return found
+                prompts[item_id] = text[:_LONGEST_PROMPT] + "…" * (len(text) > _LONGEST_PROMPT)
+    for each in examples:
+        each["prompt"] = prompts.get(each[ITEM_ID])
