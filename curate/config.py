@@ -165,8 +165,14 @@ class TagConfig(Settings):
         "the items that more can still decide; as many as --min-rollouts: all get the same",
         default=1024, group=_SAMPLING, metavar="N", least=1,
     )  # fmt: skip
+    mean_rollouts: int = option(
+        "rollouts of an item on average, at most, spent on the items where they decide most (0: as "
+        "many as the items need, five times the default); twice as many change the label of one "
+        "item in fifteen",
+        default=64, group=_SAMPLING, metavar="N", least=0, was_default=True,
+    )  # fmt: skip
     rollout_budget: int = option(
-        "rollouts of the whole run, spent where they decide most (0: as many as the items need)",
+        "rollouts of the whole run in place of --mean-rollouts (0: as that says)",
         default=0, group=_SAMPLING, metavar="N", least=0,
     )  # fmt: skip
     temperature: float = option(
@@ -389,7 +395,7 @@ class TagConfig(Settings):
         if 0 < self.rollout_budget < self.min_rollouts:
             raise UsageError(
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
-                f"{self.min_rollouts}, which every item gets; 0 sets no limit"
+                f"{self.min_rollouts}, which every item gets; leave it out, or give more"
             )
         for name, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
             if value > 1:

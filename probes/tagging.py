@@ -105,6 +105,16 @@ def plan_of(config: TagConfig) -> Plan:
         raise UsageError(str(error)) from error
 
 
+def with_budget(plan: Plan, config: TagConfig, items: int) -> Plan:
+    """The plan of so many items: without a budget of its own, one of `--mean-rollouts` an item.
+
+    That never stops an item before `--min-rollouts`.
+    """
+    if config.rollout_budget or not config.mean_rollouts:
+        return plan
+    return replace(plan, rollout_budget=max(config.mean_rollouts, plan.min_rollouts) * items)
+
+
 @dataclass
 class Tagging:
     """One run in progress: its settings, its folder, and what is loaded when first needed."""
@@ -369,7 +379,7 @@ class Tagging:
         return Rounds(
             run=self.run,
             config=self.config,
-            plan=self.plan,
+            plan=with_budget(self.plan, self.config, self._items.num_rows),
             item_ids=self._items["item_id"],
             row_of=self._row_of,
             sample=self._sample,
@@ -430,9 +440,9 @@ class Tagging:
     def _opening(self, drawn: NDArray[np.int64], target: NDArray[np.int64]) -> Opening:
         """What tells, from the rollouts that are missing of round one, what the run will cost."""
         own = target > 0
-        work = Work.of(
-            self.config, self.plan, int(own.sum()), float(self.prompt_tokens()[own].mean())
-        )
+        items = int(own.sum())
+        plan = with_budget(self.plan, self.config, items)
+        work = Work.of(self.config, plan, items, float(self.prompt_tokens()[own].mean()))
         return Opening(
             work,
             int(np.maximum(target - drawn, 0).sum()),

@@ -115,6 +115,8 @@ def measured_lines(facts: RunFacts) -> list[str]:
     )
     if config.rollout_budget:
         rollouts += f", at most {config.rollout_budget:,} in all"
+    elif config.min_rollouts < config.mean_rollouts < most:
+        rollouts += f", at most {config.mean_rollouts:,} on average"
     taken = manifest.get("rollouts")
     if taken:
         rollouts = taken_words(taken, config.rollouts_by)
