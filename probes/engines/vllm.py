@@ -62,6 +62,7 @@ class VllmEngine:
         seed, temperature, truncation, max_tokens: of the sampling.
         options: vLLM's engine arguments that the user chose.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: names end tokens, where the files hold none.
         dtype: precision of the weights; the one that the policy is loaded in where None.
 
     Raises:
@@ -81,6 +82,7 @@ class VllmEngine:
         truncation: Truncation = WHOLE,
         options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.files = files
@@ -97,7 +99,9 @@ class VllmEngine:
         vllm = _import_vllm()
         self.version = vllm.__version__
         folder = exported_folder(files)
-        self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
+        self._stop_token_ids = sorted(
+            eos_token_ids(folder, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+        )
         self.options = {**_defaults(vllm), **(options or {})}
         # vLLM's own default: of the model, before temperature. Another mode sums something else.
         self._is_scoring = self.options.get("logprobs_mode", _RAW) == _RAW
@@ -110,7 +114,8 @@ class VllmEngine:
             "trust_remote_code": trust_remote_code,
             "dtype": str(dtype).removeprefix("torch."),
             "load_format": "safetensors",
-            "seed": seed,
+            # NumPy takes no larger one. What is drawn goes by `_derived_seed`.
+            "seed": seed % 2**32,
             # vLLM's own defaults, not those of the model's generation config.
             "generation_config": "vllm",
             "disable_log_stats": True,
