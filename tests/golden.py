@@ -455,7 +455,7 @@ def _publish(recorder: Recorder, _: str) -> None:
 
         for name, line in (
             ("everything", f"push fixed --repo {OWNER}/sums --private"),
-            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --json"),
+            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --with-rewards --json"),
         ):
             recorder.run(name, line, environment=environment, after=fetch)
 
