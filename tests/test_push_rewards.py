@@ -16,7 +16,7 @@ from cards.push.command import Push
 from cards.push.push import _Push
 from cards.push.rewards import write_rewards
 from curate.run.run import Run
-from curate.run.tables import PASS_RATES, ROLLOUTS
+from curate.run.tables import PASS_RATES, ROLLOUT_TESTS, ROLLOUTS
 from tests.made.published import write_published_run
 from tests.tag_runs import Ran, additions, read_jsonl, run_curate, tag, write_jsonl
 
@@ -204,3 +204,20 @@ def test_a_run_of_an_earlier_version_has_what_it_has(tmp_path: Path) -> None:
     assert len(found) == 7 and found["log_probability"].null_count == 7
     # Nothing tells how long they were, nor how they ended.
     assert found["correct"].null_count == found["truncated"].null_count == 7
+
+
+def test_of_programs_it_has_how_many_tests_they_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_published_run(tmp_path)
+    file = ROLLOUTS.path(run, 0)
+    table = pq.read_table(file)
+    for name in ROLLOUT_TESTS:
+        table = table.append_column(name, pa.array(range(len(table)), pa.int32()))
+    pq.write_table(table, file)
+    card = prepared(run, tmp_path / "made")
+    assert "| `tests_passed`, `tests_total` | of a program" in card
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rewards = datasets.load_dataset(str(tmp_path / "made"), "rewards")
+    passed = [count for split in rewards.values() for count in split["tests_passed"]]
+    assert passed == [*range(7)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pyarrow.parquet as pq
+
 from cards.card.facts import RunFacts
 from cards.card.markdown import table
 from cards.card.metadata import REWARDS
 from cards.card.sections import PLACEHOLDER
+from curate.run.rollouts import rollout_shards
+from curate.run.tables import ROLLOUT_TESTS
 
 _COLUMNS = {
     "`item_id`, `sample`": "whose rollout it is, and its number within the item, from 0",
@@ -23,17 +27,27 @@ _COLUMNS = {
 def rewards_section(facts: RunFacts, repo: str) -> str:
     """What the configuration of the rewards holds, and how pass rates are recomputed from it."""
     repo = repo or PLACEHOLDER
+    columns = [*_COLUMNS.items(), *_of_tests(facts)]
     lines = [
         "### Rewards",
         "",
         f"The configuration `{REWARDS}` has a row for every rollout that the tags rest on, without "
         "its text, in the splits of the items' tags:",
         "",
-        *table([("column", "meaning"), *_COLUMNS.items()]),
+        *table([("column", "meaning"), *columns]),
         "",
         *(_in_rounds(facts, repo) if _has_rounds(facts) else _at_once(repo)),
     ]
     return "\n".join(lines)
+
+
+def _of_tests(facts: RunFacts) -> list[tuple[str, str]]:
+    """The columns that only runs have in which programs are judged."""
+    files = rollout_shards(facts.run.path)
+    if not files or not set(ROLLOUT_TESTS) <= set(pq.read_schema(files[0]).names):
+        return []
+    names = ", ".join(f"`{name}`" for name in ROLLOUT_TESTS)
+    return [(names, "of a program: how many tests it passed, and how many there are")]
 
 
 def _has_rounds(facts: RunFacts) -> bool:

@@ -14,7 +14,7 @@ from probes.engines.base import Engine, Truncation
 from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
-from probes.models.checkpoints import Checkpoint
+from probes.models.checkpoints import Checkpoint, has_tokenizer
 from probes.models.load import (
     ModelFiles,
     Policy,
@@ -198,7 +198,8 @@ class LoadedModel:
                 max_tokens=config.max_tokens,
                 options=config.vllm,
                 trust_remote_code=config.trust_remote_code,
-                tokenizer=self._checkpoint.tokenizer,
+                # A tokenizer of its own names end tokens by the exported folder, GGUF files' too.
+                tokenizer=None if has_tokenizer(self.files) else self._checkpoint.tokenizer,
             )
         if self.choice == SERVER:
             from probes.engines.server import ServerEngine

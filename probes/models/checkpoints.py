@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
+from probes.models.export import tokenizer_with_end
 from probes.models.load import (
     ModelFiles,
     Policy,
@@ -161,9 +162,12 @@ def find_checkpoint(
         ours = load_tokenizer(initial, trust_remote_code=trust_remote_code)
         return Checkpoint(files, ours, initial)
     found = Checkpoint(files, _tokenizer_of(name, files, initial, trust_remote_code))
-    if not has_tokenizer(files):
-        _check_network(name, found, initial, trust_remote_code)
-    return found
+    if has_tokenizer(files):
+        return found
+    _check_network(name, found, initial, trust_remote_code)
+    # That of a GGUF file can name another end than the model's.
+    outline = outline_policy(initial, trust_remote_code=trust_remote_code)
+    return Checkpoint(files, tokenizer_with_end(outline))
 
 
 def open_checkpoint(
