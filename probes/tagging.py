@@ -72,7 +72,7 @@ from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk
 from probes.trial import Trial, gold_of, try_out
-from probes.verifiers.by_row import RowVerifiers
+from probes.verifiers.by_row import run_pool
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -113,6 +113,19 @@ def with_budget(plan: Plan, config: TagConfig, items: int) -> Plan:
     if config.rollout_budget or not config.mean_rollouts:
         return plan
     return replace(plan, rollout_budget=max(config.mean_rollouts, plan.min_rollouts) * items)
+
+
+def shard_rollouts(config: TagConfig, device: str, *, is_served: bool) -> int:
+    """Rollouts of a file, at most.
+
+    Args:
+        config: of the sampling.
+        device: cpu or cuda, where the rollouts are drawn.
+        is_served: whether servers draw them.
+    """
+    # The GPUs are elsewhere.
+    tokens = _SHARD_TOKENS["cuda"] * len(config.base_url) if is_served else _SHARD_TOKENS[device]
+    return max(config.min_rollouts, tokens // config.max_tokens)
 
 
 @dataclass
@@ -325,13 +338,7 @@ class Tagging:
         return engine
 
     def _pool(self) -> VerifierPool:
-        return VerifierPool(
-            self.config.verifier,
-            others=RowVerifiers(self.config).names,
-            workers=self.config.verifier_workers or None,
-            seconds=self.config.verifier_seconds,
-            pass_threshold=self.config.pass_threshold,
-        )
+        return run_pool(self.config)
 
     def _read_and_render(self) -> dict[str, Any]:
         read = read_and_render(
@@ -419,11 +426,8 @@ class Tagging:
         drawn = drawn_rollouts(self.run, self._row_of)
         if np.all(drawn >= target):
             return {"rollouts": int(drawn.sum())}
-        shard_tokens = _SHARD_TOKENS[self.machine["device"]]
-        if self.model.choice == SERVER:
-            # The GPUs are elsewhere.
-            shard_tokens = _SHARD_TOKENS["cuda"] * len(self.config.base_url)
-        shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
+        is_served = self.model.choice == SERVER
+        shard_size = shard_rollouts(self.config, self.machine["device"], is_served=is_served)
         if len(ROUNDS.files(self.run)) == 1 and not self.opening:
             self.opening = self._opening(drawn, target)
         opening = self.opening if self.opening and not self.opening.is_told else None

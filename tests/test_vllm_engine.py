@@ -56,7 +56,8 @@ def policy(model: Path) -> Policy:
 def new_engine(model: Path, **options: Any) -> VllmEngine:
     return VllmEngine(
         resolve_model(str(model)),
-        seed=7,
+        # Larger than NumPy's, as that of `curate score` is.
+        seed=2**32 + 7,
         temperature=TEMPERATURE,
         max_tokens=MAX_TOKENS,
         options={**MEMORY, "max_model_len": CONTEXT, **options},

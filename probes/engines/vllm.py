@@ -1,4 +1,4 @@
-"""Sample rollouts with vLLM, in this process.
+"""Sample rollouts with vLLM.
 
 One request a prompt, with all its samples: vLLM computes the prompt once and shares it. Token ids
 go in and come out; vLLM neither renders nor tokenizes nor decodes. Sampling is from the policy's
@@ -6,8 +6,8 @@ own distribution at the temperature asked for: nothing is cut from it unless ask
 penalised, and the defaults in a model's generation config, which vLLM would otherwise apply, are
 left out.
 
-The engine core runs in this process: so its errors are ours to tell, and a kill leaves no process
-behind. (With tensor parallelism vLLM's workers are processes, which end when this one does.)
+The engine core runs in this process: so its errors are ours to tell. Its workers are processes on a
+GPU, and with tensor parallelism; they end when this one does. On a CPU there is no other process.
 
 vLLM draws from random states that all requests in a batch share; a seed for each request fails on
 a CPU. So the state is set anew, from the seed and the requests, whenever requests come: shards do
@@ -67,6 +67,7 @@ class VllmEngine:
         seed, temperature, truncation, max_tokens: of the sampling.
         options: vLLM's engine arguments that the user chose.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: names end tokens, where the files hold none.
         dtype: precision of the weights; the one that the policy is loaded in where None.
 
     Raises:
@@ -86,6 +87,7 @@ class VllmEngine:
         truncation: Truncation = WHOLE,
         options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.files = files
@@ -105,7 +107,9 @@ class VllmEngine:
         vllm = _import_vllm()
         self.version = vllm.__version__
         folder = exported_folder(files)
-        self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
+        self._stop_token_ids = sorted(
+            eos_token_ids(folder, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+        )
         self.options = {**_defaults(vllm), **(options or {})}
         # vLLM's own default: of the model, before temperature. Another mode sums something else.
         self._is_scoring = self.options.get("logprobs_mode", _RAW) == _RAW
@@ -118,7 +122,8 @@ class VllmEngine:
             "trust_remote_code": trust_remote_code,
             "dtype": str(dtype).removeprefix("torch."),
             "load_format": "safetensors",
-            "seed": seed,
+            # NumPy takes no larger one. What is drawn goes by `_derived_seed`.
+            "seed": seed % 2**32,
             # vLLM's own defaults, not those of the model's generation config.
             "generation_config": "vllm",
             "disable_log_stats": True,

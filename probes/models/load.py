@@ -420,18 +420,22 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def eos_token_ids(folder: Path, *, trust_remote_code: bool = False) -> frozenset[int]:
+def eos_token_ids(
+    folder: Path, *, trust_remote_code: bool = False, tokenizer: Any = None
+) -> frozenset[int]:
     """Collect the tokens that end a completion, as `load_policy` does, without loading weights.
 
     Args:
         folder: a Hugging Face model folder.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: in place of the folder's own, which need not have one then.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return _end_tokens(folder, None, config, tokenizer)
 
 
