@@ -20,7 +20,7 @@ from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.tagged.csv_files import check_reads_back
 from curate.tagged.expressions import parse_expression, unknown_column
-from curate.tagged.orders import order_rows
+from curate.tagged.orders import READ, order_rows
 from curate.tagged.rows import (
     TaggedDataset,
     open_tagged,
@@ -37,7 +37,6 @@ from curate.tags import Trainability
 
 _REASON = pa.schema([("dropped_reason", pa.string())])
 _NO_TAG = "(none)"
-_ORDERED_BY = ("trainability", "pass_rate", "gradient_similarity")
 
 
 def filter_file(
@@ -102,7 +101,7 @@ def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     suffix = check_format(wanted.format, out)
     tagged = open_tagged(wanted.tagged)
     check_out(tagged.source, out, suffix)
-    rows = [{name: value.get(name) for name in _ORDERED_BY} for value in values_of(tagged.source)]
+    rows = [{name: value.get(name) for name in READ} for value in values_of(tagged.source)]
     places = order_rows(rows, by, seed)
     notes = _write(tagged, places, suffix, wanted)
     where: dict[str, list[int]] = {}
