@@ -51,12 +51,12 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "verify", "merge", "forecast", "filter", "order", "validate", "confirm", "calibrate"),
-    *("compare", "judge", "augment", "card", "push", "report", "doctor"),
+    *("tag", "verify", "merge", "forecast", "filter", "select", "order", "validate", "confirm"),
+    *("calibrate", "compare", "judge", "augment", "card", "push", "report", "doctor"),
 )
 GROUPS = (
     *("tag", "verify", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
-    *("augment", "filter", "order", "report", "card", "push", "mistakes", "help"),
+    *("augment", "filter", "select", "order", "report", "card", "push", "mistakes", "help"),
 )
 REWARDS = '''
 def right(completion, answer):
@@ -422,6 +422,12 @@ def _choose(recorder: Recorder, _: str) -> None:
     )
     recorder.run(
         "from Parquet", "filter parts.parquet --min-forecast 0.01 --sample 4 -o chosen.json"
+    )
+    recorder.run(
+        "by value", "select fixed --budget 40% --quota kind --dropped left.jsonl -o selected.jsonl"
+    )
+    recorder.run(
+        "gain from CSV", "select rounds.csv --rollouts 64 --by gain --json -o selected.parquet"
     )
     recorder.run("curriculum", "order chosen.jsonl -o ordered.jsonl")
     recorder.run(

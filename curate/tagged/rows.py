@@ -22,7 +22,7 @@ from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST, runs_here
 from curate.run.tagged_rows import check_written_by, run_of_rows
-from curate.tagged.select import PREDICTED
+from curate.tagged.rules import PREDICTED
 from curate.tags import tag_schema
 
 _BATCH_ROWS = 1024
