@@ -436,6 +436,11 @@ def _choose(recorder: Recorder, _: str) -> None:
     recorder.run(
         "interleave", "order chosen.csv --by interleave --seed 2 --json -o ordered.parquet"
     )
+    recorder.run(
+        "schedule",
+        "order fixed --by schedule --epochs 2 --batch 8 --repeats 3 --first-rate 0.5 --last-rate 0 "
+        "--quota kind --weights weights.csv -o scheduled.jsonl",
+    )
 
 
 def _publish(recorder: Recorder, _: str) -> None:

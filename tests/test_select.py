@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 import curate
 from curate.errors import UsageError
+from curate.tagged.quotas import read_shares, share_out
 from recipes.select.choose import Candidates, choose_items, worth
 from recipes.select.duplicates import same_gradients, same_prompts
-from recipes.select.quotas import read_shares, share_out
 from recipes.select.select import Budget
 from recipes.select.teaching import Taught
 from tests.made.run import Items, made_run, write_table

@@ -123,7 +123,7 @@ def write_decided(
     if not kept:
         why = "; ".join(f"{count:,}: {rule}" for rule, count in reasons.items())
         raise UsageError(f"no row of {len(decisions):,} is left: {why}")
-    notes = _write(tagged, kept, suffix, wanted)
+    notes = write_places(tagged, kept, suffix, wanted)
     if dropped is not None:
         why_dropped = ({"dropped_reason": drop.reason} for drop in drops.values())
         write_tagged(
@@ -153,7 +153,7 @@ def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     check_out(tagged.source, out, suffix)
     rows = [{name: value.get(name) for name in READ} for value in values_of(tagged.source)]
     places = order_rows(rows, by, seed)
-    notes = _write(tagged, places, suffix, wanted)
+    notes = write_places(tagged, places, suffix, wanted)
     where: dict[str, list[int]] = {}
     for number, place in enumerate(places, 1):
         where.setdefault(str(rows[place]["trainability"] or NO_TAG), []).append(number)
@@ -171,7 +171,7 @@ def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _write(
+def write_places(
     tagged: TaggedDataset, places: Sequence[int], suffix: str, wanted: TrainingFile
 ) -> list[str]:
     """Write the rows at these places; what the user should know about the file."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from recipes.select.quotas import share_out
+from curate.tagged.quotas import share_out
 from recipes.select.teaching import Taught
 
 Floats = NDArray[np.float64]

@@ -26,6 +26,7 @@ from curate.run.rollouts import outcomes_of
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES, TAGS
 from curate.tagged.expressions import as_number, plain_value, unknown_column
+from curate.tagged.quotas import read_shares, share_out
 from curate.tagged.rows import TaggedDataset, values_of
 from curate.tagged.rules import PREDICTED, Drop
 from curate.tagged.training_file import TrainingFile
@@ -42,7 +43,6 @@ from probes.lift.item_gradients import ItemGradients, item_gradients
 from probes.stages.lift import lift_inputs, read_rewards
 from recipes.select.choose import SOLVED, Candidates, choose_items, worth
 from recipes.select.duplicates import same_gradients, same_prompts
-from recipes.select.quotas import read_shares, share_out
 from recipes.select.teaching import Taught
 
 Floats = NDArray[np.float64]
