@@ -27,6 +27,8 @@ COMMANDS = {
         "measure how training moves each item, and tag a finished run anew by it"),
     "doctor": Entry("probes.doctor.command:Doctor", _TAG,
         "tell what this machine can do, and what is in the way of `tag`"),
+    "join": Entry("recipes.join.command:Join", _CHOOSE,
+        "write what several models make of one dataset side by side"),
     "filter": Entry("curate.tagged.filter:Filter", _CHOOSE,
         "write the rows that meet conditions"),
     "select": Entry("recipes.select.command:Select", _CHOOSE,

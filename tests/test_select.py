@@ -442,3 +442,33 @@ def test_without_its_gradients_a_run_says_that_the_column_is_what_counts(folder:
     assert ran.status == 0, ran.stderr
     assert json.loads(ran.stdout)["teaching_from"] == "column"
     assert "note: run has no gradients of rollouts" in ran.stderr
+
+
+# --- Of several models -----------------------------------------------------------------------
+
+
+def test_of_several_models_the_one_that_is_named_counts(folder: Path) -> None:
+    plain = ("question", "answer", "item_id", "source")
+    rows = [
+        {
+            **{name: row[name] for name in plain},
+            **{f"small.{name}": value for name, value in row.items() if name not in plain},
+            **{f"large.{name}": value for name, value in row.items() if name not in plain},
+            "large.pass_rate": 0.9,
+            "large.forecast_pass_rate": None if n < 10 else 1.0,
+        }
+        for n, row in enumerate(_rows()[:20])
+    ]
+    write_tagged_file(folder / "t.jsonl", rows)
+    arguments = ("--budget", "6", "--by", "gain", "-o", "o.jsonl")
+    assert "--model says whose tags the choice goes by" in _select(*arguments).last_line
+    assert _select(*arguments, "--model", "small").status == 0
+    assert read_jsonl(folder / "o.jsonl") == rows[:6]
+    assert _select(*arguments, "--model", "large").status == 0
+    assert read_jsonl(folder / "o.jsonl") == rows[10:16]
+    order = ("order", "t.jsonl", "--by", "schedule", "-o", "o.jsonl")
+    assert "--model says whose tags the schedule goes by" in run_curate(*order).last_line
+    assert run_curate(*order, "--model", "small").status == 0
+    assert sorted(row["item_id"] for row in read_jsonl(folder / "o.jsonl")) == sorted(
+        row["item_id"] for row in rows
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -48,7 +48,8 @@ def dataset_name(facts: RunFacts) -> str:
     return str(dataset["id"] if dataset["format"] == "hub" else dataset["name"])
 
 
-def _model(facts: RunFacts) -> str:
+def probed_model(facts: RunFacts) -> str:
+    """The model that was probed: its id on the Hub, or the name of local files."""
     return hub_model(facts) or str(facts.run.manifest["model"]["name"])
 
 
@@ -73,9 +74,9 @@ def tags_section(facts: RunFacts) -> str:
     lines = [
         "## Trainability",
         "",
-        f"Each item was probed with {code_span(_model(facts))} before any RL, and tagged by what "
-        "RL with verifiable rewards is expected to do with it. The tags are of this model: another "
-        "one solves, and learns, other items.",
+        f"Each item was probed with {code_span(probed_model(facts))} before any RL, and tagged by "
+        "what RL with verifiable rewards is expected to do with it. The tags are of this model: "
+        "another one solves, and learns, other items.",
         "",
         *table([head, *body]),
     ]
@@ -96,6 +97,11 @@ def tags_section(facts: RunFacts) -> str:
 
 def measured_section(facts: RunFacts) -> str:
     """The model, the settings, seeds and versions that the tags come from."""
+    return "\n".join(["### How it was measured", "", *measured_lines(facts)])
+
+
+def measured_lines(facts: RunFacts) -> list[str]:
+    """The same as a list."""
     manifest, config = facts.run.manifest, facts.run.config
     model, dataset = manifest["model"], manifest["dataset"]
     revision = f"revision {code_span(model['revision'])}" if model["revision"] else (
@@ -117,7 +123,7 @@ def measured_section(facts: RunFacts) -> str:
     )  # fmt: skip
     engine = manifest.get("engine", {}).get("name", "unknown engine")
     facts_of_it = {
-        "Model": f"{code_span(_model(facts))}, {revision}, weights SHA-256 "
+        "Model": f"{code_span(probed_model(facts))}, {revision}, weights SHA-256 "
         f"{code_span(model['weight_hash'])}, in {model['dtype']}",
         "Dataset": f"{code_span(dataset_name(facts))} ({dataset['format']}), fingerprint "
         f"{code_span(dataset['fingerprint'])}; prompt in {code_span(dataset['prompt_field'])}, "
@@ -147,8 +153,7 @@ def measured_section(facts: RunFacts) -> str:
         "Versions": ", ".join(f"{name} {v}" for name, v in manifest["versions"].items()),
         "Measured": str(manifest["created"]),
     }
-    lines = [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
-    return "\n".join(["### How it was measured", "", *lines])
+    return [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
 
 
 def taken_words(taken: Mapping[str, Any], by: str) -> str:
@@ -339,12 +344,38 @@ def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> 
             dataset_name(facts),
         ):
             text = text.replace(path, PurePath(path).name)
+    return without_absolute_folders(text)
+
+
+def without_absolute_folders(text: str) -> str:
+    """A sentence in which no path begins at the root or at home."""
     return _ABSOLUTE_FOLDER.sub("", text)
 
 
 def columns_section(facts: RunFacts) -> str:
     """What the columns hold."""
-    is_there = {
+    lines = ["### Columns", "", "All columns of the original dataset, and", ""]
+    return "\n".join([*lines, *table([("column", "meaning"), *column_rows([facts])])])
+
+
+def column_rows(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
+    """The columns that any of the runs has with what they mean, those of one meaning together."""
+    there = {when for facts in runs for when, is_there in _columns_there(facts).items() if is_there}
+    rows: list[tuple[str, str]] = []
+    for column in COLUMNS:
+        if column.when not in there:
+            continue
+        if column.meaning:
+            rows.append((f"`{column.name}`", column.meaning))
+        else:
+            names, meaning = rows[-1]
+            rows[-1] = (f"{names}, `{column.name}`", meaning)
+    return rows
+
+
+def _columns_there(facts: RunFacts) -> dict[str, bool]:
+    """Which columns a run has that not every run has, by their `when`."""
+    return {
         "": True,
         TARGET: bool(facts.run.config.target),
         JUDGED: facts.run.is_judged,
@@ -353,17 +384,6 @@ def columns_section(facts: RunFacts) -> str:
         FORECAST: facts.run.manifest.get("forecast") is not None,
         MIXED: bool(facts.run.config.verifier_field),
     }
-    rows: list[tuple[str, str]] = []
-    for column in COLUMNS:
-        if not is_there[column.when]:
-            continue
-        if column.meaning:
-            rows.append((f"`{column.name}`", column.meaning))
-        else:
-            names, meaning = rows[-1]
-            rows[-1] = (f"{names}, `{column.name}`", meaning)
-    lines = ["### Columns", "", "All columns of the original dataset, and", ""]
-    return "\n".join([*lines, *table([("column", "meaning"), *rows])])
 
 
 def loading_section(facts: RunFacts, repo: str, config: str, with_rollouts: bool) -> str:
@@ -430,6 +450,7 @@ def _interval(figures: Mapping[str, Any], name: str) -> str:
     return f"{value:.2f} (95 % interval {_number(low)} to {_number(high)})"
 
 
-def citation_section(facts: RunFacts) -> str:
+def citation_section(*runs: RunFacts) -> str:
     """The paper, and the program."""
-    return _CITATION + f"The tags were made with curate {facts.run.manifest['versions']['curate']}."
+    versions = dict.fromkeys(str(facts.run.manifest["versions"]["curate"]) for facts in runs)
+    return _CITATION + f"The tags were made with curate {' and '.join(versions)}."

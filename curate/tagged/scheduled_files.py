@@ -19,12 +19,11 @@ from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.tagged.expressions import as_number, plain_value, unknown_column
 from curate.tagged.quotas import read_shares
-from curate.tagged.rows import values_of
 from curate.tagged.rules import PREDICTED
 from curate.tagged.schedule import Aim, Schedule, schedule_rows
 from curate.tagged.training_file import TrainingFile
 from curate.tagged.training_files import open_to_choose, write_places
-from curate.tagged.write import check_out, columns_of
+from curate.tagged.write import check_out
 
 _WEIGHTS = (".parquet", ".jsonl", ".csv")
 _WEIGHTS_SCHEMA = pa.schema(
@@ -100,7 +99,8 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
             raise UsageError(f"{weights}: the suffix must be one of {', '.join(_WEIGHTS)}")
         if weights.resolve() == Path(wanted.out).resolve():
             raise UsageError(f"{weights} cannot hold both the rows and the weights")
-    columns = columns_of(tagged.source)
+    tagged.check_tags("the schedule")
+    columns = tagged.columns()
     for name in ("pass_rate", *([plan.quota] if plan.quota else [])):
         if name not in columns:
             raise UsageError(f"{tagged.source.name}: {unknown_column(name, columns)}")
@@ -108,7 +108,7 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
         raise UsageError("--share needs --quota COLUMN, whose values it names")
     ids, rates, kinds, left_out = [], [], [], Counter[str]()
     inside: list[int] = []
-    for place, value in enumerate(values_of(tagged.source)):
+    for place, value in enumerate(tagged.values()):
         ids.append(value.get("item_id"))
         rate = _rate(value, place)
         kind = plain_value(value.get(plan.quota)) if plan.quota else ""

@@ -53,7 +53,7 @@ class SampledGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+        if not hasattr(self.train_dataset, "__len__"):
             raise ValueError("a stream cannot be drawn from: load the dataset whole")
         settings = replace(sampling, group_size=self.num_generations, seed=self.args.seed)
         self.item_sampler = ItemSampler.of(self.train_dataset, settings)

@@ -27,18 +27,17 @@ from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES, TAGS
 from curate.tagged.expressions import as_number, plain_value, unknown_column
 from curate.tagged.quotas import read_shares, share_out
-from curate.tagged.rows import TaggedDataset, values_of
+from curate.tagged.rows import TaggedDataset
 from curate.tagged.rules import PREDICTED, Drop
 from curate.tagged.training_file import TrainingFile
 from curate.tagged.training_files import (
     NO_TAG,
-    by_tag,
+    counted_tags,
     kept_places,
     no_kinds,
     open_to_choose,
     write_decided,
 )
-from curate.tagged.write import columns_of
 from probes.lift.item_gradients import ItemGradients, item_gradients
 from probes.stages.lift import lift_inputs, read_rewards
 from recipes.select.choose import SOLVED, Candidates, choose_items, worth
@@ -155,6 +154,7 @@ def select_file(
     What is returned and raised is told in `recipes.select.command`.
     """
     tagged, suffix = open_to_choose(wanted, dropped)
+    tagged.check_tags("the choice")
     _check(tagged, settings)
     kinds = KindCounts(no_kinds(tagged, settings.quota))
     rows = _read(tagged, settings, kinds)
@@ -204,7 +204,7 @@ def select_file(
         "by": settings.by,
         "budget": budget,
         "teaching_from": None if settings.by == "gain" else "gradients" if taught else "column",
-        "tags": by_tag(rows.tag, kept),
+        **counted_tags(tagged, PREDICTED, rows.tag, kept),
         "quota": settings.quota,
         "kinds": _by_kind(rows, kept) if settings.quota else {},
         "solved": {
@@ -221,7 +221,7 @@ def select_file(
 
 def _check(tagged: TaggedDataset, settings: Wanted) -> None:
     """Refuse a dataset that lacks a column that is asked for."""
-    columns = columns_of(tagged.source)
+    columns = tagged.columns()
     for name in _NEEDED[settings.by]:
         if name not in columns:
             more = _FEWER[settings.by] if name == "teaching" else ""
@@ -242,7 +242,7 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
     layout = _layout(tagged)
     rows = _Rows()
     numbers: list[tuple[float, float, float]] = []
-    for place, value in enumerate(kinds.noting(values_of(tagged.source))):
+    for place, value in enumerate(kinds.noting(tagged.values())):
         rate, forecast, teaching = (
             _number(value, name, place) for name in ("pass_rate", "forecast_pass_rate", "teaching")
         )

@@ -50,8 +50,9 @@ class Taught:
         if own is not None:
             self._itself = np.einsum("id,id->i", step, pupil[own], dtype=np.float64)
         whole = pupil @ step.mean(axis=0)
-        has_room = room > 0
-        moved = float(np.abs(whole[has_room]).mean()) if has_room.any() else 0.0
+        # One that was never right has no direction of its own, and nothing moves it as far as seen.
+        learns = (room > 0) & pupil.any(axis=1)
+        moved = float(np.abs(whole[learns]).mean()) if learns.any() else 0.0
         self._scale = 1 / (size * moved) if moved > 0 else 0.0
         self._lift = np.zeros(len(pupil))
 
