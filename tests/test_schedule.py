@@ -205,6 +205,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tagged: Path) -> N
         (("--first-rate", "1.2"), "--first-rate is 1.2; it must be from 0 to 1"),
         (("--share", "odd=1"), "--share needs --quota COLUMN"),
         (("--quota", "sourze"), "did you mean 'source'"),
+        (("--seed", "-1"), "--seed is -1; of --by schedule it must be at least 0"),
         (("--weights", "w.json"), "the suffix must be one of .parquet, .jsonl, .csv"),
         (("--weights", "o.jsonl"), "cannot hold both"),
     ):

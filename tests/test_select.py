@@ -278,7 +278,7 @@ def test_what_gains_most_is_written_and_everything_else_says_why_not(folder: Pat
 
 def test_solved_rows_keep_the_share_that_is_asked_for(folder: Path) -> None:
     write_tagged_file(folder / "t.jsonl", _rows())
-    found = curate.select("t.jsonl", "o.jsonl", budget="8", by="gain", easy_share=0.25)
+    found = curate.select("t.jsonl", "o.jsonl", budget=8, by="gain", easy_share=0.25)  # type: ignore[arg-type]
     assert found["solved"] == {"rows": 4, "kept": 2}
     kept = [row["pass_rate"] for row in read_jsonl(folder / "o.jsonl")]
     assert kept == pytest.approx([0.02 * n for n in range(6)] + [0.95, 0.95])

@@ -45,7 +45,7 @@ class Order(TrainingFile):
         f"the strategy: {', '.join(ORDERS)}, {SCHEDULE}",
         default="curriculum", metavar="STRATEGY", suggested=(*ORDERS, SCHEDULE),
     )  # fmt: skip
-    seed: int = option(f"of interleave and {SCHEDULE}", default=0, metavar="S", least=0)
+    seed: int = option(f"of interleave and {SCHEDULE}", default=0, metavar="S")
     epochs: int | None = _of_schedule(
         "how often the file goes through the rows; train on it for one epoch (default: 1)",
         "N", least=1,
@@ -107,6 +107,8 @@ class Order(TrainingFile):
             from curate.tagged.training_files import order_file
 
             return order_file(self, self.by, self.seed)
+        if self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}; of --by {SCHEDULE} it must be at least 0")
         from curate.tagged.scheduled_files import Plan, schedule_file
 
         plan = Plan(
