@@ -338,7 +338,7 @@ def _taught(
         found = outcomes_of(PASS_RATES.read(run.path / TARGET))
         rate = (found.correct + 0.5) / (found.judged + 1)
         own = None
-    room = np.nan_to_num(rate * (1 - rate))
+    room = np.nan_to_num(1 - rate)
     return Taught(gradients.step[items], gradients.pupil, room, size, own)
 
 
