@@ -15,8 +15,8 @@ rate that is forecast for item j: what no training on these items brings by itse
 pupil of itself: what it does for itself is its gain.
 
 κ is 0.3, and v_j 1 − p', by what they did in the worlds of `benchmarks.selection`: κ = 1, as the
-forecast has it for a whole training, took a tenth to a fifth of what a selection gained there, from
-0.3 down nothing could be told apart; p'(1 − p'), the slope of the pass rate, was behind as well.
+forecast has it for a whole training, cost up to a fifth of what a selection gained there over
+κ = 0, and 0.3 no more than chance; p'(1 − p'), the slope of the pass rate, was behind as well.
 """
 
 from __future__ import annotations
