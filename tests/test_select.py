@@ -349,7 +349,7 @@ def test_what_is_asked_for_must_be_there(folder: Path) -> None:
 
 
 def _run_with_gradients(folder: Path, target: bool = False) -> list[dict[str, Any]]:
-    """A run of two skills, eight items and seven, whose teaching is that of the first throughout."""
+    """A run of two skills, eight items and seven; by the column the first teaches most."""
     gradients, skill = _planted((8, 7), dim=8)
     rng = np.random.default_rng(0)
     rows = [
