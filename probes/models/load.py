@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import struct
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
 from probes.models.attention import use_grouped_attention
@@ -258,6 +259,8 @@ def load_policy(
                     files.folder, trust_remote_code=trust_remote_code, local_files_only=True
                 )
                 _expand_quantized(files, options["config"])
+            if device.type == "cuda":
+                options["device_map"] = _placement(files, device, dtype)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=dtype, output_loading_info=True, **options
             )
@@ -273,7 +276,16 @@ def load_policy(
         )
     if device.type == "cpu":
         _keep_little_freed_memory()
-    model.to(device).eval().requires_grad_(False)
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if places & {"cpu", "disk"}:
+        raise UsageError(
+            f"model {files.name} does not fit into the {torch.cuda.device_count()} GPUs of this "
+            "machine"
+        )
+    if "device_map" not in options:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    device = model.get_input_embeddings().weight.device
     if device.type == "cpu":
         use_grouped_attention(model)
     return Policy(
@@ -347,6 +359,27 @@ def _expand_quantized(files: ModelFiles, config: Any) -> None:
             f"{' or '.join(_EXPANDED)}, which is expanded"
         )
     config.quantization_config = {**settings, "dequantize": True}
+
+
+def _placement(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Any:
+    """Where a model's weights go as they are read: to one GPU, or evenly to all if it is too small.
+
+    Half of a GPU at least is left for what sampling and gradients need there.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    if torch.cuda.device_count() > 1 and 2 * weight_bytes(files, dtype) > free:
+        return "balanced"
+    return {"": device}
+
+
+def weight_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Bytes of a model's weights once they are loaded, by the headers of its safetensors files."""
+    numbers = 0
+    for file in files.folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                numbers += math.prod(tensors.get_slice(name).get_shape())
+    return numbers * dtype.itemsize
 
 
 def forget_quantization(model: Any) -> None:
