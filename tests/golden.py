@@ -51,12 +51,14 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "verify", "merge", "forecast", "join", "filter", "order", "validate", "confirm"),
-    *("score", "calibrate", "compare", "judge", "augment", "card", "push", "report", "doctor"),
+    *("tag", "verify", "merge", "forecast", "join", "filter", "select", "order", "validate"),
+    *("confirm", "score", "calibrate", "compare", "judge", "augment", "card", "push", "report"),
+    "doctor",
 )
 GROUPS = (
     *("tag", "verify", "merge", "forecast", "validate", "confirm", "score", "compare", "calibrate"),
-    *("judge", "augment", "join", "filter", "order", "report", "card", "push", "mistakes", "help"),
+    *("judge", "augment", "join", "filter", "select", "order", "report", "card", "push"),
+    *("mistakes", "help"),
 )
 REWARDS = '''
 def right(completion, answer):
@@ -424,12 +426,23 @@ def _choose(recorder: Recorder, _: str) -> None:
     recorder.run(
         "from Parquet", "filter parts.parquet --min-forecast 0.01 --sample 4 -o chosen.json"
     )
+    recorder.run(
+        "by value", "select fixed --budget 40% --quota kind --dropped left.jsonl -o selected.jsonl"
+    )
+    recorder.run(
+        "gain from CSV", "select rounds.csv --rollouts 64 --by gain --json -o selected.parquet"
+    )
     recorder.run("curriculum", "order chosen.jsonl -o ordered.jsonl")
     recorder.run(
         "similarity for TRL", "order chosen.jsonl --by similarity --format trl -o trl.jsonl"
     )
     recorder.run(
         "interleave", "order chosen.csv --by interleave --seed 2 --json -o ordered.parquet"
+    )
+    recorder.run(
+        "schedule",
+        "order fixed --by schedule --epochs 2 --batch 8 --repeats 3 --first-rate 0.5 --last-rate 0 "
+        "--quota kind --weights weights.csv -o scheduled.jsonl",
     )
 
 
