@@ -61,7 +61,7 @@ def take_rollouts(
     for rollout in files.rollouts():
         if rollout.rollouts > 1:
             raise UsageError(
-                f"{files.path}: its rewards are means of several rollouts; --rollouts takes the "
+                f"{files.where}: its rewards are means of several rollouts; --rollouts takes the "
                 "rollouts themselves"
             )
         item = matcher.find(rollout)
@@ -86,7 +86,7 @@ def take_rollouts(
     target = pa.table({"item_id": list(matcher.ids), "rollouts": drawn})
     write_parquet(ROUNDS.path(run, 0), target)
     return {
-        "path": str(files.path),
+        "path": files.where,
         "files": len(files.files),
         "format": files.format,
         "rollouts": int(drawn.sum()),
@@ -164,7 +164,7 @@ def _check(
     judged: bool,
     correct_from: float,
 ) -> None:
-    where = f"{files.path} ({files.format})"
+    where = f"{files.where} ({files.format})"
     if not drawn.any():
         raise UsageError(
             f"{where}: none of its {matcher.unmatched:,} rollouts is of an item of this dataset; "
