@@ -91,7 +91,7 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
         UsageError: bad input or settings.
         RunError: a stage failed; the same call continues.
     """
-    from curate.datasets.layouts import choose_layout
+    from curate.datasets.layouts import run_layout
     from curate.datasets.source import open_source
     from curate.run.quality import run_schema
     from curate.tagged.table import TaggedTable
@@ -104,5 +104,5 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     return TaggedTable(
         with_types(read_table(source), run_schema(run_dir, config)),
         run_dir,
-        choose_layout(source, config.prompt_field, config.answer_field),
+        run_layout(source, config),
     )

@@ -51,8 +51,8 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "verify", "merge", "forecast", "filter", "order", "validate", "confirm", "calibrate"),
-    *("compare", "judge", "augment", "card", "push", "report", "doctor"),
+    *("tag", "import", "verify", "merge", "forecast", "filter", "order", "validate", "confirm"),
+    *("calibrate", "compare", "judge", "augment", "card", "push", "report", "doctor"),
 )
 GROUPS = (
     *("tag", "verify", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),

@@ -73,7 +73,7 @@ def test_logged_tokens_give_the_run_that_drew_them(
     ran = run_curate("card", run)
     assert ran.status == 0, ran.stderr
     card = (run / "README.md").read_text()
-    assert "384 taken from files (open-instruct), at most 32 an item; the tiny model at" in card
+    assert "384 taken from files (open-instruct), at most 32 an item; drawn by the tiny" in card
     assert "rewards as logged, correct from 1 on" in card
     # Continued, nothing is taken again, and another file is another run.
     again = take(drawn, tiny_model, tmp_path, log, "--rollouts-by", "the tiny model at T = 1")
@@ -113,7 +113,9 @@ def test_text_is_encoded_judged_anew_and_turns_count(
         for name in ("total_correct_rollouts", "pass_rate", "pass_rate_low", "pass_rate_high"):
             assert ours[name] == pytest.approx(theirs[name])
     manifest = read_manifest(tmp_path / "run")["rollouts"]
-    assert (manifest["without_tokens"], manifest["unmatched"]) == (1, 1)
+    assert (manifest["several_turns"], manifest["unmatched"]) == (1, 1)
+    assert manifest["without_tokens"] == 0
+    assert "1 are of several turns: they count, and their gradients are not" in ran.stdout
     assert manifest["encoded"] == 384
     indexed = read(tmp_path / "run", "gradients/rollouts.parquet")
     assert indexed and all(row["completion_tokens"] for row in indexed)

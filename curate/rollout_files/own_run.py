@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from curate.errors import RunError, UsageError
 from curate.rollout_files.record import Drawn, LoggedRollout
-from curate.run.folder import read_manifest, read_run_config
+from curate.run.folder import has_rollouts, read_manifest, read_run_config
 from curate.run.names import MANIFEST
 from curate.run.rollouts import rollout_outcomes, rollout_shards
 from curate.run.tables import ITEMS, read_parquet
@@ -32,7 +32,7 @@ def check_run(path: Path) -> None:
     Raises:
         UsageError: it is such a one.
     """
-    if read_manifest(path)["stages"].get("plan", {}).get("state") != "done":
+    if not has_rollouts(path):
         raise UsageError(f"{path} has not all its rollouts yet: continue it with its own command")
 
 
@@ -75,6 +75,10 @@ def drawn_by(path: Path) -> Drawn:
     manifest, config = read_manifest(path), read_run_config(path)
     taken = manifest.get("rollouts")
     if taken is not None:
-        told = taken.get("drawn") or {}
-        return Drawn(told.get("policy"), told.get("temperature"), told.get("max_tokens"))
+        told, said = taken.get("drawn") or {}, config.rollouts_temperature
+        return Drawn(
+            config.rollouts_by or told.get("policy"),
+            told.get("temperature") if said is None else said,
+            config.rollouts_max_tokens or told.get("max_tokens"),
+        )
     return Drawn(manifest["model"].get("name"), config.temperature, config.max_tokens)

@@ -48,7 +48,7 @@ def count_rollouts(
     looks = np.array(plan.looks)
     # By look: what an item's first looks[k] rollouts gave, first of those that the look added.
     drawn, judged, correct = np.zeros((3, len(row_of), len(looks)), dtype=np.int64)
-    truncated, tokens = np.zeros((2, len(row_of)), dtype=np.int64)
+    truncated, tokens, told = np.zeros((3, len(row_of)), dtype=np.int64)
     rewards, squares = np.zeros((2, len(row_of)))
     columns = ["item_id", "sample", "finish_reason", "completion_token_ids"]
     for file in rollout_shards(run):
@@ -66,6 +66,8 @@ def count_rollouts(
         np.add.at(truncated, rows, is_cut.astype(np.int64))
         lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
         np.add.at(tokens, rows, lengths.astype(np.int64))
+        # What was sampled has a token at least; of rollouts of files there may be none.
+        np.add.at(told, rows, lengths.astype(np.int64) > 0 if not is_planned else 1)
     for count in (drawn, judged, correct):
         np.cumsum(count, axis=1, out=count)
     found = Outcomes(drawn[:, -1].copy(), judged[:, -1].copy(), correct[:, -1].copy())
@@ -74,7 +76,7 @@ def count_rollouts(
     n, c = found.judged, found.correct
     low, high = sequential_interval(plan, n, c)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean_tokens = tokens / found.drawn
+        mean_tokens = tokens / told
         mean = rewards / n
         rates = sequential_pass_rate(plan, judged, correct) if is_planned else c / n
         spread = np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1))
