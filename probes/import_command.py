@@ -112,7 +112,12 @@ class Import(Command):
     )  # fmt: skip
 
     def work(self) -> dict[str, Any]:
-        """Make the run; the summary, as of `curate tag`."""
+        """Make the run, or continue it.
+
+        Returns:
+            the summary, as `curate tag --json` prints it: `tags`, `items`, `rollouts`, `taken`
+            (what was taken of the files), `tagged_file`, `run_dir` and more.
+        """
         from probes.summary import summarize
         from probes.tag import tag_dataset
 
@@ -201,4 +206,4 @@ class Import(Command):
         return config.replace(dataset=str(dataset), run_dir=str(run_dir))
 
 
-import_rollouts = library_function(Import)
+import_rollouts = library_function(Import, "import_rollouts")

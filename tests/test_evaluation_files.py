@@ -2,7 +2,7 @@
 
 The files in tests/data/evaluations were written by inspect_ai 0.3.285 and lm-eval 0.4.13, on
 models that answer by rote: `tests/evaluations_writing.py` made them, and says how. slime's rows are
-written by hand, as its `Sample.to_dict` (commit 0d234f3) gives them: it is on no package index.
+written by hand, as its `Sample.to_dict` (commit 0d234f3) gives them: pip does not have it.
 """
 
 import json
