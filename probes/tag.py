@@ -195,8 +195,8 @@ def resolve(
     needed = ("dataset",) if config.rollouts and without_policy else ("dataset", "model")
     for name in needed:
         if not getattr(config, name):
-            other = "; pass rates alone need no model: curate import" if config.rollouts else ""
-            raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both{other}")
+            hint = "; pass rates alone need no model: curate import" if config.rollouts else ""
+            raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both{hint}")
     plan_of(config)
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     files = resolve_model(config.model) if config.model else NO_MODEL

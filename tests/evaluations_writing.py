@@ -2,12 +2,13 @@
 
 Not run by the tests, whose environment has neither package. To write the files anew:
 
-    pip install --target PLACE lm-eval inspect-ai
+    pip install --target PLACE lm-eval inspect-ai verifiers==0.1.14
     PYTHONPATH=PLACE python tests/evaluations_writing.py
 
 lm-eval 0.4.13 ran a task of three rows with two filters, and one with two completions a row;
 inspect_ai 0.3.285 a task of three samples in two epochs, and one of a tool call and of an answer
-that was cut, as `.eval` and as JSON.
+that was cut, as `.eval` and as JSON. verifiers 0.1.14, which wrote results before there were
+traces, saved states that are given here: its environments ask for a server.
 """
 
 import json
@@ -165,11 +166,39 @@ def write_inspect(folder: Path) -> None:
     (OUT / "tools.eval").write_bytes(Path(log.location).read_bytes())
 
 
+def write_verifiers(_: Path) -> None:
+    """`verifiers/results.jsonl` and the `metadata.json` beside it."""
+    from verifiers.types import AssistantMessage, State, SystemMessage, ToolMessage, UserMessage
+    from verifiers.utils.save_utils import save_metadata, save_outputs, states_to_outputs
+
+    def state(row: int, *turns: Any, **more: Any) -> State:
+        asked = [SystemMessage(content="Be brief."), UserMessage(content=ROWS[row]["question"])]
+        given = {"example_id": row, "prompt": asked, "answer": ROWS[row]["answer"], "info": {}}
+        told = {"timing": {}, "is_completed": True, "completion": [*turns], **more}
+        return State(given | told)
+
+    def said(text: str) -> AssistantMessage:
+        return AssistantMessage(content=text)
+
+    states = [
+        state(0, said("The answer is 2."), reward=1.0),
+        state(0, said("So"), ToolMessage(tool_call_id="1", content="2"), said("2"), reward=1.0),
+        state(1, said("The answer is"), reward=0.0, is_truncated=True),
+        state(2, reward=0.0, error=RuntimeError("no server")),
+    ]
+    save_outputs(states_to_outputs(states), OUT / "verifiers")
+    metadata: Any = {
+        **{"path_to_save": "", "date": "", "env_id": "sums", "model": "rote"},
+        **{"sampling_args": {"temperature": 0.7, "max_tokens": 64}, "rollouts_per_example": 2},
+    }
+    save_metadata(metadata, OUT / "verifiers")
+
+
 if __name__ == "__main__":
     os.environ |= {"HF_HUB_OFFLINE": "1", "INSPECT_LOG_LEVEL": "error"}
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         os.environ["HF_HOME"] = place
         os.chdir(place)  # Logs tell the commit of the folder that they are written in.
-        for what in sys.argv[1:] or ("lm_eval", "inspect"):
+        for what in sys.argv[1:] or ("lm_eval", "inspect", "verifiers"):
             globals()[f"write_{what}"](Path(place))

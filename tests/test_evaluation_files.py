@@ -1,8 +1,9 @@
 """Rollouts of evaluations: logs of inspect_ai and samples of lm-eval, as these wrote them.
 
 The files in tests/data/evaluations were written by inspect_ai 0.3.285 and lm-eval 0.4.13, on
-models that answer by rote: `tests/evaluations_writing.py` made them, and says how. slime's rows are
-written by hand, as its `Sample.to_dict` (commit 0d234f3) gives them: pip does not have it.
+models that answer by rote, and by verifiers 0.1.14: `tests/evaluations_writing.py` made them, and
+says how. slime's rows are written by hand, as its `Sample.to_dict` (commit 0d234f3) gives them: pip
+does not have it.
 """
 
 import json
@@ -210,6 +211,24 @@ def test_the_results_beside_samples_are_no_rollouts(tmp_path: Path) -> None:
     shutil.copy(VOTED, tmp_path)
     (tmp_path / "results_2026-11-29T16-00-00.json").write_text('{"results": {}}')
     assert [file.name for file in open_rollouts(tmp_path).files] == [VOTED.name]
+
+
+# --- verifiers before it had traces --------------------------------------------------------------
+
+
+def test_results_of_earlier_verifiers_are_read(tmp_path: Path) -> None:
+    log = open_rollouts(FILES / "verifiers")
+    found = list(log.rollouts())
+    assert log.format == "verifiers (results of earlier versions)"
+    assert log.drawn() == Drawn("rote", 0.7, 64)
+    # What ended in an error was given a reward of 0, which nothing earned.
+    assert [each.reward for each in found] == [1, 1, 0, None]
+    assert [each.turns for each in found] == [1, 2, 1, 1]
+    assert [each.finish_reason for each in found] == [None, None, "length", None]
+    assert [each.completion for each in found] == ["The answer is 2.", "2", "The answer is", None]
+    assert [each.answer for each in found] == ["2", "2", "4", "6"]
+    shutil.copy(FILES / "verifiers/results.jsonl", tmp_path)
+    assert open_rollouts(tmp_path).drawn() == Drawn()
 
 
 # --- Several files, and slime --------------------------------------------------------------------

@@ -271,9 +271,8 @@ def test_the_library_function_and_a_run_that_is_there(tmp_path: Path) -> None:
     before = (tmp_path / "run/imported/log.jsonl").read_bytes()
     # The same again continues; others are refused, and leave it as it is.
     assert curate.import_rollouts(log, run_dir=run, out=out)["items"] == 4
-    other = write_jsonl(tmp_path / "more" / "log.jsonl", rollouts()[:3]) if (
-        (tmp_path / "more").mkdir() is None
-    ) else log  # fmt: skip
+    (tmp_path / "more").mkdir()
+    other = write_jsonl(tmp_path / "more/log.jsonl", rollouts()[:3])
     with pytest.raises(UsageError, match="holds other rollouts: give these their own --run-dir"):
         curate.import_rollouts(other, run_dir=run, out=out)
     assert (tmp_path / "run/imported/log.jsonl").read_bytes() == before

@@ -1,4 +1,8 @@
-"""`curate tag --rollouts`: rollouts that exist in the place of sampling."""
+"""`curate tag --rollouts`: rollouts that exist in the place of sampling.
+
+The rows of open-instruct, NeMo Gym and open-r1 are written by hand, by their schemas: pip has none
+of the three.
+"""
 
 from pathlib import Path
 from typing import Any

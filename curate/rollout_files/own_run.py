@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -65,7 +66,7 @@ def rollouts_of(path: Path) -> Iterator[LoggedRollout]:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _rows(table: pa.Table) -> Iterator[dict[str, object]]:
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     for batch in table.to_batches(max_chunksize=1024):
         yield from batch.to_pylist()
 

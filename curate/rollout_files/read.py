@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from curate.datasets.source import SourceRow, open_source
 from curate.errors import UsageError
@@ -19,9 +20,11 @@ from curate.rollout_files.record import COLUMNS, Drawn, Format, LoggedRollout, R
 from curate.rollout_files.slime import SLIME
 from curate.rollout_files.table import TABLE
 from curate.rollout_files.trl import TRL
-from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES
+from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES, drawn_beside
 from curate.rollout_files.verl import VERL
 from curate.settings import did_you_mean
+
+T = TypeVar("T")
 
 FORMATS: tuple[Format, ...] = (
     *(VERL, OPEN_INSTRUCT, EPISODES, TRACES, RESULTS, NEMO_GYM, TRL, OPEN_R1, LM_EVAL, INSPECT),
@@ -97,15 +100,16 @@ class RolloutFiles:
         """
         told = [_drawn_by(file, self.format) for file in self.files]
         return Drawn(
-            *(
-                values.pop() if len(values) == 1 else None
-                for values in (
-                    {each.policy for each in told},
-                    {each.temperature for each in told},
-                    {each.max_tokens for each in told},
-                )
-            )
+            _alike(each.policy for each in told),
+            _alike(each.temperature for each in told),
+            _alike(each.max_tokens for each in told),
         )
+
+
+def _alike(values: Iterable[T | None]) -> T | None:
+    """The value that all are; None where they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
 
 
 def open_rollouts(
@@ -216,6 +220,8 @@ def _drawn_by(file: Path, name: str) -> Drawn:
         return Drawn()
     if inspect_ai.is_log(file):
         return inspect_ai.drawn_by(file)
+    if name == RESULTS.name:
+        return drawn_beside(file)
     return _format(name).drawn(_first_row(file))
 
 

@@ -10,6 +10,7 @@ Rewards are those of the files, 1 from `correct_from` on and 0 below, or are lef
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ class Matcher(Protocol):
     """What finds the item of a rollout: `curate.rollout_files.matching.ItemMatcher`."""
 
     ids: Sequence[str]
-    ways: Mapping[str, int]
+    ways: Counter[str]
     unmatched: int
     example: str
 

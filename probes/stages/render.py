@@ -172,7 +172,7 @@ def plain_items(run: Folder, items: Sequence[Item], *, is_mixed: bool = False) -
 
     Turns stand one after the other, an empty line between two, as without a chat template.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "item_id": item.item_id,
             "row": item.row,
