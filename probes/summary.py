@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from curate.config import TagConfig
@@ -81,8 +82,8 @@ def _taken(manifest: Mapping[str, Any], config: TagConfig) -> dict[str, Any]:
         more = " --golds optional" if config.golds == "optional" else ""
         more += " --instruction ''" if not config.instruction else ""
         words.append(
-            f"    gradients, lift and forecast: curate tag {config.dataset} --model MODEL "
-            f"--rollouts {config.run_dir}{more}"
+            f"    gradients, lift and forecast: curate tag {quote(config.dataset)} --model MODEL "
+            f"--rollouts {quote(config.run_dir)}{more}"
         )
     return {"taken": {**taken, "words": words}}
 

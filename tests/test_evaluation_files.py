@@ -153,6 +153,17 @@ def write_zstd_member(path: Path, name: str, content: bytes, said: int) -> None:
     path.write_bytes(raw)
 
 
+def test_one_sample_that_is_too_large_spoils_no_others(tmp_path: Path) -> None:
+    log = tmp_path / "log.eval"
+    shutil.copy(FILES / "sums.eval", log)
+    with zipfile.ZipFile(log, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("samples/bomb_epoch_1.json", b" " * (64 * 1024 * 1024 + 1))
+    files = open_rollouts(log)
+    assert len(list(files.rollouts())) == 6
+    (problem,) = files.unreadable
+    assert "row 7" in problem and "bomb_epoch_1.json unpacks to more than 64 MiB" in problem
+
+
 def test_a_member_that_is_no_sample_is_never_read(tmp_path: Path) -> None:
     log = tmp_path / "log.eval"
     shutil.copy(FILES / "sums.eval", log)

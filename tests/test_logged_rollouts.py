@@ -194,6 +194,11 @@ def test_nemo_gyms_rollouts_are_read(tmp_path: Path) -> None:
     assert files.format == "NeMo Gym"
     assert (first.completion, first.reward, first.answer, first.turns) == ("4", 1.0, "4", 1)
     assert first.prompt == [{"role": "user", "content": "2+2?"}]
+    parts = [{"type": "input_text", "text": "2+"}, {"type": "input_text", "text": "2?"}]
+    for content, said in ((parts, "2+2?"), ([{"type": "input_image"}], [{"type": "input_image"}])):
+        told = row | {"responses_create_params": {"input": [{"role": "user", "content": content}]}}
+        (found,) = open_rollouts(write_jsonl(tmp_path / "parts.jsonl", [told])).rollouts()
+        assert found.prompt == [{"role": "user", "content": said}]
     assert (second.turns, second.finish_reason) == (2, "length")
 
 

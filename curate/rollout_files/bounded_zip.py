@@ -39,7 +39,7 @@ class BoundedZip:
         UsageError: it is no zip archive.
     """
 
-    def __init__(self, path: Path, *, most_bytes: int = 256 * _MIB, most_ratio: int = 200) -> None:
+    def __init__(self, path: Path, *, most_bytes: int = 64 * _MIB, most_ratio: int = 200) -> None:
         self.path = path
         self._most = most_bytes
         try:

@@ -54,21 +54,28 @@ def log_rows(path: Path) -> Iterator[SourceRow]:
     Raises:
         UsageError: the log is damaged, or was written without its samples.
     """
+    samples: Iterator[tuple[Any, str]]
     if path.suffix.lower() == ENDING:
         archive = BoundedZip(path)
         names = [name for name in archive.names() if _SAMPLES.fullmatch(name)]
-        samples: Iterator[Any] = (archive.read_json(name) for name in names)
+        samples = (_sample(archive, name) for name in names)
     else:
         listed = _whole_log(path).get("samples")
         names = listed if isinstance(listed, list) else []
-        samples = iter(names)
+        samples = ((each, "is no object") for each in names)
     if not names:
         raise UsageError(f"{path} has no samples: it was written with --no-log-samples, or cut off")
-    for place, sample in enumerate(samples, 1):
-        if isinstance(sample, dict):
-            yield SourceRow(place, sample)
-        else:
-            yield SourceRow(place, None, "is no object")
+    for place, (sample, problem) in enumerate(samples, 1):
+        is_one = isinstance(sample, dict)
+        yield SourceRow(place, sample if is_one else None, None if is_one else problem)
+
+
+def _sample(archive: BoundedZip, name: str) -> tuple[Any, str]:
+    """A sample, or else what is wrong with it: one that is too large spoils no others."""
+    try:
+        return archive.read_json(name), "is no object"
+    except UsageError as error:
+        return None, str(error)
 
 
 def drawn_by(path: Path) -> Drawn:

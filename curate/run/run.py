@@ -289,7 +289,7 @@ class Run:
         return {
             "path": str(self.path),
             "dataset": self.config.dataset,
-            "model": self.config.model,
+            "model": self.config.model or "none, rollouts were imported",
             "weight_hash": self.weight_hash,
             "items": len(self.ids),
             "tau": self.config.tau,

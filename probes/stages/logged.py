@@ -224,6 +224,8 @@ def _check(
     correct_from: float,
 ) -> None:
     where = f"{files.where} ({files.format})"
+    if not drawn.any() and not matcher.unmatched and files.unreadable:
+        raise UsageError(f"{where}: no row can be read; the first: {files.unreadable[0]}")
     if not drawn.any():
         raise UsageError(
             f"{where}: none of its {matcher.unmatched:,} rollouts is of an item of this dataset; "
