@@ -16,5 +16,6 @@ from recipes.calibrate.command import calibrate as calibrate
 from recipes.compare.command import compare as compare
 from recipes.confirm.command import confirm as confirm
 from recipes.forecast.command import forecast as forecast
+from recipes.join.command import join as join
 from recipes.judge.command import judge as judge
 from recipes.validate.command import validate as validate

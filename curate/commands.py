@@ -31,6 +31,8 @@ COMMANDS = {
         "measure how training moves each item, and tag a finished run anew by it"),
     "doctor": Entry("probes.doctor.command:Doctor", _TAG,
         "tell what this machine can do, and what is in the way of `tag`"),
+    "join": Entry("recipes.join.command:Join", _CHOOSE,
+        "write what several models make of one dataset side by side"),
     "filter": Entry("curate.tagged.filter:Filter", _CHOOSE,
         "write the rows that are worth training on"),
     "order": Entry("curate.tagged.order:Order", _CHOOSE,

@@ -45,6 +45,13 @@ _NOT_FOR_TEMPLATES = frozenset({
 # Of a value that is shown in an error: a template may have thousands of characters.
 _MOST_SHOWN = 60
 
+MOVE_PASS_RATES = (
+    *("verifier", "pass_threshold", "temperature", "top_p", "top_k", "min_p", "max_tokens"),
+    *("instruction", "system", "chat_template", "chat_template_kwargs"),
+    *("rollouts_temperature", "rollouts_max_tokens"),
+)
+"""Settings that pass rates go by beside the policy: with others they are of something else."""
+
 RETIRED_SETTINGS = frozenset({"similarity_threshold"})
 """Settings of earlier versions, which the folders of their runs still name."""
 

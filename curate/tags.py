@@ -71,7 +71,7 @@ COLUMNS = (
         pa.string(),
         "hash of prompt and answer: the same item has the same id in every dataset",
     ),
-    Column("trainability", pa.string(), "the tag, predicted before RL; also the split"),
+    Column("trainability", pa.string(), "the tag, predicted before RL"),
     Column(
         "p_unlearnable",
         pa.float64(),
@@ -91,7 +91,7 @@ COLUMNS = (
         "those that could be judged, and the correct ones",
     ),
     Column("total_correct_rollouts", pa.int64()),
-    Column("pass_rate", pa.float64(), "under the model above, with its 95 % interval"),
+    Column("pass_rate", pa.float64(), "under the model that was probed, with its 95 % interval"),
     Column("pass_rate_low", pa.float64()),
     Column("pass_rate_high", pa.float64()),
     Column(PASS_AT, pa.float64(), "unbiased pass@k; null with fewer than k rollouts"),

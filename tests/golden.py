@@ -51,12 +51,12 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "import", "verify", "merge", "forecast", "filter", "order", "validate", "confirm"),
-    *("calibrate", "compare", "judge", "augment", "card", "push", "report", "doctor"),
+    *("tag", "import", "verify", "merge", "forecast", "join", "filter", "order", "validate"),
+    *("confirm", "calibrate", "compare", "judge", "augment", "card", "push", "report", "doctor"),
 )
 GROUPS = (
     *("tag", "verify", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
-    *("augment", "filter", "order", "report", "card", "push", "mistakes", "help"),
+    *("augment", "join", "filter", "order", "report", "card", "push", "mistakes", "help"),
 )
 REWARDS = '''
 def right(completion, answer):
@@ -243,7 +243,7 @@ def record() -> Recorder:
         recorder = Recorder(Reader({str(folder): "<folder>", server.url: "<server>"}))
         with _same_on_every_machine(folder):
             _write_inputs()
-            for part in (_tag, _train, _confirm, _ask, _choose, _publish, _fail, _help):
+            for part in (_tag, _train, _confirm, _ask, _choose, _join, _publish, _fail, _help):
                 try:
                     part(recorder, server.url)
                 except OSError:  # A command before it did not write what it needs.
@@ -432,6 +432,16 @@ def _choose(recorder: Recorder, _: str) -> None:
     )
 
 
+def _join(recorder: Recorder, _: str) -> None:
+    """Two probes of the same items, by the policy before and after its training."""
+    recorder.run("two models", "join fixed after -o both.jsonl")
+    names = "--name before --name after"
+    recorder.run("other rows", f"join rounds fixed {names} -o both.csv --json")
+    choose = "before.pass_rate > 0 and after.trainability is not None"
+    recorder.run("by both", f"filter both.csv --model before --expr '{choose}' -o two.csv")
+    recorder.run("of several", "card both.jsonl --repo me/sums")
+
+
 def _publish(recorder: Recorder, _: str) -> None:
     recorder.run("everything", "report fixed")
     recorder.run("numbers", "report rounds -o rounds.html --json", with_files=False)
@@ -507,6 +517,9 @@ def _fail(recorder: Recorder, url: str) -> None:
         "an unknown suffix": "filter fixed -o x.txt",
         "an unknown format": "order fixed --format tlr -o x.jsonl",
         "rejected rows for a trainer": "order fixed --format trl -o x.jsonl",
+        "one run to join": "join fixed -o x.jsonl",
+        "an order of several models": "order both.jsonl -o x.jsonl",
+        "several models to push": "push both.jsonl --repo me/x",
         "an unknown order": "order fixed --by curriculun -o x.jsonl",
         "no name for the Hub": "push fixed --repo 'a b' --dry-run",
         "an unknown option of doctor": "doctor --itemss 3",

@@ -380,3 +380,19 @@ def test_no_policy_is_loaded(tmp_path: Path) -> None:
         **{"weight_hash": None, "dtype": None, "id": "", "name": None, "revision": None},
     }
     assert json.loads((tmp_path / "run/lift.json").read_text())["source"] == "none"
+
+
+def test_imports_of_several_policies_are_joined(imported: Path, tmp_path: Path) -> None:
+    runs = []
+    for name, rewards in (("weak", 0.0), ("strong", 1.0)):
+        log = write_jsonl(tmp_path / "log.jsonl", rollouts(reward=rewards))
+        run = tmp_path / name
+        ran = run_curate("import", log, "--run-dir", run, "--out", tmp_path / f"{name}.jsonl")
+        assert ran.status == 0, ran.stderr
+        runs.append(run)
+    ran = run_curate("join", *runs, imported / "run", "-o", tmp_path / "joined.jsonl")
+    assert ran.status == 0, ran.stderr
+    assert "what drew them is not known" in ran.stdout + ran.stderr
+    (row, *_) = read_jsonl(tmp_path / "joined.jsonl")
+    rates = [row[f"{name}.pass_rate"] for name in ("weak", "strong", "run")]
+    assert rates == [0, 1, 0]

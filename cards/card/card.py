@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,24 @@ def write_card(
         RunError: a file of the run is missing or damaged.
     """
     facts = read_run_facts(run_dir)
-    out = out or run_dir / CARD
+
+    def make(there: str, name: str) -> str:
+        return dataset_card(facts, there, repo=repo, language=language, license=license, name=name)
+
+    return write_merged(out or run_dir / CARD, merge, make)
+
+
+def write_merged(out: Path, merge: Path | None, make: Callable[[str, str], str]) -> dict[str, Any]:
+    """Write a card to a file, merged with the one that is there; returns its metadata.
+
+    Args:
+        out: the file; a card that an earlier call wrote to it is merged with.
+        merge: another card to merge with.
+        make: makes the card, of the text of the one that there is and of what errors call that.
+
+    Raises:
+        UsageError: a card that cannot be merged with, or no place to write to.
+    """
     if merge is None and out.is_file():
         merge = out
         if not has_section(_read_card(out)):
@@ -105,9 +122,7 @@ def write_card(
                 f"{out} is there and was not written by `curate card`; --merge {out} adds the card "
                 "to it, -o names another file"
             )
-    there = "" if merge is None else _read_card(merge)
-    name = str(merge)
-    text = dataset_card(facts, there, repo=repo, language=language, license=license, name=name)
+    text = make("" if merge is None else _read_card(merge), str(merge))
     try:
         write_atomically(out, text)
     except OSError as error:

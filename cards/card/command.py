@@ -1,13 +1,13 @@
 """`curate card`: its command line, and the function of its name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any
 
 from curate.command import Command, library_function
 from curate.files import path_or_none
-from curate.run.names import check_run_folder
+from curate.run.names import check_run_folder, is_joined
 from curate.settings import argument, option, settings
 
 
@@ -15,15 +15,17 @@ from curate.settings import argument, option, settings
 class Card(Command):
     """Write a dataset card for the Hugging Face Hub from the run folder alone: what the tags mean,
     how they were measured, what was found, how far to trust it, how to load and filter. What was
-    not measured is said to be so.
+    not measured is said to be so. Of a file of `curate join` it tells all models.
 
     example: curate card runs/gsm8k-Qwen2.5-0.5B --language en --license mit. Between its two
     markers the card is written anew each time; what else stands in it stays.
     """
 
-    run: str | Path = argument("the folder of a finished `curate tag`", metavar="RUN")
+    run: str | Path = argument(
+        "the folder of a finished `curate tag`, or a file of `curate join`", metavar="RUN"
+    )
     out: str | Path | None = option(
-        "where the card goes (default: RUN/README.md)",
+        "where the card goes (default: RUN/README.md; beside a file of `curate join`, as .md)",
         default=None, metavar="FILE", flags=("-o", "--out"),
     )  # fmt: skip
     _: KW_ONLY
@@ -54,10 +56,17 @@ class Card(Command):
         Returns:
             the card's metadata.
         """
-        check_run_folder(self.run)
-        from cards.card.card import write_card
+        write: Callable[..., dict[str, Any]]
+        if is_joined(self.run):
+            from cards.card.joined import write_joined_card
 
-        return write_card(
+            write = write_joined_card
+        else:
+            check_run_folder(self.run)
+            from cards.card.card import write_card
+
+            write = write_card
+        return write(
             Path(self.run),
             path_or_none(self.out),
             merge=path_or_none(self.merge),
@@ -68,6 +77,10 @@ class Card(Command):
 
     def text(self, found: dict[str, Any]) -> str:
         """Where it is."""
+        if is_joined(self.run):
+            from cards.card.joined import joined_card_file
+
+            return f"card: {path_or_none(self.out) or joined_card_file(Path(self.run))}"
         from cards.card.card import CARD
 
         return f"card: {path_or_none(self.out) or Path(self.run) / CARD}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from cards.card.facts import RunFacts
 from curate.errors import UsageError
@@ -43,7 +43,66 @@ def card_metadata(
         UsageError: the card's `configs` are no list, or use our names for other files.
     """
     configs, others = _configs(facts, old, with_rollouts, name)
-    sizes = [size_category(sum(facts.rows_by_tag().values()))]
+    rows = sum(facts.rows_by_tag().values())
+    return _metadata([facts], old, configs, rows, others, language, license)
+
+
+def joined_metadata(
+    runs: Sequence[RunFacts],
+    file: str,
+    rows: int,
+    old: Mapping[str, Any],
+    *,
+    language: Sequence[str] = (),
+    license: str = "",
+    name: str = "README.md",
+) -> dict[str, Any]:
+    """The metadata of the card of a file of several models: all of them, and one configuration.
+
+    Args:
+        runs: of the models.
+        file: its name in the repository.
+        rows: how many it has.
+        old, language, license, name: as in `card_metadata`.
+
+    Raises:
+        UsageError: the card's `configs` are no list, or use our name for other files.
+    """
+    there = _config_list(old, name)
+    ours = [{"split": "train", "path": file}]
+    place = next(
+        (n for n, each in enumerate(there) if _is_config(each) and each["data_files"] == ours),
+        len(there),
+    )
+    has_other_data = len(there) > (place < len(there)) or "dataset_info" in old
+    configs = list(there)
+    if place == len(there):
+        main = "models" if has_other_data else "default"
+        if main in [each.get("config_name") for each in there if isinstance(each, dict)]:
+            raise _clash(main, name)
+        configs.append({"config_name": main, "data_files": ours})
+    return _metadata(runs, old, configs, rows, has_other_data, language, license)
+
+
+def joined_config(metadata: Mapping[str, Any], file: str) -> str:
+    """The name of the configuration of a file of several models."""
+    ours = [{"split": "train", "path": file}]
+    return next(
+        str(each["config_name"])
+        for each in metadata["configs"]
+        if _is_config(each) and each["data_files"] == ours
+    )
+
+
+def _metadata(
+    runs: Sequence[RunFacts],
+    old: Mapping[str, Any],
+    configs: list[Any],
+    rows: int,
+    has_other_data: bool,
+    language: Sequence[str],
+    license: str,
+) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     if language:
         metadata["language"] = list(language)
@@ -52,11 +111,15 @@ def card_metadata(
     metadata["tags"] = _added(old.get("tags"), _TAGS)
     metadata["task_categories"] = old.get("task_categories") or ["text-generation"]
     # Of a card with other data it says the size of all, which is not ours to tell.
-    metadata["size_categories"] = (others and old.get("size_categories")) or sizes
-    if facts.run.manifest["dataset"]["format"] == "hub":
-        metadata["source_datasets"] = _added(old.get("source_datasets"), [facts.run.config.dataset])
-    if model := hub_model(facts):
-        metadata["base_model"] = _added(old.get("base_model"), [model])
+    sizes = [size_category(rows)]
+    metadata["size_categories"] = (has_other_data and old.get("size_categories")) or sizes
+    datasets = [
+        each.run.config.dataset for each in runs if each.run.manifest["dataset"]["format"] == "hub"
+    ]
+    if datasets:
+        metadata["source_datasets"] = _added(old.get("source_datasets"), dict.fromkeys(datasets))
+    if models := dict.fromkeys(model for each in runs if (model := hub_model(each))):
+        metadata["base_model"] = _added(old.get("base_model"), models)
     metadata["configs"] = configs
     return metadata
 
@@ -91,9 +154,7 @@ def _configs(
     facts: RunFacts, old: Mapping[str, Any], with_rollouts: bool, name: str
 ) -> tuple[list[Any], bool]:
     """All configurations, ours in the place where they were; and whether there are others."""
-    there = old.get("configs") or []
-    if not isinstance(there, list):
-        raise UsageError(f"{name}: `configs` in the metadata is no list; correct it first")
+    there = _config_list(old, name)
     others = [each for each in there if not _is_ours(each)]
     taken = [each.get("config_name") for each in others if isinstance(each, dict)]
     # What a bare load_dataset(name) gives is for the first to say: also by a `dataset_info`, whose
@@ -113,27 +174,45 @@ def _configs(
         ours.append({"config_name": _ROLLOUTS, "data_files": files})
     clashing = [each["config_name"] for each in ours if each["config_name"] in taken]
     if clashing:
-        raise UsageError(
-            f"{name}: its configuration {clashing[0]!r} is of other files, and this name is "
-            "needed for the tags; give it another name first"
-        )
+        raise _clash(clashing[0], name)
     place = next((n for n, each in enumerate(there) if _is_ours(each)), len(there))
     before_ours = [each for each in there[:place] if not _is_ours(each)]
     return before_ours + ours + others[len(before_ours) :], bool(others)
 
 
+def _config_list(old: Mapping[str, Any], name: str) -> list[Any]:
+    there = old.get("configs") or []
+    if not isinstance(there, list):
+        raise UsageError(f"{name}: `configs` in the metadata is no list; correct it first")
+    return there
+
+
+def _clash(config: str, name: str) -> UsageError:
+    return UsageError(
+        f"{name}: its configuration {config!r} is of other files, and this name is needed for the "
+        "tags; give it another name first"
+    )
+
+
+def _is_config(config: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a configuration has a name and a list of files."""
+    return (
+        isinstance(config, dict)
+        and isinstance(config.get("config_name"), str)
+        and isinstance(config.get("data_files"), list)
+    )
+
+
 def _is_ours(config: object) -> bool:
     """Whether a configuration names only files that `curate push` writes."""
-    if not isinstance(config, dict) or not isinstance(config.get("config_name"), str):
-        return False
-    if not isinstance(config.get("data_files"), list):
+    if not _is_config(config):
         return False
     paths = [each.get("path") for each in config["data_files"] if isinstance(each, dict)]
     known = [*_SPLIT_PATHS.values(), _ROLLOUT_PATH]  # What a path is compared with may be a list.
     return len(paths) == len(config["data_files"]) > 0 and all(path in known for path in paths)
 
 
-def _added(there: object, more: Sequence[str]) -> list[Any]:
+def _added(there: object, more: Iterable[str]) -> list[Any]:
     """A list of the metadata, which may be a single value, with some values added."""
     values = there if isinstance(there, list) else [] if there is None else [there]
     return [*values, *(each for each in more if each not in values)]

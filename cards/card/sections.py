@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -49,7 +49,11 @@ def dataset_name(facts: RunFacts) -> str:
     return str(dataset["id"] if dataset["format"] == "hub" else dataset["name"])
 
 
-def _model(facts: RunFacts) -> str:
+def probed_model(facts: RunFacts) -> str:
+    """The model that was probed: its id on the Hub, the name of local files, or who drew rollouts
+    that were imported."""
+    if not facts.run.config.has_policy:
+        return str(facts.run.facts["model"])
     return hub_model(facts) or str(facts.run.manifest["model"]["name"])
 
 
@@ -57,10 +61,11 @@ def _probed(facts: RunFacts) -> str:
     """With what the items were probed, in a sentence."""
     config, taken = facts.run.config, facts.run.manifest.get("rollouts")
     if taken is None:
-        return f"Each item was probed with {code_span(_model(facts))} before any RL, and tagged"
+        model = code_span(probed_model(facts))
+        return f"Each item was probed with {model} before any RL, and tagged"
     words = f"Each item was probed by rollouts that existed: {_drawn(taken, config)}. "
     if config.has_policy:
-        words += f"Gradients are of {code_span(_model(facts))}. "
+        words += f"Gradients are of {code_span(probed_model(facts))}. "
     return f"{words}It was tagged"
 
 
@@ -114,6 +119,11 @@ def tags_section(facts: RunFacts) -> str:
 
 def measured_section(facts: RunFacts) -> str:
     """The model, the settings, seeds and versions that the tags come from."""
+    return "\n".join(["### How it was measured", "", *measured_lines(facts)])
+
+
+def measured_lines(facts: RunFacts) -> list[str]:
+    """The same as a list."""
     manifest, config = facts.run.manifest, facts.run.config
     model, dataset = manifest["model"], manifest["dataset"]
     revision = f"revision {code_span(model['revision'])}" if model["revision"] else (
@@ -135,7 +145,7 @@ def measured_section(facts: RunFacts) -> str:
     )  # fmt: skip
     engine = manifest.get("engine", {}).get("name", "unknown engine")
     facts_of_it = {
-        "Model": f"{code_span(_model(facts))}, {revision}, weights SHA-256 "
+        "Model": f"{code_span(probed_model(facts))}, {revision}, weights SHA-256 "
         f"{code_span(model['weight_hash'])}, in {model['dtype']}"
         if config.has_policy
         else "none: rollouts were imported, and nothing was measured of the policy itself",
@@ -169,8 +179,7 @@ def measured_section(facts: RunFacts) -> str:
         "Versions": ", ".join(f"{name} {v}" for name, v in manifest["versions"].items()),
         "Measured": str(manifest["created"]),
     }
-    lines = [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
-    return "\n".join(["### How it was measured", "", *lines])
+    return [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
 
 
 def taken_words(taken: Mapping[str, Any], config: TagConfig) -> str:
@@ -366,12 +375,38 @@ def _without_folders(text: str, facts: RunFacts, summary: Mapping[str, Any]) -> 
             dataset_name(facts),
         ):
             text = text.replace(path, PurePath(path).name)
+    return without_absolute_folders(text)
+
+
+def without_absolute_folders(text: str) -> str:
+    """A sentence in which no path begins at the root or at home."""
     return _ABSOLUTE_FOLDER.sub("", text)
 
 
 def columns_section(facts: RunFacts) -> str:
     """What the columns hold."""
-    is_there = {
+    lines = ["### Columns", "", "All columns of the original dataset, and", ""]
+    return "\n".join([*lines, *table([("column", "meaning"), *column_rows([facts])])])
+
+
+def column_rows(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
+    """The columns that any of the runs has with what they mean, those of one meaning together."""
+    there = {when for facts in runs for when, is_there in _columns_there(facts).items() if is_there}
+    rows: list[tuple[str, str]] = []
+    for column in COLUMNS:
+        if column.when not in there:
+            continue
+        if column.meaning:
+            rows.append((f"`{column.name}`", column.meaning))
+        else:
+            names, meaning = rows[-1]
+            rows[-1] = (f"{names}, `{column.name}`", meaning)
+    return rows
+
+
+def _columns_there(facts: RunFacts) -> dict[str, bool]:
+    """Which columns a run has that not every run has, by their `when`."""
+    return {
         "": True,
         TARGET: bool(facts.run.config.target),
         JUDGED: facts.run.is_judged,
@@ -380,17 +415,6 @@ def columns_section(facts: RunFacts) -> str:
         FORECAST: facts.run.manifest.get("forecast") is not None,
         MIXED: bool(facts.run.config.verifier_field),
     }
-    rows: list[tuple[str, str]] = []
-    for column in COLUMNS:
-        if not is_there[column.when]:
-            continue
-        if column.meaning:
-            rows.append((f"`{column.name}`", column.meaning))
-        else:
-            names, meaning = rows[-1]
-            rows[-1] = (f"{names}, `{column.name}`", meaning)
-    lines = ["### Columns", "", "All columns of the original dataset, and", ""]
-    return "\n".join([*lines, *table([("column", "meaning"), *rows])])
 
 
 def loading_section(facts: RunFacts, repo: str, config: str, with_rollouts: bool) -> str:
@@ -457,6 +481,7 @@ def _interval(figures: Mapping[str, Any], name: str) -> str:
     return f"{value:.2f} (95 % interval {_number(low)} to {_number(high)})"
 
 
-def citation_section(facts: RunFacts) -> str:
+def citation_section(*runs: RunFacts) -> str:
     """The paper, and the program."""
-    return _CITATION + f"The tags were made with curate {facts.run.manifest['versions']['curate']}."
+    versions = dict.fromkeys(str(facts.run.manifest["versions"]["curate"]) for facts in runs)
+    return _CITATION + f"The tags were made with curate {' and '.join(versions)}."

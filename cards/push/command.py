@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from curate.command import Command, library_function
-from curate.run.names import check_run_folder
+from curate.errors import UsageError
+from curate.run.names import check_run_folder, is_joined
 from curate.settings import argument, option, settings
 
 
@@ -63,6 +64,12 @@ class Push(Command):
             `repo`, `files` (`path` and `bytes` of each), `deleted`, `dry_run`, and of a push
             `changed`, `commit` and `url`.
         """
+        if is_joined(self.run):
+            raise UsageError(
+                f"{self.run} is of several models, and `push` uploads one run: `curate card "
+                f"{self.run} -o README.md`, then `hf upload {self.repo} {self.run} "
+                f"{Path(self.run).name} --repo-type dataset` and the same of README.md"
+            )
         check_run_folder(self.run)
         from cards.push.push import push_run
 

@@ -85,7 +85,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
     return {
         "dataset": dataset.get("name") or Path(config.dataset).name,
         "dataset_fingerprint": dataset.get("fingerprint"),
-        "model": model.get("name") or Path(config.model).name or _drawn_by(run),
+        "model": model.get("name") or Path(config.model).name or run.facts["model"],
         "model_revision": model.get("revision"),
         "weight_hash": model.get("weight_hash"),
         "dtype": model.get("dtype"),
@@ -102,13 +102,6 @@ def _run_facts(run: Run) -> dict[str, Any]:
         },
         "versions": {**manifest.get("versions", {}), "report": __version__},
     }
-
-
-def _drawn_by(run: Run) -> str:
-    """Who drew the rollouts of a run that was imported without a policy."""
-    taken = run.manifest.get("rollouts") or {}
-    policy = run.config.rollouts_by or (taken.get("drawn") or {}).get("policy")
-    return policy or "a policy that is not known"
 
 
 def _settings(run: Run) -> tuple[str, ...]:

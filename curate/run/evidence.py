@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.errors import RunError
+from curate.run.quality import run_schema
 from curate.run.tables import (
     CONFIRMED,
     GOLD,
@@ -68,6 +69,31 @@ def item_evidence(run: Run) -> pa.Table:
     for table, names in _LATER.items():
         columns |= _columns(_known(run, table, list(names or table.columns)))
     return pa.table({"item_id": run.ids, **columns})
+
+
+def tag_evidence(run: Run) -> pa.Table:
+    """Every item with the columns that the tagged file has of it, in their types and order.
+
+    Returns:
+        of `run_schema`, in the order of the items; what the run does not know of an item is null.
+
+    Raises:
+        RunError: a file of the run is missing or damaged.
+    """
+    schema = run_schema(run.path, run.config)
+    columns = {"item_id": pa.chunked_array([run.ids])}
+    for table in (*_TABLES, *_LATER):
+        of_table = _LATER.get(table) or table.columns
+        named = [name for name in of_table if name in schema.names and name != "item_id"]
+        columns |= _columns(_known(run, table, named)) if named else {}
+        found = _columns(_by_options(run, table))
+        columns |= {name: values for name, values in found.items() if name in schema.names}
+    if run.config.verifier_field:
+        columns["verified_by"] = run.columns(ITEMS, "verifier")["verifier"]
+    unknown = pa.nulls(len(run.ids))
+    return pa.table(
+        {field.name: columns.get(field.name, unknown).cast(field.type) for field in schema}
+    )
 
 
 def in_order_of(ids: pa.Array, read: pa.Table, where: object) -> pa.Table:

@@ -28,6 +28,8 @@ VALIDATION = "validation"
 JUDGING = "judging"
 AUGMENTATION = "augmentation"
 COMPARISONS = "comparison"
+JOIN = ".join.json"
+"""How the summary ends that `curate join` writes beside a file of several models."""
 # In folders.
 ROLLOUT_FEATURES = f"{GRADIENTS}/rollouts.npy"
 ITEM_FEATURES = f"{GRADIENTS}/features.npy"
@@ -53,11 +55,26 @@ def runs_here(path: str | Path) -> str:
     return f"{did_you_mean(str(path), runs)}; runs here: {some}".replace("?; ", "? ")
 
 
+def join_summary(file: str | Path) -> Path:
+    """Where the summary of a file of several models lies: beside it, with an ending more."""
+    return Path(f"{file}{JOIN}")
+
+
+def is_joined(path: str | Path) -> bool:
+    """Whether this is a file that `curate join` wrote, with its summary beside it."""
+    return Path(path).is_file() and join_summary(path).is_file()
+
+
 def check_run_folder(path: str | Path) -> None:
     """Refuse a folder without a manifest, before what takes seconds to import is imported.
 
     Raises:
         UsageError: it is no run folder.
     """
+    if is_joined(path):
+        raise UsageError(
+            f"{Path(path)} is of several models, and this takes one: the run folder of its "
+            "`curate tag`"
+        )
     if not (Path(path) / MANIFEST).exists():
         raise UsageError(f"{Path(path)} is no run folder: it has no {MANIFEST}{runs_here(path)}")

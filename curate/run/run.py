@@ -284,12 +284,19 @@ class Run:
         return value
 
     @property
+    def drawn_by(self) -> str | None:
+        """Who drew rollouts that existed, by the settings or their files; None: not known."""
+        taken = self.manifest.get("rollouts") or {}
+        policy: str | None = (taken.get("drawn") or {}).get("policy")
+        return self.config.rollouts_by or policy
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Who was probed, in plain values."""
         return {
             "path": str(self.path),
             "dataset": self.config.dataset,
-            "model": self.config.model or "none, rollouts were imported",
+            "model": self.config.model or self.drawn_by or "a policy that is not known",
             "weight_hash": self.weight_hash,
             "items": len(self.ids),
             "tau": self.config.tau,

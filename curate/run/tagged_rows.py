@@ -37,6 +37,11 @@ def tagged_rows(run: Path) -> pa.Table:
     return pa.table(found)
 
 
+def why_untagged(reason: str) -> str:
+    """The tag_reason of a row without an item, of the reason in `rows.parquet`."""
+    return reason if reason.startswith("not probed") else f"rejected: {reason}"
+
+
 def check_written_by(source: Source, run: Path) -> None:
     """Refuse a tagged file whose rows are not those of the run: another run may have written it.
 

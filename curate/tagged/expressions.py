@@ -3,7 +3,8 @@
 They are written like Python's and parsed by its grammar, but nothing is ever evaluated as Python:
 what the tree may hold is listed here, and each part becomes a function of this module.
 
-- column names, dotted ones for fields inside objects, and column("any name");
+- column names, also with dots in them as `curate join` writes them (`small.pass_rate`), dotted ones
+  for fields inside objects, and column("any name");
 - numbers, text, True, False, and lists of them;
 - < <= > >= == !=, in, not in, is None, is not None (null, true and false are known too);
 - and, or, not, parentheses.
@@ -193,7 +194,10 @@ class _Parser:
             return lambda row: plain_value(row.get(name))
         first, *path = name.split(".")
         if not path or first not in self.columns:
-            raise UsageError(f"--expr: {unknown_column(first, self.columns)}")
+            # Of several models each column's name has the model's before a dot.
+            is_model = any(each.startswith(f"{first}.") for each in self.columns)
+            wrong = name if is_model else first
+            raise UsageError(f"--expr: {unknown_column(wrong, self.columns)}")
 
         def look_up(row: Row) -> Any:
             value: Any = row

@@ -83,7 +83,8 @@ class Filter(TrainingFile):
         """Write the rows.
 
         Returns:
-            counts of rows kept and dropped, by rule and by tag.
+            counts of rows kept and dropped, by rule and by tag (by no tag where the file is of
+            several models and none was named).
 
         Raises:
             UsageError: bad input, or no row is left; nothing was written.
@@ -114,7 +115,7 @@ class Filter(TrainingFile):
 
     def lines(self, found: dict[str, Any]) -> list[str]:
         """Rows and kept rows of each tag, what was dropped and why, and the files."""
-        lines = [f"{found['tag_column']:<24}{'rows':>9}{'kept':>9}"]
+        lines = [f"{found['tag_column'] or 'tags of all models':<24}{'rows':>9}{'kept':>9}"]
         for tag, counts in found["tags"].items():
             lines.append(f"{tag:<24}{counts['rows']:>9,}{counts['kept']:>9,}")
         lines += [f"{'all':<24}{found['rows']:>9,}{found['kept']:>9,}", ""]

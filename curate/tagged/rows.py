@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,13 +16,21 @@ from typing import Any
 import pyarrow as pa
 
 from curate.config import TagConfig
-from curate.datasets.json_objects import with_names
+from curate.datasets.json_objects import row_object, with_names, without_members
 from curate.datasets.source import Source, SourceRow, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST, runs_here
 from curate.run.tagged_rows import check_written_by, run_of_rows
+from curate.tagged.joined import (
+    as_of_any,
+    as_of_model,
+    choose_model,
+    columns_of_model,
+    joined_models,
+)
 from curate.tagged.select import PREDICTED
+from curate.tagged.write import columns_of
 from curate.tags import tag_schema
 
 _BATCH_ROWS = 1024
@@ -39,21 +47,64 @@ class TaggedDataset:
 
     Attributes:
         run: the run in `./runs` that tagged these rows, where another file is what it wrote.
+        models: the models of a file of `curate join`; none where one model has tagged it.
+        model: that of these whose tags count; "" where none was named.
     """
 
     source: Source
     config: TagConfig | None
     run: Path | None = None
+    models: tuple[str, ...] = ()
+    model: str = ""
+
+    def columns(self) -> list[str]:
+        """The columns of all rows; those of the model that counts under their plain names too."""
+        names = columns_of(self.source)
+        plain = columns_of_model(names, self.model) if self.model else {}
+        return [*dict.fromkeys([*names, *plain])]
+
+    def values(self) -> Iterator[dict[str, Any]]:
+        """Every row's values under the names of `columns`; none where a row cannot be read.
+
+        In a file of several models of which none was named, a row has a tag where any has tagged
+        it.
+        """
+        if not self.models:
+            return values_of(self.source)
+        if not self.model:
+            return (as_of_any(value, self.models) for value in values_of(self.source))
+        of_model = columns_of_model(columns_of(self.source), self.model)
+        return (as_of_model(value, of_model) for value in values_of(self.source))
+
+    def check_tags(self, what: str) -> None:
+        """Refuse to go by tags where those of several models are there and none was named.
+
+        Args:
+            what: goes by them.
+
+        Raises:
+            UsageError: so it is.
+        """
+        if self.models and not self.model:
+            raise UsageError(
+                f"{self.source.path or self.source.name} is of several models: --model says whose "
+                f"tags {what} goes by ({', '.join(self.models)})"
+            )
 
 
-def open_tagged(path: str | Path) -> TaggedDataset:
-    """Open a tagged file, or that of a run folder.
+def open_tagged(path: str | Path, model: str = "") -> TaggedDataset:
+    """Open a tagged file, that of a run folder, or one of several models.
 
     The run of a file is looked for in `./runs`: that which wrote the file, or else, as for a part
     of such a file, that which tagged its rows.
 
+    Args:
+        path: the file or folder.
+        model: of a file of several models, the one whose tags count.
+
     Raises:
-        UsageError: it cannot be read, is not tagged, or is not what the run folder given wrote.
+        UsageError: it cannot be read, is not tagged, is not what the run folder given wrote, or has
+            no such model.
         RunError: a file of the run is missing or damaged.
     """
     given = Path(path)
@@ -65,21 +116,26 @@ def open_tagged(path: str | Path) -> TaggedDataset:
             raise UsageError(f"no such run folder or tagged file: {given}{runs_here(given)}")
         config, file = _config_of(given), given
     source = open_source(file)
-    if PREDICTED not in source.columns:
+    models = joined_models(source.columns)
+    if PREDICTED not in source.columns and not models:
         raise UsageError(
             f"{file} is no tagged dataset: it has no column {PREDICTED}; `curate tag` writes one"
         )
+    choose_model(models, model, file)
     if source.format == "csv":
         source = dataclasses.replace(source, _rows=partial(_csv_rows, source))
     if file != given:
         check_written_by(source, given)
-    run = run_of_rows(source) if config is None else None
-    return TaggedDataset(source, config if run is None else read_run_config(run), run)
+    of_model = columns_of_model(source.columns, model) if model else {}
+    plain = {name: short for short, name in of_model.items()}
+    run = run_of_rows(with_other_names(source, plain)) if config is None else None
+    config = config if run is None else read_run_config(run)
+    return TaggedDataset(source, config, run, models, model)
 
 
 def tag_columns(names: Sequence[str]) -> list[str]:
-    """Those of the columns that `curate tag` wrote."""
-    return [name for name in names if _tag_type(name) is not None]
+    """Those of the columns that `curate tag` wrote, of one model or of each of several."""
+    return list(_tag_types(names))
 
 
 def values_of(source: Source) -> Iterator[dict[str, Any]]:
@@ -117,6 +173,37 @@ def with_other_names(source: Source, names: Mapping[str, str]) -> Source:
         _rows=partial(_named_rows, source, names),
         _batches=None if schema is None else partial(_named_batches, source, schema),
     )
+
+
+def without_columns(source: Source, names: Collection[str]) -> Source:
+    """A dataset without some of its columns; what a row has else keeps its text."""
+    schema = source.schema
+    if schema is not None:
+        schema = pa.schema(
+            [field for field in schema if field.name not in names], metadata=schema.metadata
+        )
+    return dataclasses.replace(
+        source,
+        columns=tuple(name for name in source.columns if name not in names),
+        schema=schema,
+        _rows=partial(_fewer_rows, source, names),
+        _batches=None
+        if schema is None
+        else lambda: (batch.select(schema.names) for batch in source.batches()),
+    )
+
+
+def _fewer_rows(source: Source, names: Collection[str]) -> Iterator[SourceRow]:
+    is_json = source.format in ("jsonl", "json")
+    for row in source.rows():
+        value, text = row.value, row.text
+        if is_json and text is not None:
+            # A row that cannot be read as values may be an object all the same.
+            members, found = row_object(row)
+            text = without_members(found, names) if set(names) & set(members) else text
+        if value is not None:
+            value = {name: inner for name, inner in value.items() if name not in names}
+        yield dataclasses.replace(row, value=value, text=text)
 
 
 def _named_rows(source: Source, names: Mapping[str, str]) -> Iterator[SourceRow]:
@@ -191,13 +278,21 @@ def _config_of(file: Path) -> TagConfig | None:
         return None  # Whether the file can be used is another question, asked next.
 
 
+def _tag_types(names: Sequence[str]) -> dict[str, pa.DataType]:
+    """The types of the columns that `curate tag` wrote."""
+    found = {name: _tag_type(name) for name in names}
+    for model in joined_models(names):
+        found |= {name: _tag_type(plain) for plain, name in columns_of_model(names, model).items()}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
 def _tag_type(name: str) -> pa.DataType | None:
     return pa.float64() if _PASS_AT.fullmatch(name) else _TYPES.get(name)
 
 
 def _csv_rows(source: Source) -> Iterator[SourceRow]:
     """Give the tag columns of a CSV file their types back: there every cell is text."""
-    types = {name: _tag_type(name) for name in tag_columns(source.columns)}
+    types = _tag_types(source.columns)
     for row in source.rows():
         if row.value is not None:
             typed = {name: _typed(row, name, kind) for name, kind in types.items()}
@@ -205,7 +300,7 @@ def _csv_rows(source: Source) -> Iterator[SourceRow]:
         yield row
 
 
-def _typed(row: SourceRow, name: str, kind: pa.DataType | None) -> object:
+def _typed(row: SourceRow, name: str, kind: pa.DataType) -> object:
     values: Mapping[str, Any] = row.value or {}
     cell = values[name]
     if cell == "":

@@ -36,6 +36,7 @@ from curate.datasets.rendered import rendered_opening
 from curate.datasets.source import Source, json_text
 from curate.errors import UsageError
 from curate.settings import did_you_mean
+from curate.tagged.joined import column_of
 from curate.tagged.rows import TaggedDataset, tag_columns
 from curate.tagged.training_file import TrainingFile
 from curate.tagged.write import SUFFIXES, columns_of
@@ -83,6 +84,7 @@ class Formatter:
         schema: the columns that it sets.
         notes: what the user should know about the file.
         drop: what errors say to do about rows that no item is in.
+        reason: the column that says why a row has none.
         set_aside: columns that get another name, because the trainer has its own under theirs.
     """
 
@@ -96,6 +98,7 @@ class Formatter:
     notes: tuple[str, ...] = ()
     set_aside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     drop: str = "drop such rows with `curate filter` first"
+    reason: str = "tag_reason"
 
     def annotations(self, source: Source) -> Iterator[dict[str, Any]]:
         """The columns of every row of a source, in order.
@@ -109,7 +112,7 @@ class Formatter:
     def _columns(self, number: int, value: Mapping[str, Any], index: int) -> dict[str, Any]:
         if not value.get("item_id"):
             raise UsageError(
-                f"row {number} has no item to train on: {value.get('tag_reason') or 'not tagged'}; "
+                f"row {number} has no item to train on: {value.get(self.reason) or 'not tagged'}; "
                 f"{self.drop}"
             )
         try:
@@ -232,6 +235,7 @@ def make_formatter(
         pa.schema(list(wanted.items())),
         notes,
         drop=_drop(tagged, options),
+        reason=column_of(tagged.model, "tag_reason") if tagged.model else "tag_reason",
     )
     schema = list(formatter.schema)
     for name in _changed(formatter, chosen, [name for name in wanted if name in columns]):
@@ -253,7 +257,8 @@ def _drop(tagged: TaggedDataset, options: TrainingFile) -> str:
     suffix = Path(tagged.source.path or out).suffix or ".jsonl"
     keep = " ".join(f"--keep {tag}" for tag in Trainability)
     chosen = out.with_name(f"{out.stem}.chosen{suffix}")
-    command = shlex.join(["curate", "filter", str(given), *keep.split(), "-o", str(chosen)])
+    whose = ["--model", tagged.model] if tagged.model else []
+    command = shlex.join(["curate", "filter", str(given), *whose, *keep.split(), "-o", str(chosen)])
     return f"drop such rows first, and go on from the rows that are left: {command}"
 
 

@@ -24,6 +24,10 @@ class TrainingFile(Command):
         "the file to write: .jsonl, .json, .csv or .parquet", metavar="OUT", flags=("-o", "--out")
     )
     _: KW_ONLY
+    model: str = option(
+        "of a file of `curate join`, the model by whose tags and numbers rows are chosen",
+        default="", metavar="NAME",
+    )  # fmt: skip
     format: str = option(
         "trl, verl, open-instruct, prime-rl, jsonl or parquet (default: the rows as they are, in "
         "the format of OUT's suffix)",

@@ -20,24 +20,27 @@ from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.tagged.csv_files import check_reads_back
 from curate.tagged.expressions import parse_expression, unknown_column
+from curate.tagged.joined import column_of, columns_of_model
 from curate.tagged.orders import order_rows
 from curate.tagged.rows import (
     TaggedDataset,
     open_tagged,
     tag_columns,
     take_rows,
-    values_of,
     with_other_names,
 )
 from curate.tagged.select import CONFIRMED, PREDICTED, Row, Rules, filter_rows
 from curate.tagged.trainers import check_format, make_formatter
 from curate.tagged.training_file import TrainingFile
-from curate.tagged.write import check_out, columns_of, write_tagged
+from curate.tagged.write import check_out, write_tagged
 from curate.tags import Trainability
 
 _REASON = pa.schema([("dropped_reason", pa.string())])
 _NO_TAG = "(none)"
-_ORDERED_BY = ("trainability", "pass_rate", "gradient_similarity")
+_ORDERED_BY = (
+    *("trainability", "pass_rate", "forecast_pass_rate", "teaching"),
+    "gradient_similarity",
+)
 
 
 def filter_file(
@@ -54,17 +57,17 @@ def filter_file(
     """
     out = Path(wanted.out)
     suffix = check_format(wanted.format, out)
-    tagged = open_tagged(wanted.tagged)
+    tagged = open_tagged(wanted.tagged, wanted.model)
     source = tagged.source
     check_out(source, out, suffix)
     if dropped is not None:
         check_out(source, dropped)
         if dropped.resolve() == out.resolve():
             raise UsageError(f"{out} cannot hold both the rows that stay and those dropped")
-    rules = _checked(rules, expression, source)
+    rules = _checked(rules, expression, tagged)
     tags: list[str] = []
     kinds = KindCounts(_no_kinds(tagged, expression))
-    rows = kinds.noting(values_of(source))
+    rows = kinds.noting(tagged.values())
     decisions = filter_rows(_noting_tags(rows, rules.tag_column, tags), rules)
     drops = {place: drop for place, drop in enumerate(decisions) if drop is not None}
     kept = [place for place in range(len(decisions)) if place not in drops]
@@ -86,8 +89,7 @@ def filter_file(
         "kept": len(kept),
         "dropped": len(drops),
         "reasons": reasons,
-        "tag_column": rules.tag_column,
-        "tags": _by_tag(tags, kept),
+        **_counted_tags(tagged, rules.tag_column, tags, kept),
         "notes": [*notes, *kinds.lost(kept)],
     }
 
@@ -100,9 +102,10 @@ def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     order_rows([], by)  # What is wrong with the name shows before anything is read.
     out = Path(wanted.out)
     suffix = check_format(wanted.format, out)
-    tagged = open_tagged(wanted.tagged)
+    tagged = open_tagged(wanted.tagged, wanted.model)
     check_out(tagged.source, out, suffix)
-    rows = [{name: value.get(name) for name in _ORDERED_BY} for value in values_of(tagged.source)]
+    tagged.check_tags("the order")
+    rows = [{name: value.get(name) for name in _ORDERED_BY} for value in tagged.values()]
     places = order_rows(rows, by, seed)
     notes = _write(tagged, places, suffix, wanted)
     where: dict[str, list[int]] = {}
@@ -169,17 +172,24 @@ def _check_csv(tagged: TaggedDataset, chosen: Source) -> None:
                 check_reads_back(row.row, value, read_question(value, layout), layout)
 
 
-def _checked(rules: Rules, expression: str, source: Source) -> Rules:
+def _checked(rules: Rules, expression: str, tagged: TaggedDataset) -> Rules:
     """The rules with their expression, once all that they name is known to be there."""
+    if rules.keep:
+        tagged.check_tags("--keep")
+    if rules.bounds:
+        tagged.check_tags(f"a bound on {rules.bounds[0].column}")
+    if rules.tag_column == CONFIRMED or rules.balance_by == rules.tag_column:
+        tagged.check_tags("--by" if rules.tag_column == CONFIRMED else "--balance")
+    source = tagged.source
     known = [str(tag) for tag in Trainability]
     for tag in rules.keep:
         if tag not in known:
             raise UsageError(f"no tag is named {tag!r}; the tags are {', '.join(known)}")
-    columns = columns_of(source)
-    if rules.tag_column not in columns:
+    columns = tagged.columns()
+    if rules.tag_column not in columns and not (tagged.models and not tagged.model):
         raise UsageError(f"{source.name} has no column {rules.tag_column}")
     if rules.tag_column == CONFIRMED and not any(
-        value.get(CONFIRMED) is not None for value in values_of(source)
+        value.get(CONFIRMED) is not None for value in tagged.values()
     ):
         raise UsageError(
             f"{source.name}: no row has a {CONFIRMED}; `curate validate` and `curate confirm` "
@@ -206,13 +216,26 @@ def _noting_tags(rows: Iterator[dict[str, Any]], column: str, tags: list[str]) -
 def _no_kinds(tagged: TaggedDataset, expression: str) -> list[str]:
     """Columns that sort no rows, or that the user chooses by."""
     columns = tagged.source.columns
+    # The names under which the rows of several models are looked at.
+    plain = [*columns_of_model(columns, tagged.model), PREDICTED, "tag_reason"]
     config = tagged.config
     fields = (config.prompt_field, config.answer_field) if config else ()
     return [
         *tag_columns(columns),
+        *(plain if tagged.models else ()),
         *(field.partition(".")[0] for field in fields),
         *(name for name in columns if name in expression),
     ]
+
+
+def _counted_tags(
+    tagged: TaggedDataset, column: str, tags: Sequence[str], kept: Sequence[int]
+) -> dict[str, Any]:
+    """Rows by tag; of several models none of which was named, no tag is the row's."""
+    if tagged.models and not tagged.model:
+        return {"tag_column": None, "tags": {}}
+    column = column_of(tagged.model, column) if tagged.model else column
+    return {"tag_column": column, "tags": _by_tag(tags, kept)}
 
 
 def _by_tag(tags: Sequence[str], kept: Sequence[int]) -> dict[str, dict[str, int]]:

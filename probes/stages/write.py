@@ -23,6 +23,7 @@ from curate.run.tables import (
     TAGS,
     TEACHING,
 )
+from curate.run.tagged_rows import why_untagged
 from curate.tagged.write import write_tagged
 from curate.tags import REASONING_QUALITY
 
@@ -82,7 +83,6 @@ def _annotations(
         found = evidence.take(places).to_pylist()
         for item_id, reason, values in zip(item_ids, reasons, found, strict=True):
             if item_id is None:
-                not_probed = reason.startswith("not probed")
-                yield {"tag_reason": reason if not_probed else f"rejected: {reason}"}
+                yield {"tag_reason": why_untagged(reason)}
             else:
                 yield values

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.config import shown
+from curate.config import MOVE_PASS_RATES, shown
 from curate.errors import RunError, UsageError
 from curate.run.features import RolloutFeatures
 from curate.run.names import GRADIENTS
@@ -38,9 +38,9 @@ from recipes.compare.new_items import compare_new_items, parents_of
 from recipes.statistics.changes import (
     is_beyond,
     mean_interval,
+    pass_rates,
     rate_change,
     similarity_change,
-    wilson_limits,
 )
 
 Floats = NDArray[np.float64]
@@ -48,11 +48,7 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
 _GROUPS = tuple(str(tag) for tag in Trainability)
-# What else than the policy moves pass rates, and what else moves gradients.
-_SAMPLING = (
-    *("verifier", "temperature", "top_p", "top_k", "min_p", "max_tokens"),
-    *("instruction", "system", "chat_template", "chat_template_kwargs"),
-)
+# What else than the policy moves gradients.
 _GRADIENTS = ("gradient_dim", "gradient_rank", "gradient_alpha", "gradient_targets")
 
 # Whose scores the reasoning quality are.
@@ -192,7 +188,7 @@ def _only_new_items(a: Run, b: Run, new_items: dict[str, Any]) -> Comparison:
 def _warnings(a: Run, b: Run, ids: pa.Array, source: Run) -> list[str]:
     """Say what else than the policy may have moved what was measured."""
     said = []
-    for name in _SAMPLING:
+    for name in MOVE_PASS_RATES:
         values = getattr(a.config, name), getattr(b.config, name)
         if values[0] != values[1]:
             said.append(
@@ -265,7 +261,7 @@ def _items_table(a: Run, b: Run, ids: pa.Array, group: Sequence[str | None]) -> 
         columns[f"trainability_{side}"] = run.tags(ids)
         columns |= {f"{name}_{side}": values[name] for name in values}
     changes = {
-        "pass_rate": rate_change(_rate(a, old), _rate(b, new)),
+        "pass_rate": rate_change(pass_rates(a, old, CONFIDENCE), pass_rates(b, new, CONFIDENCE)),
         "gradient_similarity": similarity_change(_similarity(old), _similarity(new), CONFIDENCE),
     }
     for measure, (change, low, high) in changes.items():
@@ -280,14 +276,6 @@ def _items_table(a: Run, b: Run, ids: pa.Array, group: Sequence[str | None]) -> 
         pa.array(columns[field.name], field.type, from_pandas=True) for field in COMPARISON_SCHEMA
     ]
     return pa.Table.from_arrays(arrays, schema=COMPARISON_SCHEMA)
-
-
-def _rate(run: Run, values: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:
-    if run.config.max_rollouts > run.config.min_rollouts:
-        # In rounds an item stops because of what it showed, which these limits know.
-        return values["pass_rate"], values["pass_rate_low"], values["pass_rate_high"]
-    counts = values["total_correct_rollouts"], values["total_rollouts"]
-    return values["pass_rate"], *wilson_limits(*counts, CONFIDENCE)
 
 
 def _similarity(values: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:

@@ -17,11 +17,17 @@ which is the method of variance estimates recovery (Zou and Donner 2008).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import bootstrap
 from scipy.stats import t as student_t
+
+if TYPE_CHECKING:
+    from curate.run.run import Run
 
 Floats = NDArray[np.float64]
 Three = tuple[Floats, Floats, Floats]
@@ -44,6 +50,21 @@ def wilson_limits(
     low = np.where(correct == 0, 0.0, middle - half)
     high = np.where(correct == total, 1.0, middle + half)
     return np.where(total > 0, low, np.nan), np.where(total > 0, high, np.nan)
+
+
+def pass_rates(run: Run, values: Mapping[str, NDArray[Any]], confidence: float = 0.95) -> Three:
+    """The pass rates of a run's items with their limits (rate, low, high), each (items,).
+
+    Args:
+        run: which says whether it sampled in rounds.
+        values: what `Run.measured` gave.
+        confidence: of the limits; those of rounds are at 0.95.
+    """
+    if run.config.max_rollouts > run.config.min_rollouts:
+        # In rounds an item stops because of what it showed, which these limits know.
+        return values["pass_rate"], values["pass_rate_low"], values["pass_rate_high"]
+    counts = values["total_correct_rollouts"], values["total_rollouts"]
+    return values["pass_rate"], *wilson_limits(*counts, confidence)
 
 
 def rate_change(before: Three, after: Three) -> Three:

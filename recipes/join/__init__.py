@@ -1,0 +1,1 @@
+"""`curate join`: several models on one dataset, in one file."""
