@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import curate
 from curate.config import TagConfig, changed_settings, config_from_mapping
 from curate.errors import UsageError
+from curate.rollout_files import own_prompts
 from curate.run.folder import read_manifest
 from curate.run.run import Run
 from curate.run.tables import LIFT, PASS_RATES, SIMILARITY, TAGS, TEACHING
@@ -164,6 +166,29 @@ def test_tag_goes_on_from_the_run_with_a_policy(
     assert "Gradients are of `" in (tmp_path / "card.md").read_text()
 
 
+def test_completions_of_token_ids_are_read_by_the_policy_that_comes_later(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    told = [
+        {"prompt": QUESTIONS[0]["question"], "completion": [token], "reward": float(token == 5)}
+        for token in (5, 6)
+    ]
+    log = write_jsonl(tmp_path / "log.jsonl", [row | QUESTIONS[0] for row in told])
+    assert take(tmp_path, log).status == 0
+    kept = pq.read_table(tmp_path / "run/rollouts/00000.parquet").to_pylist()
+    assert [row["completion_token_ids"] for row in kept] == [[5], [6]]
+    dataset = write_jsonl(tmp_path / "sums.jsonl", QUESTIONS[:1])
+    ran = run_curate(
+        *("tag", dataset, "--model", tiny_model, "--rollouts", tmp_path / "run"),
+        *("--instruction", "", "--verifier", "numeric", "--gradient-dim", "64"),
+        *("--verifier-workers", "1", "--run-dir", tmp_path / "r2", "--out", tmp_path / "o.jsonl"),
+    )
+    assert ran.status == 0, ran.stderr
+    read = pq.read_table(tmp_path / "r2/rollouts/00000.parquet").to_pylist()
+    assert [row["completion_token_ids"] for row in read] == [[5], [6]]
+    assert all(row["completion"] for row in read)
+
+
 def test_a_dataset_may_be_named(tmp_path: Path) -> None:
     dataset = write_jsonl(tmp_path / "sums.jsonl", [*QUESTIONS, {"question": "?", "answer": "1"}])
     log = write_jsonl(tmp_path / "log.jsonl", rollouts(answer=None))
@@ -231,6 +256,7 @@ def test_prompts_of_verl_are_messages_again_and_token_ids_need_a_policy(
             "system\nBe brief.\nuser\n1+1=?\nassistant\n",
             "user\n\n1+1=?assistant\n\n",
             "user\n1+1=?\nassistant\n2\nuser\nAgain?\nassistant\n",
+            "user\n1+1=?\nassistant\n<think>\n",
             "1+1=?",
         )
     ]
@@ -243,6 +269,13 @@ def test_prompts_of_verl_are_messages_again_and_token_ids_need_a_policy(
         told[2]["input"],
         "1+1=?",
     ]
+    # The fourth is the second again, and the last, which is plain text, the same item.
+    assert [row["total_rollouts"] for row in read_jsonl(tmp_path / "out.jsonl")] == [1, 3, 1, 3]
+    start = time.monotonic()
+    for text in ("system\n" + "user\n" * 200_000, "user\nassistant\n" * 100_000):
+        told = [{"input": text + "assistant", "output": "", "score": 1.0}]
+        assert own_prompts._as_messages(told[0]["input"]) == told[0]["input"]
+    assert time.monotonic() - start < 2
     tokens = {"prompt_tokens": [5, 6, 7], "response_tokens": [4], "reward": 10.0}
     ids = write_jsonl(
         tmp_path / "ids.jsonl", [tokens, tokens | {"response_tokens": [5], "reward": 0.0}]

@@ -34,11 +34,9 @@ from curate.run.tables import ITEMS, Folder
 Decode = Callable[[list[int]], str]
 Key = tuple[str, str]
 
-# What is left of ChatML, or of Llama's headers, without their special tokens.
-_ROLES = re.compile(
-    r"\s*(?:system\n+(?P<system>.*?)\n*)?(?<![^\s.])user\n+(?P<user>.*?)\n*assistant\n*", re.DOTALL
-)
-_SECOND_TURN = re.compile(r"\n(?:user|assistant)\n")
+# Of ChatML, or of Llama's headers, what is left without their special tokens.
+_USER = re.compile(r"(?:(?<=\s)|(?<=\.))user\n")
+_OTHER_TURN = re.compile(r"(?:user|assistant)\n")
 
 
 def own_dataset(run_dir: Path, name: str) -> Path:
@@ -113,14 +111,25 @@ def _bare(messages: list[Any]) -> list[Any]:
 
 
 def _as_messages(prompt: str) -> str | list[dict[str, str]]:
-    """The messages of a rendered prompt; as it is where that is not plain."""
-    found = _ROLES.fullmatch(prompt)
-    if found is None or not found["user"].strip() or _SECOND_TURN.search(found["user"]):
+    """The messages of a prompt of one question that was rendered; any other as it is."""
+    body = prompt.strip().removesuffix("<think>").rstrip()
+    if not body.endswith("assistant"):
         return prompt
-    system = [("system", found["system"].strip())] if found["system"] else []
-    return [
-        {"role": role, "content": content} for role, content in [*system, ("user", found["user"])]
-    ]
+    body, messages = body.removesuffix("assistant"), []
+    if body.startswith("system\n"):
+        found = _USER.search(body)
+        if found is None:
+            return prompt
+        system = body[len("system\n") : found.start()].strip()
+        messages = [{"role": "system", "content": system}] if system else []
+        question = body[found.end() :]
+    elif body.startswith("user\n"):
+        question = body.removeprefix("user\n")
+    else:
+        return prompt
+    if not question.strip() or _OTHER_TURN.search(question):
+        return prompt
+    return [*messages, {"role": "user", "content": question.strip("\n")}]
 
 
 def _key(row: Mapping[str, Any]) -> Key:

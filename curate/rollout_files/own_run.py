@@ -50,13 +50,14 @@ def rollouts_of(path: Path) -> Iterator[LoggedRollout]:
             table = read_parquet(file)
             outcomes = rollout_outcomes(table).tolist()
             for row, outcome in zip(_rows(table), outcomes, strict=True):
-                item = by_id[row["item_id"]]
+                item, tokens = by_id[row["item_id"]], row["completion_token_ids"] or None
                 yield LoggedRollout(
                     item_id=row["item_id"],
                     prompt=item["prompt"],
                     prompt_token_ids=item["prompt_token_ids"] or None,
-                    completion=row["completion"],
-                    completion_token_ids=row["completion_token_ids"] or None,
+                    # What nothing could decode when it was taken is told by its tokens.
+                    completion=row["completion"] or (None if tokens else ""),
+                    completion_token_ids=tokens,
                     reward=None if outcome < 0 else float(outcome),
                     answer=item["answer"],
                     finish_reason=row["finish_reason"],
