@@ -52,7 +52,8 @@ def report_facts(run: Run, items: ReportItems) -> dict[str, Any]:
     certainty = {
         "pass_rates": _rate_certainty(run, items),
         "forecast": forecast_facts(run, items, SHOWN_POINTS),
-        "similarities": _similarity_facts(items),
+        "similarities": _similarity_facts(items)
+        | ({} if run.config.has_policy else {"why_none": NO_POLICY}),
         "gradients": gradients,
         "rollouts": {
             "by_tag": _rollouts_by_tag(items),
