@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,11 @@ class Sampler(_Worker):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         return done.row(sink.getvalue()) | {"facts": self._facts}
+
+    def __del__(self) -> None:
+        """Free the GPU before the next worker loads there; Ray calls it as an actor ends."""
+        with suppress(Exception):  # What was never loaded has nothing to close.
+            self._engine.close()
 
 
 class Differentiator(_Worker):

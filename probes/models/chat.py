@@ -7,7 +7,9 @@ begin: by what opens a turn in the model's template, or in one that is widely us
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,10 @@ def read_chat_template(given: str) -> str:
     return text
 
 
+# What transformers gives templates, Llama 3's and gpt-oss' among others, to tell the day.
+_CLOCK = "strftime_now"
+
+
 def run_tokenizer(files: ModelFiles, config: TagConfig) -> Any:
     """The tokenizer of a run's policy, with the chat template that the run renders by.
 
@@ -54,6 +60,7 @@ def run_tokenizer(files: ModelFiles, config: TagConfig) -> Any:
     """
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     if config.chat_template:
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = read_chat_template(config.chat_template)
     return tokenizer
 
@@ -87,6 +94,17 @@ def template_of(tokenizer: Any) -> str:
     if isinstance(template, Mapping):
         template = template.get("default")
     return str(template or "")
+
+
+def writes_the_date(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer's chat template puts the day into a prompt."""
+    return _CLOCK in template_of(tokenizer)
+
+
+def on_day(variables: Mapping[str, Any], day: str) -> dict[str, Any]:
+    """Variables of a chat template for which it is a day, as 2026-01-31, whatever day it is."""
+    when = datetime.combine(date.fromisoformat(day), time())
+    return {**variables, _CLOCK: when.strftime}
 
 
 def _variables(template: str) -> set[str]:

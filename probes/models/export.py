@@ -6,6 +6,7 @@ written once as safetensors, under the user's cache folder, in the precision tha
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import shutil
@@ -20,6 +21,7 @@ from curate.files import sync_folder
 from probes.models.load import (
     ModelFiles,
     Policy,
+    PolicyOutline,
     choose_device,
     choose_dtype,
     forget_quantization,
@@ -78,14 +80,15 @@ def _export(policy: Policy, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     forget_quantization(policy.model)
     policy.model.save_pretrained(aside)
-    _tokenizer_with_end(policy).save_pretrained(aside)
+    tokenizer_with_end(policy).save_pretrained(aside)
     sync_folder(aside)
     aside.rename(folder)
 
 
-def _tokenizer_with_end(policy: Policy) -> Any:
+def tokenizer_with_end(policy: Policy | PolicyOutline) -> Any:
     """The tokenizer, naming the token that ends a completion: a GGUF file can name another."""
     tokenizer, ends = policy.tokenizer, policy.eos_token_ids
     if ends and tokenizer.eos_token_id not in ends:
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(min(ends))
     return tokenizer

@@ -10,17 +10,19 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
 from probes.models.attention import use_grouped_attention
@@ -32,7 +34,17 @@ _UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError),
     *(struct.error, SafetensorError),
 )
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+# Quantised weights that transformers expands while it loads them. Others stay as they are, and have
+# no gradients, or wrong ones without a word (experts of gpt-oss by its kernels).
+_EXPANDED = ("fp8", "mxfp4")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
 
@@ -198,7 +210,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # CUDA's own libraries, and errors that a device tells late, come as plain RuntimeErrors.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def load_policy(
@@ -222,7 +235,7 @@ def load_policy(
     """
     # transformers draws a bar per tensor, which is noise beside our own progress lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     device = device or choose_device()
@@ -241,6 +254,13 @@ def load_policy(
     quiet = redirect_stderr(io.StringIO()) if files.gguf_file else nullcontext()
     try:
         with quiet:
+            if not files.gguf_file:
+                options["config"] = AutoConfig.from_pretrained(
+                    files.folder, trust_remote_code=trust_remote_code, local_files_only=True
+                )
+                _expand_quantized(files, options["config"])
+            if device.type == "cuda":
+                options["device_map"] = _placement(files, device, dtype)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=dtype, output_loading_info=True, **options
             )
@@ -256,7 +276,16 @@ def load_policy(
         )
     if device.type == "cpu":
         _keep_little_freed_memory()
-    model.to(device).eval().requires_grad_(False)
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if places & {"cpu", "disk"}:
+        raise UsageError(
+            f"model {files.name} does not fit into the {torch.cuda.device_count()} GPUs of this "
+            "machine"
+        )
+    if "device_map" not in options:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    device = model.get_input_embeddings().weight.device
     if device.type == "cpu":
         use_grouped_attention(model)
     return Policy(
@@ -298,6 +327,7 @@ def outline_policy(
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
+        _expand_quantized(files, config)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -309,6 +339,47 @@ def outline_policy(
         eos_token_ids=_end_tokens(files.folder, files.gguf_file, model.config, tokenizer),
         context_length=_context_length(model.config),
     )
+
+
+def _expand_quantized(files: ModelFiles, config: Any) -> None:
+    """Have quantised weights expanded to plain ones when they are loaded.
+
+    Raises:
+        UsageError: they cannot be.
+    """
+    found = getattr(config, "quantization_config", None)
+    if not found or files.gguf_file:
+        return
+    settings = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    if method not in _EXPANDED:
+        raise UsageError(
+            f"model {files.name} is quantised ({method}): such weights have no gradients; give the "
+            "checkpoint that it was made from, or one in "
+            f"{' or '.join(_EXPANDED)}, which is expanded"
+        )
+    config.quantization_config = {**settings, "dequantize": True}
+
+
+def _placement(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Any:
+    """Where a model's weights go as they are read: to one GPU, or evenly to all if it is too small.
+
+    Half of a GPU at least is left for what sampling and gradients need there.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    if torch.cuda.device_count() > 1 and 2 * weight_bytes(files, dtype) > free:
+        return "balanced"
+    return {"": device}
+
+
+def weight_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Bytes of a model's weights once they are loaded, by the headers of its safetensors files."""
+    numbers = 0
+    for file in files.folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                numbers += math.prod(tensors.get_slice(name).get_shape())
+    return numbers * dtype.itemsize
 
 
 def forget_quantization(model: Any) -> None:
@@ -332,32 +403,43 @@ def _keep_little_freed_memory() -> None:
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
     with suppress(OSError, AttributeError):  # another C library has no such knobs
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 4 * 1024**2)
-        libc.mallopt(trim_threshold, 128 * 1024**2)
+        libc.mallopt(mmap_threshold, 2 * 1024**2)
+        libc.mallopt(trim_threshold, 64 * 1024**2)
         libc.mallopt(top_pad, 16 * 1024**2)
         libc.malloc_trim(0)
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc give what was freed between blocks in use back to the system."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer alone.
+    """Load the tokenizer alone; asked again, it gives the same object: copy it to change it.
 
     Raises:
         UsageError: the files hold no tokenizer that transformers can load.
     """
-    from transformers import AutoTokenizer
-
-    options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(
-            files.folder,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
+        return _read_tokenizer(files.folder, files.gguf_file, files.weight_hash, trust_remote_code)
     except _UNREADABLE as error:
         raise UsageError(
             f"the tokenizer of {files.name} cannot be loaded: {_first_line(error)}"
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _read_tokenizer(
+    folder: Path, gguf_file: str | None, weight_hash: str, trust_remote_code: bool
+) -> Any:
+    """That of a GGUF file takes seconds to build, and a run has several uses of it."""
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    return AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -371,18 +453,22 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def eos_token_ids(folder: Path, *, trust_remote_code: bool = False) -> frozenset[int]:
+def eos_token_ids(
+    folder: Path, *, trust_remote_code: bool = False, tokenizer: Any = None
+) -> frozenset[int]:
     """Collect the tokens that end a completion, as `load_policy` does, without loading weights.
 
     Args:
         folder: a Hugging Face model folder.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: in place of the folder's own, which need not have one then.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return _end_tokens(folder, None, config, tokenizer)
 
 
