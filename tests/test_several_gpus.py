@@ -16,7 +16,8 @@ from probes.gradients import lora
 from probes.machines.ray import RayExecutor
 from probes.machines.ray_worker import Differentiator, Sampler
 from probes.models import load
-from probes.models.load import Policy, load_policy, resolve_model, weight_bytes
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy, weight_bytes
 from tests.test_gradients import features_of, rollouts_of
 
 

@@ -17,14 +17,8 @@ from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
 from probes.models.checkpoints import Checkpoint, has_tokenizer
-from probes.models.load import (
-    ModelFiles,
-    Policy,
-    PolicyOutline,
-    choose_device,
-    choose_dtype,
-    device_name,
-)
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, PolicyOutline, choose_device, choose_dtype, device_name
 
 if TYPE_CHECKING:
     from probes.engines.vllm import VllmEngine

@@ -38,7 +38,8 @@ from curate.progress import say
 from curate.settings import did_you_mean
 from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
 from probes.models.export import exported_folder
-from probes.models.load import ModelFiles, choose_device, choose_dtype, eos_token_ids
+from probes.models.files import ModelFiles
+from probes.models.load import choose_device, choose_dtype, eos_token_ids
 
 _LOG_LEVEL = "VLLM_LOGGING_LEVEL"
 _IS_VERBOSE = _LOG_LEVEL in os.environ

@@ -22,7 +22,8 @@ from curate.errors import CurateError, RunError, UsageError
 from probes.engines.base import SampleRequest
 from probes.engines.choose import LoadedModel
 from probes.gradients.lora import Adapter, TokenizedRollout
-from probes.models.load import describe_machine, load_tokenizer, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import describe_machine, load_tokenizer
 from probes.stages.gradients import GradientShard, differentiate_shard
 from probes.stages.sample import SampleShard, draw_shard
 
