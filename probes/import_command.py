@@ -118,10 +118,10 @@ class Import(Command):
             the summary, as `curate tag --json` prints it: `tags`, `items`, `rollouts`, `taken`
             (what was taken of the files), `tagged_file`, `run_dir` and more.
         """
+        self._check()
         from probes.summary import summarize
         from probes.tag import tag_dataset
 
-        self._check()
         config, _ = tag_dataset(self._with_own_dataset(self._config()), without_policy=True)
         return summarize(Path(config.run_dir))
 
@@ -141,6 +141,13 @@ class Import(Command):
                 "--correct-from is for the rewards of the files, and --verifier judges anew: leave "
                 "one of them out"
             )
+        from curate.datasets.source import check_dataset_name
+        from probes.models.files import check_model_name
+
+        if self.dataset:
+            check_dataset_name(self.dataset)
+        if self.model:
+            check_model_name(self.model)
 
     def _config(self) -> TagConfig:
         """The settings of `curate tag` that do the same."""
@@ -183,7 +190,7 @@ class Import(Command):
         decode, policy = None, "imported"
         if self.model:
             from probes.models.chat import run_tokenizer
-            from probes.models.load import resolve_model
+            from probes.models.files import resolve_model
 
             model = resolve_model(self.model)
             decode, policy = run_tokenizer(model, config).decode, model.name

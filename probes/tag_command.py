@@ -65,7 +65,10 @@ class Tag(Command, TagConfig):
 
         for name in ("dataset", "model"):
             if not getattr(self, name):
-                raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both")
+                hint = "; pass rates alone need no model: curate import" if self.rollouts else ""
+                raise UsageError(
+                    f"no {name} given: curate tag DATASET --model MODEL needs both{hint}"
+                )
         check_dataset_name(self.dataset)
         check_model_name(self.model)
 

@@ -1,7 +1,6 @@
 """`curate import`: a run folder of rollouts that exist, with a policy and without one."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -399,13 +398,9 @@ def test_settings_of_earlier_runs_are_the_same() -> None:
 def test_no_policy_is_loaded(tmp_path: Path) -> None:
     """Without --model nothing of a policy is touched; told by who would be asked for it."""
     log = write_jsonl(tmp_path / "log.jsonl", rollouts()[:2])
-    loaders = ("load_policy", "resolve_model", "load_tokenizer")
-    module = sys.modules.get("probes.models.load") or __import__(
-        "probes.models.load", fromlist=["x"]
-    )
     with pytest.MonkeyPatch.context() as patch:
-        for name in loaders:
-            patch.setattr(module, name, None)
+        for name in ("files.resolve_model", "load.load_policy", "load.load_tokenizer"):
+            patch.setattr(f"probes.models.{name}", None)
         patch.setattr("probes.tag.resolve_model", None)
         patch.setattr("probes.tagging.run_tokenizer", None)
         assert take(tmp_path, log).status == 0
