@@ -327,7 +327,7 @@ def _chosen(
     correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
     lowest, highest = np.full(len(row_of), np.inf), np.full(len(row_of), -np.inf)
     # Of files of rollouts some may have none, such as those of several turns.
-    has_tokenless = bool(run.manifest.get("rollouts", {}).get("without_tokens"))
+    has_tokenless = "rollouts" in run.manifest
     needs_length = has_tokenless or np.isfinite(longest)
     names = ("item_id", "completion_token_ids") if needs_length else ("item_id",)
     for file in rollout_shards(run):
