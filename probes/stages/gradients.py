@@ -38,7 +38,8 @@ from curate.run.folder import RunFolder
 from curate.run.names import GRADIENTS, ITEM_FEATURES, ROLLOUT_FEATURES
 from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import ITEM_INDEX, ROLLOUT_INDEX, read_parquet, write_parquet
-from probes.gradients.lora import GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import GradientProbe
 from probes.stages.sample import Advance
 
 _JOINED_COLUMNS = ("item_id", "sample", "weight", "tokens", "completion_tokens", "reward")
