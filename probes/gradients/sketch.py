@@ -52,7 +52,7 @@ class Sketch:
     def add(self, gradient: torch.Tensor, sums: torch.Tensor) -> None:
         """Add the sketch of gradients, (rows, size), to the sums, (rows, 2 dim).
 
-        A stretch that starts at an offset ends beyond dim; `GradientSums.features` joins the halves.
+        A stretch that starts at an offset ends beyond dim: `GradientSums.features` joins the two.
         """
         if self._places is not None:
             there = gradient.index_select(1, self._places).view(len(gradient), -1, self.dim)
