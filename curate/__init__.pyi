@@ -16,6 +16,7 @@ from recipes.calibrate.command import calibrate as calibrate
 from recipes.compare.command import compare as compare
 from recipes.confirm.command import confirm as confirm
 from recipes.forecast.command import forecast as forecast
+from recipes.gaps.command import gaps as gaps
 from recipes.join.command import join as join
 from recipes.judge.command import judge as judge
 from recipes.score.command import score as score

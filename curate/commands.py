@@ -37,6 +37,8 @@ COMMANDS = {
         "write the rows that meet conditions"),
     "select": Entry("recipes.select.command:Select", _CHOOSE,
         "write the rows that are worth training on most, for so many items or rollouts"),
+    "gaps": Entry("recipes.gaps.command:Gaps", _CHOOSE,
+        "tell what is missing for the items that training will not solve"),
     "order": Entry("curate.tagged.order:Order", _CHOOSE,
         "write the dataset in the order in which to train on it"),
     "validate": Entry("recipes.validate.command:_ValidateOrList", _TRAIN,

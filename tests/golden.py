@@ -51,7 +51,7 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "import", "verify", "merge", "forecast", "join", "filter", "select", "order"),
+    *("tag", "import", "verify", "merge", "forecast", "join", "filter", "select", "gaps", "order"),
     *("validate", "confirm", "score", "calibrate", "compare", "judge", "augment", "card", "push"),
     *("report", "doctor"),
 )

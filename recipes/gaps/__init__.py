@@ -1,0 +1,1 @@
+"""`curate gaps`: what is missing for the items that training will not solve."""
