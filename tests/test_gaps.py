@@ -72,7 +72,7 @@ def _write(
 def _vector(
     direction: dict[int, float], noise: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    vector = noise * rng.normal(size=_DIM) / np.sqrt(_DIM)
+    vector = np.asarray(noise * rng.normal(size=_DIM) / np.sqrt(_DIM))
     for axis, length in direction.items():
         vector[axis] += length
     return vector
@@ -138,7 +138,9 @@ def test_a_cluster_that_others_teach_is_no_candidate(tmp_path: Path) -> None:
 
 
 def test_noise_makes_neither_reasons_nor_clusters(tmp_path: Path) -> None:
-    noisy = {name: (count, right, {}, {}) for name, (count, right, *_) in _KINDS.items()}
+    noisy: dict[str, _Kind] = {
+        name: (count, right, {}, {}) for name, (count, right, *_) in _KINDS.items()
+    }
     kinds = {**noisy, "sums": _KINDS["sums"], "sorting": _KINDS["sorting"]}
     clusters, certain = 0, 0
     for seed in range(5):
