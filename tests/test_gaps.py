@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import curate
 from curate.errors import UsageError
 from recipes.gaps.reasons import COMPETES, LUCK, NOBODY, NOTHING, UNKNOWN, WEAK, Estimate, why_not
+from recipes.gaps.span import _of
 from recipes.gaps.text import _ending, _short
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import read_jsonl, run_curate
@@ -194,6 +195,22 @@ def test_the_command_tells_reasons_and_clusters(planted: Path, tmp_path: Path) -
     assert "  prompt of gcd " in ran.stdout
     ran = run_curate("gaps", planted, "--json")
     assert json.loads(ran.stdout)["clusters"][1]["items"] == 3
+
+
+def test_leaving_an_item_out_of_the_span_is_finding_that_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    teachers = np.arange(0, 20, 2)
+    steps = (rng.normal(size=(10, 4)) * [4, 3, 2, 1] @ rng.normal(size=(4, 30))).astype(np.float32)
+    steps[3, 5] += 40  # A direction of its own.
+    span = _of(teachers, steps, np.zeros((2, 10, 30), np.float32))
+    for left_out in ([6], [0, 4], [1], []):
+        rows = ~np.isin(teachers, left_out)
+        _, squares, vectors = np.linalg.svd(steps[rows].astype(float), full_matrices=False)
+        expected = vectors[squares**2 > span.floor]
+        found = span.without(left_out) @ span.vectors.astype(float)
+        assert len(found) == len(expected)
+        assert found.T @ found == pytest.approx(expected.T @ expected, abs=1e-3)
+    assert len(span.without([6])) < span.directions
 
 
 def test_of_a_prompt_its_question_is_shown() -> None:

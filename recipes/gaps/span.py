@@ -9,7 +9,7 @@ with the longest steps.
 
 An item is asked about the span of the *others*. Taking out rows S_L changes SᵀS = V Σ² Vᵀ to
 V (Σ² − Σ U_Lᵀ U_L Σ) Vᵀ, a small eigenvalue problem in the leading 128 vectors; directions that
-fall below the noise without the item are no longer in the span.
+fall below the least of those that count are no longer in the span.
 """
 
 from __future__ import annotations
@@ -124,9 +124,11 @@ def _of(teachers: NDArray[np.intp], steps: Singles, noises: Singles) -> Span:
     first = int(is_noise.argmax()) if is_noise.any() else len(squares)
     enough = int(np.searchsorted(np.cumsum(squares), _HELD * total)) + 1
     count = min(first, enough, _MOST_DIRECTIONS)
-    # Where the others fall short of the share that is held, they are below this as well.
-    floor = float(squares[count]) if count < len(squares) else 0.0
-    floor = max(floor, float(by_noise[min(count, len(by_noise) - 1)]), 1e-9 * total)
+    floor = float(by_noise[min(count, len(by_noise) - 1)])
+    if 0 < count < first:
+        # Midway to the first that is one too many, in log.
+        floor = max(floor, float(np.sqrt(squares[count - 1] * max(squares[count], 0.0))))
+    floor = max(floor, 1e-9 * total)
     floor = min(floor, float(squares[count - 1]) * (1 - 1e-9)) if count else np.inf
     held = float(squares[:count].sum()) / total if total > 0 else 0.0
     kept = int((squares[:_MOST_VECTORS] > 1e-9 * total).sum())
