@@ -17,4 +17,5 @@ from recipes.confirm.command import confirm as confirm
 from recipes.forecast.command import forecast as forecast
 from recipes.join.command import join as join
 from recipes.judge.command import judge as judge
+from recipes.score.command import score as score
 from recipes.validate.command import validate as validate

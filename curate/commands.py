@@ -37,6 +37,8 @@ COMMANDS = {
         "train with GRPO by a recipe and write every item's outcome"),
     "confirm": Entry("recipes.confirm.command:Confirm", _TRAIN,
         "compare the predicted tags with what GRPO made of the items"),
+    "score": Entry("recipes.score.command:Score", _TRAIN,
+        "tell what became of the items in a training elsewhere, from its checkpoints"),
     "calibrate": Entry("recipes.calibrate.command:Calibrate", _TRAIN,
         "fit a predictor of unlearnable items, and the forecast, to what GRPO confirmed"),
     "compare": Entry("recipes.compare.command:Compare", _TRAIN,

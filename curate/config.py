@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import tomllib
 from collections.abc import Mapping
@@ -140,6 +141,11 @@ class TagConfig(Settings):
         "variables of the chat template, as JSON: '{\"enable_thinking\": false}'",
         default="", group=_DATASET, metavar="JSON", was_default=True,
     )  # fmt: skip
+    date: str = option(
+        "the day, as 2026-01-31, that a chat template writes which tells the day (default: the "
+        "day on which the run begins)",
+        default="", group=_DATASET, metavar="DAY", was_default=True,
+    )  # fmt: skip
 
     target: str = option(
         "items of the evaluation that you train for, in any form that DATASET has: each item gets "
@@ -159,8 +165,14 @@ class TagConfig(Settings):
         "the items that more can still decide; as many as --min-rollouts: all get the same",
         default=1024, group=_SAMPLING, metavar="N", least=1,
     )  # fmt: skip
+    mean_rollouts: int = option(
+        "rollouts of an item on average, at most, spent on the items where they decide most (0: as "
+        "many as the items need, five times the default); twice as many change the label of one "
+        "item in fifteen",
+        default=64, group=_SAMPLING, metavar="N", least=0, was_default=True,
+    )  # fmt: skip
     rollout_budget: int = option(
-        "rollouts of the whole run, spent where they decide most (0: as many as the items need)",
+        "rollouts of the whole run in place of --mean-rollouts (0: as that says)",
         default=0, group=_SAMPLING, metavar="N", least=0,
     )  # fmt: skip
     temperature: float = option(
@@ -383,12 +395,19 @@ class TagConfig(Settings):
         if 0 < self.rollout_budget < self.min_rollouts:
             raise UsageError(
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
-                f"{self.min_rollouts}, which every item gets; 0 sets no limit"
+                f"{self.min_rollouts}, which every item gets; leave it out, or give more"
             )
         for name, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
             if value > 1:
                 raise UsageError(f"{name} is {value:g}; it must be at most 1")
         _ = self.chat_variables
+        if self.date:
+            try:
+                datetime.date.fromisoformat(self.date)
+            except ValueError as error:
+                raise UsageError(
+                    f"--date is {self.date!r}; it must be a day as 2026-01-31"
+                ) from error
         if len(set(self.k)) < len(self.k):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()

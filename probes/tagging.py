@@ -72,7 +72,7 @@ from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk
 from probes.trial import Trial, gold_of, try_out
-from probes.verifiers.by_row import RowVerifiers
+from probes.verifiers.by_row import run_pool
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -103,6 +103,29 @@ def plan_of(config: TagConfig) -> Plan:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def with_budget(plan: Plan, config: TagConfig, items: int) -> Plan:
+    """The plan of so many items: without a budget of its own, one of `--mean-rollouts` an item.
+
+    That never stops an item before `--min-rollouts`.
+    """
+    if config.rollout_budget or not config.mean_rollouts:
+        return plan
+    return replace(plan, rollout_budget=max(config.mean_rollouts, plan.min_rollouts) * items)
+
+
+def shard_rollouts(config: TagConfig, device: str, *, is_served: bool) -> int:
+    """Rollouts of a file, at most.
+
+    Args:
+        config: of the sampling.
+        device: cpu or cuda, where the rollouts are drawn.
+        is_served: whether servers draw them.
+    """
+    # The GPUs are elsewhere.
+    tokens = _SHARD_TOKENS["cuda"] * len(config.base_url) if is_served else _SHARD_TOKENS[device]
+    return max(config.min_rollouts, tokens // config.max_tokens)
 
 
 @dataclass
@@ -315,13 +338,7 @@ class Tagging:
         return engine
 
     def _pool(self) -> VerifierPool:
-        return VerifierPool(
-            self.config.verifier,
-            others=RowVerifiers(self.config).names,
-            workers=self.config.verifier_workers or None,
-            seconds=self.config.verifier_seconds,
-            pass_threshold=self.config.pass_threshold,
-        )
+        return run_pool(self.config)
 
     def _read_and_render(self) -> dict[str, Any]:
         read = read_and_render(
@@ -369,7 +386,7 @@ class Tagging:
         return Rounds(
             run=self.run,
             config=self.config,
-            plan=self.plan,
+            plan=with_budget(self.plan, self.config, self._items.num_rows),
             item_ids=self._items["item_id"],
             row_of=self._row_of,
             sample=self._sample,
@@ -409,17 +426,15 @@ class Tagging:
         drawn = drawn_rollouts(self.run, self._row_of)
         if np.all(drawn >= target):
             return {"rollouts": int(drawn.sum())}
-        shard_tokens = _SHARD_TOKENS[self.machine["device"]]
-        if self.model.choice == SERVER:
-            # The GPUs are elsewhere.
-            shard_tokens = _SHARD_TOKENS["cuda"] * len(self.config.base_url)
-        shard_size = max(self.config.min_rollouts, shard_tokens // self.config.max_tokens)
+        is_served = self.model.choice == SERVER
+        shard_size = shard_rollouts(self.config, self.machine["device"], is_served=is_served)
         if len(ROUNDS.files(self.run)) == 1 and not self.opening:
             self.opening = self._opening(drawn, target)
         opening = self.opening if self.opening and not self.opening.is_told else None
         if self.ray and self.model.choice != SERVER:
             draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
         else:
+            self.model.longest_prompt = int(self.prompt_tokens().max())
             engine = self._engine()
             draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
         if opening:
@@ -429,9 +444,9 @@ class Tagging:
     def _opening(self, drawn: NDArray[np.int64], target: NDArray[np.int64]) -> Opening:
         """What tells, from the rollouts that are missing of round one, what the run will cost."""
         own = target > 0
-        work = Work.of(
-            self.config, self.plan, int(own.sum()), float(self.prompt_tokens()[own].mean())
-        )
+        items = int(own.sum())
+        plan = with_budget(self.plan, self.config, items)
+        work = Work.of(self.config, plan, items, float(self.prompt_tokens()[own].mean()))
         return Opening(
             work,
             int(np.maximum(target - drawn, 0).sum()),

@@ -51,23 +51,12 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *(
-        "tag",
-        "verify",
-        "merge",
-        "forecast",
-        "join",
-        "filter",
-        "order",
-        "validate",
-        "confirm",
-        "calibrate",
-    ),
-    *("compare", "judge", "augment", "card", "push", "report", "doctor"),
+    *("tag", "verify", "merge", "forecast", "join", "filter", "order", "validate", "confirm"),
+    *("score", "calibrate", "compare", "judge", "augment", "card", "push", "report", "doctor"),
 )
 GROUPS = (
-    *("tag", "verify", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
-    *("augment", "join", "filter", "order", "report", "card", "push", "mistakes", "help"),
+    *("tag", "verify", "merge", "forecast", "validate", "confirm", "score", "compare", "calibrate"),
+    *("judge", "augment", "join", "filter", "order", "report", "card", "push", "mistakes", "help"),
 )
 REWARDS = '''
 def right(completion, answer):
@@ -368,6 +357,7 @@ def _train(recorder: Recorder, _: str) -> None:
 def _confirm(recorder: Recorder, _: str) -> None:
     recorder.run("as trained", "confirm fixed")
     recorder.run("groups as confirmed", "compare fixed after -o moved.parquet")
+    recorder.run("a checkpoint", "score after --model model --rollouts 8 --max-tokens 10")
     _plant_outcomes()
     recorder.run("planted outcomes", "confirm fixed --recipe planted --json")
     recorder.run("a file", "calibrate fixed -o predictor.json")
@@ -475,7 +465,7 @@ def _publish(recorder: Recorder, _: str) -> None:
 
         for name, line in (
             ("everything", f"push fixed --repo {OWNER}/sums --private"),
-            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --json"),
+            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --with-rewards --json"),
         ):
             recorder.run(name, line, environment=environment, after=fetch)
 
@@ -515,6 +505,7 @@ def _fail(recorder: Recorder, url: str) -> None:
         "an unknown recipe": "validate rounds --recipe baselin",
         "no seed": "validate rounds --recipe ./quick.toml --seeds x",
         "nothing validated": "confirm rounds",
+        "no checkpoint": "score fixed --model ./nowhere",
         "nothing confirmed": "calibrate rounds",
         "one run twice": "compare fixed fixed",
         "a comparison as CSV": "compare fixed after -o moved.csv",

@@ -56,7 +56,8 @@ def policy(model: Path) -> Policy:
 def new_engine(model: Path, **options: Any) -> VllmEngine:
     return VllmEngine(
         resolve_model(str(model)),
-        seed=7,
+        # Larger than NumPy's, as that of `curate score` is.
+        seed=2**32 + 7,
         temperature=TEMPERATURE,
         max_tokens=MAX_TOKENS,
         options={**MEMORY, "max_model_len": CONTEXT, **options},
@@ -228,6 +229,34 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(
     # Whoever stops in the middle leaves no requests behind.
     next(engine.sample(_requests(prompts, 4)))
     assert {r.item_id for r in engine.sample(_requests(prompts[:1], 4))} == {"item 0"}
+
+
+def test_room_is_made_for_the_prompts_that_come(model: Path, prompts: list[list[int]]) -> None:
+    """SmolLM2 takes 8,192 tokens; a longer prompt than those before has vLLM loaded anew."""
+    engine = VllmEngine(
+        resolve_model(str(model)), seed=7, temperature=TEMPERATURE, max_tokens=8, options=MEMORY
+    )
+    rooms = []
+    for length in (20, 1100):
+        request = SampleRequest("any", [NEWLINE + 1 + token for token in range(length)], 0, 1)
+        assert len(list(engine.sample([request]))) == 1
+        rooms.append(engine._llm.llm_engine.model_config.max_model_len)
+    engine.close()
+    assert rooms == [1024, 2048]
+    assert engine._room(8185) == 8192  # With its completion it is one token too long.
+
+
+def test_the_memory_of_a_gpu_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = iter([1e9, 2e9, 70e9])
+    monkeypatch.setattr(vllm_engine, "_free_memory", lambda: int(next(seen)))
+    vllm_engine._wait_for_memory(int(70.5e9))
+    assert next(seen, None) is None and not capsys.readouterr().err
+    monkeypatch.setattr(vllm_engine, "_free_memory", lambda: int(40e9))
+    monkeypatch.setattr(vllm_engine, "_MEMORY_SECONDS", 0.3)
+    vllm_engine._wait_for_memory(int(70e9))
+    assert "vLLM left 30.0 GB of the GPU's memory taken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

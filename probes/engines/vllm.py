@@ -1,4 +1,4 @@
-"""Sample rollouts with vLLM, in this process.
+"""Sample rollouts with vLLM.
 
 One request a prompt, with all its samples: vLLM computes the prompt once and shares it. Token ids
 go in and come out; vLLM neither renders nor tokenizes nor decodes. Sampling is from the policy's
@@ -6,8 +6,8 @@ own distribution at the temperature asked for: nothing is cut from it unless ask
 penalised, and the defaults in a model's generation config, which vLLM would otherwise apply, are
 left out.
 
-The engine core runs in this process: so its errors are ours to tell, and a kill leaves no process
-behind. (With tensor parallelism vLLM's workers are processes, which end when this one does.)
+The engine core runs in this process: so its errors are ours to tell. Its workers are processes on a
+GPU, and with tensor parallelism; they end when this one does. On a CPU there is no other process.
 
 vLLM draws from random states that all requests in a batch share; a seed for each request fails on
 a CPU. So the state is set anew, from the seed and the requests, whenever requests come: shards do
@@ -46,6 +46,11 @@ _IS_VERBOSE = _LOG_LEVEL in os.environ
 _MOST_SAMPLES = 4096
 # vLLM would raise a lower temperature to this one.
 _LOWEST_TEMPERATURE = 0.01
+# Room for sequences is made in steps of so many tokens.
+_ROOM_STEP = 1024
+# How long a GPU's memory may take to come back, and what may stay: PyTorch's context and its like.
+_MEMORY_SECONDS = 60
+_MEMORY_SLACK = 10**9
 _RAW = "raw_logprobs"
 # What vLLM and what it builds on raise where a model or option does not work, or memory runs out.
 _FAILURES = (
@@ -62,6 +67,7 @@ class VllmEngine:
         seed, temperature, truncation, max_tokens: of the sampling.
         options: vLLM's engine arguments that the user chose.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: names end tokens, where the files hold none.
         dtype: precision of the weights; the one that the policy is loaded in where None.
 
     Raises:
@@ -81,6 +87,7 @@ class VllmEngine:
         truncation: Truncation = WHOLE,
         options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.files = files
@@ -89,7 +96,10 @@ class VllmEngine:
         self.temperature = temperature
         self.truncation = truncation
         self.max_tokens = max_tokens
+        self.longest_prompt = 0
+        """Tokens of the longest prompt that will come, where it is known."""
         self._llm: Any = None
+        self._free_before: int | None = None
         if temperature < _LOWEST_TEMPERATURE:
             raise UsageError(
                 f"--temperature is {temperature}; vLLM samples at {_LOWEST_TEMPERATURE} or more"
@@ -97,7 +107,9 @@ class VllmEngine:
         vllm = _import_vllm()
         self.version = vllm.__version__
         folder = exported_folder(files)
-        self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
+        self._stop_token_ids = sorted(
+            eos_token_ids(folder, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+        )
         self.options = {**_defaults(vllm), **(options or {})}
         # vLLM's own default: of the model, before temperature. Another mode sums something else.
         self._is_scoring = self.options.get("logprobs_mode", _RAW) == _RAW
@@ -110,7 +122,8 @@ class VllmEngine:
             "trust_remote_code": trust_remote_code,
             "dtype": str(dtype).removeprefix("torch."),
             "load_format": "safetensors",
-            "seed": seed,
+            # NumPy takes no larger one. What is drawn goes by `_derived_seed`.
+            "seed": seed % 2**32,
             # vLLM's own defaults, not those of the model's generation config.
             "generation_config": "vllm",
             "disable_log_stats": True,
@@ -118,13 +131,14 @@ class VllmEngine:
         }
         try:
             with _quiet(), _own_process_kept():
-                vllm.EngineArgs(**self._arguments).create_engine_config()
+                found = vllm.EngineArgs(**self._arguments).create_engine_config()
         except _FAILURES as error:
             chosen = ", ".join(f"{name} = {value!r}" for name, value in (options or {}).items())
             raise UsageError(
                 f"vLLM cannot run {files.name} with [vllm] {chosen or 'empty'}: "
                 f"{_reason(error)}{_hint()}"
             ) from error
+        self._most_room = int(found.model_config.max_model_len)
 
     def facts(self) -> dict[str, Any]:
         """Say what draws the rollouts, for the manifest."""
@@ -143,8 +157,9 @@ class VllmEngine:
         Raises:
             RunError: there is no memory for the model or for one of the prompts, or vLLM failed.
         """
-        llm = self._loaded()
-        self._check_lengths(llm, requests)
+        longest = max((len(request.prompt_token_ids) for request in requests), default=0)
+        llm = self._loaded(longest)
+        self._check_lengths(llm, longest)
         waiting: dict[str, SampleRequest] = {}
         try:
             llm.collective_rpc(_set_random_state, args=(_derived_seed(self.seed, requests),))
@@ -177,14 +192,22 @@ class VllmEngine:
         self._llm = None
         with _quiet():
             cleanup_dist_env_and_memory()  # Collects garbage and empties the GPU's cache.
+        if self._free_before is not None:
+            _wait_for_memory(self._free_before)
 
-    def _loaded(self) -> Any:
+    def _loaded(self, longest: int) -> Any:
+        """Give vLLM with room for prompts of `longest` tokens and their completions."""
+        room = self._room(max(longest, self.longest_prompt))
+        if self._llm and room > self._llm.llm_engine.model_config.max_model_len:
+            self.close()  # A prompt longer than those before, of which nothing was known.
         if self._llm is None:
             say(f"loading {self.files.name} into vLLM")
             vllm = _import_vllm()
+            self._free_before = _free_memory()
+            arguments = {**self._arguments, "max_model_len": room} if room else self._arguments
             try:
                 with _quiet(), _own_process_kept():
-                    self._llm = vllm.LLM(**self._arguments)
+                    self._llm = vllm.LLM(**arguments)
             except _FAILURES as error:
                 raise RunError(
                     f"vLLM cannot load {self.files.name}: {_reason(error)}{_hint()}; how much "
@@ -193,10 +216,19 @@ class VllmEngine:
                 ) from error
         return self._llm
 
-    def _check_lengths(self, llm: Any, requests: Sequence[SampleRequest]) -> None:
+    def _room(self, longest: int) -> int:
+        """Tokens of a sequence that vLLM makes room for; 0 for what it chooses itself.
+
+        For all that a model can take there may be no memory, as for 131,072 tokens of a Llama 3.
+        """
+        if "max_model_len" in self.options:
+            return 0
+        needed = -(-(longest + self.max_tokens) // _ROOM_STEP) * _ROOM_STEP
+        return min(needed, self._most_room)
+
+    def _check_lengths(self, llm: Any, longest: int) -> None:
         """Refuse what vLLM would cut before --max-tokens, without saying so."""
         most = llm.llm_engine.model_config.max_model_len
-        longest = max(len(request.prompt_token_ids) for request in requests)
         if longest + self.max_tokens > most:
             raise RunError(
                 f"a prompt of {longest:,} tokens and --max-tokens {self.max_tokens:,} do not fit "
@@ -251,6 +283,10 @@ def _import_vllm() -> Any:
 def _defaults(vllm: Any) -> dict[str, Any]:
     """Engine arguments that are ours where the user names no other."""
     options: dict[str, Any] = {"enable_prefix_caching": True}
+    if vllm.platforms.current_platform.is_cuda():
+        # A child process gives all of its GPU's memory back when it ends; in this one some stays
+        # (vllm#21073), and the gradients need it.
+        options["distributed_executor_backend"] = "mp"
     if vllm.platforms.current_platform.is_cpu():
         options |= {
             # Compiling takes a C++ compiler and minutes.
@@ -262,6 +298,27 @@ def _defaults(vllm: Any) -> dict[str, Any]:
             # vLLM would take nearly all memory, which gradients and verifiers need too.
             options["kv_cache_memory_bytes"] = 4 * 1024**3
     return options
+
+
+def _free_memory() -> int | None:
+    """Free bytes of this process's GPU; None without one."""
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+
+
+def _wait_for_memory(before: int) -> None:
+    """Wait until a GPU's memory is free again, as it was before vLLM was loaded.
+
+    A child process may hold it for a while after it was told to end.
+    """
+    until = time.monotonic() + _MEMORY_SECONDS
+    while (free := _free_memory() or 0) < before - _MEMORY_SLACK:
+        if time.monotonic() >= until:
+            say(
+                f"warning: vLLM left {(before - free) / 1e9:.1f} GB of the GPU's memory taken, "
+                "or another process took it; what comes next may run out of memory"
+            )
+            return
+        time.sleep(0.2)
 
 
 def _check_names(vllm: Any, options: Mapping[str, Any]) -> None:

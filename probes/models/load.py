@@ -41,6 +41,9 @@ _NO_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+# Quantised weights that transformers expands while it loads them. Others stay as they are, and have
+# no gradients, or wrong ones without a word (experts of gpt-oss by its kernels).
+_EXPANDED = ("fp8", "mxfp4")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
 
@@ -231,7 +234,7 @@ def load_policy(
     """
     # transformers draws a bar per tensor, which is noise beside our own progress lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     device = device or choose_device()
@@ -250,6 +253,11 @@ def load_policy(
     quiet = redirect_stderr(io.StringIO()) if files.gguf_file else nullcontext()
     try:
         with quiet:
+            if not files.gguf_file:
+                options["config"] = AutoConfig.from_pretrained(
+                    files.folder, trust_remote_code=trust_remote_code, local_files_only=True
+                )
+                _expand_quantized(files, options["config"])
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=dtype, output_loading_info=True, **options
             )
@@ -307,6 +315,7 @@ def outline_policy(
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
+        _expand_quantized(files, config)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -318,6 +327,26 @@ def outline_policy(
         eos_token_ids=_end_tokens(files.folder, files.gguf_file, model.config, tokenizer),
         context_length=_context_length(model.config),
     )
+
+
+def _expand_quantized(files: ModelFiles, config: Any) -> None:
+    """Have quantised weights expanded to plain ones when they are loaded.
+
+    Raises:
+        UsageError: they cannot be.
+    """
+    found = getattr(config, "quantization_config", None)
+    if not found or files.gguf_file:
+        return
+    settings = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    if method not in _EXPANDED:
+        raise UsageError(
+            f"model {files.name} is quantised ({method}): such weights have no gradients; give the "
+            "checkpoint that it was made from, or one in "
+            f"{' or '.join(_EXPANDED)}, which is expanded"
+        )
+    config.quantization_config = {**settings, "dequantize": True}
 
 
 def forget_quantization(model: Any) -> None:
@@ -391,18 +420,22 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def eos_token_ids(folder: Path, *, trust_remote_code: bool = False) -> frozenset[int]:
+def eos_token_ids(
+    folder: Path, *, trust_remote_code: bool = False, tokenizer: Any = None
+) -> frozenset[int]:
     """Collect the tokens that end a completion, as `load_policy` does, without loading weights.
 
     Args:
         folder: a Hugging Face model folder.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: in place of the folder's own, which need not have one then.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return _end_tokens(folder, None, config, tokenizer)
 
 

@@ -30,7 +30,9 @@ from curate.run.folder import find_run, lock_folder
 from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
 from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
+from probes.engines.transformers import TransformersEngine
 from probes.models.load import load_policy, resolve_model
+from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
 from recipes.train.items import select_items
@@ -41,7 +43,7 @@ from recipes.train.sft import train_sft
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
 from recipes.validate.command import Validate
-from recipes.validate.evaluation import evaluate, write_outcomes
+from recipes.validate.evaluation import FINAL_SEED, evaluate, write_outcomes
 
 
 def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
@@ -213,21 +215,29 @@ class _Job:
         export_policy(self._training, whole[-1], self.folder / POLICY)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
-    def _evaluate(self) -> None:
-        recipe, config = self.recipe, self.run.config
+    def _draw(self) -> DrawShards:
+        """What draws from the trained policy."""
+        config = self.run.config
         policy = load_policy(
             resolve_model(str(self.folder / POLICY)), trust_remote_code=config.trust_remote_code
         )
+        engine = TransformersEngine(
+            policy,
+            seed=FINAL_SEED + self.seed,
+            temperature=self.recipe.evaluation_temperature,
+            max_tokens=config.max_tokens,
+        )
+        return draw_here(engine, policy.tokenizer)
+
+    def _evaluate(self) -> None:
+        recipe, config = self.recipe, self.run.config
         start = time.monotonic()
         judged, correct = evaluate(
             self.folder,
-            policy,
             self.run.items,
             self.run.pool(),
-            seed=self.seed,
+            self._draw,
             rollouts=recipe.evaluation_rollouts,
-            temperature=recipe.evaluation_temperature,
-            max_tokens=config.max_tokens,
         )
         if self.wanted.keep == "none":
             shutil.rmtree(self.folder / POLICY, ignore_errors=True)
