@@ -30,6 +30,7 @@ _TAGGING = "gradients, forecast and tags"
 
 # Arguments of vLLM's engine that have settings here, that would change what is sampled behind the
 # run's back, that would open pickled weights, or that are secret and would end in config.toml.
+_RAY_SETTINGS = ("cpus_per_worker", "gpus_per_worker", "gpus_per_gradient_worker")
 _NOT_FOR_VLLM = frozenset({
     "model", "model_weights", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "revision",
     "code_revision", "tokenizer_revision", "trust_remote_code", "dtype", "seed", "load_format",
@@ -243,7 +244,7 @@ class TagConfig(Settings):
         default=0, group=_MACHINES, metavar="N", least=0, changes_result=False,
     )  # fmt: skip
     ray: Mapping[str, Any] = option(
-        "cpus_per_worker and gpus_per_worker of a Ray worker",
+        "cpus_per_worker, gpus_per_worker and gpus_per_gradient_worker of Ray's workers",
         default=dict, changes_result=False,
     )  # fmt: skip
     shard: str = option(
@@ -415,9 +416,9 @@ class TagConfig(Settings):
         if self.rollouts and (self.shard or self.executor != "local"):
             raise UsageError("--rollouts samples nothing: leave out --shard and --executor ray")
         for name, value in self.ray.items():
-            if name not in ("cpus_per_worker", "gpus_per_worker"):
+            if name not in _RAY_SETTINGS:
                 raise UsageError(
-                    f"[ray] {name}: unknown setting; known: cpus_per_worker, gpus_per_worker"
+                    f"[ray] {name}: unknown setting; known: {', '.join(_RAY_SETTINGS)}"
                 )
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 raise UsageError(f"[ray] {name} is {value!r}; it must be a number, at least 0")

@@ -36,7 +36,8 @@ from curate.run.tables import (
     write_parquet,
 )
 from probes.machines.shard import Part
-from probes.models.load import ModelFiles, describe_machine
+from probes.models.files import ModelFiles
+from probes.models.load import describe_machine
 from probes.stages.gold import join_golds
 from probes.tag import PolicyFiles, open_tagging
 

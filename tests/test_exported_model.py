@@ -9,7 +9,8 @@ import torch
 from curate.errors import RunError
 from probes.models.checkpoints import find_checkpoint
 from probes.models.export import exported_folder
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 from tests.smollm2 import export, gguf_file
 
 IDS = torch.tensor([[1, 520, 198, 3, 5, 28, 7, 42]])

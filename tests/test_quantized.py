@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from curate.errors import UsageError
 from probes.gradients.lora import GradientProbe
-from probes.models.load import load_policy, outline_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy, outline_policy
 from tests.tag_runs import additions, tag, write_jsonl
 from tests.test_gradients import rollouts_of
 

@@ -17,7 +17,8 @@ from probes import tagging
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.models.checkpoints import open_checkpoint
-from probes.models.load import Policy, load_policy, outline_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy, outline_policy
 from tests.killed_runs import run_until_killed
 from tests.stand_ins.server import StandIn
 from tests.tag_runs import (

@@ -8,7 +8,7 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from curate.errors import UsageError
-from probes.models.load import resolve_model
+from probes.models.files import resolve_model
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.grpo import RecipeTrainer

@@ -24,7 +24,8 @@ from probes.engines.base import Rollout, SampleRequest, Truncation
 from probes.engines.drawing import truncated
 from probes.engines.vllm import VllmEngine
 from probes.gradients.lora import TokenizedRollout
-from probes.models.load import Policy, eos_token_ids, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, eos_token_ids, load_policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from tests.killed_runs import is_running, run_until_killed
 from tests.tag_runs import ROOT, read_rollouts, run_curate

@@ -24,13 +24,13 @@ from probes.engines.base import Rollout, SampleRequest
 from probes.engines.choose import LoadedModel
 from probes.engines.drawing import draw
 from probes.engines.transformers import TransformersEngine
+from probes.models.files import resolve_model
 from probes.models.load import (
     Policy,
     choose_device,
     choose_dtype,
     describe_machine,
     load_policy,
-    resolve_model,
 )
 
 CPU = torch.device("cpu")

@@ -22,7 +22,8 @@ from transformers import (
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.models.attention import NAME as GROUPED
 from probes.models.attention import use_grouped_attention
-from probes.models.load import ModelFiles, Policy
+from probes.models.files import ModelFiles
+from probes.models.load import Policy
 
 ALL = 10**9
 """As a limit of tokens: none."""

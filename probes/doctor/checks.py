@@ -30,6 +30,7 @@ from probes.engines.base import Rollout, SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.gradients.memory import free_bytes, recomputed_bytes
+from probes.models.files import resolve_model
 from probes.models.load import (
     Policy,
     choose_device,
@@ -37,7 +38,6 @@ from probes.models.load import (
     device_name,
     is_out_of_memory,
     load_policy,
-    resolve_model,
 )
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.pool import VerifierPool
@@ -388,7 +388,9 @@ def adapter_effect(
 
 def check_longest(trial: Trial) -> Tried:
     """How long a rollout a gradient pass can have here: estimated, and on a GPU tried."""
-    free = free_bytes(trial.device)
+    devices = {each.device for each in trial.policy.model.parameters()}
+    # Of several GPUs each has its share of the blocks.
+    free = min(map(free_bytes, devices)) * len(devices)
     numbers: dict[str, float] = {"free_bytes": free}
     if trial.model:
         context = trial.policy.context_length

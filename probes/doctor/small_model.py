@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from probes.models.attention import use_grouped_attention
-from probes.models.load import ModelFiles, Policy
+from probes.models.files import ModelFiles
+from probes.models.load import Policy
 
 _SEED = 42
 _END_TOKENS = frozenset(range(16))  # of 256: completions end at random, and differ in length
@@ -32,7 +33,10 @@ def small_policy(device: torch.device, dtype: torch.dtype) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         model = from_config(config)
-    model = model.to(torch.bfloat16).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
+    # Buffers, such as the frequencies of positions, stay in float32, as in a model that is loaded.
+    for each in model.parameters():
+        each.data = each.data.to(torch.bfloat16).to(dtype)
     if device.type == "cpu":
         use_grouped_attention(model)
     return _policy(model, device, dtype)

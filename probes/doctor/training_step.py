@@ -41,8 +41,9 @@ class TrainedAdapter:
         for name, module in self._modules.items():
             weight: Any = module.weight
             fan_out, fan_in = weight.T.shape if isinstance(module, Conv1D) else weight.shape
-            self._a.append(lora_a(adapter, name, int(fan_in)).to(policy.device))
-            zero = torch.zeros(int(fan_out), adapter.rank, device=policy.device)
+            # A model may lie on several devices.
+            self._a.append(lora_a(adapter, name, int(fan_in)).to(weight.device))
+            zero = torch.zeros(int(fan_out), adapter.rank, device=weight.device)
             self.b.append(zero.requires_grad_())
 
     @contextmanager
@@ -80,7 +81,7 @@ class TrainedAdapter:
         first = len(rollout.prompt_token_ids)
         logits = self.policy.model(input_ids=tokens[:, :-1], use_cache=False).logits[0, first - 1 :]
         logs = torch.log_softmax(logits.float(), dim=-1)
-        return logs.gather(1, tokens[0, first:, None]).mean()
+        return logs.gather(1, tokens[0, first:, None].to(logs.device)).mean()
 
     def gradients(self, rollouts: Sequence[TokenizedRollout]) -> NDArray[np.float32]:
         """Gradient of each rollout's mean token loss to B, (rollouts, coordinates)."""
@@ -88,7 +89,7 @@ class TrainedAdapter:
         with torch.enable_grad(), self.installed():
             for rollout in rollouts:
                 slopes = torch.autograd.grad(-self.mean_log_probability(rollout), self.b)
-                found.append(torch.cat([slope.flatten() for slope in slopes]).cpu().numpy())
+                found.append(torch.cat([slope.flatten().cpu() for slope in slopes]).numpy())
         return np.stack(found)
 
     def step(
@@ -111,7 +112,7 @@ class TrainedAdapter:
 
     def position(self) -> NDArray[np.float32]:
         """B of all modules in turn, (coordinates,)."""
-        return torch.cat([b.detach().flatten() for b in self.b]).cpu().numpy()
+        return torch.cat([b.detach().flatten().cpu() for b in self.b]).numpy()
 
     def scale(self, factor: float) -> None:
         """Multiply B."""

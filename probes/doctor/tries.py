@@ -143,9 +143,10 @@ class _Tries:
         elif status and (in_hand or not has_tried):
             why = f"it ended its process ({_how(status)}){_last_line(errors)}"
             remedy = "install the versions that were tested (`versions` above names them)"
-            # Where nothing begins, nothing will begin the next time.
-            for about in [in_hand] if in_hand else [*self.left]:
-                self._settle(Tried(about, False, why, remedy))
+            self._settle(Tried(in_hand or self.left[0], False, why, remedy))
+            # Where nothing began, nothing would the next time.
+            for about in [] if in_hand else [*self.left]:
+                self._settle(Tried(about, False, "it was not reached", "see above"))
 
     def _give_up(self, in_hand: str) -> None:
         limit = f"{SECONDS:.0f} s"

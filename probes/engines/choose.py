@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -16,18 +17,14 @@ from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
 from probes.models.checkpoints import Checkpoint, has_tokenizer
-from probes.models.load import (
-    ModelFiles,
-    Policy,
-    PolicyOutline,
-    choose_device,
-    choose_dtype,
-    device_name,
-)
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, PolicyOutline, choose_device, choose_dtype, device_name
 
 if TYPE_CHECKING:
     from probes.engines.vllm import VllmEngine
 
+# Engine arguments of vLLM that multiply to the GPUs that it takes.
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
 
@@ -100,6 +97,7 @@ class LoadedModel:
         if self._engine is None:
             self._engine = self._new_engine()
             say(f"engine {self.choice}: {self.why}; {self.where()}")
+            self._say_idle_gpus()
             if not getattr(self._engine, "is_plain", True):
                 say(
                     "the model's layers are not attention alone: it is sampled by transformers' "
@@ -184,6 +182,18 @@ class LoadedModel:
         if self._engine:
             self._engine.close()
         self._engine = self._policy = self._probe = None
+
+    def _say_idle_gpus(self) -> None:
+        """Say so where a machine has more GPUs than this process uses."""
+        there = torch.cuda.device_count() if self._take_turns else 0
+        used = 1
+        if self.choice == VLLM:
+            used = math.prod(int(self.config.vllm.get(name, 1)) for name in _PARALLEL)
+        if self.choice != SERVER and there > used and self.config.executor == "local":
+            say(
+                f"warning: this machine has {there} GPUs, of which {used} are used; --executor ray "
+                "uses all of them"
+            )
 
     def where(self) -> str:
         """Tell where the engine draws, and in what precision."""

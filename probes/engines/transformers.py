@@ -123,6 +123,7 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         rows = self.rows + len(copies)
         if rows > self.keys.shape[0]:
             self._reallocate(max(slots, rows), self.get_seq_length(), self.growth)
+        copies = copies.to(self.keys.device)  # Blocks may lie on several GPUs.
         for states in (self.keys, self.values):
             states[self.rows : self.rows + len(copies), :, self.first : self.end] = states[
                 copies, :, self.first : self.end

@@ -38,7 +38,8 @@ from curate.progress import say
 from curate.settings import did_you_mean
 from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
 from probes.models.export import exported_folder
-from probes.models.load import ModelFiles, choose_device, choose_dtype, eos_token_ids
+from probes.models.files import ModelFiles
+from probes.models.load import choose_device, choose_dtype, eos_token_ids
 
 _LOG_LEVEL = "VLLM_LOGGING_LEVEL"
 _IS_VERBOSE = _LOG_LEVEL in os.environ
@@ -51,6 +52,8 @@ _ROOM_STEP = 1024
 # How long a GPU's memory may take to come back, and what may stay: PyTorch's context and its like.
 _MEMORY_SECONDS = 60
 _MEMORY_SLACK = 10**9
+# vLLM's own share of a GPU's memory.
+_UTILIZATION = 0.92
 _RAW = "raw_logprobs"
 # What vLLM and what it builds on raise where a model or option does not work, or memory runs out.
 _FAILURES = (
@@ -203,6 +206,7 @@ class VllmEngine:
         if self._llm is None:
             say(f"loading {self.files.name} into vLLM")
             vllm = _import_vllm()
+            _wait_for_room(float(self.options.get("gpu_memory_utilization", _UTILIZATION)))
             self._free_before = _free_memory()
             arguments = {**self._arguments, "max_model_len": room} if room else self._arguments
             try:
@@ -300,9 +304,24 @@ def _defaults(vllm: Any) -> dict[str, Any]:
     return options
 
 
+def _memory() -> tuple[int, int] | None:
+    """Free and all bytes of this process's GPU; None without one."""
+    return torch.cuda.mem_get_info() if torch.cuda.is_available() else None
+
+
 def _free_memory() -> int | None:
-    """Free bytes of this process's GPU; None without one."""
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+    found = _memory()
+    return int(found[0]) if found else None
+
+
+def _wait_for_room(share: float) -> None:
+    """Wait for that share of a GPU's memory, which a worker that is ending may still hold.
+
+    vLLM itself refuses to start; after a while it may say so.
+    """
+    until = time.monotonic() + _MEMORY_SECONDS
+    while (found := _memory()) and found[0] < share * found[1] and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def _wait_for_memory(before: int) -> None:

@@ -17,7 +17,8 @@ from curate.config import TagConfig
 from curate.datasets.rendered import rendered_opening
 from curate.errors import UsageError
 from curate.settings import did_you_mean
-from probes.models.load import ModelFiles, load_tokenizer
+from probes.models.files import ModelFiles
+from probes.models.load import load_tokenizer
 
 
 def read_chat_template(given: str) -> str:

@@ -24,16 +24,14 @@ from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
 from probes.models.export import tokenizer_with_end
+from probes.models.files import ModelFiles, hash_files, resolve_model
 from probes.models.load import (
-    ModelFiles,
     Policy,
     PolicyOutline,
     forget_quantization,
-    hash_files,
     load_policy,
     load_tokenizer,
     outline_policy,
-    resolve_model,
 )
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -18,8 +18,8 @@ from typing import Any
 
 from curate.errors import RunError
 from curate.files import sync_folder
+from probes.models.files import ModelFiles
 from probes.models.load import (
-    ModelFiles,
     Policy,
     PolicyOutline,
     choose_device,

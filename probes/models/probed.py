@@ -7,7 +7,7 @@ from pathlib import Path
 from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.folder import read_manifest
-from probes.models.load import ModelFiles, resolve_model
+from probes.models.files import ModelFiles, resolve_model
 
 
 def probed_model(

@@ -18,7 +18,8 @@ from probes.models.checkpoints import (
     is_adapter,
     resolve_checkpoint,
 )
-from probes.models.load import ModelFiles, load_tokenizer
+from probes.models.files import ModelFiles
+from probes.models.load import load_tokenizer
 from probes.models.probed import probed_model
 
 # Prompts that are encoded anew where there is no tokenizer to compare with.

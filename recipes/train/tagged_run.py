@@ -14,7 +14,8 @@ from curate.errors import UsageError
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES
 from probes.models.chat import run_tokenizer
-from probes.models.load import ModelFiles, load_tokenizer, resolve_model
+from probes.models.files import ModelFiles, resolve_model
+from probes.models.load import load_tokenizer
 from probes.models.probed import probed_model
 from probes.stages.items import read_items
 from probes.stages.render import PromptForm, render_items

@@ -31,7 +31,8 @@ from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
 from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
 from probes.engines.transformers import TransformersEngine
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
