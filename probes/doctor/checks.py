@@ -396,9 +396,9 @@ def check_longest(trial: Trial) -> Tried:
         context = trial.policy.context_length
         tokens = longest(trial.policy, free)
         numbers["tokens"] = min(tokens, context)
-        texts = [f"about {_rounded(tokens):,} tokens, of a context of {context:,}"]
+        texts = [f"{_rounded(tokens):,}, of a context of {context:,}"]
         if tokens >= context:
-            texts = [f"its whole context, {context:,} tokens"]
+            texts = [f"{context:,}, its whole context"]
         passed = tokens >= min(1024, context)
     else:
         numbers |= {
@@ -406,11 +406,11 @@ def check_longest(trial: Trial) -> Tried:
             for size in SIZES
         }
         fits = [size for size in SIZES if numbers[size]]
-        texts = [f"about {_rounded(numbers[size]):,} tokens of a {size}" for size in fits]
-        texts += [f"none of a {size}" for size in SIZES if size not in fits]
+        texts = [f"{_rounded(numbers[size]):,} with a {size}" for size in fits]
+        texts += [f"none with a {size}" for size in SIZES if size not in fits]
         passed = numbers[SIZES[0]] >= 1024
-    text = f"a rollout may have {', '.join(texts)} to fit into a gradient pass"
-    text += f" in {_name(trial.dtype)}, with {free / 1e9:,.3g} GB free"
+    text = f"tokens of a rollout that fits into a gradient pass, about: {', '.join(texts)}"
+    text += f" ({_name(trial.dtype)}, {free / 1e9:,.3g} GB free)"
     if trial.on_gpu:
         tried, seconds = _try_long(trial, free)
         numbers |= {"tried": tried, "seconds": seconds}
