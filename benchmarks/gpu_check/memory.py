@@ -20,7 +20,8 @@ from benchmarks.gpu_check.models import (
     stacked,
 )
 from benchmarks.gpu_check.result import Found, LeftOut
-from probes.gradients.lora import GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import GradientProbe
 from probes.models.load import Policy
 
 

@@ -19,7 +19,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe
 from probes.models.attention import NAME as GROUPED
 from probes.models.attention import use_grouped_attention
 from probes.models.files import ModelFiles

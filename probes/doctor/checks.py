@@ -28,7 +28,8 @@ from probes.doctor.training_step import TrainedAdapter
 from probes.doctor.tries import MARK, NAMES, Tried
 from probes.engines.base import Rollout, SampleRequest
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe
 from probes.gradients.memory import free_bytes, recomputed_bytes
 from probes.models.files import resolve_model
 from probes.models.load import (

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
-from probes.gradients.lora import Adapter, TokenizedRollout, lora_a, target_modules
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, lora_a, target_modules
 from probes.models.load import Policy
 
 

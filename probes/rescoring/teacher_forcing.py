@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from curate.errors import RunError
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.load import Policy, is_out_of_memory
 from probes.models.modules import linear_layers
 
