@@ -258,6 +258,7 @@ class TransformersEngine:
             yield from finished
             if not batch.rows:
                 batch = None
+                give_back_freed_memory()
 
     def _generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
         longest = max(len(request.prompt_token_ids) for request in requests)
