@@ -257,6 +257,7 @@ class Files:
 
     path: Path
     asked: list[tuple[int, list[tuple[tuple[int, ...], int]]]]
+    fits: int = 1000  # tokens of prompt and completion
 
     def __post_init__(self) -> None:
         self.samples: Counter[str] = Counter()
@@ -295,8 +296,10 @@ class Files:
                 )
                 for weight, rollout in zip(shard.weights, shard.rollouts, strict=True):
                     advance(weight, rollout.tokens)
-                rows = [[*ids, 0][:2] for ids in completions]
-                yield shard.number, np.array(rows, dtype=np.float32).reshape(-1, 2)
+                rows = np.array([[*ids, 0][:2] for ids in completions], dtype=np.float32)
+                rows = rows.reshape(-1, 2)
+                rows[[1 + len(ids) > self.fits for ids in completions]] = np.nan
+                yield shard.number, rows
 
         return differentiate(self.run, ITEMS, ROW_OF, work, most=3, most_wrong=4)
 
@@ -373,3 +376,40 @@ def test_shards_of_an_earlier_version_are_one_line(files: Files) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["reward", "completion_tokens"]), path)
     with pytest.raises(RunError, match=r"shard-00000\.parquet is missing or damaged: .*completion"):
         join(files.run, ROW_OF, 2)
+
+
+# As CHOSEN, where completions of two tokens do not fit into memory.
+CHOSEN_SHORT = {
+    ("a", (7,), 1): 3,
+    ("b", (7,), 1): 1,
+    ("a", (6,), 0): 3,
+    ("a", (9,), 0): 1,
+    ("b", (6,), 0): 1,
+    ("b", (9,), 0): 1,
+}
+
+
+def test_shorter_ones_take_the_places_of_what_does_not_fit(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All files at once and in rounds; the file that has the others may be done already."""
+    files.fits = 2
+    for number in range(len(FILES)):
+        files.add(number)
+    files.differentiate()
+    # (6, 9) was chosen in two files, tried in the first, and (9, 9) in the third.
+    assert files.run.manifest["too_long"] == {"tokens": 3, "rollouts": 2}
+    assert "1 rollout of 3 tokens or more" in capsys.readouterr().err
+    asked = len(files.asked)
+    assert files.differentiate()["tokens_this_time"] == 0 and len(files.asked) == asked
+    join(files.run, ROW_OF, 2)
+    assert files.draws() == CHOSEN_SHORT
+    features = np.load(files.path / "gradients/rollouts.npy")
+    expected = [[*ids, 0][:2] for _, ids, _ in files.draws()]
+    np.testing.assert_array_equal(features, expected)
+    in_rounds = Files(tmp_path / "rounds", [], fits=2)
+    for number in range(len(FILES)):
+        in_rounds.add(number)
+        in_rounds.differentiate()
+    join(in_rounds.run, ROW_OF, 2)
+    assert in_rounds.draws() == CHOSEN_SHORT

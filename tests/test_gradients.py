@@ -317,19 +317,6 @@ def test_out_of_memory_halves_the_batch(
     assert sorted(done) == list(range(10)) and max(sizes) > 3
 
 
-def test_one_rollout_that_does_not_fit(
-    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    probe = GradientProbe(tiny_policy, EXACT)
-
-    def never(rollouts: list[TokenizedRollout]) -> np.ndarray:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(probe, "_pass", never)
-    with pytest.raises(RunError, match="out of memory on the gradient of one rollout"):
-        list(probe.gradients(rollouts_of(10)))
-
-
 def test_both_halves_of_the_coordinates_see_the_gradients_alike(tiny_policy):
     """`measure_similarity` chooses neighbours in the one half and measures in the other."""
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ from curate.errors import RunError
 from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation, uniform_draws
 from probes.engines.drawing import draw, log_probabilities_of
 from probes.engines.generate import generate_rollouts, has_plain_attention
-from probes.models.load import Policy, is_out_of_memory
+from probes.models.load import Policy, give_back_freed_memory, is_out_of_memory
 
 # Room that the cache grows by, in columns: a copy of the whole cache every 64 steps, not every one.
 _GROWTH = 64
@@ -237,6 +237,7 @@ class TransformersEngine:
         # Long prompts first: their rows set the cache's width, which then only shrinks.
         waiting = deque(sorted(requests, key=lambda r: -len(r.prompt_token_ids)))
         batch: _Batch | None = None
+        steps = 0
         while (waiting or batch) and time.monotonic() < self.stops_at:
             try:
                 with torch.inference_mode():
@@ -250,6 +251,9 @@ class TransformersEngine:
                 self._back_off(rows, waiting, error)
                 continue
             self._in_hand = batch.rows
+            steps += 1
+            if steps % _GROWTH == 0:
+                give_back_freed_memory()
             yield from finished
             if not batch.rows:
                 batch = None

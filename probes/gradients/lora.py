@@ -16,7 +16,9 @@ What a causal model computes at a token depends on the tokens up to it only. Rol
 share their prompt, and often the start of the completion, so during a pass the linear layers are
 run once for every distinct prefix of the batch and the result is copied to the rollouts that have
 it. The backward pass differs from rollout to rollout and is run for every token, without padding.
-The output head and its loss are needed once for every distinct prefix and next token.
+The output head and its loss are needed once for every distinct prefix and next token, and are
+computed some of them at a time. Where what a pass keeps would not fit into memory, the blocks are
+run a second time instead (`recompute`).
 
 The paper's code renders the prompt a second time for its gradients and differentiates one rollout
 a pass; here the token ids are those that were sampled, and passes are batched.
@@ -24,10 +26,11 @@ a pass; here the token ids are those that were sampled, and passes are batched.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +40,19 @@ from transformers.pytorch_utils import Conv1D
 
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
-from probes.models.load import Policy, is_out_of_memory
+from probes.gradients.memory import Limit, tokens_kept_whole, tokens_of_a_batch
+from probes.gradients.recompute import recomputed
+from probes.models.load import Policy, give_back_freed_memory, is_out_of_memory
 from probes.models.modules import linear_layers
 
 # Linear layers that are never called: Mamba multiplies by the weight of its time steps itself.
 _USED_BY_WEIGHT = ("dt_proj",)
+# Of the logits of one chunk of predictions and what becomes of them, 12 bytes a number at most.
+_HEAD_BYTES = {"cpu": 2**28, "cuda": 2**30}
+# Of one module's gradients before they are projected, all rows of a block together.
+_PROJECTED_BYTES = 2**28
+# Giving freed memory back costs a few percent of a pass.
+_PASSES_TO_TRIM = 8
 
 
 @dataclass(frozen=True)
@@ -264,8 +275,7 @@ class _Tap:
         self.name = name
         self.adapter = adapter
         self._a: torch.Tensor | None = None
-        self._signs: torch.Tensor | None = None
-        self._offsets: list[int] = []
+        self._sketch: _Sketch | None = None
 
     def lora_a(self, fan_in: int) -> torch.Tensor:
         """Return A, (rank, fan_in) float32: uniform as in PEFT (Kaiming with a = sqrt 5)."""
@@ -288,43 +298,91 @@ class _Tap:
             down: what `forward` returned.
         """
         down = down.index_select(0, batch.prefix_of).view(batch.rows, batch.columns, -1)
-        gradient = (delta.transpose(1, 2) @ down).flatten(1).float()
-        scale = self.adapter.alpha / self.adapter.rank
+        size, scale = delta.shape[2] * down.shape[2], self.adapter.alpha / self.adapter.rank
         if self.adapter.dim is None:
+            gradient = (delta.transpose(1, 2) @ down).flatten(1).float()
             sums.add_whole(self.name, scale * gradient)
             return
-        if self._signs is None:
+        if self._sketch is None:
             draws = _generator(self.adapter.seed, "sketch", self.name)
-            size, dim = gradient.shape[1], self.adapter.dim
-            signs = draws.integers(0, 2, size=size).astype(np.float32) * 2 - 1
-            self._signs = torch.from_numpy(signs * scale).to(gradient.device)
-            self._offsets = draws.integers(0, dim, size=-(-size // dim)).tolist()
-        sums.add(gradient, self._signs, self._offsets)
+            self._sketch = _Sketch(draws, size, self.adapter.dim, scale, delta.device)
+        # Many short rollouts have many gradients at once.
+        rows = max(1, _PROJECTED_BYTES // (4 * size))
+        for first in range(0, batch.rows, rows):
+            some = slice(first, first + rows)
+            gradient = (delta[some].transpose(1, 2) @ down[some]).flatten(1).float()
+            self._sketch.add(gradient, sums.sketched[some])
+
+
+class _Sketch:
+    """A signed, balanced count sketch of one module's gradient.
+
+    It cuts the gradient into stretches of `dim` coordinates, turns each round by an offset of its
+    own, and adds them up with random signs. Two coordinates meet with probability 1/dim at most, so
+    that the variance is a count sketch's.
+
+    Args:
+        draws: gives signs and offsets.
+        size: coordinates of the gradient.
+        dim: coordinates of the sketch.
+        scale: of the gradient.
+        device: that it is computed on.
+    """
+
+    def __init__(
+        self, draws: np.random.Generator, size: int, dim: int, scale: float, device: torch.device
+    ) -> None:
+        self.dim = dim
+        signs = draws.integers(0, 2, size=size).astype(np.float32) * 2 - 1
+        self._offsets: list[int] = draws.integers(0, dim, size=-(-size // dim)).tolist()
+        self._signs = torch.from_numpy(signs * scale).to(device)
+        self._places: torch.Tensor | None = None
+        # A GPU waits for every launch; a CPU reads stretches in order at a fraction of what reading
+        # coordinate by coordinate costs.
+        if device.type != "cpu":
+            self.gather()
+
+    def gather(self) -> None:
+        """Compute by a fixed number of operations from now on, whatever the number of stretches."""
+        size, dim, device = len(self._signs), self.dim, self._signs.device
+        stretches = len(self._offsets)
+        coordinates = torch.arange(dim, dtype=torch.int32)[None]
+        first = torch.arange(stretches, dtype=torch.int32)[:, None] * dim
+        turned = coordinates - torch.tensor(self._offsets, dtype=torch.int32)[:, None]
+        places = (turned % dim + first).flatten().to(device)
+        # The last stretch may be short.
+        is_there = places < size
+        self._places = torch.where(is_there, places, 0)
+        self._signs = torch.where(is_there, self._signs[self._places], 0.0).view(stretches, dim)
+
+    def add(self, gradient: torch.Tensor, sums: torch.Tensor) -> None:
+        """Add the sketch of gradients, (rows, size), to the sums, (rows, 2 dim).
+
+        A stretch that starts at an offset ends beyond dim; `_Sums.features` joins the halves.
+        """
+        if self._places is not None:
+            there = gradient.index_select(1, self._places).view(len(gradient), -1, self.dim)
+            sums[:, : self.dim] += there.mul_(self._signs).sum(1)
+            return
+        for stretch, offset in enumerate(self._offsets):
+            part = slice(stretch * self.dim, (stretch + 1) * self.dim)
+            sign = self._signs[part]
+            sums[:, offset : offset + len(sign)].addcmul_(gradient[:, part], sign)
 
 
 class _Sums:
     """The gradients of one batch: sketched sums over the modules, or every module's own.
 
-    The sketch cuts a module's gradient into stretches of `dim` coordinates, turns each round by an
-    offset of its own, and adds them up with random signs. Two coordinates meet with probability
-    1/dim at most, so that the variance is a count sketch's; reading stretches in order costs a
-    fraction of reading coordinates at random.
+    Attributes:
+        modules: names of those that took part in the forward pass.
+        sketched: (rows, 2 dim), what the sketches of the modules add up to.
     """
 
     def __init__(self, rows: int, dim: int | None, device: torch.device) -> None:
-        self.modules: set[str] = set()  # that took part in the forward pass
+        self.modules: set[str] = set()
+        self.sketched = torch.zeros(rows, 2 * (dim or 0), device=device)
         self._dim = dim
-        # A stretch that starts at an offset ends beyond dim; the two halves are joined at the end.
-        self._sums = torch.zeros(rows, 2 * (dim or 0), device=device)
         self._whole: dict[str, torch.Tensor] = {}
-
-    def add(self, gradient: torch.Tensor, signs: torch.Tensor, offsets: list[int]) -> None:
-        """Add the sketch of one module's gradient, (rows, coordinates)."""
-        assert self._dim is not None
-        for stretch, offset in enumerate(offsets):
-            part = slice(stretch * self._dim, (stretch + 1) * self._dim)
-            sign = signs[part]
-            self._sums[:, offset : offset + len(sign)].addcmul_(gradient[:, part], sign)
 
     def add_whole(self, name: str, gradient: torch.Tensor) -> None:
         """Add to one module's gradient; a module that runs twice has the sum of both."""
@@ -335,7 +393,7 @@ class _Sums:
         if self._dim is None:
             features = torch.cat([self._whole[name] for name in names], dim=1)
         else:
-            features = self._sums[:, : self._dim] + self._sums[:, self._dim :]
+            features = self.sketched[:, : self._dim] + self.sketched[:, self._dim :]
         array: np.ndarray = features.cpu().numpy()
         return array
 
@@ -378,22 +436,101 @@ class _Linear(torch.autograd.Function):
         return back.view(*delta.shape[:-1], -1), *(None,) * 6
 
 
+class _Head:
+    """A model whose output head sees some positions at a time; what lies below runs once.
+
+    Args:
+        model: a causal language model. What it does to the head's input and to the logits, such as
+            a cap on them, is done for every chunk.
+
+    Attributes:
+        hidden: the head's input at all positions, (rows, columns, width).
+        is_apart: whether what lies below the head is a module of its own; where it is not, all
+            positions must be one chunk.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.hidden: torch.Tensor
+        self._model = model
+        self._below = model.base_model
+        self.is_apart = self._below is not model
+        self._output: Any = None
+        self._positions = self._chosen = torch.empty(0)
+
+    def __enter__(self) -> _Head:
+        self._own = vars(self._below).get("forward")
+        self._run: Callable[..., Any] = self._below.forward
+        if self.is_apart:
+            vars(self._below)["forward"] = self._once
+        self._hook = self._model.get_output_embeddings().register_forward_pre_hook(self._choose)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+        if self.is_apart:
+            vars(self._below).pop("forward")
+            if self._own is not None:
+                vars(self._below)["forward"] = self._own
+
+    def slopes(
+        self, ids: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Gradient of -log softmax(logits)[token] to the head's input, (positions, width).
+
+        Args:
+            ids: (rows, columns) token ids, the same in every call.
+            positions: of the head's input, counted through the rows.
+            tokens: (positions,) the next token at each.
+        """
+        self._positions = positions
+        logits = self._model(input_ids=ids, use_cache=False).logits[0]
+        with torch.no_grad():
+            errors = torch.softmax(logits.float(), dim=-1)
+            errors[torch.arange(len(errors), device=errors.device), tokens] -= 1
+        torch.autograd.backward(logits, errors.to(logits.dtype))
+        assert self._chosen.grad is not None
+        return self._chosen.grad
+
+    def _once(self, *arguments: Any, **named: Any) -> Any:
+        if self._output is None:
+            self._output = self._run(*arguments, **named)
+        return self._output
+
+    def _choose(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
+        if not hasattr(self, "hidden"):
+            self.hidden = inputs[0]
+        flat = inputs[0].detach().flatten(0, 1)
+        self._chosen = flat.index_select(0, self._positions).requires_grad_()
+        return self._chosen[None], *inputs[1:]
+
+
 class GradientProbe:
     """Gradients of rollouts under a policy, batched.
 
     Args:
         policy: the loaded policy; its parameters stay frozen.
         adapter: what the gradients are taken with respect to.
-        batch_tokens: padded tokens in one pass, 0 for what suits the machine; halved when memory
-            runs out.
+        batch_tokens: padded tokens in one pass of several rollouts, 0 for what suits the machine.
+        kept_tokens: padded tokens in one pass above which blocks are recomputed, 0 for what fits.
+
+    Both are lowered where memory runs out, and grow back.
     """
 
     def __init__(
-        self, policy: Policy, adapter: Adapter | None = None, *, batch_tokens: int = 0
+        self,
+        policy: Policy,
+        adapter: Adapter | None = None,
+        *,
+        batch_tokens: int = 0,
+        kept_tokens: int = 0,
     ) -> None:
         self.policy = policy
         self.adapter = adapter or Adapter()
-        self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
+        most = batch_tokens or tokens_of_a_batch(policy)
+        self._batch_limit = Limit(most, most)
+        most = kept_tokens or tokens_kept_whole(policy)
+        self._kept_limit = Limit(most, most)
+        self._passes = 0
         modules = target_modules(policy.model, self.adapter.targets)
         self._taps = {name: _Tap(name, self.adapter) for name in modules}
         head = policy.model.get_output_embeddings()
@@ -406,36 +543,53 @@ class GradientProbe:
             raise ValueError("an adapter without projection has no fixed dimension")
         return self.adapter.dim
 
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens in one pass of several rollouts, now."""
+        return self._batch_limit.tokens
+
     def gradients(
         self, rollouts: Sequence[TokenizedRollout]
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield gradients batch by batch.
 
+        A rollout for which memory runs out even alone and with recomputed blocks is left out.
+
         Yields:
             the positions in `rollouts` of a batch, and their gradients, (batch, dim) float32.
-
-        Raises:
-            RunError: one single rollout does not fit into memory.
         """
         # Rollouts of one prompt stand together, because they share its computation.
         waiting = sorted(range(len(rollouts)), key=lambda i: _order(rollouts[i]))
         while waiting:
             batch = self._next_batch(waiting, rollouts)
-            try:
-                features = self._pass([rollouts[i] for i in batch])
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                widest = max(rollouts[i].tokens for i in batch)
-                if len(batch) == 1:
-                    raise RunError(
-                        f"out of memory on the gradient of one rollout of "
-                        f"{widest} tokens; use a machine with more memory"
-                    ) from error
-                self.batch_tokens = widest * len(batch) // 2
+            features = self._pass_if_it_fits([rollouts[i] for i in batch])
+            if features is not None:
+                del waiting[: len(batch)]
+                yield batch, features
                 continue
-            del waiting[: len(batch)]
-            yield batch, features
+            # What the failed pass held, which its error's traceback kept until here.
+            _let_go_of_memory(self.policy.device)
+            tokens = len(batch) * max(rollouts[i].tokens for i in batch)
+            if len(batch) > 1:
+                self._batch_limit.lower(tokens // 2)
+            elif tokens <= self._kept_limit.tokens:
+                self._kept_limit.lower(tokens - 1)
+            else:
+                del waiting[:1]
+
+    def _pass_if_it_fits(self, rollouts: list[TokenizedRollout]) -> np.ndarray | None:
+        try:
+            features = self._pass(rollouts)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        for limit in (self._batch_limit, self._kept_limit):
+            limit.went_well()
+        self._passes += 1
+        if self._passes % _PASSES_TO_TRIM == 0:
+            give_back_freed_memory()
+        return features
 
     def rehearse(self, rollouts: Sequence[TokenizedRollout]) -> None:
         """Take gradients of a few rollouts in one pass, and forget them.
@@ -462,7 +616,9 @@ class GradientProbe:
         device = self.policy.device
         batch = _Batch(rollouts, device)
         sums = _Sums(batch.rows, self.adapter.dim, device)
-        with torch.enable_grad(), self._layers_replaced(batch, sums):
+        fits = batch.rows * batch.columns < self._kept_limit.tokens
+        keeping = nullcontext() if fits else recomputed(self.policy.model)
+        with torch.enable_grad(), self._layers_replaced(batch, sums), keeping:
             hidden, delta = self._loss(batch)
             idle = [name for name in self._taps if name not in sums.modules]
             if idle:
@@ -478,29 +634,25 @@ class GradientProbe:
 
         Rows do not mix, so the gradient of the summed loss is each row's own gradient.
         """
-        head_inputs = []
-
-        def keep_predictions(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
-            hidden = inputs[0]
-            edges = hidden.detach().flatten(0, 1).index_select(0, batch.edges).requires_grad_()
-            head_inputs.extend([hidden, edges])
-            return edges[None], *inputs[1:]
-
-        head = self.policy.model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(keep_predictions)
-        try:
-            logits = self.policy.model(input_ids=batch.ids, use_cache=False).logits[0]
-        finally:
-            handle.remove()
-        hidden, edges = head_inputs
-        with torch.no_grad():
-            # Of -log softmax(logits)[token] to the logits.
-            errors = torch.softmax(logits.float(), dim=-1)
-            errors[torch.arange(len(errors), device=errors.device), batch.edge_tokens] -= 1
-        torch.autograd.backward(logits, errors.to(logits.dtype))
-        assert edges.grad is not None
+        model = self.policy.model
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        chunk = max(64, _HEAD_BYTES[self.policy.device.type] // (12 * vocabulary))
+        with _Head(model) as head:
+            if not head.is_apart:
+                chunk = max(1, len(batch.edges))
+            slopes = torch.cat(
+                [
+                    head.slopes(batch.ids, positions, tokens)
+                    for positions, tokens in zip(
+                        torch.split(batch.edges, chunk),
+                        torch.split(batch.edge_tokens, chunk),
+                        strict=True,
+                    )
+                ]
+            )
+            hidden = head.hidden
         delta = torch.zeros_like(hidden).flatten(0, 1)
-        shared = edges.grad.index_select(0, batch.edge_of).float() * batch.shares[:, None]
+        shared = slopes.index_select(0, batch.edge_of).float() * batch.shares[:, None]
         delta.index_copy_(0, batch.predictions, shared.to(delta.dtype))
         return hidden, delta.view_as(hidden)
 
@@ -547,23 +699,13 @@ class GradientProbe:
         return forward
 
 
-def _default_batch_tokens(policy: Policy) -> int:
-    """2,048 tokens on a GPU; on a CPU as many as need half the memory of the weights, about.
-
-    Larger batches are hardly faster on a CPU: it computes from 200 tokens on, and waits no longer
-    for weights.
-    """
-    if policy.device.type != "cpu":
-        return 2048
-    config = policy.model.config.get_text_config()
-    hidden, inner = int(config.hidden_size), getattr(config, "intermediate_size", None)
-    inner = inner if isinstance(inner, int) else 4 * hidden
-    # What autograd keeps of a layer: inputs of its projections and norms, gates, attention.
-    kept = int(config.num_hidden_layers) * (8 * hidden + 4 * inner)
-    weights: int = sum(parameter.numel() for parameter in policy.model.parameters())
-    return min(2048, max(192, weights // 2 // kept))
-
-
 def _order(rollout: TokenizedRollout) -> tuple[int, list[int], int]:
     prompt = [int(token) for token in rollout.prompt_token_ids]
     return len(prompt), prompt, rollout.tokens
+
+
+def _let_go_of_memory(device: torch.device) -> None:
+    gc.collect()
+    give_back_freed_memory()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ begin: by what opens a turn in the model's template, or in one that is widely us
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def run_tokenizer(files: ModelFiles, config: TagConfig) -> Any:
     """
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     if config.chat_template:
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = read_chat_template(config.chat_template)
     return tokenizer
 

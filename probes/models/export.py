@@ -6,6 +6,7 @@ written once as safetensors, under the user's cache folder, in the precision tha
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import shutil
@@ -87,5 +88,6 @@ def _tokenizer_with_end(policy: Policy) -> Any:
     """The tokenizer, naming the token that ends a completion: a GGUF file can name another."""
     tokenizer, ends = policy.tokenizer, policy.eos_token_ids
     if ends and tokenizer.eos_token_id not in ends:
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(min(ends))
     return tokenizer

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError),
     *(struct.error, SafetensorError),
+)
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
@@ -198,7 +206,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # CUDA's own libraries, and errors that a device tells late, come as plain RuntimeErrors.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def load_policy(
@@ -332,32 +341,43 @@ def _keep_little_freed_memory() -> None:
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
     with suppress(OSError, AttributeError):  # another C library has no such knobs
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 4 * 1024**2)
-        libc.mallopt(trim_threshold, 128 * 1024**2)
+        libc.mallopt(mmap_threshold, 2 * 1024**2)
+        libc.mallopt(trim_threshold, 64 * 1024**2)
         libc.mallopt(top_pad, 16 * 1024**2)
         libc.malloc_trim(0)
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc give what was freed between blocks in use back to the system."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer alone.
+    """Load the tokenizer alone; asked again, it gives the same object: copy it to change it.
 
     Raises:
         UsageError: the files hold no tokenizer that transformers can load.
     """
-    from transformers import AutoTokenizer
-
-    options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(
-            files.folder,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
+        return _read_tokenizer(files.folder, files.gguf_file, files.weight_hash, trust_remote_code)
     except _UNREADABLE as error:
         raise UsageError(
             f"the tokenizer of {files.name} cannot be loaded: {_first_line(error)}"
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _read_tokenizer(
+    folder: Path, gguf_file: str | None, weight_hash: str, trust_remote_code: bool
+) -> Any:
+    """That of a GGUF file takes seconds to build, and a run has several uses of it."""
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    return AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,13 +9,15 @@ that holds its first correct one: an item that is never right teaches nothing an
 its gradients. Where a user's function gives other rewards than 0 and 1, rollouts teach as soon as
 their rewards differ, so that the first wrong ones are differentiated from there on. What is chosen
 in a file thus depends on this file and those before it alone, so that a run that goes on, and the
-parts of a merged one, choose alike.
+parts of a merged one, choose alike. A rollout that does not fit into memory is left out, and with
+it all that are as long; the item's next shorter one takes its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from curate.files import atomic_writer
-from curate.progress import Progress
+from curate.progress import Progress, say
 from curate.run.features import RolloutFeatures, features_of, joined
 from curate.run.folder import RunFolder
 from curate.run.names import GRADIENTS, ITEM_FEATURES, ROLLOUT_FEATURES
@@ -42,6 +44,10 @@ from probes.stages.sample import Advance
 _JOINED_COLUMNS = ("item_id", "sample", "weight", "tokens", "completion_tokens", "reward")
 # One that an earlier shard differentiated already.
 _REPEATED = -1
+
+
+_Chosen = tuple[Path, NDArray[np.int64], NDArray[np.int64]]
+"""A file of rollouts, the lines of it to differentiate, and the positions of their items."""
 
 
 @dataclass
@@ -70,7 +76,10 @@ class GradientShard:
 DifferentiateShards = Callable[
     [Iterable[GradientShard], Advance], Iterator[tuple[int, NDArray[np.float32]]]
 ]
-"""Differentiates shards, in any order: yields the number of each and (rollouts, dim) features."""
+"""Differentiates shards, in any order: yields the number of each and (rollouts, dim) features.
+
+Those of a rollout that does not fit into memory are NaN.
+"""
 
 
 def differentiate_here(probe: Callable[[], GradientProbe]) -> DifferentiateShards:
@@ -88,8 +97,8 @@ def differentiate_here(probe: Callable[[], GradientProbe]) -> DifferentiateShard
 def differentiate_shard(
     shard: GradientShard, probe: GradientProbe, advance: Advance
 ) -> NDArray[np.float32]:
-    """Differentiate one shard: features of shape (rollouts, dim)."""
-    features = np.zeros((len(shard.rollouts), probe.dim), dtype=np.float32)
+    """Differentiate one shard: features of shape (rollouts, dim), NaN where memory ran out."""
+    features = np.full((len(shard.rollouts), probe.dim), np.nan, dtype=np.float32)
     for positions, batch in probe.gradients(shard.rollouts):
         features[positions] = batch
         advance(
@@ -120,12 +129,19 @@ def differentiate(
         most: correct rollouts of an item.
         most_wrong: wrong rollouts of an item that has a correct one in the same file or before.
     """
-    chosen = [] if _is_joined(run) else list(_chosen(run, row_of, most, most_wrong))
+    if _is_joined(run):
+        return {"rollouts_this_time": 0, "tokens_this_time": 0, "seconds_this_time": 0.0}
+    before = time.monotonic()
+    prompts = pc.list_value_length(items["prompt_token_ids"]).to_numpy()
+
+    def choose(longest: float) -> list[_Chosen]:
+        return list(_chosen(run, row_of, prompts, most, most_wrong, longest))
+
+    longest = _longest(run)
+    chosen = choose(longest)
     total = sum(len(lines) for _, lines, _ in chosen)
     done = sum(len(lines) for file, lines, _ in chosen if _is_written(run, file))
     tokens = 0
-    # Of shards that are being differentiated; without the completions, which take much room.
-    asked: dict[int, pa.Table] = {}
     with Progress("gradients", total, "rollouts", done=done) as progress:
 
         def advance(rollouts: int, new_tokens: int) -> None:
@@ -133,53 +149,145 @@ def differentiate(
             tokens += new_tokens
             progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
 
-        def wanted() -> Iterator[GradientShard]:
-            for file, draws in _unwritten(run, items, row_of, chosen):
-                number = int(file.stem)
-                asked[number] = _table(draws, items["item_id"])
-                fresh = [draw for draw in draws.values() if draw.feature_row != _REPEATED]
-                progress.skip(sum(d.weight for d in draws.values() if d.feature_row == _REPEATED))
-                yield GradientShard(number, [d.rollout for d in fresh], [d.weight for d in fresh])
+        def work() -> None:
+            _differentiate_chosen(
+                run, items, row_of, chosen, differentiate_shards, progress, advance
+            )
 
-        for number, features in differentiate_shards(wanted(), advance):
-            name = f"shard-{number:05d}"
-            _write_array(run / GRADIENTS / f"{name}.npy", features)
-            # The table is written last: where it is, the features are.
-            write_parquet(_table_path(run, name), asked.pop(number))
+        work()
+        while (shorter := _longest(run)) < longest:
+            # Others take the places of those that did not fit, also in files that are done.
+            longest, chosen = shorter, choose(shorter)
+            work()
     return {
         "rollouts_this_time": total - done,
         "tokens_this_time": tokens,
-        "seconds_this_time": progress.seconds,
+        "seconds_this_time": time.monotonic() - before,
     }
+
+
+def _differentiate_chosen(
+    run: RunFolder,
+    items: pa.Table,
+    row_of: Mapping[str, int],
+    chosen: Sequence[_Chosen],
+    differentiate_shards: DifferentiateShards,
+    progress: Progress,
+    advance: Advance,
+) -> None:
+    """Differentiate what is chosen and has no features yet; note what did not fit."""
+    # Of shards that are being differentiated; without the completions, which take much room.
+    asked: dict[int, tuple[pa.Table, list[int]]] = {}
+
+    def wanted() -> Iterator[GradientShard]:
+        for file, draws in _unwritten(run, items, row_of, chosen):
+            number = int(file.stem)
+            fresh = [draw for draw in draws.values() if draw.feature_row != _REPEATED]
+            asked[number] = _table(draws, items["item_id"]), [d.rollout.tokens for d in fresh]
+            progress.skip(sum(d.weight for d in draws.values() if d.feature_row == _REPEATED))
+            yield GradientShard(number, [d.rollout for d in fresh], [d.weight for d in fresh])
+
+    for number, features in differentiate_shards(wanted(), advance):
+        table, lengths = asked.pop(number)
+        is_there = np.asarray(~np.isnan(features).any(axis=1))
+        if not is_there.all():
+            table = _note_too_long(run, table, np.array(lengths), is_there)
+        _write_shard(run, f"shard-{number:05d}", features[is_there], table)
+
+
+def _longest(run: RunFolder) -> float:
+    """Tokens from which on a rollout does not fit into memory; infinite as long as all did."""
+    return float(run.manifest.get("too_long", {}).get("tokens", np.inf))
+
+
+def _note_too_long(
+    run: RunFolder, table: pa.Table, lengths: NDArray[np.int64], is_there: NDArray[np.bool_]
+) -> pa.Table:
+    """Note in the manifest what did not fit into memory; return the table of the others."""
+    rows = table["feature_row"].to_numpy()
+    left_out = (rows != _REPEATED) & ~is_there[rows]
+    shortest, earlier = int(lengths[~is_there].min()), run.manifest.get("too_long", {})
+    count = int(table["weight"].to_numpy()[left_out].sum())
+    run.update(
+        too_long={
+            "tokens": min(shortest, int(earlier.get("tokens", shortest))),
+            "rollouts": count + int(earlier.get("rollouts", 0)),
+        }
+    )
+    rollouts = "1 rollout" if count == 1 else f"{count:,} rollouts"
+    say(
+        f"out of memory on the gradients of {rollouts} of {shortest:,} tokens or more: shorter "
+        "ones take their places"
+    )
+    kept_row = np.cumsum(is_there) - 1
+    renumbered = np.where(rows == _REPEATED, _REPEATED, kept_row[rows]).astype(np.int32)
+    table = table.set_column(
+        table.column_names.index("feature_row"), "feature_row", pa.array(renumbered)
+    )
+    return table.filter(pa.array(~left_out))
+
+
+def _write_shard(run: RunFolder, name: str, features: NDArray[np.float32], table: pa.Table) -> None:
+    """Write a shard's features, behind those that it has; the table last, as a sign."""
+    path = run / GRADIENTS / f"{name}.npy"
+    if _table_path(run, name).exists():
+        earlier = np.load(path, allow_pickle=False)
+        rows = table["feature_row"].to_numpy()
+        moved = np.where(rows == _REPEATED, _REPEATED, rows + len(earlier)).astype(np.int32)
+        table = table.set_column(
+            table.column_names.index("feature_row"), "feature_row", pa.array(moved)
+        )
+        features = np.concatenate([earlier, features])
+        tables = [read_parquet(_table_path(run, name)), table]
+        table = pa.concat_tables(tables, promote_options="permissive")
+    _write_array(path, features)
+    write_parquet(_table_path(run, name), table)
 
 
 def _unwritten(
     run: RunFolder,
     items: pa.Table,
     row_of: Mapping[str, int],
-    chosen: Sequence[tuple[Path, NDArray[np.int64], NDArray[np.int64]]],
+    chosen: Sequence[_Chosen],
 ) -> Iterator[tuple[Path, dict[int, _Draw]]]:
-    """Yield each shard that has no features yet, and its draws, those to differentiate numbered."""
+    """Yield each shard that lacks features, and the draws it lacks, those to be taken numbered.
+
+    A shard that has features lacks some where one that did not fit made room for another.
+    """
+    all_fit = np.isinf(_longest(run))
     in_shards = np.zeros(len(row_of), dtype=np.int64)
     for _, _, rows in chosen:
         in_shards[np.unique(rows)] += 1
     # Completions of the items that are in several shards: only theirs can come again.
     known: dict[int, set[int]] = {}
-    pairs: Iterable[tuple[int, int]]
     for file, lines, rows in chosen:
-        if _is_written(run, file):
+        is_written, has = _is_written(run, file), set()
+        if is_written:
             keys = read_parquet(_table_path(run, _name(file)), ["item_id", "completion_key"])
-            pairs = zip(item_rows(keys, row_of), keys["completion_key"].to_pylist(), strict=True)
-        else:
-            draws = _draws(file, lines, rows, items)
-            fresh = [draw for key, draw in draws.items() if key not in known.get(draw.item, ())]
-            for feature_row, draw in enumerate(fresh):
-                draw.feature_row = feature_row
+            has = set(keys["completion_key"].to_pylist())
+            _remember(known, in_shards, item_rows(keys, row_of), keys["completion_key"].to_pylist())
+        if is_written and all_fit:
+            continue
+        draws = _draws(file, lines, rows, items)
+        draws = {key: draw for key, draw in draws.items() if key not in has}
+        fresh = [draw for key, draw in draws.items() if key not in known.get(draw.item, ())]
+        for feature_row, draw in enumerate(fresh):
+            draw.feature_row = feature_row
+        if draws or not is_written:
             yield file, draws
-            pairs = ((draw.item, key) for key, draw in draws.items())
-        for row, key in pairs:
-            if in_shards[row] > 1:
-                known.setdefault(row, set()).add(key)
+        _remember(known, in_shards, [draw.item for draw in draws.values()], draws)
+
+
+def _remember(
+    known: dict[int, set[int]],
+    in_shards: NDArray[np.int64],
+    rows: Iterable[int],
+    keys: Iterable[int],
+) -> None:
+    """Remember the completions of the items that are in several shards."""
+    for row, key in zip(rows, keys, strict=True):
+        if in_shards[row] > 1:
+            known.setdefault(row, set()).add(key)
 
 
 def _name(file: Path) -> str:
@@ -200,23 +308,38 @@ def _is_joined(run: RunFolder) -> bool:
 
 
 def _chosen(
-    run: RunFolder, row_of: Mapping[str, int], most: int, most_wrong: int
-) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
-    """Choose the rollouts of each shard: its lines, and the positions of their items."""
+    run: RunFolder,
+    row_of: Mapping[str, int],
+    prompts: NDArray[np.int64],
+    most: int,
+    most_wrong: int,
+    longest: float,
+) -> Iterator[_Chosen]:
+    """Choose the rollouts of each shard, of those below `longest` tokens.
+
+    Args:
+        run: all rollouts have a verdict.
+        row_of: position of each item by item_id.
+        prompts: (items,) tokens of each prompt, which count as well.
+        most, most_wrong: correct and wrong rollouts of an item.
+        longest: tokens.
+    """
     correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
     lowest, highest = np.full(len(row_of), np.inf), np.full(len(row_of), -np.inf)
     # Of files of rollouts some may have none, such as those of several turns.
     has_tokenless = bool(run.manifest.get("rollouts", {}).get("without_tokens"))
-    names = ("item_id", "completion_token_ids") if has_tokenless else ("item_id",)
+    needs_length = has_tokenless or np.isfinite(longest)
+    names = ("item_id", "completion_token_ids") if needs_length else ("item_id",)
     for file in rollout_shards(run):
         table = read_outcomes(file, *names)
         # One that could not be judged is neither.
         outcome = rollout_outcomes(table)
-        if has_tokenless:
-            lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
-            outcome = np.where(lengths > 0, outcome, -1)
-        reward = np.asarray(pc.fill_null(table["reward"].cast(pa.float64()), np.nan))
         rows = item_rows(table, row_of)
+        if needs_length:
+            lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
+            fits = (lengths > 0) & (lengths + prompts[rows] < longest)
+            outcome = np.where(fits, outcome, -1)
+        reward = np.asarray(pc.fill_null(table["reward"].cast(pa.float64()), np.nan))
         np.fmin.at(lowest, rows, reward)
         np.fmax.at(highest, rows, reward)
         chosen = _first_of_items(rows, outcome == 1, correct, most)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def trainable_policy(training: Training) -> Policy:
             f"prompt of {longest:,} exceed the model's context of {policy.context_length:,}; "
             "lower max_completion_length"
         )
+    policy = replace(policy, tokenizer=copy.deepcopy(policy.tokenizer))
     # Text is judged as it was in the probe, whose spaces are not cleaned up either.
     policy.tokenizer.clean_up_tokenization_spaces = False
     forget_quantization(policy.model)
