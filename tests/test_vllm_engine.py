@@ -312,10 +312,10 @@ def test_a_run_is_killed_and_continued(
         *("--instruction", "Write the answer as \\boxed{answer}.", "--tau", 0.1),
         *("--verifier", "math", "--out", tmp_path / "tagged.jsonl"),
     )
-    # The second of two shards is drawn and not written.
+    # One of two shards is drawn and not written; both are in the making at once.
     started = run_until_killed(tmp_path, ("probes.stages.sample", "write_parquet", 2), *arguments)
     drawn = ["item_id", "sample", "completion_token_ids"]
-    (shard,) = (run / "rollouts").iterdir()
+    (shard,) = (run / "rollouts").rglob("*.parquet")
     kept = pq.read_table(shard, columns=drawn)
     deadline = time.monotonic() + 120
     while any(map(is_running, started)):
@@ -326,7 +326,7 @@ def test_a_run_is_killed_and_continued(
     settings.write_text(settings.read_text().replace("max_num_seqs = 64", "max_num_seqs = 32"))
     done = run_curate("tag", *arguments)
     assert done.status == 0, done.stderr
-    assert pq.read_table(shard, columns=drawn) == kept
+    assert pq.read_table(run / "rollouts" / shard.name, columns=drawn) == kept
     rollouts = read_rollouts(run)
     assert Counter(Counter(rollouts["item_id"].to_pylist()).values()) == {8: 4}
     ends = rollouts["finish_reason"].to_pylist()
