@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from curate.run.rollouts import count_outcomes, drawn_rollouts, nullable
 from curate.run.tables import OUTCOMES, write_parquet
-from probes.engines.transformers import TransformersEngine
-from probes.models.load import Policy
+from probes.engines.base import Engine
 from probes.stages.sample import draw_here, sample_items
 from probes.stages.verify import verify_rollouts
 from probes.verifiers.pool import VerifierPool
@@ -27,23 +26,21 @@ FINAL_SEED = 2**32
 
 def evaluate(
     folder: Path,
-    policy: Policy,
+    engine: Engine,
+    tokenizer: Any,
     items: pa.Table,
     pool: VerifierPool,
     *,
-    seed: int,
     rollouts: int,
-    temperature: float,
-    max_tokens: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw and judge final rollouts of every item; what a killed process drew is not drawn again.
 
     Args:
         folder: gets `rollouts/*.parquet`, of the same form as those of the probe.
-        policy: the trained policy.
+        engine: draws from the trained policy, with `FINAL_SEED` added to the training's seed.
+        tokenizer: the policy's.
         items: of `items.parquet`: item_id, prompt_token_ids, answer, and perhaps verifier.
         pool: of the run's verifier, not entered.
-        seed: of the training run.
         rollouts: of every item.
 
     Returns:
@@ -51,13 +48,10 @@ def evaluate(
     """
     items = items.combine_chunks()
     row_of = {item_id: row for row, item_id in enumerate(items["item_id"].to_pylist())}
-    engine = TransformersEngine(
-        policy, seed=FINAL_SEED + seed, temperature=temperature, max_tokens=max_tokens
-    )
     target = np.full(len(row_of), rollouts)
     drawn = drawn_rollouts(folder, row_of)
     if (drawn < target).any():
-        draw = draw_here(engine, policy.tokenizer)
+        draw = draw_here(engine, tokenizer)
         sample_items(folder, items, drawn, target, draw, _SHARD_ROLLOUTS)
     verifiers = items["verifier"] if "verifier" in items.column_names else None
     verify_rollouts(folder, pool, items["answer"], row_of, verifiers)

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from curate.config import AUTO, TagConfig
 from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
@@ -30,7 +32,8 @@ from curate.run.folder import find_run, lock_folder
 from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
 from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
-from probes.models.load import load_policy, resolve_model
+from probes.engines.choose import SERVER, TRANSFORMERS, LoadedModel
+from probes.models.load import load_tokenizer, resolve_model
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
 from recipes.train.items import select_items
@@ -41,7 +44,7 @@ from recipes.train.sft import train_sft
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
 from recipes.validate.command import Validate
-from recipes.validate.evaluation import evaluate, write_outcomes
+from recipes.validate.evaluation import FINAL_SEED, evaluate, write_outcomes
 
 
 def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
@@ -215,20 +218,18 @@ class _Job:
 
     def _evaluate(self) -> None:
         recipe, config = self.recipe, self.run.config
-        policy = load_policy(
-            resolve_model(str(self.folder / POLICY)), trust_remote_code=config.trust_remote_code
-        )
+        files = resolve_model(str(self.folder / POLICY))
         start = time.monotonic()
-        judged, correct = evaluate(
-            self.folder,
-            policy,
-            self.run.items,
-            self.run.pool(),
-            seed=self.seed,
-            rollouts=recipe.evaluation_rollouts,
-            temperature=recipe.evaluation_temperature,
-            max_tokens=config.max_tokens,
-        )
+        with closing(LoadedModel(self._final_config(), files)) as model:
+            engine = model.engine()
+            judged, correct = evaluate(
+                self.folder,
+                engine,
+                load_tokenizer(files, trust_remote_code=config.trust_remote_code),
+                self.run.items,
+                self.run.pool(),
+                rollouts=recipe.evaluation_rollouts,
+            )
         if self.wanted.keep == "none":
             shutil.rmtree(self.folder / POLICY, ignore_errors=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -242,5 +243,26 @@ class _Job:
                 "final_rollouts": recipe.evaluation_rollouts,
                 "temperature": recipe.evaluation_temperature,
                 "max_tokens": config.max_tokens,
+                "engine": engine.name,
             },
+        )
+
+    def _final_config(self) -> TagConfig:
+        """How the final rollouts are drawn: by the run's engine, whatever the run left out.
+
+        The run's servers have the model before training, so the engine is then the one of this
+        machine. In a process of several a vLLM would take their process group for its own.
+        """
+        recipe, config = self.recipe, self.run.config
+        engine = AUTO if config.engine == SERVER else config.engine
+        if process_state().num_processes > 1:
+            engine = TRANSFORMERS
+        return config.replace(
+            engine=engine,
+            base_url=(),
+            seed=FINAL_SEED + self.seed,
+            temperature=recipe.evaluation_temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
         )
