@@ -66,6 +66,11 @@ def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
     for job in jobs:
         job.check()
     alone = process_state().num_processes == 1
+    if alone and torch.cuda.device_count() > 1:
+        say(
+            f"one of {torch.cuda.device_count()} GPUs trains; all do with accelerate launch "
+            "--multi_gpu -m curate validate ..."
+        )
     for job in jobs:
         job.work(outcomes=alone)
     # Other processes have nothing to do with final rollouts, and must not wait for hours.
