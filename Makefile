@@ -48,10 +48,13 @@ study: install
 	$(BIN)/python -m benchmarks.study.smollm2
 
 # verl and verifiers, whose dependencies exclude ours, for the tests that load files by their code.
-trainer-packages: .trainers/installed
+trainer-packages: .trainers/verl/installed-with-torchdata .trainers/installed
+
+.trainers/verl/installed-with-torchdata: .venv/installed
+	$(BIN)/pip install --quiet --upgrade --no-deps --target .trainers/verl verl==0.9.1 torchdata==0.11.0 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3
+	touch $@
 
 .trainers/installed: .venv/installed
-	$(BIN)/pip install --quiet --upgrade --no-deps --target .trainers/verl verl==0.9.1 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3
 	$(BIN)/pip install --quiet --upgrade --target .trainers/verifiers verifiers==0.4.0
 	touch $@
 

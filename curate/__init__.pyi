@@ -17,4 +17,6 @@ from recipes.confirm.command import confirm as confirm
 from recipes.forecast.command import forecast as forecast
 from recipes.join.command import join as join
 from recipes.judge.command import judge as judge
+from recipes.score.command import score as score
+from recipes.select.command import select as select
 from recipes.validate.command import validate as validate

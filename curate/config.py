@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import tomllib
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ _TAGGING = "gradients, forecast and tags"
 
 # Arguments of vLLM's engine that have settings here, that would change what is sampled behind the
 # run's back, that would open pickled weights, or that are secret and would end in config.toml.
+_RAY_SETTINGS = ("cpus_per_worker", "gpus_per_worker", "gpus_per_gradient_worker")
 _NOT_FOR_VLLM = frozenset({
     "model", "model_weights", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "revision",
     "code_revision", "tokenizer_revision", "trust_remote_code", "dtype", "seed", "load_format",
@@ -140,6 +142,11 @@ class TagConfig(Settings):
         "variables of the chat template, as JSON: '{\"enable_thinking\": false}'",
         default="", group=_DATASET, metavar="JSON", was_default=True,
     )  # fmt: skip
+    date: str = option(
+        "the day, as 2026-01-31, that a chat template writes which tells the day (default: the "
+        "day on which the run begins)",
+        default="", group=_DATASET, metavar="DAY", was_default=True,
+    )  # fmt: skip
 
     target: str = option(
         "items of the evaluation that you train for, in any form that DATASET has: each item gets "
@@ -159,8 +166,14 @@ class TagConfig(Settings):
         "the items that more can still decide; as many as --min-rollouts: all get the same",
         default=1024, group=_SAMPLING, metavar="N", least=1,
     )  # fmt: skip
+    mean_rollouts: int = option(
+        "rollouts of an item on average, at most, spent on the items where they decide most (0: as "
+        "many as the items need, five times the default); twice as many change the label of one "
+        "item in fifteen",
+        default=64, group=_SAMPLING, metavar="N", least=0, was_default=True,
+    )  # fmt: skip
     rollout_budget: int = option(
-        "rollouts of the whole run, spent where they decide most (0: as many as the items need)",
+        "rollouts of the whole run in place of --mean-rollouts (0: as that says)",
         default=0, group=_SAMPLING, metavar="N", least=0,
     )  # fmt: skip
     temperature: float = option(
@@ -236,7 +249,7 @@ class TagConfig(Settings):
         default=0, group=_MACHINES, metavar="N", least=0, changes_result=False,
     )  # fmt: skip
     ray: Mapping[str, Any] = option(
-        "cpus_per_worker and gpus_per_worker of a Ray worker",
+        "cpus_per_worker, gpus_per_worker and gpus_per_gradient_worker of Ray's workers",
         default=dict, changes_result=False,
     )  # fmt: skip
     shard: str = option(
@@ -388,12 +401,19 @@ class TagConfig(Settings):
         if 0 < self.rollout_budget < self.min_rollouts:
             raise UsageError(
                 f"--rollout-budget is {self.rollout_budget}, below --min-rollouts "
-                f"{self.min_rollouts}, which every item gets; 0 sets no limit"
+                f"{self.min_rollouts}, which every item gets; leave it out, or give more"
             )
         for name, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
             if value > 1:
                 raise UsageError(f"{name} is {value:g}; it must be at most 1")
         _ = self.chat_variables
+        if self.date:
+            try:
+                datetime.date.fromisoformat(self.date)
+            except ValueError as error:
+                raise UsageError(
+                    f"--date is {self.date!r}; it must be a day as 2026-01-31"
+                ) from error
         if len(set(self.k)) < len(self.k):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()
@@ -401,9 +421,9 @@ class TagConfig(Settings):
         if self.rollouts and (self.shard or self.executor != "local"):
             raise UsageError("--rollouts samples nothing: leave out --shard and --executor ray")
         for name, value in self.ray.items():
-            if name not in ("cpus_per_worker", "gpus_per_worker"):
+            if name not in _RAY_SETTINGS:
                 raise UsageError(
-                    f"[ray] {name}: unknown setting; known: cpus_per_worker, gpus_per_worker"
+                    f"[ray] {name}: unknown setting; known: {', '.join(_RAY_SETTINGS)}"
                 )
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 raise UsageError(f"[ray] {name} is {value!r}; it must be a number, at least 0")

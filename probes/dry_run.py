@@ -24,7 +24,7 @@ from probes.estimate import Work, estimate, smaller_plans
 from probes.estimate_words import basis, counted, estimate_lines
 from probes.machines.shard import parse_part
 from probes.tag import open_tagging, resolve
-from probes.tagging import Tagging
+from probes.tagging import Tagging, with_budget
 
 _ROWS_SHOWN = 5
 
@@ -65,7 +65,8 @@ def dry_run(config: TagConfig, started: float | None = None) -> dict[str, Any]:
         tokens = whole.prompt_tokens()
         items = int(part.own(len(tokens)).sum()) if part else len(tokens)
         target_items = sum(len(each.prompt_tokens()) for each in targets)
-        work = Work.of(config, whole.plan, items, float(tokens.mean()), target_items=target_items)
+        plan = with_budget(whole.plan, config, items)
+        work = Work.of(config, plan, items, float(tokens.mean()), target_items=target_items)
         cost = estimate(work, trial.sample, prices)
         smaller = smaller_plans(work, trial.sample, prices) if cost.is_long else []
         origin = basis(trial.sample, trial.tokens, trial.seconds, prices, trial.differentiated)

@@ -36,7 +36,8 @@ from curate.run.tables import (
     write_parquet,
 )
 from probes.machines.shard import Part
-from probes.models.load import ModelFiles, describe_machine
+from probes.models.files import ModelFiles
+from probes.models.load import describe_machine
 from probes.stages.gold import join_golds
 from probes.tag import PolicyFiles, open_tagging
 
@@ -189,10 +190,17 @@ def _check_parts(parts: Sequence[_PartFolder]) -> None:
                 f"shard {part.part} has not finished round {furthest}, which others have; "
                 "run its command again"
             )
-    items = ITEMS.read(first.path, "item_id")
+    items = ITEMS.read(first.path, "item_id", "prompt_token_ids")
     for part in parts:
-        if not ITEMS.read(part.path, "item_id").equals(items):
+        own = ITEMS.read(part.path, "item_id", "prompt_token_ids")
+        if not own["item_id"].equals(items["item_id"]):
             raise UsageError(f"shard {part.part} has other items than shard {first.part}")
+        if not own["prompt_token_ids"].equals(items["prompt_token_ids"]):
+            raise UsageError(
+                f"shard {part.part} has other prompts than shard {first.part}: its tokenizer or "
+                "its chat template is another one; where that writes the day's date, give all "
+                "shards the same --date"
+            )
         _check_rollouts(part, items["item_id"].to_pylist())
 
 

@@ -6,6 +6,7 @@ What is wrong with a dataset, a model or a setting shows here, before anything i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from curate.errors import UsageError
 from curate.progress import Progress, say
 from curate.run.folder import RunFolder
 from probes.engines.choose import ModelFacts
+from probes.models.chat import writes_the_date
 from probes.stages.items import CheckColumns, Item, read_items, reject_items
 from probes.stages.render import PromptForm, render_items
 from probes.statistics.plan import Plan, next_round
@@ -96,7 +98,7 @@ def read_and_render(
         run,
         items,
         tokenizer,
-        PromptForm.from_config(config),
+        PromptForm.from_config(config, _day(run, config, tokenizer)),
         is_mixed=verifiers.is_mixed,
         max_tokens=config.max_tokens,
         context_length=facts.context_length,
@@ -119,6 +121,16 @@ def read_and_render(
             "and answer is probed once"
         )
     return {"rows_this_time": counts["rows"]}
+
+
+def _day(run: RunFolder, config: TagConfig, tokenizer: Any) -> str:
+    """The day of a run's prompts, kept where the chat template writes it; "" where none does."""
+    if not writes_the_date(tokenizer):
+        return ""
+    day = config.date or str(run.manifest.get("date") or date.today())
+    run.update(date=day)
+    say(f"the chat template writes the day: {day}; with --date {day} other runs have it as well")
+    return day
 
 
 def _warn_of_echoes(run: RunFolder, items: Sequence[Item], pool: VerifierPool) -> None:

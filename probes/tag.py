@@ -34,7 +34,8 @@ from curate.tagged.write import check_columns, check_out
 from probes.engines.choose import LoadedModel
 from probes.machines.shard import parse_part
 from probes.models.chat import read_chat_template
-from probes.models.load import ModelFiles, describe_machine, resolve_model
+from probes.models.files import ModelFiles, resolve_model
+from probes.models.load import describe_machine
 from probes.predictor.predictor import read_predictor
 from probes.tagging import Tagging, plan_of
 

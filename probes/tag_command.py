@@ -43,6 +43,8 @@ class Tag(Command, TagConfig):
 
         With --dry-run, what they would cost.
         """
+        self._check_names()
+        # What these import takes seconds, or ten on a busy machine.
         from probes.dry_run import dry_run
         from probes.summary import summarize
         from probes.tag import probe_part, tag_dataset
@@ -55,6 +57,17 @@ class Tag(Command, TagConfig):
             return probe_part(self.run_config)
         config, _ = tag_dataset(self.run_config, started)
         return summarize(Path(config.run_dir))
+
+    def _check_names(self) -> None:
+        """Refuse a dataset or a model that is not there."""
+        from curate.datasets.source import check_dataset_name
+        from probes.models.files import check_model_name
+
+        for name in ("dataset", "model"):
+            if not getattr(self, name):
+                raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both")
+        check_dataset_name(self.dataset)
+        check_model_name(self.model)
 
     def text(self, found: dict[str, Any]) -> str:
         """The summary as a table, or what to do after a part, or what a dry run found."""

@@ -73,7 +73,7 @@ from probes.stages.verify import verify_rollouts
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk
 from probes.trial import Trial, gold_of, try_out
-from probes.verifiers.by_row import RowVerifiers
+from probes.verifiers.by_row import run_pool
 from probes.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -107,6 +107,31 @@ def plan_of(config: TagConfig) -> Plan:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def with_budget(plan: Plan, config: TagConfig, items: int) -> Plan:
+    """The plan of so many items: without a budget of its own, one of `--mean-rollouts` an item.
+
+    That never stops an item before `--min-rollouts`.
+    """
+    if config.rollout_budget or not config.mean_rollouts:
+        return plan
+    return replace(plan, rollout_budget=max(config.mean_rollouts, plan.min_rollouts) * items)
+
+
+def shard_rollouts(config: TagConfig, device: str, *, is_served: bool) -> int:
+    """Rollouts of a file, at most.
+
+    Args:
+        config: of the sampling.
+        device: cpu or cuda, where the rollouts are drawn.
+        is_served: whether servers draw them.
+    """
+    tokens, least = _SHARD_TOKENS[device], _SHARD_ROLLOUTS[device]
+    if is_served:
+        # The GPUs are elsewhere; how fast they are is not known.
+        tokens, least = _SHARD_TOKENS["cuda"] * len(config.base_url), 1
+    return max(config.min_rollouts, least, tokens // config.max_tokens)
 
 
 @dataclass
@@ -319,13 +344,7 @@ class Tagging:
         return engine
 
     def _pool(self) -> VerifierPool:
-        return VerifierPool(
-            self.config.verifier,
-            others=RowVerifiers(self.config).names,
-            workers=self.config.verifier_workers or None,
-            seconds=self.config.verifier_seconds,
-            pass_threshold=self.config.pass_threshold,
-        )
+        return run_pool(self.config)
 
     def _read_and_render(self) -> dict[str, Any]:
         read = read_and_render(
@@ -373,7 +392,7 @@ class Tagging:
         return Rounds(
             run=self.run,
             config=self.config,
-            plan=self.plan,
+            plan=with_budget(self.plan, self.config, self._items.num_rows),
             item_ids=self._items["item_id"],
             row_of=self._row_of,
             sample=self._sample,
@@ -410,6 +429,7 @@ class Tagging:
         return {"rounds": 1} | self._verify()
 
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
+        is_served = self.model.choice == SERVER
         is_first = len(ROUNDS.files(self.run)) == 1
         most = self.plan.max_rollouts * int((target > 0).sum())
         cut = CutRollouts(self.config.max_tokens, most, stops=self.config.stop_when_cut)
@@ -427,6 +447,7 @@ class Tagging:
         if self.ray and self.model.choice != SERVER:
             draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
         else:
+            self.model.longest_prompt = int(self.prompt_tokens().max())
             engine = self._engine()
             draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
         if opening:
@@ -437,28 +458,19 @@ class Tagging:
             drawn,
             target,
             draw,
-            self._shard_size(),
+            shard_rollouts(self.config, self.machine["device"], is_served=is_served),
             cut.saw if is_first else lambda table: None,
         )
         if is_first:
             cut.end()
         return found
 
-    def _shard_size(self) -> int:
-        """Rollouts of a file, at most."""
-        device = self.machine["device"]
-        tokens, least = _SHARD_TOKENS[device], _SHARD_ROLLOUTS[device]
-        if self.model.choice == SERVER:
-            # The GPUs are elsewhere; how fast they are is not known.
-            tokens, least = _SHARD_TOKENS["cuda"] * len(self.config.base_url), 1
-        return max(self.config.min_rollouts, least, tokens // self.config.max_tokens)
-
     def _opening(self, drawn: NDArray[np.int64], target: NDArray[np.int64]) -> Opening:
         """What tells, from the rollouts that are missing of round one, what the run will cost."""
         own = target > 0
-        work = Work.of(
-            self.config, self.plan, int(own.sum()), float(self.prompt_tokens()[own].mean())
-        )
+        items = int(own.sum())
+        plan = with_budget(self.plan, self.config, items)
+        work = Work.of(self.config, plan, items, float(self.prompt_tokens()[own].mean()))
         return Opening(
             work,
             int(np.maximum(target - drawn, 0).sum()),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-from probes.models.load import Policy, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy
 from tests.smollm2 import export
 from tests.tiny import save_tiny_model
 from tests.vllm_servers import RealServer, real_servers

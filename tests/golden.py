@@ -51,23 +51,14 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *(
-        "tag",
-        "verify",
-        "merge",
-        "forecast",
-        "join",
-        "filter",
-        "order",
-        "validate",
-        "confirm",
-        "calibrate",
-    ),
-    *("compare", "judge", "augment", "card", "push", "report", "doctor"),
+    *("tag", "verify", "merge", "forecast", "join", "filter", "select", "order", "validate"),
+    *("confirm", "score", "calibrate", "compare", "judge", "augment", "card", "push", "report"),
+    "doctor",
 )
 GROUPS = (
-    *("tag", "verify", "merge", "forecast", "validate", "confirm", "compare", "calibrate", "judge"),
-    *("augment", "join", "filter", "order", "report", "card", "push", "mistakes", "help"),
+    *("tag", "verify", "merge", "forecast", "validate", "confirm", "score", "compare", "calibrate"),
+    *("judge", "augment", "join", "filter", "select", "order", "report", "card", "push"),
+    *("mistakes", "help"),
 )
 REWARDS = '''
 def right(completion, answer):
@@ -368,6 +359,7 @@ def _train(recorder: Recorder, _: str) -> None:
 def _confirm(recorder: Recorder, _: str) -> None:
     recorder.run("as trained", "confirm fixed")
     recorder.run("groups as confirmed", "compare fixed after -o moved.parquet")
+    recorder.run("a checkpoint", "score after --model model --rollouts 8 --max-tokens 10")
     _plant_outcomes()
     recorder.run("planted outcomes", "confirm fixed --recipe planted --json")
     recorder.run("a file", "calibrate fixed -o predictor.json")
@@ -434,12 +426,23 @@ def _choose(recorder: Recorder, _: str) -> None:
     recorder.run(
         "from Parquet", "filter parts.parquet --min-forecast 0.01 --sample 4 -o chosen.json"
     )
+    recorder.run(
+        "by value", "select fixed --budget 40% --quota kind --dropped left.jsonl -o selected.jsonl"
+    )
+    recorder.run(
+        "gain from CSV", "select rounds.csv --rollouts 64 --by gain --json -o selected.parquet"
+    )
     recorder.run("curriculum", "order chosen.jsonl -o ordered.jsonl")
     recorder.run(
         "similarity for TRL", "order chosen.jsonl --by similarity --format trl -o trl.jsonl"
     )
     recorder.run(
         "interleave", "order chosen.csv --by interleave --seed 2 --json -o ordered.parquet"
+    )
+    recorder.run(
+        "schedule",
+        "order fixed --by schedule --epochs 2 --batch 8 --repeats 3 --first-rate 0.5 --last-rate 0 "
+        "--quota kind --weights weights.csv -o scheduled.jsonl",
     )
 
 
@@ -475,7 +478,7 @@ def _publish(recorder: Recorder, _: str) -> None:
 
         for name, line in (
             ("everything", f"push fixed --repo {OWNER}/sums --private"),
-            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --json"),
+            ("of CSV", f"push rounds --repo {OWNER}/rounds --with-rollouts --with-rewards --json"),
         ):
             recorder.run(name, line, environment=environment, after=fetch)
 
@@ -515,6 +518,7 @@ def _fail(recorder: Recorder, url: str) -> None:
         "an unknown recipe": "validate rounds --recipe baselin",
         "no seed": "validate rounds --recipe ./quick.toml --seeds x",
         "nothing validated": "confirm rounds",
+        "no checkpoint": "score fixed --model ./nowhere",
         "nothing confirmed": "calibrate rounds",
         "one run twice": "compare fixed fixed",
         "a comparison as CSV": "compare fixed after -o moved.csv",

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from probes import tagging
@@ -36,7 +37,11 @@ sys.exit(main(arguments))
 
 
 def run_until_killed(
-    folder: Path, moment: tuple[str, str, int], *arguments: object, before: str = ""
+    folder: Path,
+    moment: tuple[str, str, int],
+    *arguments: object,
+    before: str = "",
+    command: Callable[..., list[str]] = small_command,
 ) -> list[int]:
     """Run `curate tag` until the moment (module, function, which call of it), then kill -9.
 
@@ -45,6 +50,7 @@ def run_until_killed(
         moment: when it is killed.
         arguments: of `curate tag`; the small settings where they name no others.
         before: a line of Python to be run first; else shards are as large as in this process.
+        command: makes the command line of the arguments; `curate_command` for another command.
 
     Returns:
         the processes that it had started itself.
@@ -52,7 +58,7 @@ def run_until_killed(
     driver = folder / "driver.py"
     driver.write_text(DRIVER % (before or f"tagging._SHARD_TOKENS = {tagging._SHARD_TOKENS!r}"))
     process = subprocess.Popen(
-        [sys.executable, driver, *map(str, moment), *map(str, small_command(*arguments)[3:])],
+        [sys.executable, driver, *map(str, moment), *map(str, command(*arguments)[3:])],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

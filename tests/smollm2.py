@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from probes.models.export import exported_folder
-from probes.models.load import resolve_model
+from probes.models.files import resolve_model
 
 
 def gguf_file() -> Path:

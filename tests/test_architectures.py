@@ -24,7 +24,8 @@ from probes.gradients.lora import (
     coverage,
     target_modules,
 )
-from probes.models.load import Policy, load_policy, outline_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy, outline_policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from tests.made.architectures import SETTINGS, save_architecture
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl

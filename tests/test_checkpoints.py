@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from curate.errors import UsageError
 from probes.models.checkpoints import open_checkpoint, resolve_checkpoint
-from probes.models.load import ModelFiles, Policy, resolve_model
+from probes.models.files import ModelFiles, resolve_model
+from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from tests.test_rescoring import rollouts_of_prompts
 from tests.tiny import save_tiny_model

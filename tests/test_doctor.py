@@ -339,7 +339,8 @@ def test_expected_size_follows_the_settings() -> None:
         1000 * 65 * 4000  # No item has more correct rollouts than rollouts.
     )
     adaptive = config.replace(max_rollouts=1000)
-    assert expected_size(adaptive, 1000).rollouts == 300_000
+    assert expected_size(adaptive, 1000).rollouts == 64_000
+    assert expected_size(adaptive.replace(mean_rollouts=0), 1000).rollouts == 300_000
     assert expected_size(adaptive.replace(rollout_budget=50_000), 1000).rollouts == 50_000
 
 

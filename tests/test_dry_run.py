@@ -81,7 +81,8 @@ def test_it_says_what_it_read_and_what_the_run_costs(here: Path, tiny_model: Pat
 
 
 def test_json_says_the_same(here: Path, tiny_model: Path) -> None:
-    ran = tag("sums.jsonl", "--model", tiny_model, "--dry-run", "--json", "--max-rollouts", "128")
+    most = ("--max-rollouts", "128", "--mean-rollouts", "0")
+    ran = tag("sums.jsonl", "--model", tiny_model, "--dry-run", "--json", *most)
     assert ran.status == 0, ran.stderr
     found = json.loads(ran.stdout)
     assert (found["rows"], found["rows_rejected"], found["items"]) == (12, 5, 6)
@@ -180,6 +181,7 @@ def test_a_long_run_comes_with_smaller_plans(
 ) -> None:
     monkeypatch.setattr(estimate, "DAY", 0.05)
     command = ("sums.jsonl", "--model", tiny_model, "--max-rollouts", "1024", "--dry-run")
+    command += ("--mean-rollouts", "0")
     ran = tag(*command, "--json")
     assert ran.status == 0, ran.stderr
     found = json.loads(ran.stdout)

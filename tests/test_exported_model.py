@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from curate.errors import RunError
+from probes.models.checkpoints import find_checkpoint
 from probes.models.export import exported_folder
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 from tests.smollm2 import export, gguf_file
 
 IDS = torch.tensor([[1, 520, 198, 3, 5, 28, 7, 42]])
@@ -36,6 +38,18 @@ def test_the_export_is_the_same_policy_and_is_written_once(smollm2_folder: Path)
     assert export(smollm2_folder.parents[2]) == smollm2_folder
     assert (smollm2_folder / "config.json").stat().st_mtime_ns == written
     assert not list(smollm2_folder.parent.glob(".*"))
+
+
+def test_a_checkpoint_saved_without_tokenizer_ends_where_its_gguf_model_does(
+    smollm2_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(smollm2_folder / name)
+    initial = resolve_model(str(gguf_file()))
+    found = find_checkpoint(str(tmp_path), initial)
+    assert found.outline().eos_token_ids == {2}
+    # Of one that brings its own it is the folder that tells.
+    assert find_checkpoint(str(smollm2_folder), initial).outline().eos_token_ids == {2}
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(

@@ -1,11 +1,8 @@
 """`--format`: files that each trainer's own loading code reads, with the rows in their order."""
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +19,13 @@ from curate.tagged.trainers import FORMATS
 from tests.tag_runs import ROOT, read_jsonl, run_curate
 from tests.tagged_files import some_rows, tagged_row, write_run_of, write_tagged_file
 from tests.tiny import save_tiny_model
+from tests.trainer_packages import loaded_by
 
 TRAINERS = ("trl", "verl", "open-instruct", "prime-rl")
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '= ' }}{% endif %}"
 )
-# Where `make trainer-packages` puts what has no room beside our own dependencies.
-PACKAGES = Path(os.environ.get("CURATE_TRAINER_PACKAGES", ROOT / ".trainers"))
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -113,18 +109,7 @@ def test_trl_trains_on_the_file_in_its_order(
 
 def _loaded_by(script: str, package: str, *arguments: object) -> list[dict[str, Any]]:
     """What a project's own code made of a file, in a process that has the project."""
-    folder = PACKAGES / package
-    if not folder.is_dir():
-        pytest.fail(f"{package} is not in {PACKAGES}: `make trainer-packages` puts it there")
-    ran = subprocess.run(
-        [sys.executable, ROOT / "tests" / script, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    found: list[dict[str, Any]] = json.loads(ran.stdout.splitlines()[-1])
+    found: list[dict[str, Any]] = json.loads(loaded_by(script, package, *arguments))
     return found
 
 

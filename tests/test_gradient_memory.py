@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from probes.gradients import lora
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.gradients.memory import Limit
-from probes.models.load import ModelFiles, Policy, is_out_of_memory
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, is_out_of_memory
 from tests.test_gradients import EXACT, assert_same, features_of, rollouts_of
 
 ALL = 10**9

@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from curate.errors import RunError, UsageError
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
 from probes.gradients.similarity import halves
-from probes.models.load import Policy, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy
 
 EXACT = Adapter(dim=None)
 

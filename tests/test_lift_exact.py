@@ -20,7 +20,8 @@ from scipy.stats import binom
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
-from probes.models.load import Policy, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.groups import Group, advantages

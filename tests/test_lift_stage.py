@@ -16,6 +16,7 @@ from curate.errors import RunError
 from curate.run.features import RolloutFeatures
 from curate.run.rollouts import Outcomes
 from probes.lift.gradients import group_weights
+from probes.lift.item_gradients import item_gradients
 from probes.lift.preconditioner import draw_rows
 from probes.stages.lift import (
     ItemLift,
@@ -132,6 +133,38 @@ def test_the_lift_is_that_of_the_definition() -> None:
     np.testing.assert_allclose(lift.lift, expected.lift / expected.unit, rtol=5e-3, atol=1e-3)
     assert np.isnan(lift.lift[0]) and np.isfinite(lift.lift[1:]).all()
     assert facts["items_with_lift"] == ITEMS - 1
+
+
+def test_step_and_slope_of_an_item_are_who_teaches_whom() -> None:
+    run, found = make_run(3)
+    expected = by_hand(run, found)
+    inputs = lift_inputs(run, found)
+    vectors = item_gradients(inputs, group_size=8, loss="grpo", block_bytes=2000)
+    known = np.isfinite(expected.lift)
+    effects = vectors.slope @ vectors.step.T
+    np.testing.assert_allclose(
+        effects[np.ix_(known, known)], expected.effects[np.ix_(known, known)], rtol=2e-3, atol=1e-4
+    )
+    assert not effects[~known].any() and vectors.pupil is vectors.slope
+    # As the items of a target the same items have the same slopes.
+    target = item_gradients(inputs, group_size=8, loss="grpo", pupils=inputs)
+    np.testing.assert_allclose(target.pupil, vectors.slope, rtol=1e-4, atol=1e-6)
+
+
+def test_folded_to_less_memory_inner_products_are_the_same_on_average() -> None:
+    run, found = make_run(3)
+    inputs = lift_inputs(run, found)
+    whole = item_gradients(inputs, group_size=8, loss="grpo")
+    full = whole.slope @ whole.step.T
+    seen = []
+    for seed in range(40):
+        folded = item_gradients(
+            inputs, group_size=8, loss="grpo", seed=seed, most_bytes=8 * ITEMS * DIM // 2
+        )
+        assert folded.step.shape == (ITEMS, DIM // 2)
+        seen.append(folded.slope @ folded.step.T)
+    error = np.std(seen, axis=0) / np.sqrt(len(seen))
+    assert (np.abs(np.mean(seen, axis=0) - full) <= 5 * error + 1e-6).mean() > 0.97
 
 
 def test_in_its_unit_training_lifts_its_own_items_by_one() -> None:

@@ -14,20 +14,15 @@ import torch
 from curate.errors import UsageError
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
-from probes.models.load import (
-    Policy,
-    choose_dtype,
-    eos_token_ids,
-    load_policy,
-    outline_policy,
-    resolve_model,
-)
+from probes.models.files import resolve_model
+from probes.models.load import Policy, choose_dtype, eos_token_ids, load_policy, outline_policy
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = """
 import json, sys
 from curate.errors import UsageError
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 try:
     files = resolve_model(sys.argv[1])
     policy = load_policy(files)

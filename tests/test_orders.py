@@ -128,15 +128,18 @@ def test_recipes_train_in_the_same_curriculum() -> None:
     assert [each.trainability for each in chosen[:8]] == ["easy"] * 4 + ["learnable"] * 4
 
 
+@pytest.mark.parametrize("by", ORDERS)
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_the_command_writes_every_row_once_in_that_order(tmp_path: Path, suffix: str) -> None:
+def test_the_command_writes_every_row_once_in_that_order(
+    tmp_path: Path, suffix: str, by: str
+) -> None:
     rows = some_rows()
     file = write_tagged_file(tmp_path / f"t{suffix}", rows)
     out = tmp_path / f"o{suffix}"
-    ran = run_curate("order", file, "--by", "similarity", "-o", out, "--json")
+    ran = run_curate("order", file, "--by", by, "-o", out, "--json")
     assert ran.status == 0, ran.stderr
     found = read_jsonl(out) if suffix == ".jsonl" else pq.read_table(out).to_pylist()
-    assert found == [rows[place] for place in order_rows(rows, "similarity")]
+    assert found == [rows[place] for place in order_rows(rows, by)]
     summary = json.loads(ran.stdout)
     assert summary["rows"] == 21
     assert summary["tags"]["(none)"] == {"rows": 1, "first": 21, "last": 21}

@@ -402,7 +402,7 @@ def test_a_training_of_validate_is_not_overwritten(run: Path, tmp_path: Path) ->
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"state": "done"}')
     log = a_table(tmp_path)
-    with pytest.raises(UsageError, match="a training of `curate validate`"):
+    with pytest.raises(UsageError, match="is of `curate validate`"):
         confirm(run, training=[log], recipe="baseline")
 
 

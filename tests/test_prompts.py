@@ -2,6 +2,7 @@
 
 import shutil
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from curate import tag as tag_function
 from curate.datasets.rendered import rendered_opening
 from curate.errors import UsageError
+from curate.run.run import Run
 from probes.models.chat import plain_ids, read_chat_template
 from recipes.train.tagged_run import TaggedRun
 from tests.tag_runs import Ran, additions, read_jsonl, run_curate, tag, write_jsonl
@@ -164,9 +166,34 @@ def test_variables_reach_the_template(small: Path) -> None:
     assert tag_prompts(model, [QUESTION], *options).status == 0  # The same run.
 
 
+def test_a_template_that_writes_the_day_has_that_of_the_run(small: Path) -> None:
+    """As Llama 3's and gpt-oss' do; items that are rendered later have the same day."""
+    clock = CHATML.replace("{{ m.role }}", "{{ m.role }} {{ strftime_now('%-d') }} ")
+    model = with_template(clock)
+    ran = tag_prompts(model, [QUESTION], "--instruction", "")
+    assert ran.status == 0, ran.stderr
+    today = str(date.today())
+    assert f"the chat template writes the day: {today}" in ran.stderr
+    assert Run.open(Path("run")).manifest["date"] == today
+    ids = {}
+    for day in ("2026-01-03", "2026-01-04"):
+        options = ("--instruction", "", "--date", day)
+        assert tag_prompts(model, [QUESTION], *options, run=day).status == 0
+        (prompt,) = prompts_of(day)
+        assert f"user {day[-1]} " in prompt
+        ((ids[day]),) = pq.read_table(f"{day}/items.parquet")["prompt_token_ids"].to_pylist()
+    assert ids["2026-01-03"] != ids["2026-01-04"]
+    manifest = small / "run/manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"date": "{today}"', '"date": "2026-01-04"'))
+    held_out = write_jsonl(small / "held.jsonl", [{"prompt": QUESTION, "answer": "3"}])
+    (found,) = TaggedRun(Path("run")).read_prompts(str(held_out), small / "held")
+    assert list(found.prompt_token_ids) == ids["2026-01-04"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--date", "31.1.2026"), "--date is '31.1.2026'; it must be a day as 2026-01-31"),
         (("--chat-template", "nowhere.jinja"), "nowhere.jinja cannot be read: No such file"),
         (("--chat-template", "{% for m in messages %}"), "is no Jinja template"),
         (("--chat-template", "{{ question }}"), "shows no messages"),

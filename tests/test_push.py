@@ -141,11 +141,13 @@ def test_a_push_is_one_commit_that_datasets_reads_back(
     (run / "report.html").write_text(REPORT)
     (run / "figures").mkdir()
     (run / "figures/pass_rates.png").write_bytes(b"png")
-    summary = json.loads(pushed(push("--json", "--private", "--with-rollouts")).stdout)
+    options = ("--private", "--with-rollouts", "--with-rewards")
+    summary = json.loads(pushed(push("--json", *options)).stdout)
     repository = hub.repositories[NAME]
     assert len(repository.commits) == 2 and repository.private
     more = {".gitattributes", "README.md", "report.html", "figures/pass_rates.png"}
-    assert set(repository.files) == DATA | more | {"rollouts/00000.parquet"}
+    tables = {path.replace("data/", "rewards/") for path in DATA}
+    assert set(repository.files) == DATA | tables | more | {"rollouts/00000.parquet"}
     assert {each["path"]: each["bytes"] for each in summary["files"]} == {
         path: len(blob.data) for path, blob in repository.files.items() if path != ".gitattributes"
     }
@@ -156,9 +158,11 @@ def test_a_push_is_one_commit_that_datasets_reads_back(
         "from datasets import load_dataset\n"
         f"splits = load_dataset({NAME!r})\n"
         f"rollouts = load_dataset({NAME!r}, 'rollouts', split='train')\n"
+        f"rewards = load_dataset({NAME!r}, 'rewards')\n"
+        "counts = {name: len(split) for name, split in rewards.items()}\n"
         "rows = {name: split.to_list() for name, split in splits.items()}\n"
         "same = len({str(split.features) for split in splits.values()}) == 1\n"
-        "print(json.dumps([rows, same, len(rollouts)]))\n"
+        "print(json.dumps([rows, same, len(rollouts), counts]))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script],
@@ -168,8 +172,10 @@ def test_a_push_is_one_commit_that_datasets_reads_back(
         timeout=600,
     )
     assert ran.returncode == 0, ran.stderr
-    rows, same_features, rollouts = json.loads(ran.stdout)
+    rows, same_features, rollouts, rewards = json.loads(ran.stdout)
     assert same_features and rollouts == 7
+    # A rollout of each item; rows of one item share it.
+    assert rewards == {"easy": 3, "learnable": 2, "no_positive": 1, "undetermined": 1}
     tagged = [json.loads(line) for line in (run.parent / "tagged.jsonl").open()]
     assert rows == {
         tag: [row for row in tagged if row["trainability"] == tag]
@@ -178,7 +184,9 @@ def test_a_push_is_one_commit_that_datasets_reads_back(
     assert len(rows["easy"]) == 4  # One of its items is there twice.
 
 
-def test_rollouts_go_up_only_when_asked_for_and_go_away_again(hub: HubStandIn, push: Push) -> None:
+def test_rollouts_and_rewards_go_up_only_when_asked_for_and_go_away_again(
+    hub: HubStandIn, push: Push
+) -> None:
     pushed(push())
     assert not [path for path in hub.repositories[NAME].files if "rollouts" in path]
     pushed(push("--with-rollouts"))
@@ -187,6 +195,14 @@ def test_rollouts_go_up_only_when_asked_for_and_go_away_again(hub: HubStandIn, p
     ran = pushed(push())
     assert "deleted there: rollouts/00000.parquet" in ran.stdout
     assert not [path for path in hub.repositories[NAME].files if "rollouts" in path]
+    pushed(push("--with-rewards"))
+    assert "rewards/easy-00000-of-00001.parquet" in hub.repositories[NAME].files
+    assert "- config_name: rewards" in hub.repositories[NAME].files["README.md"].data.decode()
+    ran = pushed(push())
+    assert "deleted there: rewards/easy-00000-of-00001.parquet" in ran.stdout
+    assert not [path for path in hub.repositories[NAME].files if "rewards" in path]
+    card = hub.repositories[NAME].files["README.md"].data.decode()
+    assert "config_name: rewards" not in card and "### Rewards" not in card
 
 
 def test_a_report_goes_up_without_the_completions_in_it(

@@ -7,6 +7,7 @@ for one each, and one of them is killed on the way.
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,10 +32,12 @@ from tests.tag_runs import (
     assert_same_rollouts,
     read_jsonl,
     read_rollouts,
+    run_curate,
     small_command,
     tag,
     write_jsonl,
 )
+from tests.tiny import save_tiny_model
 
 ITEMS = 10
 # A file of rollouts holds one item. (That rounds end alike is shown without Ray.)
@@ -237,6 +240,21 @@ def ray_executor() -> Any:
     from probes.machines import ray as module
 
     return module
+
+
+def test_checkpoints_are_scored_on_the_workers(
+    two_nodes: _TwoNodes, local: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(local / "run", tmp_path / "run")
+    asked = ("score", run, "--model", save_tiny_model(tmp_path / "trained", seed=5))
+    for name, more in (("here", ()), ("there", ("--executor", "ray", "--workers", 1))):
+        ran = run_curate(*asked, "--rollouts", 4, "--name", name, *more)
+        assert ran.status == 0, ran.stderr
+    here, there = (run / "validation" / name / "1" for name in ("here", "there"))
+    assert_same_rollouts(read_rollouts(there), read_rollouts(here))
+    assert pq.read_table(there / "outcomes.parquet").equals(
+        pq.read_table(here / "outcomes.parquet")
+    )
 
 
 def test_what_is_wrong_on_a_worker_is_one_line(

@@ -11,7 +11,8 @@ from scipy.special import logit
 from curate.errors import RunError, UsageError
 from curate.run.tables import ROLLOUTS
 from probes.gradients.lora import TokenizedRollout
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 from probes.rescoring.rollout_scores import RolloutScores
 from tests.test_rescoring import by_hand
 from tests.tiny import save_tiny_model

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curate.run.run import Run
 from probes import tagging
 from probes.forecast.model import Constants, Forecast
 from probes.gradients.lora import GradientProbe
@@ -47,7 +48,7 @@ def in_rounds(model: Path, *more: object) -> Ran:
     return tag(
         *(dataset(Path()), "--model", model, "--verifier", "rewards:judge", "--tau", TAU),
         *("--min-rollouts", FEW, "--max-rollouts", MOST, "--run-dir", "run", "--out", "out.jsonl"),
-        *more,
+        *("--mean-rollouts", 0, *more),
     )
 
 
@@ -203,7 +204,8 @@ def test_hard_items_stop_once_their_forecast_is_decided(
     rows[:8] = [row | {"answer": "any"} for row in rows[:8]]
     ran = tag(
         *(write_jsonl(Path("sums.jsonl"), rows), "--model", tiny_model, "--tau", "0.25"),
-        *("--min-rollouts", "8", "--max-rollouts", "128", "--verifier", "lenient:judge"),
+        *("--min-rollouts", "8", "--max-rollouts", "128", "--mean-rollouts", "0"),
+        *("--verifier", "lenient:judge"),
         *("--max-tokens", "12"),
     )
     assert ran.status == 0, ran.stderr
@@ -410,3 +412,16 @@ def test_the_profile_adds_up(tiny_model: Path) -> None:
     ran = in_rounds(tiny_model, "--profile")
     again = json.loads(Path("run/manifest.json").read_text())["profile"]
     assert [row["stage"] for row in again] == ["write", "overhead"]
+
+
+def test_items_have_so_many_rollouts_on_average_at_most(tiny_model: Path) -> None:
+    mean = 2 * FEW
+    ran = in_rounds(tiny_model, "--mean-rollouts", mean)
+    assert ran.status == 0, ran.stderr
+    counts = Run.open(Path("run")).manifest["counts"]
+    assert counts["items"] * FEW < counts["rollouts_drawn"] <= counts["items"] * mean
+    # Fewer than every item gets: that is what they get.
+    ran = in_rounds(tiny_model, "--mean-rollouts", 1, "--run-dir", "few")
+    assert ran.status == 0, ran.stderr
+    counts = Run.open(Path("few")).manifest["counts"]
+    assert counts["rollouts_drawn"] == counts["items"] * FEW

@@ -15,7 +15,7 @@ import curate
 from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.tagged.expressions import parse_expression
-from curate.tagged.select import Bound, Rules, filter_rows
+from curate.tagged.rules import Bound, Rules, filter_rows
 from tests.tag_runs import Ran, read_jsonl, run_curate, write_jsonl
 from tests.tagged_files import some_rows, tagged_row, write_run_of, write_tagged_file
 

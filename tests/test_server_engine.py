@@ -19,7 +19,8 @@ import torch
 from curate.errors import RunError, UsageError
 from probes.engines.base import Rollout, SampleRequest, Truncation
 from probes.engines.server import ServerEngine
-from probes.models.load import PolicyOutline, load_policy, outline_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import PolicyOutline, load_policy, outline_policy
 from tests.stand_ins.server import DROPPED, TRUNCATED, StandIn, instead, status
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 from tests.tiny import WORDS

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -258,6 +259,17 @@ def versions(run: Path) -> dict[str, str]:
     return dict(json.loads((second(run) / "manifest.json").read_text())["versions"])
 
 
+def rendered_anew(file: Path) -> None:
+    """Write other prompts for the same items, as a template that tells the day does."""
+    table = pq.read_table(file)
+    prompts = pa.array(
+        [[*ids, 5] for ids in table["prompt_token_ids"].to_pylist()],
+        table.schema.field("prompt_token_ids").type,
+    )
+    place = table.column_names.index("prompt_token_ids")
+    pq.write_table(table.set_column(place, "prompt_token_ids", prompts), file)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda run: shutil.rmtree(second(run)), "shard 2 of 3 is missing"),
     "unfinished": (
@@ -283,6 +295,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another version": (
         lambda run: change(second(run), versions=versions(run) | {"torch": "1.0"}),
         "shard 2/3 does not belong with shard 1/3: versions torch: ",
+    ),
+    "another day's prompts": (
+        lambda run: rendered_anew(second(run) / "items.parquet"),
+        "shard 2/3 has other prompts than shard 1/3",
     ),
     "a lost file": (
         lambda run: next((second(run) / "rollouts").iterdir()).unlink(),

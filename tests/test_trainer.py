@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from curate.errors import UsageError
-from probes.models.load import resolve_model
+from probes.models.files import resolve_model
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train import train

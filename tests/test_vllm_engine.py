@@ -24,7 +24,8 @@ from probes.engines.base import Rollout, SampleRequest, Truncation
 from probes.engines.drawing import truncated
 from probes.engines.vllm import VllmEngine
 from probes.gradients.lora import TokenizedRollout
-from probes.models.load import Policy, eos_token_ids, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, eos_token_ids, load_policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from tests.killed_runs import is_running, run_until_killed
 from tests.tag_runs import ROOT, read_rollouts, run_curate
@@ -56,7 +57,8 @@ def policy(model: Path) -> Policy:
 def new_engine(model: Path, **options: Any) -> VllmEngine:
     return VllmEngine(
         resolve_model(str(model)),
-        seed=7,
+        # Larger than NumPy's, as that of `curate score` is.
+        seed=2**32 + 7,
         temperature=TEMPERATURE,
         max_tokens=MAX_TOKENS,
         options={**MEMORY, "max_model_len": CONTEXT, **options},
@@ -202,7 +204,7 @@ def test_random_numbers_come_from_the_seed_and_the_requests_alone(
 def test_requests_are_handed_over_as_there_is_room_and_each_time_from_another_state(
     engine: VllmEngine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = engine._loaded()
+    llm = engine._loaded(0)
     monkeypatch.setattr(llm.llm_engine.vllm_config.scheduler_config, "max_num_seqs", 4)
     states: list[int] = []
 
@@ -264,6 +266,34 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(
     # Whoever stops in the middle leaves no requests behind.
     next(engine.sample(_requests(prompts, 4)))
     assert {r.item_id for r in engine.sample(_requests(prompts[:1], 4))} == {"item 0"}
+
+
+def test_room_is_made_for_the_prompts_that_come(model: Path, prompts: list[list[int]]) -> None:
+    """SmolLM2 takes 8,192 tokens; a longer prompt than those before has vLLM loaded anew."""
+    engine = VllmEngine(
+        resolve_model(str(model)), seed=7, temperature=TEMPERATURE, max_tokens=8, options=MEMORY
+    )
+    rooms = []
+    for length in (20, 1100):
+        request = SampleRequest("any", [NEWLINE + 1 + token for token in range(length)], 0, 1)
+        assert len(list(engine.sample([request]))) == 1
+        rooms.append(engine._llm.llm_engine.model_config.max_model_len)
+    engine.close()
+    assert rooms == [1024, 2048]
+    assert engine._room(8185) == 8192  # With its completion it is one token too long.
+
+
+def test_the_memory_of_a_gpu_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = iter([1e9, 2e9, 70e9])
+    monkeypatch.setattr(vllm_engine, "_free_memory", lambda: int(next(seen)))
+    vllm_engine._wait_for_memory(int(70.5e9))
+    assert next(seen, None) is None and not capsys.readouterr().err
+    monkeypatch.setattr(vllm_engine, "_free_memory", lambda: int(40e9))
+    monkeypatch.setattr(vllm_engine, "_MEMORY_SECONDS", 0.3)
+    vllm_engine._wait_for_memory(int(70e9))
+    assert "vLLM left 30.0 GB of the GPU's memory taken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from curate.errors import UsageError
 from probes.engines.base import SampleRequest
 from probes.engines.server import ServerEngine
-from probes.models.load import outline_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import outline_policy
 from tests.tag_runs import ROOT, read_rollouts, tag
 from tests.vllm_servers import MODEL, RealServer
 

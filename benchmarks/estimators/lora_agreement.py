@@ -38,7 +38,8 @@ from scipy.stats import pearsonr, spearmanr
 from curate.run.folder import read_run_config
 from curate.run.tables import read_parquet
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
-from probes.models.load import ModelFiles, Policy, load_policy, resolve_model
+from probes.models.files import ModelFiles, resolve_model
+from probes.models.load import Policy, load_policy
 
 Floats = NDArray[np.float64]
 Modules = dict[str, Any]  # linear layers by name

@@ -7,6 +7,7 @@ compared with. Labels: easy (c/n ≥ 0.1), hard with positives, no positive.
     python -m benchmarks.estimators.sampling_plan                the rules against each other
     python -m benchmarks.estimators.sampling_plan --sensitivity  other pass-rate distributions
     python -m benchmarks.estimators.sampling_plan --intervals    the interval, exactly
+    python -m benchmarks.estimators.sampling_plan --doublings    what more rollouts an item buy
     python -m benchmarks.estimators.sampling_plan --run RUN      the plan replayed on real rollouts
 
 Table 1 gives shares of the hard items only. Assumed here, and varied by --sensitivity:
@@ -372,6 +373,29 @@ def sensitivity(repeats: int, seed: int) -> None:
                   f"{np.mean(free):7.2%} {np.mean(cost):6.1%}")  # fmt: skip
 
 
+def doublings(repeats: int, seed: int) -> None:
+    """Print labels kept by rollouts an item on average, spent where they decide most."""
+    plans = {str(mean): Plan(rollout_budget=mean * ITEMS) for mean in (32, 64, 128, 256)}
+    plans["no budget"] = Plan()
+    print(f"{'mixture':28s}{'budget an item':>16s}{'drawn':>8s}{'labels':>9s}{'easy/hard':>11s}")
+    for name, shares in TABLE_1.items():
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        rng = np.random.default_rng(seed)
+        for _ in range(repeats):
+            rates = draw_rates(shares, World(), ITEMS, rng)
+            correct = draw_rollouts(rates, np.array(Plan().looks), rng)
+            ties, truth = rng.random(ITEMS), label(np.full(ITEMS, 1024), correct[:, -1])
+            for text, plan in plans.items():
+                outcome, _ = run_plan(plan, correct, ties)
+                mine = label(outcome.n, outcome.c)
+                split = ((mine == 2) == (truth == 2)).mean()
+                kept = float((mine == truth).mean())
+                found.setdefault(text, []).append((outcome.n.mean(), kept, float(split)))
+        for text, results in found.items():
+            drawn, kept, split = np.mean(results, axis=0)
+            print(f"{name:28s}{text:>16s}{drawn:8.0f}{kept:9.1%}{split:11.1%}")
+
+
 def compare_intervals() -> None:
     """Print expected width and worst coverage, exactly, under the plan without a budget."""
     plan = Plan()
@@ -495,11 +519,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sensitivity", action="store_true")
     parser.add_argument("--intervals", action="store_true")
+    parser.add_argument("--doublings", action="store_true")
     parser.add_argument("--run", type=Path, help="a run folder, read only")
     parser.add_argument("--orders", type=int, default=50, help="random orders, at least 2")
     arguments = parser.parse_args()
     if arguments.intervals:
         compare_intervals()
+        return 0
+    if arguments.doublings:
+        doublings(arguments.repeats, arguments.seed)
         return 0
     if arguments.sensitivity:
         sensitivity(arguments.repeats, arguments.seed)

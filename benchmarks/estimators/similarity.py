@@ -45,7 +45,8 @@ from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
 from probes.gradients.similarity import halves, measure_similarity
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 from probes.statistics.pass_rates import pass_rate_interval
 from tests.worlds.planted import (
     CHANCE,

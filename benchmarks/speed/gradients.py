@@ -42,7 +42,8 @@ import torch
 from curate.run.folder import read_run_config
 from curate.run.tables import read_parquet
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
-from probes.models.load import ModelFiles, Policy, load_policy, resolve_model
+from probes.models.files import ModelFiles, resolve_model
+from probes.models.load import Policy, load_policy
 
 # Runs `bergson build` and prints the seconds of its collection alone.
 _TIMED_BUILD = """

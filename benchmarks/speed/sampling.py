@@ -43,7 +43,8 @@ from curate.datasets.layouts import choose_layout, instruct, read_question
 from curate.datasets.source import open_source
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
-from probes.models.load import Policy, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy
 from probes.stages.render import render
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

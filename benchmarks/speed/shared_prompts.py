@@ -20,7 +20,7 @@ import torch
 from curate.run.folder import read_run_config
 from curate.run.rollouts import rollout_shards
 from curate.run.tables import read_parquet
-from probes.models.load import resolve_model
+from probes.models.files import resolve_model
 from recipes.recipe import read_recipe
 from recipes.train.groups import Group
 from recipes.train.grpo import RecipeTrainer

@@ -24,7 +24,8 @@ from benchmarks.speed.sampling import EXAMPLES, default_model, rendered_prompts
 from curate.config import config_from_mapping, read_config_file
 from probes.engines.base import SampleRequest
 from probes.engines.vllm import VllmEngine, _derived_seed, _set_random_state
-from probes.models.load import load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_policy
 
 Completions = list[list[int]]
 

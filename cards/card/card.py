@@ -10,6 +10,7 @@ from cards.card.facts import RunFacts, read_run_facts
 from cards.card.markdown import code_span
 from cards.card.merging import has_section, merge_card, read_metadata
 from cards.card.metadata import card_metadata, split_config
+from cards.card.rewards import rewards_section
 from cards.card.sections import (
     citation_section,
     columns_section,
@@ -24,6 +25,7 @@ from cards.card.sections import (
 )
 from curate.errors import UsageError
 from curate.files import write_atomically
+from curate.tags import Trainability
 
 CARD = "README.md"
 """Its name, in a run folder and on the Hub."""
@@ -37,6 +39,7 @@ def dataset_card(
     language: Sequence[str] = (),
     license: str = "",
     with_rollouts: bool = False,
+    rewards: Sequence[Trainability] = (),
     name: str = "README.md",
 ) -> str:
     """The card of a run; the same run and card give the same text.
@@ -45,7 +48,7 @@ def dataset_card(
         facts: of the run.
         card: the card that there is: its other text, metadata and configurations stay.
         repo: the dataset's id on the Hub, for the lines that load it.
-        language, license, with_rollouts: as in `card_metadata`.
+        language, license, with_rollouts, rewards: as in `card_metadata`.
         name: what errors call the card that there is.
 
     Raises:
@@ -58,6 +61,7 @@ def dataset_card(
         language=language,
         license=license,
         with_rollouts=with_rollouts,
+        rewards=rewards,
         name=name,
     )
     parts = [
@@ -68,6 +72,7 @@ def dataset_card(
         trust_section(facts),
         columns_section(facts),
         loading_section(facts, repo, split_config(metadata), with_rollouts),
+        rewards_section(facts, repo) if rewards else "",
         limits_section(facts),
         citation_section(facts),
     ]

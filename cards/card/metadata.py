@@ -15,6 +15,10 @@ _SIZES = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 _SPLIT_PATHS = {tag: f"data/{tag}-*.parquet" for tag in Trainability}
 _ROLLOUTS = "rollouts"
 _ROLLOUT_PATH = "rollouts/*.parquet"
+REWARDS = "rewards"
+"""The configuration of the rewards, and its folder in the repository."""
+_REWARD_PATHS = {tag: f"{REWARDS}/{tag}-*.parquet" for tag in Trainability}
+_BESIDE = (_ROLLOUTS, REWARDS)
 
 
 def card_metadata(
@@ -24,6 +28,7 @@ def card_metadata(
     language: Sequence[str] = (),
     license: str = "",
     with_rollouts: bool = False,
+    rewards: Sequence[Trainability] = (),
     name: str = "README.md",
 ) -> dict[str, Any]:
     """The metadata that a run's card shall have, beside whatever else is in it.
@@ -37,12 +42,13 @@ def card_metadata(
         language: ISO 639 codes; empty keeps what there is.
         license: an identifier of the Hub; empty keeps what there is.
         with_rollouts: whether there is a configuration of the rollouts.
+        rewards: the splits of the configuration of the rewards; none: there is no such.
         name: what errors call the card.
 
     Raises:
         UsageError: the card's `configs` are no list, or use our names for other files.
     """
-    configs, others = _configs(facts, old, with_rollouts, name)
+    configs, others = _configs(facts, old, with_rollouts, rewards, name)
     rows = sum(facts.rows_by_tag().values())
     return _metadata([facts], old, configs, rows, others, language, license)
 
@@ -146,12 +152,16 @@ def split_config(metadata: Mapping[str, Any]) -> str:
     return next(
         str(each["config_name"])
         for each in metadata["configs"]
-        if _is_ours(each) and each["config_name"] != _ROLLOUTS
+        if _is_ours(each) and each["config_name"] not in _BESIDE
     )
 
 
 def _configs(
-    facts: RunFacts, old: Mapping[str, Any], with_rollouts: bool, name: str
+    facts: RunFacts,
+    old: Mapping[str, Any],
+    with_rollouts: bool,
+    rewards: Sequence[Trainability],
+    name: str,
 ) -> tuple[list[Any], bool]:
     """All configurations, ours in the place where they were; and whether there are others."""
     there = _config_list(old, name)
@@ -161,7 +171,7 @@ def _configs(
     # columns and splits would be taken for those of a configuration of its name.
     has_other_data = bool(others) or "dataset_info" in old
     before = [each["config_name"] for each in there if _is_ours(each)]
-    before = [each for each in before if each != _ROLLOUTS]
+    before = [each for each in before if each not in _BESIDE]
     main = before[0] if before else "trainability" if has_other_data else "default"
     splits = [
         {"split": str(tag), "path": _SPLIT_PATHS[tag]}
@@ -172,6 +182,9 @@ def _configs(
     if with_rollouts:
         files = [{"split": "train", "path": _ROLLOUT_PATH}]
         ours.append({"config_name": _ROLLOUTS, "data_files": files})
+    if rewards:
+        files = [{"split": str(tag), "path": _REWARD_PATHS[tag]} for tag in rewards]
+        ours.append({"config_name": REWARDS, "data_files": files})
     clashing = [each["config_name"] for each in ours if each["config_name"] in taken]
     if clashing:
         raise _clash(clashing[0], name)
@@ -208,7 +221,8 @@ def _is_ours(config: object) -> bool:
     if not _is_config(config):
         return False
     paths = [each.get("path") for each in config["data_files"] if isinstance(each, dict)]
-    known = [*_SPLIT_PATHS.values(), _ROLLOUT_PATH]  # What a path is compared with may be a list.
+    # What a path is compared with may be a list.
+    known = [*_SPLIT_PATHS.values(), *_REWARD_PATHS.values(), _ROLLOUT_PATH]
     return len(paths) == len(config["data_files"]) > 0 and all(path in known for path in paths)
 
 

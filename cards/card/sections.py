@@ -18,7 +18,8 @@ from probes.summary import answer_lines, tag_meanings
 from probes.tag_rules import DOUBT
 
 _NOT_MEASURED = "not measured"
-_PLACEHOLDER = "OWNER/NAME"
+PLACEHOLDER = "OWNER/NAME"
+"""Of a dataset's id on the Hub, where it is not known."""
 _FIGURE_SUFFIXES = (".png", ".svg", ".jpg", ".webp")
 # The folders of a path that begins at the root or at home.
 _ABSOLUTE_FOLDER = re.compile(r"(?<![^\s'\"(`])~?/(?:[^\s/]+/)*(?=[^\s/])")
@@ -115,6 +116,8 @@ def measured_lines(facts: RunFacts) -> list[str]:
     )
     if config.rollout_budget:
         rollouts += f", at most {config.rollout_budget:,} in all"
+    elif config.min_rollouts < config.mean_rollouts < most:
+        rollouts += f", at most {config.mean_rollouts:,} on average"
     taken = manifest.get("rollouts")
     if taken:
         rollouts = taken_words(taken, config.rollouts_by)
@@ -388,7 +391,7 @@ def _columns_there(facts: RunFacts) -> dict[str, bool]:
 
 def loading_section(facts: RunFacts, repo: str, config: str, with_rollouts: bool) -> str:
     """Lines of Python that load splits from the configuration `config` of `repo`."""
-    repo = repo or _PLACEHOLDER
+    repo = repo or PLACEHOLDER
     rows = facts.rows_by_tag()
     tag = next((t for t in (Trainability.LEARNABLE, *Trainability) if rows[t]), Trainability.EASY)
     which = f'"{repo}"' if config == "default" else f'"{repo}", "{config}"'

@@ -40,6 +40,11 @@ class Push(Command):
         "the report that it shows; without it no completion is uploaded",
         default=False,
     )
+    with_rewards: bool = option(
+        "upload a table of all rollouts too, with reward, length and verdict and without any text, "
+        "as the configuration 'rewards': whoever loads it can recompute the pass rates",
+        default=False,
+    )
     tagged: str | Path | None = option(
         "the tagged file, if it is no longer where `curate tag` wrote it",
         default=None, metavar="FILE",

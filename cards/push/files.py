@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from cards.card.card import CARD
 from cards.card.facts import RunFacts
+from cards.card.metadata import REWARDS as REWARD_TABLE
 from cards.card.sections import figure_files
 from cards.push.public_report import without_rollouts
-from cards.push.splits import write_splits
+from cards.push.rewards import write_rewards
+from cards.push.splits import DATA, write_splits
 from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.files import write_atomically
@@ -24,13 +26,20 @@ from curate.run.tables import ROLLOUTS
 from curate.tags import ANSWERS, COLUMNS, JUDGED, REWARDS, Trainability
 
 # A split is all files of its name, so one that an earlier push left behind would be read with it.
-_SPLIT_FILE = re.compile(rf"data/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet")
+_SPLIT_FILE = re.compile(
+    rf"({DATA}|{REWARD_TABLE})/({'|'.join(Trainability)})-\d{{5}}-of-\d{{5}}\.parquet"
+)
 _DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".arrow", ".txt")
 _CHUNK_BYTES = 1 << 20
 
 
 def make_files(
-    facts: RunFacts, tagged: Path | None, folder: Path, *, with_rollouts: bool
+    facts: RunFacts,
+    tagged: Path | None,
+    folder: Path,
+    *,
+    with_rollouts: bool,
+    with_rewards: bool = False,
 ) -> dict[str, Path]:
     """Make the splits; returns every file but the card by its path in the repository.
 
@@ -39,6 +48,7 @@ def make_files(
         tagged: its tagged file, None where it still is where `curate tag` wrote it.
         folder: where the splits are written.
         with_rollouts: take the rollouts too, also those in the report.
+        with_rewards: make the table of rewards too.
 
     Raises:
         UsageError: the tagged file is not there, or not this run's; or the report holds rollouts
@@ -60,6 +70,8 @@ def make_files(
         if field.name in columns or field.name not in later
     )
     files = {path: folder / path for path in write_splits(tagged, facts.rows, schema, folder)}
+    if with_rewards:
+        files |= {path: folder / path for path in write_rewards(facts.run, folder)}
     if (report := facts.run.path / REPORT).is_file():
         if not with_rollouts:
             report = _public_report(report, folder / REPORT)

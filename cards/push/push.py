@@ -22,6 +22,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from cards.card.card import CARD, dataset_card
 from cards.card.facts import RunFacts, read_run_facts
 from cards.card.merging import read_metadata
+from cards.card.metadata import REWARDS
 from cards.push.command import Push
 from cards.push.files import (
     check_other_data,
@@ -35,6 +36,7 @@ from cards.push.hub import Changed, Hub, check_name
 from curate.errors import RunError, UsageError
 from curate.files import path_or_none
 from curate.run.folder import lock_folder
+from curate.tags import Trainability
 
 _MESSAGE = "Add trainability tags by curate"
 
@@ -58,6 +60,7 @@ class _Push:
             path_or_none(settings.tagged),
             self.folder,
             with_rollouts=settings.with_rollouts,
+            with_rewards=settings.with_rewards,
         )
 
     def make_card(self, repo: str, there: str) -> None:
@@ -70,11 +73,21 @@ class _Push:
             language=settings.language,
             license=settings.license,
             with_rollouts=settings.with_rollouts,
+            rewards=self._tags_with_rewards(),
             name=f"{CARD} of {repo}",
         )
         file = self.folder / CARD
         file.write_text(text, encoding="utf-8", newline="")
         self.files = {CARD: file, **self.files}
+
+    def _tags_with_rewards(self) -> list[Trainability]:
+        """Tags of which there is a table of rewards."""
+        starts = {tag: f"{REWARDS}/{tag}-" for tag in Trainability}
+        return [
+            tag
+            for tag, start in starts.items()
+            if any(path.startswith(start) for path in self.files)
+        ]
 
     def report(self, repo: str, deleted: Sequence[str]) -> dict[str, Any]:
         """What is uploaded and deleted."""

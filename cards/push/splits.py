@@ -25,9 +25,20 @@ _ROW_GROUP_BYTES = 64 * 1024 * 1024
 _KEYS = ("item_id", "trainability")
 
 
-def split_path(tag: Trainability, shard: int, shards: int) -> str:
-    """Where a shard of a tag's split lies in the repository."""
-    return f"data/{tag}-{shard:05d}-of-{shards:05d}.parquet"
+DATA = "data"
+"""The folder of the tagged rows."""
+
+
+def split_path(place: str, tag: Trainability, shard: int, shards: int) -> str:
+    """Where a shard of a tag's split lies in the repository.
+
+    Args:
+        place: the folder of the configuration.
+        tag: whose split.
+        shard: which of its files, from 0.
+        shards: how many it has.
+    """
+    return f"{place}/{tag}-{shard:05d}-of-{shards:05d}.parquet"
 
 
 def write_splits(
@@ -61,7 +72,7 @@ def write_splits(
         raise UsageError(f"{tagged} is no tagged file of this run: it has no column {missing[0]}")
     for field in schema:
         found = found.set(found.get_field_index(field.name), field)
-    shards = {tag: _Shards(folder / "data", tag, found, shard_bytes) for tag in Trainability}
+    shards = {tag: Shards(folder / DATA, tag, found, shard_bytes) for tag in Trainability}
     done = 0
     try:
         for batch in batches:
@@ -104,8 +115,15 @@ def _check_rows(tagged: Path, table: pa.Table, rows: pa.Table, done: int) -> Non
                 )
 
 
-class _Shards:
-    """The files of one split, begun one after the other."""
+class Shards:
+    """The files of one split, begun one after the other.
+
+    Args:
+        folder: of the configuration, with the name that it has in the repository.
+        tag: whose split.
+        schema: of the rows.
+        limit: bytes from which on a further file is begun.
+    """
 
     def __init__(self, folder: Path, tag: Trainability, schema: pa.Schema, limit: int) -> None:
         self.folder, self.tag, self.schema, self.limit = folder, tag, schema, limit
@@ -115,6 +133,7 @@ class _Shards:
         self.writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
+        """Add rows."""
         if not len(table):
             return
         self.waiting.append(table)
@@ -142,7 +161,8 @@ class _Shards:
         if self.waiting:
             self._write()
         self._finish()
-        names = [split_path(self.tag, n, len(self.files)) for n in range(len(self.files))]
+        place, files = self.folder.name, len(self.files)
+        names = [split_path(place, self.tag, n, files) for n in range(files)]
         for file, name in zip(self.files, names, strict=True):
             file.rename(self.folder.parent / name)
         return names

@@ -139,6 +139,21 @@ class Source:
                 raise RunError(f"{self.path} changed while it was in use; start again")
 
 
+def check_dataset_name(dataset: str | Path) -> None:
+    """Refuse what is no file, folder or Hub id, without reading any file.
+
+    Raises:
+        UsageError: it is none.
+    """
+    path = Path(dataset)
+    if path.exists():
+        return
+    if "/" in str(dataset) and path.parent.is_dir():
+        raise UsageError(f"no such file: {str(dataset)!r} (the folder {path.parent} is here)")
+    if not _HUB_ID.fullmatch(str(dataset)) or _FILE_ENDING.search(str(dataset)):
+        raise UsageError(f"no such file: {str(dataset)!r}")
+
+
 def open_source(dataset: str | Path, *, split: str = "train", subset: str | None = None) -> Source:
     """Open a file, a folder that `datasets` saved, or (where no such path exists) a Hub dataset.
 
@@ -148,17 +163,13 @@ def open_source(dataset: str | Path, *, split: str = "train", subset: str | None
     """
     path = Path(dataset)
     try:
-        exists = path.exists()
-        if exists and path.is_dir():
+        check_dataset_name(dataset)
+        if path.is_dir():
             source = _open_folder(path, split, subset)
-        elif exists:
+        elif path.exists():
             source = _open_file(path, split, subset)
-        elif "/" in str(dataset) and path.parent.is_dir():
-            raise UsageError(f"no such file: {str(dataset)!r} (the folder {path.parent} is here)")
-        elif _HUB_ID.fullmatch(str(dataset)) and not _FILE_ENDING.search(str(dataset)):
-            source = _open_hub(str(dataset), split, subset)
         else:
-            raise UsageError(f"no such file: {str(dataset)!r}")
+            source = _open_hub(str(dataset), split, subset)
     except OSError as error:
         raise UsageError(f"cannot read {dataset}: {error.strerror or error}") from error
     return source

@@ -269,7 +269,8 @@ OUTCOMES = Table("outcomes.parquet", {
 """A row for every item of the run, in its order.
 
 ever_positive: a correct rollout in training or in the probe of the initial policy; visits: groups
-generated for it in training.
+generated for it in training. Where nothing is known of the training, as with `curate score`,
+positive_in_training and visits are null, and ever_positive is of the probe and final rollouts.
 """
 
 HELD_OUT = Table("held_out.parquet", {

@@ -79,7 +79,7 @@ def finished_seeds(run_dir: Path, recipe: str = "") -> FinishedSeeds:
     if not found.folders:
         raise UsageError(
             f"{folder / name} has no finished seed, only {_listed(found.unfinished)} started: "
-            "`curate validate` continues"
+            "the command that began it continues"
         )
     return found
 

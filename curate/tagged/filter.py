@@ -90,7 +90,7 @@ class Filter(TrainingFile):
             UsageError: bad input, or no row is left; nothing was written.
             RunError: the disk failed, or the dataset changed meanwhile.
         """
-        from curate.tagged.select import CONFIRMED, PREDICTED, Bound, Rules
+        from curate.tagged.rules import CONFIRMED, PREDICTED, Bound, Rules
         from curate.tagged.training_files import filter_file
 
         bounds = (

@@ -14,7 +14,7 @@ from typing import Any
 
 from curate.errors import UsageError
 from curate.settings import did_you_mean
-from curate.tagged.select import PREDICTED
+from curate.tagged.rules import PREDICTED
 
 ITEM_ID = "item_id"
 _REASON = "tag_reason"

@@ -14,6 +14,9 @@ from curate.tagged.expressions import as_number, plain_value
 
 Row = Mapping[str, Any]
 
+READ = ("trainability", "pass_rate", "forecast_pass_rate", "teaching", "gradient_similarity")
+"""The columns that the strategies go by."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -128,9 +131,8 @@ def order_rows(rows: Sequence[Row], by: str, seed: int = 0) -> list[int]:
     """Give the places of the rows in the order of a strategy: a permutation, the same every time.
 
     Args:
-        rows: by column name: `trainability`, `pass_rate`, `forecast_pass_rate`, `teaching`,
-            `gradient_similarity`, None or missing where unknown. Rows that were not tagged come
-            last.
+        rows: by column name, those of `READ`; None or missing where unknown. Rows that were not
+            tagged come last.
         by: a name of `ORDERS`.
         seed: of `interleave`, the one strategy that draws.
 

@@ -29,7 +29,7 @@ from curate.tagged.joined import (
     columns_of_model,
     joined_models,
 )
-from curate.tagged.select import PREDICTED
+from curate.tagged.rules import PREDICTED
 from curate.tagged.write import columns_of
 from curate.tags import tag_schema
 

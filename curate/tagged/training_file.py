@@ -1,4 +1,4 @@
-"""What `curate filter` and `curate order` have in common: a tagged file in, a training file out."""
+"""What `filter`, `select` and `order` have in common: a tagged file in, a training file out."""
 
 import sys
 from dataclasses import KW_ONLY

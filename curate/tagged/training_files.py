@@ -21,7 +21,7 @@ from curate.errors import UsageError
 from curate.tagged.csv_files import check_reads_back
 from curate.tagged.expressions import parse_expression, unknown_column
 from curate.tagged.joined import column_of, columns_of_model
-from curate.tagged.orders import order_rows
+from curate.tagged.orders import READ, order_rows
 from curate.tagged.rows import (
     TaggedDataset,
     open_tagged,
@@ -29,18 +29,15 @@ from curate.tagged.rows import (
     take_rows,
     with_other_names,
 )
-from curate.tagged.select import CONFIRMED, PREDICTED, Row, Rules, filter_rows
+from curate.tagged.rules import CONFIRMED, PREDICTED, Drop, Row, Rules, filter_rows
 from curate.tagged.trainers import check_format, make_formatter
 from curate.tagged.training_file import TrainingFile
 from curate.tagged.write import check_out, write_tagged
 from curate.tags import Trainability
 
 _REASON = pa.schema([("dropped_reason", pa.string())])
-_NO_TAG = "(none)"
-_ORDERED_BY = (
-    *("trainability", "pass_rate", "forecast_pass_rate", "teaching"),
-    "gradient_similarity",
-)
+NO_TAG = "(none)"
+"""What rows without a tag are counted under."""
 
 
 def filter_file(
@@ -55,27 +52,76 @@ def filter_file(
 
     What is returned and raised is told in `curate.tagged.filter`.
     """
+    tagged, suffix = open_to_choose(wanted, dropped)
+    rules = _checked(rules, expression, tagged)
+    tags: list[str] = []
+    kinds = KindCounts(no_kinds(tagged, expression))
+    rows = kinds.noting(tagged.values())
+    decisions = filter_rows(_noting_tags(rows, rules.tag_column, tags), rules)
+    found = write_decided(wanted, tagged, suffix, decisions, dropped)
+    notes, kept = found.pop("notes"), kept_places(decisions)
+    return found | {
+        **counted_tags(tagged, rules.tag_column, tags, kept),
+        "notes": [*notes, *kinds.lost(kept)],
+    }
+
+
+def open_to_choose(wanted: TrainingFile, dropped: Path | None = None) -> tuple[TaggedDataset, str]:
+    """Open a tagged dataset of which some rows will be written, and check where they go.
+
+    Args:
+        wanted: the tagged dataset, and the file to be written.
+        dropped: where the other rows go; None: nowhere.
+
+    Returns:
+        the dataset, and the suffix whose kind of file is written.
+
+    Raises:
+        UsageError: the dataset cannot be read, or a file cannot be written.
+    """
     out = Path(wanted.out)
     suffix = check_format(wanted.format, out)
     tagged = open_tagged(wanted.tagged, wanted.model)
-    source = tagged.source
-    check_out(source, out, suffix)
+    check_out(tagged.source, out, suffix)
     if dropped is not None:
-        check_out(source, dropped)
+        check_out(tagged.source, dropped)
         if dropped.resolve() == out.resolve():
             raise UsageError(f"{out} cannot hold both the rows that stay and those dropped")
-    rules = _checked(rules, expression, tagged)
-    tags: list[str] = []
-    kinds = KindCounts(_no_kinds(tagged, expression))
-    rows = kinds.noting(tagged.values())
-    decisions = filter_rows(_noting_tags(rows, rules.tag_column, tags), rules)
+    return tagged, suffix
+
+
+def kept_places(decisions: Sequence[Drop | None]) -> list[int]:
+    """The places of the rows that stay, counted from 0."""
+    return [place for place, drop in enumerate(decisions) if drop is None]
+
+
+def write_decided(
+    wanted: TrainingFile,
+    tagged: TaggedDataset,
+    suffix: str,
+    decisions: Sequence[Drop | None],
+    dropped: Path | None = None,
+) -> dict[str, Any]:
+    """Write the rows that stay, and those that do not with their reasons; the counts of both.
+
+    Args:
+        wanted: the file to be written.
+        tagged: where the rows are from.
+        suffix: the kind of file.
+        decisions: of every row, in order: None for one that stays, or why it does not.
+        dropped: where dropped rows go, each with its `dropped_reason`; None: nowhere.
+
+    Raises:
+        UsageError: no row stays; nothing was written.
+    """
+    source = tagged.source
     drops = {place: drop for place, drop in enumerate(decisions) if drop is not None}
-    kept = [place for place in range(len(decisions)) if place not in drops]
+    kept = kept_places(decisions)
     reasons = dict(Counter(drop.rule for drop in drops.values()).most_common())
     if not kept:
         why = "; ".join(f"{count:,}: {rule}" for rule, count in reasons.items())
         raise UsageError(f"no row of {len(decisions):,} is left: {why}")
-    notes = _write(tagged, kept, suffix, wanted)
+    notes = write_places(tagged, kept, suffix, wanted)
     if dropped is not None:
         why_dropped = ({"dropped_reason": drop.reason} for drop in drops.values())
         write_tagged(
@@ -83,14 +129,13 @@ def filter_file(
         )
     return {
         "tagged_file": str(source.path or source.name),
-        "out": str(out),
+        "out": str(wanted.out),
         "dropped_file": None if dropped is None else str(dropped),
         "rows": len(decisions),
         "kept": len(kept),
         "dropped": len(drops),
         "reasons": reasons,
-        **_counted_tags(tagged, rules.tag_column, tags, kept),
-        "notes": [*notes, *kinds.lost(kept)],
+        "notes": notes,
     }
 
 
@@ -105,12 +150,12 @@ def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     tagged = open_tagged(wanted.tagged, wanted.model)
     check_out(tagged.source, out, suffix)
     tagged.check_tags("the order")
-    rows = [{name: value.get(name) for name in _ORDERED_BY} for value in tagged.values()]
+    rows = [{name: value.get(name) for name in READ} for value in tagged.values()]
     places = order_rows(rows, by, seed)
-    notes = _write(tagged, places, suffix, wanted)
+    notes = write_places(tagged, places, suffix, wanted)
     where: dict[str, list[int]] = {}
     for number, place in enumerate(places, 1):
-        where.setdefault(str(rows[place]["trainability"] or _NO_TAG), []).append(number)
+        where.setdefault(str(rows[place]["trainability"] or NO_TAG), []).append(number)
     return {
         "tagged_file": str(tagged.source.path or tagged.source.name),
         "out": str(out),
@@ -125,7 +170,7 @@ def order_file(wanted: TrainingFile, by: str, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _write(
+def write_places(
     tagged: TaggedDataset, places: Sequence[int], suffix: str, wanted: TrainingFile
 ) -> list[str]:
     """Write the rows at these places; what the user should know about the file."""
@@ -209,12 +254,12 @@ def _checked(rules: Rules, expression: str, tagged: TaggedDataset) -> Rules:
 
 def _noting_tags(rows: Iterator[dict[str, Any]], column: str, tags: list[str]) -> Iterator[Row]:
     for row in rows:
-        tags.append(str(row.get(column) or _NO_TAG))
+        tags.append(str(row.get(column) or NO_TAG))
         yield row
 
 
-def _no_kinds(tagged: TaggedDataset, expression: str) -> list[str]:
-    """Columns that sort no rows, or that the user chooses by."""
+def no_kinds(tagged: TaggedDataset, chosen_by: str) -> list[str]:
+    """Columns that sort no rows, or that the user chooses by: names that stand in that text."""
     columns = tagged.source.columns
     # The names under which the rows of several models are looked at.
     plain = [*columns_of_model(columns, tagged.model), PREDICTED, "tag_reason"]
@@ -224,21 +269,22 @@ def _no_kinds(tagged: TaggedDataset, expression: str) -> list[str]:
         *tag_columns(columns),
         *(plain if tagged.models else ()),
         *(field.partition(".")[0] for field in fields),
-        *(name for name in columns if name in expression),
+        *(name for name in columns if name in chosen_by),
     ]
 
 
-def _counted_tags(
+def counted_tags(
     tagged: TaggedDataset, column: str, tags: Sequence[str], kept: Sequence[int]
 ) -> dict[str, Any]:
     """Rows by tag; of several models none of which was named, no tag is the row's."""
     if tagged.models and not tagged.model:
         return {"tag_column": None, "tags": {}}
     column = column_of(tagged.model, column) if tagged.model else column
-    return {"tag_column": column, "tags": _by_tag(tags, kept)}
+    return {"tag_column": column, "tags": by_tag(tags, kept)}
 
 
-def _by_tag(tags: Sequence[str], kept: Sequence[int]) -> dict[str, dict[str, int]]:
+def by_tag(tags: Sequence[str], kept: Sequence[int]) -> dict[str, dict[str, int]]:
+    """How many rows of each tag there are, and how many of them stay."""
     rows, left = Counter(tags), Counter(tags[place] for place in kept)
     return {tag: {"rows": rows[tag], "kept": left[tag]} for tag in _in_usual_order(rows)}
 

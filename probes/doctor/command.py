@@ -43,6 +43,7 @@ class Doctor(Command):
     run_dir: str | None = _size("run_dir")
     min_rollouts: int | None = _size("min_rollouts")
     max_rollouts: int | None = _size("max_rollouts")
+    mean_rollouts: int | None = _size("mean_rollouts")
     rollout_budget: int | None = _size("rollout_budget")
     max_tokens: int | None = _size("max_tokens")
     gradient_rollouts: int | None = _size("gradient_rollouts")

@@ -65,6 +65,8 @@ def expected_rollouts(config: TagConfig, items: int) -> float:
         rollouts = max(rollouts, ROLLOUT_SHARE * config.max_rollouts)
     if config.rollout_budget:
         rollouts = min(rollouts, config.rollout_budget / items)
+    elif config.mean_rollouts:
+        rollouts = min(rollouts, max(config.mean_rollouts, config.min_rollouts))
     return rollouts
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -14,17 +16,15 @@ from probes.engines.base import Engine, Truncation
 from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
-from probes.models.load import (
-    ModelFiles,
-    Policy,
-    PolicyOutline,
-    choose_device,
-    choose_dtype,
-    device_name,
-    load_policy,
-    outline_policy,
-)
+from probes.models.checkpoints import Checkpoint, has_tokenizer
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, PolicyOutline, choose_device, choose_dtype, device_name
 
+if TYPE_CHECKING:
+    from probes.engines.vllm import VllmEngine
+
+# Engine arguments of vLLM that multiply to the GPUs that it takes.
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
 
@@ -70,13 +70,19 @@ class LoadedModel:
     Args:
         config: the settings of the run.
         files: its model.
+        checkpoint: how the files are loaded, where they are a checkpoint of another model.
     """
 
-    def __init__(self, config: TagConfig, files: ModelFiles) -> None:
+    def __init__(
+        self, config: TagConfig, files: ModelFiles, checkpoint: Checkpoint | None = None
+    ) -> None:
         self.config = config
         self.files = files
+        self._checkpoint = checkpoint or Checkpoint(files)
         self.choice, self.why = choose_engine(config)
         self._take_turns = choose_device().type == "cuda"
+        self.longest_prompt = 0
+        """Tokens of the longest prompt that will be sampled, once it is known."""
         self._engine: Engine | None = None
         self._outline: PolicyOutline | None = None
         self._policy: Policy | None = None
@@ -91,11 +97,14 @@ class LoadedModel:
         if self._engine is None:
             self._engine = self._new_engine()
             say(f"engine {self.choice}: {self.why}; {self.where()}")
+            self._say_idle_gpus()
             if not getattr(self._engine, "is_plain", True):
                 say(
                     "the model's layers are not attention alone: it is sampled by transformers' "
                     "generate, a prompt at a time; --engine vllm is faster where it runs"
                 )
+        if self.choice == VLLM:
+            cast("VllmEngine", self._engine).longest_prompt = self.longest_prompt
         if self._take_turns and self._engine.has_own_weights and self._policy:
             self._policy = self._probe = None
             gc.collect()
@@ -113,8 +122,8 @@ class LoadedModel:
         if self._policy:
             return self._policy
         if self._outline is None:
-            self._outline = outline_policy(
-                self.files, trust_remote_code=self.config.trust_remote_code
+            self._outline = self._checkpoint.outline(
+                trust_remote_code=self.config.trust_remote_code
             )
         return self._outline
 
@@ -127,9 +136,7 @@ class LoadedModel:
         self.engine()
         outline = self.outline()
         target_modules(outline.model, adapter.targets)
-        if self.choice == TRANSFORMERS:
-            # Not with the run's engine, which would remember it.
-            rehearse_sampling(self.policy(), self._transformers_engine(max_tokens=2))
+        self.check_sampling()
         rehearse_gradients(self.files, outline, adapter)
         found = coverage(outline.model, adapter.targets)
         return ModelFacts(
@@ -138,6 +145,17 @@ class LoadedModel:
             covered=found.share,
             left_out=found.left_out,
         )
+
+    def check_sampling(self) -> None:
+        """Show an option that is wrong for the engine, or a model that cannot be sampled.
+
+        Raises:
+            UsageError: there is one.
+        """
+        self.engine()
+        if self.choice == TRANSFORMERS:
+            # Not with the run's engine, which would remember it.
+            rehearse_sampling(self.policy(), self._transformers_engine(max_tokens=2))
 
     def policy(self) -> Policy:
         """Give the policy.
@@ -149,7 +167,7 @@ class LoadedModel:
             self._engine.close()
         if self._policy is None:
             say(f"loading {self.files.name}")
-            self._policy = load_policy(self.files, trust_remote_code=self.config.trust_remote_code)
+            self._policy = self._checkpoint.load(trust_remote_code=self.config.trust_remote_code)
         return self._policy
 
     def probe(self, adapter: Adapter) -> GradientProbe:
@@ -164,6 +182,18 @@ class LoadedModel:
         if self._engine:
             self._engine.close()
         self._engine = self._policy = self._probe = None
+
+    def _say_idle_gpus(self) -> None:
+        """Say so where a machine has more GPUs than this process uses."""
+        there = torch.cuda.device_count() if self._take_turns else 0
+        used = 1
+        if self.choice == VLLM:
+            used = math.prod(int(self.config.vllm.get(name, 1)) for name in _PARALLEL)
+        if self.choice != SERVER and there > used and self.config.executor == "local":
+            say(
+                f"warning: this machine has {there} GPUs, of which {used} are used; --executor ray "
+                "uses all of them"
+            )
 
     def where(self) -> str:
         """Tell where the engine draws, and in what precision."""
@@ -186,6 +216,8 @@ class LoadedModel:
                 max_tokens=config.max_tokens,
                 options=config.vllm,
                 trust_remote_code=config.trust_remote_code,
+                # A tokenizer of its own names end tokens by the exported folder, GGUF files' too.
+                tokenizer=None if has_tokenizer(self.files) else self._checkpoint.tokenizer,
             )
         if self.choice == SERVER:
             from probes.engines.server import ServerEngine

@@ -18,7 +18,8 @@ import torch
 from curate.errors import RunError, UsageError
 from probes.engines.base import Engine, SampleRequest
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
-from probes.models.load import ModelFiles, Policy, PolicyOutline, is_out_of_memory
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, PolicyOutline, is_out_of_memory
 
 _TEXTS = ("What is 12 + 7?", "Name it: x.")
 _COMPLETION = 3

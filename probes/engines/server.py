@@ -28,7 +28,8 @@ from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
 from curate.progress import say
 from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
-from probes.models.load import ModelFiles, Policy, PolicyOutline
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, PolicyOutline
 from probes.servers.pool import (
     Failure,
     Json,

@@ -132,6 +132,7 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         rows = self.rows + len(copies)
         if rows > self.keys.shape[0]:
             self._reallocate(max(slots, rows), self.get_seq_length(), self.growth)
+        copies = copies.to(self.keys.device)  # Blocks may lie on several GPUs.
         for states in (self.keys, self.values):
             states[self.rows : self.rows + len(copies), :, self.first : self.end] = states[
                 copies, :, self.first : self.end
@@ -311,7 +312,8 @@ class TransformersEngine:
             "seed": self.seed,
             "options": options,
             "token_ids": True,
-            "deterministic": True,
+            # On a GPU the batch depends on the memory that is free, and rounding on the batch.
+            "deterministic": self.policy.device.type == "cpu",
         }
 
     def _back_off(self, rows: list[_Row], waiting: deque[SampleRequest], error: Exception) -> None:

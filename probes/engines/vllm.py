@@ -1,4 +1,4 @@
-"""Sample rollouts with vLLM, in this process.
+"""Sample rollouts with vLLM.
 
 One request a prompt, with all its samples: vLLM computes the prompt once and shares it. Token ids
 go in and come out; vLLM neither renders nor tokenizes nor decodes. Sampling is from the policy's
@@ -6,8 +6,8 @@ own distribution at the temperature asked for: nothing is cut from it unless ask
 penalised, and the defaults in a model's generation config, which vLLM would otherwise apply, are
 left out.
 
-The engine core runs in this process: so its errors are ours to tell, and a kill leaves no process
-behind. (With tensor parallelism vLLM's workers are processes, which end when this one does.)
+The engine core runs in this process: so its errors are ours to tell. Its workers are processes on a
+GPU, and with tensor parallelism; they end when this one does. On a CPU there is no other process.
 
 Requests are handed to vLLM some way ahead of what it decodes, so that it never runs short.
 
@@ -51,7 +51,8 @@ from probes.engines.base import (
     rollouts_to_add,
 )
 from probes.models.export import exported_folder
-from probes.models.load import ModelFiles, choose_device, choose_dtype, eos_token_ids
+from probes.models.files import ModelFiles
+from probes.models.load import choose_device, choose_dtype, eos_token_ids
 
 _LOG_LEVEL = "VLLM_LOGGING_LEVEL"
 _IS_VERBOSE = _LOG_LEVEL in os.environ
@@ -59,6 +60,13 @@ _IS_VERBOSE = _LOG_LEVEL in os.environ
 _MOST_SAMPLES = 4096
 # vLLM would raise a lower temperature to this one.
 _LOWEST_TEMPERATURE = 0.01
+# Room for sequences is made in steps of so many tokens.
+_ROOM_STEP = 1024
+# How long a GPU's memory may take to come back, and what may stay: PyTorch's context and its like.
+_MEMORY_SECONDS = 60
+_MEMORY_SLACK = 10**9
+# vLLM's own share of a GPU's memory.
+_UTILIZATION = 0.92
 _RAW = "raw_logprobs"
 # What vLLM and what it builds on raise where a model or option does not work, or memory runs out.
 _FAILURES = (
@@ -75,6 +83,7 @@ class VllmEngine:
         seed, temperature, truncation, max_tokens: of the sampling.
         options: vLLM's engine arguments that the user chose.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: names end tokens, where the files hold none.
         dtype: precision of the weights; the one that the policy is loaded in where None.
 
     Raises:
@@ -94,6 +103,7 @@ class VllmEngine:
         truncation: Truncation = WHOLE,
         options: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.files = files
@@ -102,7 +112,10 @@ class VllmEngine:
         self.temperature = temperature
         self.truncation = truncation
         self.max_tokens = max_tokens
+        self.longest_prompt = 0
+        """Tokens of the longest prompt that will come, where it is known."""
         self._llm: Any = None
+        self._free_before: int | None = None
         if temperature < _LOWEST_TEMPERATURE:
             raise UsageError(
                 f"--temperature is {temperature}; vLLM samples at {_LOWEST_TEMPERATURE} or more"
@@ -110,7 +123,9 @@ class VllmEngine:
         vllm = _import_vllm()
         self.version = vllm.__version__
         folder = exported_folder(files)
-        self._stop_token_ids = sorted(eos_token_ids(folder, trust_remote_code=trust_remote_code))
+        self._stop_token_ids = sorted(
+            eos_token_ids(folder, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+        )
         self.options = {**_defaults(vllm), **(options or {})}
         # vLLM's own default: of the model, before temperature. Another mode sums something else.
         self._is_scoring = self.options.get("logprobs_mode", _RAW) == _RAW
@@ -123,7 +138,8 @@ class VllmEngine:
             "trust_remote_code": trust_remote_code,
             "dtype": str(dtype).removeprefix("torch."),
             "load_format": "safetensors",
-            "seed": seed,
+            # NumPy takes no larger one. What is drawn goes by `_derived_seed`.
+            "seed": seed % 2**32,
             # vLLM's own defaults, not those of the model's generation config.
             "generation_config": "vllm",
             "disable_log_stats": True,
@@ -131,13 +147,14 @@ class VllmEngine:
         }
         try:
             with _quiet(), _own_process_kept():
-                vllm.EngineArgs(**self._arguments).create_engine_config()
+                found = vllm.EngineArgs(**self._arguments).create_engine_config()
         except _FAILURES as error:
             chosen = ", ".join(f"{name} = {value!r}" for name, value in (options or {}).items())
             raise UsageError(
                 f"vLLM cannot run {files.name} with [vllm] {chosen or 'empty'}: "
                 f"{_reason(error)}{_hint()}"
             ) from error
+        self._most_room = int(found.model_config.max_model_len)
 
     def facts(self) -> dict[str, Any]:
         """Say what draws the rollouts, for the manifest."""
@@ -156,27 +173,34 @@ class VllmEngine:
         Raises:
             RunError: there is no memory for the model or for one of the prompts, or vLLM failed.
         """
-        llm = self._loaded()
-        at_once: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         stream, handed_over = RequestStream(requests), hashlib.sha256(f"{self.seed}".encode())
+        lot = stream.take(1)
+        if not lot:
+            return
+        llm = self._loaded(_longest(requests if isinstance(requests, Sequence) else lot))
+        at_once: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         waiting: dict[str, SampleRequest] = {}
         numbers = itertools.count()
         try:
             while time.monotonic() < self.stops_at:
                 in_hand = llm.llm_engine.get_num_unfinished_requests()  # Each sample is one.
-                more = stream.take(rollouts_to_add(in_hand, at_once))
-                if more:
-                    self._check_lengths(llm, more)
-                with _told():
-                    if more:
-                        state = _state_after(handed_over, more)
+                in_hand += sum(request.samples for request in lot)
+                lot += stream.take(rollouts_to_add(in_hand, at_once))
+                # Of prompts so long nothing was known: they wait until vLLM can be loaded anew.
+                if lot and not (waiting and self._is_too_small(llm, _longest(lot))):
+                    llm = self._loaded(_longest(lot))
+                    self._check_length(llm, _longest(lot))
+                    with _told():
+                        state = _state_after(handed_over, lot)
                         llm.collective_rpc(_set_random_state, args=(state,))
-                    for request in _of_allowed_size(more):
-                        number = str(next(numbers))
-                        waiting[number] = request
-                        self._add(llm, number, request)
-                    if not waiting:
-                        break
+                        for request in _of_allowed_size(lot):
+                            number = str(next(numbers))
+                            waiting[number] = request
+                            self._add(llm, number, request)
+                    lot = []
+                if not waiting:
+                    break
+                with _told():
                     outputs = llm.llm_engine.step()
                 for output in outputs:
                     if output.finished:
@@ -199,14 +223,23 @@ class VllmEngine:
         self._llm = None
         with _quiet():
             cleanup_dist_env_and_memory()  # Collects garbage and empties the GPU's cache.
+        if self._free_before is not None:
+            _wait_for_memory(self._free_before)
 
-    def _loaded(self) -> Any:
+    def _loaded(self, longest: int) -> Any:
+        """Give vLLM with room for prompts of `longest` tokens and their completions."""
+        room = self._room(max(longest, self.longest_prompt))
+        if self._llm and self._is_too_small(self._llm, longest):
+            self.close()  # A prompt longer than those before, of which nothing was known.
         if self._llm is None:
             say(f"loading {self.files.name} into vLLM")
             vllm = _import_vllm()
+            _wait_for_room(float(self.options.get("gpu_memory_utilization", _UTILIZATION)))
+            self._free_before = _free_memory()
+            arguments = {**self._arguments, "max_model_len": room} if room else self._arguments
             try:
                 with _quiet(), _own_process_kept():
-                    self._llm = vllm.LLM(**self._arguments)
+                    self._llm = vllm.LLM(**arguments)
             except _FAILURES as error:
                 raise RunError(
                     f"vLLM cannot load {self.files.name}: {_reason(error)}{_hint()}; how much "
@@ -215,10 +248,24 @@ class VllmEngine:
                 ) from error
         return self._llm
 
-    def _check_lengths(self, llm: Any, requests: Sequence[SampleRequest]) -> None:
+    def _room(self, longest: int) -> int:
+        """Tokens of a sequence that vLLM makes room for; 0 for what it chooses itself.
+
+        For all that a model can take there may be no memory, as for 131,072 tokens of a Llama 3.
+        """
+        if "max_model_len" in self.options:
+            return 0
+        needed = -(-(longest + self.max_tokens) // _ROOM_STEP) * _ROOM_STEP
+        return min(needed, self._most_room)
+
+    def _is_too_small(self, llm: Any, longest: int) -> bool:
+        """Whether more room could be made for prompts of `longest` tokens by loading anew."""
+        room = self._room(max(longest, self.longest_prompt))
+        return bool(room > llm.llm_engine.model_config.max_model_len)
+
+    def _check_length(self, llm: Any, longest: int) -> None:
         """Refuse what vLLM would cut before --max-tokens, without saying so."""
         most = llm.llm_engine.model_config.max_model_len
-        longest = max(len(request.prompt_token_ids) for request in requests)
         if longest + self.max_tokens > most:
             raise RunError(
                 f"a prompt of {longest:,} tokens and --max-tokens {self.max_tokens:,} do not fit "
@@ -273,6 +320,10 @@ def _import_vllm() -> Any:
 def _defaults(vllm: Any) -> dict[str, Any]:
     """Engine arguments that are ours where the user names no other."""
     options: dict[str, Any] = {"enable_prefix_caching": True}
+    if vllm.platforms.current_platform.is_cuda():
+        # A child process gives all of its GPU's memory back when it ends; in this one some stays
+        # (vllm#21073), and the gradients need it.
+        options["distributed_executor_backend"] = "mp"
     if vllm.platforms.current_platform.is_cpu():
         options |= {
             # Compiling takes a C++ compiler and minutes.
@@ -284,6 +335,42 @@ def _defaults(vllm: Any) -> dict[str, Any]:
             # vLLM would take nearly all memory, which gradients and verifiers need too.
             options["kv_cache_memory_bytes"] = 4 * 1024**3
     return options
+
+
+def _memory() -> tuple[int, int] | None:
+    """Free and all bytes of this process's GPU; None without one."""
+    return torch.cuda.mem_get_info() if torch.cuda.is_available() else None
+
+
+def _free_memory() -> int | None:
+    found = _memory()
+    return int(found[0]) if found else None
+
+
+def _wait_for_room(share: float) -> None:
+    """Wait for that share of a GPU's memory, which a worker that is ending may still hold.
+
+    vLLM itself refuses to start; after a while it may say so.
+    """
+    until = time.monotonic() + _MEMORY_SECONDS
+    while (found := _memory()) and found[0] < share * found[1] and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def _wait_for_memory(before: int) -> None:
+    """Wait until a GPU's memory is free again, as it was before vLLM was loaded.
+
+    A child process may hold it for a while after it was told to end.
+    """
+    until = time.monotonic() + _MEMORY_SECONDS
+    while (free := _free_memory() or 0) < before - _MEMORY_SLACK:
+        if time.monotonic() >= until:
+            say(
+                f"warning: vLLM left {(before - free) / 1e9:.1f} GB of the GPU's memory taken, "
+                "or another process took it; what comes next may run out of memory"
+            )
+            return
+        time.sleep(0.2)
 
 
 def _check_names(vllm: Any, options: Mapping[str, Any]) -> None:
@@ -325,6 +412,10 @@ def _told() -> Iterator[None]:
         raise RunError(
             f"vLLM failed while sampling: {_reason(error)}{_hint()}; the same command continues"
         ) from error
+
+
+def _longest(requests: Iterable[SampleRequest]) -> int:
+    return max(len(request.prompt_token_ids) for request in requests)
 
 
 def _state_after(handed_over: Any, requests: Sequence[SampleRequest]) -> int:

@@ -266,6 +266,18 @@ class _Batch:
         self.edges = move(predictions_at[first_with])
         self.edge_tokens = move(np.concatenate(predicted)[first_with])
         self.edge_of = move(edge_of)
+        self._places = {device: (self.tokens, self.prefixes, self.prefix_of)}
+
+    def places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`tokens`, `prefixes`, `prefix_of` on the device of a layer: a model may have several."""
+        if device not in self._places:
+            first = next(iter(self._places.values()))
+            self._places[device] = (
+                first[0].to(device),
+                first[1].to(device),
+                first[2].to(device),
+            )
+        return self._places[device]
 
 
 class _Tap:
@@ -297,7 +309,8 @@ class _Tap:
             delta: dL/do, (rows, columns, fan_out), zero at padding.
             down: what `forward` returned.
         """
-        down = down.index_select(0, batch.prefix_of).view(batch.rows, batch.columns, -1)
+        _, _, prefix_of = batch.places(delta.device)
+        down = down.index_select(0, prefix_of).view(batch.rows, batch.columns, -1)
         size, scale = delta.shape[2] * down.shape[2], self.adapter.alpha / self.adapter.rank
         if self.adapter.dim is None:
             gradient = (delta.transpose(1, 2) @ down).flatten(1).float()
@@ -311,7 +324,7 @@ class _Tap:
         for first in range(0, batch.rows, rows):
             some = slice(first, first + rows)
             gradient = (delta[some].transpose(1, 2) @ down[some]).flatten(1).float()
-            self._sketch.add(gradient, sums.sketched[some])
+            self._sketch.add(gradient, sums.on(delta.device)[some])
 
 
 class _Sketch:
@@ -375,14 +388,19 @@ class _Sums:
 
     Attributes:
         modules: names of those that took part in the forward pass.
-        sketched: (rows, 2 dim), what the sketches of the modules add up to.
     """
 
-    def __init__(self, rows: int, dim: int | None, device: torch.device) -> None:
+    def __init__(self, rows: int, dim: int | None) -> None:
         self.modules: set[str] = set()
-        self.sketched = torch.zeros(rows, 2 * (dim or 0), device=device)
-        self._dim = dim
+        self._rows, self._dim = rows, dim
+        self._sketched: dict[torch.device, torch.Tensor] = {}
         self._whole: dict[str, torch.Tensor] = {}
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """What the sketches of the modules on a device add up to, (rows, 2 dim)."""
+        if device not in self._sketched:
+            self._sketched[device] = torch.zeros(self._rows, 2 * (self._dim or 0), device=device)
+        return self._sketched[device]
 
     def add_whole(self, name: str, gradient: torch.Tensor) -> None:
         """Add to one module's gradient; a module that runs twice has the sum of both."""
@@ -391,10 +409,11 @@ class _Sums:
     def features(self, names: Iterable[str]) -> np.ndarray:
         """Return (rows, dim) float32, or every coordinate of the named modules in turn."""
         if self._dim is None:
-            features = torch.cat([self._whole[name] for name in names], dim=1)
+            features = torch.cat([self._whole[name].cpu() for name in names], dim=1)
         else:
-            features = self.sketched[:, : self._dim] + self.sketched[:, self._dim :]
-        array: np.ndarray = features.cpu().numpy()
+            both = torch.stack([sums.cpu() for sums in self._sketched.values()]).sum(0)
+            features = both[:, : self._dim] + both[:, self._dim :]
+        array: np.ndarray = features.numpy()
         return array
 
 
@@ -413,12 +432,13 @@ class _Linear(torch.autograd.Function):
         sums: _Sums,
     ) -> torch.Tensor:
         ctx.matrix, ctx.batch, ctx.tap, ctx.sums = matrix, batch, tap, sums
-        distinct = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.prefixes)
+        _, prefixes, prefix_of = batch.places(hidden.device)
+        distinct = hidden.reshape(-1, hidden.shape[-1]).index_select(0, prefixes)
         ctx.down = tap.forward(distinct) if tap else None
         output = torch.nn.functional.linear(distinct, matrix, bias)
         # No view of another tensor: models such as Falcon add to it in place.
         spread = output.new_empty(*hidden.shape[:-1], output.shape[-1])
-        torch.index_select(output, 0, batch.prefix_of, out=spread.flatten(0, -2))
+        torch.index_select(output, 0, prefix_of, out=spread.flatten(0, -2))
         return spread
 
     @staticmethod
@@ -432,7 +452,8 @@ class _Linear(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return (None,) * 7
         back = flat.new_zeros(len(flat), ctx.matrix.shape[1])
-        back.index_copy_(0, batch.tokens, flat.index_select(0, batch.tokens) @ ctx.matrix)
+        tokens, _, _ = batch.places(delta.device)
+        back.index_copy_(0, tokens, flat.index_select(0, tokens) @ ctx.matrix)
         return back.view(*delta.shape[:-1], -1), *(None,) * 6
 
 
@@ -486,7 +507,7 @@ class _Head:
         logits = self._model(input_ids=ids, use_cache=False).logits[0]
         with torch.no_grad():
             errors = torch.softmax(logits.float(), dim=-1)
-            errors[torch.arange(len(errors), device=errors.device), tokens] -= 1
+            errors[torch.arange(len(errors), device=errors.device), tokens.to(errors.device)] -= 1
         torch.autograd.backward(logits, errors.to(logits.dtype))
         assert self._chosen.grad is not None
         return self._chosen.grad
@@ -500,7 +521,7 @@ class _Head:
         if not hasattr(self, "hidden"):
             self.hidden = inputs[0]
         flat = inputs[0].detach().flatten(0, 1)
-        self._chosen = flat.index_select(0, self._positions).requires_grad_()
+        self._chosen = flat.index_select(0, self._positions.to(flat.device)).requires_grad_()
         return self._chosen[None], *inputs[1:]
 
 
@@ -615,7 +636,7 @@ class GradientProbe:
     def _sums(self, rollouts: Sequence[TokenizedRollout]) -> _Sums:
         device = self.policy.device
         batch = _Batch(rollouts, device)
-        sums = _Sums(batch.rows, self.adapter.dim, device)
+        sums = _Sums(batch.rows, self.adapter.dim)
         fits = batch.rows * batch.columns < self._kept_limit.tokens
         keeping = nullcontext() if fits else recomputed(self.policy.model)
         with torch.enable_grad(), self._layers_replaced(batch, sums), keeping:
@@ -652,8 +673,10 @@ class GradientProbe:
             )
             hidden = head.hidden
         delta = torch.zeros_like(hidden).flatten(0, 1)
-        shared = slopes.index_select(0, batch.edge_of).float() * batch.shares[:, None]
-        delta.index_copy_(0, batch.predictions, shared.to(delta.dtype))
+        place = delta.device
+        shares = batch.shares[:, None].to(place)
+        shared = slopes.to(place).index_select(0, batch.edge_of.to(place)).float() * shares
+        delta.index_copy_(0, batch.predictions.to(place), shared.to(delta.dtype))
         return hidden, delta.view_as(hidden)
 
     @contextmanager

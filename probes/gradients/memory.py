@@ -82,12 +82,15 @@ def tokens_of_a_batch(policy: Policy) -> int:
         weights: int = sum(parameter.numel() for parameter in policy.model.parameters())
         of_weights = weights * policy.dtype.itemsize // 2 // kept_bytes(policy)
         return min(2048, max(192, of_weights))
-    return min(_MOST_TOKENS, max(256, free_bytes(policy.device) // 2 // kept_bytes(policy)))
+    return min(_MOST_TOKENS, tokens_kept_whole(policy))
 
 
 def tokens_kept_whole(policy: Policy) -> int:
     """Tokens above which blocks are recomputed: what half of the free memory keeps."""
-    return max(256, free_bytes(policy.device) // 2 // kept_bytes(policy))
+    # Of several GPUs each has its share of the blocks, and of what they keep.
+    devices = {parameter.device for parameter in policy.model.parameters()}
+    free = min(map(free_bytes, devices)) * len(devices)
+    return max(256, free // 2 // kept_bytes(policy))
 
 
 def free_bytes(device: torch.device) -> int:

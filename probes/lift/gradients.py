@@ -246,23 +246,11 @@ def measure_lift(
     Raises:
         ValueError: non-finite features, or what `group_weights` raises.
     """
-    groups = group_weights(inputs.judged, inputs.correct, group_size, loss)
-    scale = None
-    if inputs.rewards is not None and inputs.reward is not None:
-        taken = expected_advantages(
-            inputs.rewards, inputs.item, inputs.reward, inputs.is_correct, inputs.judged,
-            inputs.correct, group_size=group_size, loss=loss, seed=seed,
-        )  # fmt: skip
-        groups, scale = GroupWeights(taken.weight, taken.signal), taken.scale
-    work = _Work(inputs, is_unsolved, groups)
-    work.per_token = loss != "grpo"
-    work.scale = scale
-    if is_preconditioned:
-        work.preconditioner = _fit(inputs, groups, scale, seed)
-    rng = np.random.default_rng(seed)
-    blocks = item_blocks(
-        inputs.item, inputs.weights, max(1, block_bytes // (16 * inputs.features.shape[1]))
+    work = open_work(
+        inputs, is_unsolved, group_size, loss, seed=seed, is_preconditioned=is_preconditioned
     )
+    rng = np.random.default_rng(seed)
+    blocks = work.blocks(block_bytes)
     for rows in blocks:
         work.add(work.read(rows), rng)
     if learners is not None:
@@ -272,6 +260,35 @@ def measure_lift(
     for rows in blocks:
         work.measure(work.read(rows))
     return work.result()
+
+
+def open_work(
+    inputs: LiftInputs,
+    is_unsolved: Flags,
+    group_size: int,
+    loss: str,
+    *,
+    seed: int = 0,
+    is_preconditioned: bool = True,
+) -> Work:
+    """Find what a step takes of every item and every rollout, and the optimizer's inner product.
+
+    The arguments are those of `measure_lift`, and so is what is raised.
+    """
+    groups = group_weights(inputs.judged, inputs.correct, group_size, loss)
+    scale = None
+    if inputs.rewards is not None and inputs.reward is not None:
+        taken = expected_advantages(
+            inputs.rewards, inputs.item, inputs.reward, inputs.is_correct, inputs.judged,
+            inputs.correct, group_size=group_size, loss=loss, seed=seed,
+        )  # fmt: skip
+        groups, scale = GroupWeights(taken.weight, taken.signal), taken.scale
+    work = Work(inputs, is_unsolved, groups)
+    work.per_token = loss != "grpo"
+    work.scale = scale
+    if is_preconditioned:
+        work.preconditioner = _fit(inputs, groups, scale, seed)
+    return work
 
 
 def _fit(
@@ -292,7 +309,7 @@ def _fit(
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Rows of whole items: s and g of each, and the sums over an item that all else is made of."""
 
     items: NDArray[np.intp]
@@ -320,7 +337,7 @@ class _Block:
         return np.asarray(np.bincount(self.owner, values, minlength=len(self.items)), np.float64)
 
 
-class _Work:
+class Work:
     """Both passes: the direction of a step first, then what it does to each item."""
 
     per_token = False
@@ -352,7 +369,13 @@ class _Work:
             self.variance, self.square, self.noise, self.teaching,
         ) = empty  # fmt: skip
 
-    def read(self, rows: NDArray[np.intp], inputs: LiftInputs | None = None) -> _Block:
+    def blocks(self, block_bytes: int, inputs: LiftInputs | None = None) -> list[NDArray[np.intp]]:
+        """Rows that are read together, items whole; of the run, or of other inputs."""
+        inputs = inputs or self.inputs
+        size = max(1, block_bytes // (16 * inputs.features.shape[1]))
+        return item_blocks(inputs.item, inputs.weights, size)
+
+    def read(self, rows: NDArray[np.intp], inputs: LiftInputs | None = None) -> Block:
         """One block; raises ValueError for a gradient that is not finite."""
         inputs = inputs or self.inputs
         features = inputs.features[rows].astype(np.float32, copy=False)
@@ -369,9 +392,9 @@ class _Work:
             g = g * self.scale[rows].astype(np.float32)[:, None]
         items, owner = np.unique(inputs.item[rows], return_inverse=True)
         weights = inputs.weights[rows].astype(np.float64)
-        return _Block(items, owner.reshape(-1), weights, inputs.is_correct[rows], s, g)
+        return Block(items, owner.reshape(-1), weights, inputs.is_correct[rows], s, g)
 
-    def _means(self, block: _Block) -> tuple[Singles, Singles, Singles, Floats, Floats]:
+    def means(self, block: Block) -> tuple[Singles, Singles, Singles, Floats, Floats]:
         """Per item h, ḡ⁺, ḡ⁻ (items, dim) and the draws behind them; zero where there are none."""
         right, wrong = block.weights * block.is_correct, block.weights * ~block.is_correct
         k, m = block.total(right), block.total(wrong)
@@ -380,13 +403,13 @@ class _Work:
         h = block.sums(block.s, right) * by_k
         return h, block.sums(block.g, right) * by_k, block.sums(block.g, wrong) * by_m, k, m
 
-    def _difference(self, block: _Block) -> tuple[Singles, Singles, Singles, Floats]:
+    def difference(self, block: Block) -> tuple[Singles, Singles, Singles, Floats]:
         """Per item w_j D_j, h, ḡ⁻ (items, dim) and the correct draws."""
-        h, right, wrong, k, m = self._means(block)
+        h, right, wrong, k, m = self.means(block)
         weight = self._contrast(block, k, m)
         return weight.astype(np.float32)[:, None] * (right - wrong), h, wrong, k
 
-    def _contrast(self, block: _Block, k: Floats, m: Floats) -> Floats:
+    def _contrast(self, block: Block, k: Floats, m: Floats) -> Floats:
         """w_j where all is there that it weighs: (items of the block,).
 
         Without a wrong rollout (of an item that is hardly ever wrong) nothing is contrasted, unless
@@ -396,9 +419,9 @@ class _Work:
         is_whole = ((k > 0) | (correct == 0)) & ((m > 0) | (correct == judged))
         return np.where(is_whole, self.groups.weight[block.items], 0.0)
 
-    def add(self, block: _Block, rng: np.random.Generator) -> None:
+    def add(self, block: Block, rng: np.random.Generator) -> None:
         """First pass: take a block into the direction of a step."""
-        share, h, _, k = self._difference(block)
+        share, h, _, k = self.difference(block)
         self.direction += share.sum(axis=0, dtype=np.float64)
         self.share_length[block.items] = np.sqrt(np.einsum("id,id->i", share, share))
         learns = (k > 0) & self.is_unsolved[block.items]
@@ -413,10 +436,9 @@ class _Work:
         self.learning[:] = 0
         self.learners = 0
         odds = 1 / (1 - target.pass_rate)
-        size = max(1, block_bytes // (16 * target.features.shape[1]))
-        for rows in item_blocks(target.item, target.weights, size):
+        for rows in self.blocks(block_bytes, target):
             block = self.read(rows, target)
-            h, _, _, k, _ = self._means(block)
+            h, _, _, k, _ = self.means(block)
             self.learning += odds[block.items][k > 0] @ h[k > 0]
             self.learners += int((k > 0).sum())
 
@@ -428,12 +450,12 @@ class _Work:
             wanted = rows[np.isin(self.inputs.item[rows], teachers)]
             if len(wanted):
                 block = self.read(wanted)
-                shares[np.searchsorted(teachers, block.items)] = self._difference(block)[0]
+                shares[np.searchsorted(teachers, block.items)] = self.difference(block)[0]
         return PairSearch(len(self.draws), teachers, shares)
 
-    def _redraw(self, block: _Block, rng: np.random.Generator) -> None:
+    def _redraw(self, block: Block, rng: np.random.Generator) -> None:
         """Take in the block's deviations with random signs, and note each item's own share."""
-        h, right, wrong, k, m = self._means(block)
+        h, right, wrong, k, m = self.means(block)
         at = block.owner
         draws = np.where(block.is_correct, k[at], m[at])
         # A single draw has no deviation from itself; its own length stands for it.
@@ -454,9 +476,9 @@ class _Work:
         self.own_redrawn[block.items] = of_items.T * np.einsum("id,id->i", h, share)[:, None]
         np.add.at(self.own_redrawn, block.items[at], own.T)
 
-    def measure(self, block: _Block) -> None:
+    def measure(self, block: Block) -> None:
         """Second pass: what a step does to the items of a block."""
-        share, h, wrong, k = self._difference(block)
+        share, h, wrong, k = self.difference(block)
         has = k > 0
         items = block.items
         weight = np.where(has, self.groups.weight[items], 0.0)

@@ -172,7 +172,8 @@ class RayExecutor:
         waiting = ((shard.number, to_row(shard)) for shard in shards)
         lost: dict[int, pa.Table] = {}
         fruitless = 0
-        while wave := lost | dict(islice(waiting, self._workers * _SHARDS_AT_ONCE - len(lost))):
+        workers, _ = self._size(worker)
+        while wave := lost | dict(islice(waiting, workers * _SHARDS_AT_ONCE - len(lost))):
             left = dict(wave)
             for result in self._wave(worker, list(wave.values())):
                 _raise_failure(result)
@@ -189,6 +190,17 @@ class RayExecutor:
             if lost:
                 say(f"workers were lost, and {len(lost)} shards with them: they are done again")
 
+    def _size(self, worker: type) -> tuple[int, float]:
+        """How many workers of a kind there are, and GPUs of each.
+
+        Several GPUs that sample together, by tensor parallelism, differentiate one by one.
+        """
+        if worker is not Differentiator or self._gpus <= 1:
+            return self._workers, self._gpus
+        gpus = self._config.ray.get("gpus_per_gradient_worker", 1)
+        room = min(self._places("CPU", self._cpus), self._places("GPU", gpus))
+        return max(self._workers, min(room, int(self._workers * self._gpus // gpus))), gpus
+
     def _wave(self, worker: type, rows: list[pa.Table]) -> Iterator[Row]:
         """Run rows through a pool of actors; yield what comes back, in the order in which it does.
 
@@ -197,9 +209,8 @@ class RayExecutor:
         import ray
         from ray.data import ActorPoolStrategy, from_arrow_refs
 
-        pool = ActorPoolStrategy(
-            size=min(self._workers, len(rows)), max_tasks_in_flight_per_actor=1
-        )
+        workers, gpus = self._size(worker)
+        pool = ActorPoolStrategy(size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1)
         references: list[Any] = [ray.put(row) for row in rows]
         dataset = from_arrow_refs(references).map_batches(
             worker,
@@ -209,7 +220,7 @@ class RayExecutor:
             zero_copy_batch=True,
             compute=pool,
             num_cpus=self._cpus,
-            num_gpus=self._gpus,
+            num_gpus=gpus,
             # An actor is started again where it finds a place; what it had in hand fails at once.
             max_restarts=-1,
             max_task_retries=0,

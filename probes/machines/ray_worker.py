@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from curate.errors import CurateError, RunError, UsageError
 from probes.engines.base import SampleRequest
 from probes.engines.choose import LoadedModel
 from probes.gradients.lora import Adapter, TokenizedRollout
-from probes.models.load import describe_machine, load_tokenizer, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import describe_machine, load_tokenizer
 from probes.stages.gradients import GradientShard, differentiate_shard
 from probes.stages.sample import SampleShard, draw_shard
 
@@ -160,6 +162,11 @@ class Sampler(_Worker):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         return done.row(sink.getvalue()) | {"facts": self._facts}
+
+    def __del__(self) -> None:
+        """Free the GPU before the next worker loads there; Ray calls it as an actor ends."""
+        with suppress(Exception):  # What was never loaded has nothing to close.
+            self._engine.close()
 
 
 class Differentiator(_Worker):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from curate.config import TagConfig
 from curate.datasets.rendered import rendered_opening
 from curate.errors import UsageError
 from curate.settings import did_you_mean
-from probes.models.load import ModelFiles, load_tokenizer
+from probes.models.files import ModelFiles
+from probes.models.load import load_tokenizer
 
 
 def read_chat_template(given: str) -> str:
@@ -45,6 +47,10 @@ def read_chat_template(given: str) -> str:
             f"--chat-template {given[:60]} shows no messages, so it is no chat template"
         )
     return text
+
+
+# What transformers gives templates, Llama 3's and gpt-oss' among others, to tell the day.
+_CLOCK = "strftime_now"
 
 
 def run_tokenizer(files: ModelFiles, config: TagConfig) -> Any:
@@ -89,6 +95,17 @@ def template_of(tokenizer: Any) -> str:
     if isinstance(template, Mapping):
         template = template.get("default")
     return str(template or "")
+
+
+def writes_the_date(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer's chat template puts the day into a prompt."""
+    return _CLOCK in template_of(tokenizer)
+
+
+def on_day(variables: Mapping[str, Any], day: str) -> dict[str, Any]:
+    """Variables of a chat template for which it is a day, as 2026-01-31, whatever day it is."""
+    when = datetime.combine(date.fromisoformat(day), time())
+    return {**variables, _CLOCK: when.strftime}
 
 
 def _variables(template: str) -> set[str]:

@@ -1,9 +1,9 @@
 """Open a checkpoint: what the initial policy became by some training, in whatever trainer.
 
 A checkpoint is a model as `probes.models.load` takes it (folder, Hub id, GGUF file), or the folder
-of a LoRA adapter as PEFT saves it, which is loaded on the initial policy. It scores completions
-that the initial policy wrote, as token ids: so its tokenizer must give every id the same meaning,
-and it must be the same network.
+of a LoRA adapter as PEFT saves it, which is loaded on the initial policy. It is given prompts, or
+scores completions, that are token ids of the initial policy: so its tokenizer must give every id
+the same meaning, and where it scores completions it must be the same network.
 
 An adapter stays beside the weights and is not merged into them: in bfloat16 the merged weight
 would round off most of what a few steps have changed.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,63 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
+from probes.models.export import tokenizer_with_end
+from probes.models.files import ModelFiles, hash_files, resolve_model
 from probes.models.load import (
-    ModelFiles,
     Policy,
+    PolicyOutline,
     forget_quantization,
-    hash_files,
     load_policy,
     load_tokenizer,
     outline_policy,
-    resolve_model,
 )
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+class OtherTokenizer(UsageError):
+    """A checkpoint's token ids do not mean what those of the initial policy mean."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found, and how it is loaded.
+
+    Attributes:
+        files: its own; an adapter's folder holds no more than the adapter.
+        tokenizer: of its token ids; None: the one in the files.
+        base: of an adapter, the model that it is loaded on; None for a whole model.
+    """
+
+    files: ModelFiles
+    tokenizer: Any = None
+    base: ModelFiles | None = None
+
+    def load(
+        self,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        trust_remote_code: bool = False,
+    ) -> Policy:
+        """Load it; arguments and errors are those of `load_policy`."""
+        policy = load_policy(
+            self.base or self.files,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            tokenizer=self.tokenizer,
+        )
+        return policy if self.base is None else _with_adapter(policy, self.files)
+
+    def outline(self, *, trust_remote_code: bool = False) -> PolicyOutline:
+        """Tell what it is without its weights; see `outline_policy`."""
+        return outline_policy(
+            self.base or self.files,
+            trust_remote_code=trust_remote_code,
+            tokenizer=self.tokenizer,
+        )
 
 
 def resolve_checkpoint(name: str, initial: ModelFiles) -> ModelFiles:
@@ -80,6 +125,49 @@ def resolve_checkpoint(name: str, initial: ModelFiles) -> ModelFiles:
     return ModelFiles(folder.name or folder.resolve().name, folder, None, None, both)
 
 
+def is_adapter(files: ModelFiles) -> bool:
+    """Whether files are those of an adapter."""
+    return files.gguf_file is None and (files.folder / _ADAPTER_CONFIG).is_file()
+
+
+def has_tokenizer(files: ModelFiles) -> bool:
+    """Whether a tokenizer lies beside the weights; many trainers save none."""
+    if files.gguf_file:
+        return True
+    return any((files.folder / each).is_file() for each in _TOKENIZER_FILES)
+
+
+def find_checkpoint(
+    name: str, initial: ModelFiles, *, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Find a checkpoint to which the initial policy's token ids can be given as prompts.
+
+    Its tokenizer is its own, or the initial policy's where it was saved without one: then it must
+    be the same network.
+
+    Args:
+        name: a model folder, Hub id or .gguf file, or the folder of a LoRA adapter.
+        initial: the policy whose tokenizer made the prompts, and whose adapter it may be.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        OtherTokenizer: a token id means something else in it.
+        UsageError: nothing there that is safe to read, or without a tokenizer another network.
+    """
+    files = resolve_checkpoint(name, initial)
+    if is_adapter(files):
+        _check_adapter(files)
+        ours = load_tokenizer(initial, trust_remote_code=trust_remote_code)
+        return Checkpoint(files, ours, initial)
+    found = Checkpoint(files, _tokenizer_of(name, files, initial, trust_remote_code))
+    if has_tokenizer(files):
+        return found
+    _check_network(name, found, initial, trust_remote_code)
+    # That of a GGUF file can name another end than the model's.
+    outline = outline_policy(initial, trust_remote_code=trust_remote_code)
+    return Checkpoint(files, tokenizer_with_end(outline))
+
+
 def open_checkpoint(
     name: str,
     initial: ModelFiles,
@@ -101,38 +189,46 @@ def open_checkpoint(
             than the initial policy's; an adapter of another base, or no peft to load it with.
     """
     files = resolve_checkpoint(name, initial)
-    if (files.folder / _ADAPTER_CONFIG).is_file() and not files.gguf_file:
+    if is_adapter(files):
         _check_adapter(files)
-        policy = load_policy(
-            initial, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-        return _with_adapter(policy, files)
-    tokenizer = load_tokenizer(initial, trust_remote_code=trust_remote_code)
-    if files.gguf_file or any((files.folder / each).is_file() for each in _TOKENIZER_FILES):
-        theirs = load_tokenizer(files, trust_remote_code=trust_remote_code)
-        _check_vocabulary(name, theirs.get_vocab(), tokenizer.get_vocab())
-    # Many trainers save none beside the weights; then the shapes have to do.
-    _check_shapes(
-        name,
-        *(
-            outline_policy(each, trust_remote_code=trust_remote_code, tokenizer=tokenizer).model
-            for each in (files, initial)
-        ),
+        found = Checkpoint(files, base=initial)
+    else:
+        _tokenizer_of(name, files, initial, trust_remote_code)
+        # The ids are the initial policy's, and so is the meaning of each.
+        ours = load_tokenizer(initial, trust_remote_code=trust_remote_code)
+        found = Checkpoint(files, ours)
+        _check_network(name, found, initial, trust_remote_code)
+    return found.load(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _tokenizer_of(
+    name: str, files: ModelFiles, initial: ModelFiles, trust_remote_code: bool
+) -> Any:
+    """The tokenizer of a whole model: its own, or the initial policy's where it has none."""
+    ours = load_tokenizer(initial, trust_remote_code=trust_remote_code)
+    if not has_tokenizer(files):
+        return ours
+    theirs = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    _check_vocabulary(name, theirs.get_vocab(), ours.get_vocab())
+    return theirs
+
+
+def _check_network(
+    name: str, found: Checkpoint, initial: ModelFiles, trust_remote_code: bool
+) -> None:
+    """Refuse another network than the initial policy's."""
+    same_tokenizer = replace(found, files=initial)
+    outlines = (
+        each.outline(trust_remote_code=trust_remote_code) for each in (found, same_tokenizer)
     )
-    return load_policy(
-        files,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        tokenizer=tokenizer,
-    )
+    _check_shapes(name, *(outline.model for outline in outlines))
 
 
 def _check_vocabulary(name: str, found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
     """Refuse a tokenizer in which an id of the rollouts means something else, or nothing."""
     for token, number in sorted(wanted.items(), key=lambda pair: pair[1]):
         if found.get(token) != number:
-            raise UsageError(
+            raise OtherTokenizer(
                 f"checkpoint {name} has another tokenizer than the policy of the rollouts: "
                 f"token {token!r} is {found.get(token, 'not there')} in it, not {number}"
             )

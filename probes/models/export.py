@@ -18,9 +18,10 @@ from typing import Any
 
 from curate.errors import RunError
 from curate.files import sync_folder
+from probes.models.files import ModelFiles
 from probes.models.load import (
-    ModelFiles,
     Policy,
+    PolicyOutline,
     choose_device,
     choose_dtype,
     forget_quantization,
@@ -79,12 +80,12 @@ def _export(policy: Policy, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     forget_quantization(policy.model)
     policy.model.save_pretrained(aside)
-    _tokenizer_with_end(policy).save_pretrained(aside)
+    tokenizer_with_end(policy).save_pretrained(aside)
     sync_folder(aside)
     aside.rename(folder)
 
 
-def _tokenizer_with_end(policy: Policy) -> Any:
+def tokenizer_with_end(policy: Policy | PolicyOutline) -> Any:
     """The tokenizer, naming the token that ends a completion: a GGUF file can name another."""
     tokenizer, ends = policy.tokenizer, policy.eos_token_ids
     if ends and tokenizer.eos_token_id not in ends:

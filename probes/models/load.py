@@ -7,9 +7,9 @@ can be known before anything is loaded and the loading itself needs no network.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import io
 import json
+import math
 import os
 import re
 import struct
@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
 from probes.models.attention import use_grouped_attention
+from probes.models.files import ModelFiles
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
-# Weights in these files are plain tensors; `.bin` and `.pt` are pickles and are never opened.
 # What the readers of safetensors, GGUF and JSON raise on damaged files.
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError),
@@ -40,27 +39,9 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-_WEIGHT_SUFFIXES = (".safetensors", ".gguf")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A policy's files on this machine.
-
-    Attributes:
-        name: short name for folders and tables, such as `SmolLM2-135M-Instruct`.
-        folder: where configuration, tokenizer and weights lie.
-        gguf_file: the file in `folder` that holds everything, for a GGUF model.
-        revision: the commit for a Hub id, else None.
-        weight_hash: sha256 over the names and contents of every file that shapes the policy.
-    """
-
-    name: str
-    folder: Path
-    gguf_file: str | None
-    revision: str | None
-    weight_hash: str
+# Quantised weights that transformers expands while it loads them. Others stay as they are, and have
+# no gradients, or wrong ones without a word (experts of gpt-oss by its kernels).
+_EXPANDED = ("fp8", "mxfp4")
 
 
 @dataclass(frozen=True)
@@ -87,91 +68,6 @@ class PolicyOutline:
     tokenizer: Any
     eos_token_ids: frozenset[int]
     context_length: int
-
-
-def resolve_model(name: str) -> ModelFiles:
-    """Find the files of a model, fetching a Hub id when it is not in the cache.
-
-    Raises:
-        UsageError: no such file, folder or Hub id, or no weights in a format that is safe to read.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UsageError(
-                f"{name} is a file but not a .gguf model; "
-                "give a .gguf file, a Hugging Face model folder or a Hub id"
-            )
-        return ModelFiles(path.stem, path.parent, path.name, None, hash_files([path]))
-    if path.is_dir():
-        return _resolve_folder(path.name or path.resolve().name, path, None)
-    if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
-        raise UsageError(f"no such model: {name} (neither a file, a folder nor a Hub id)")
-    return _resolve_hub(name)
-
-
-def _resolve_hub(name: str) -> ModelFiles:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = name.partition("@")
-
-    def fetch(only_cached: bool) -> Path:
-        found = snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=_HUB_FILES,
-            local_files_only=only_cached,
-        )
-        return Path(found)
-
-    try:
-        try:
-            folder = fetch(only_cached=False)
-        except (HfHubHTTPError, HFValidationError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UsageError(f"model {name} cannot be fetched from the Hub: {reason}") from error
-        except (OSError, httpx.HTTPError):
-            # Offline, or the Hub is out of reach: what an earlier run fetched will do.
-            folder = fetch(only_cached=True)
-    except LocalEntryNotFoundError as error:
-        raise UsageError(
-            f"model {name} is neither a local path nor in the Hub cache, and the Hub cannot be "
-            "reached; check the name or the connection"
-        ) from error
-    return _resolve_folder(repository.rpartition("/")[2], folder, folder.name)
-
-
-def _resolve_folder(name: str, folder: Path, revision: str | None) -> ModelFiles:
-    if not (folder / "config.json").is_file():
-        ggufs = sorted(folder.glob("*.gguf"))
-        hint = f"; name the file itself: {ggufs[0]}" if ggufs else ""
-        raise UsageError(f"{folder} is no model folder: it has no config.json{hint}")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UsageError(
-            f"{folder} has no .safetensors weights; other formats hold pickled code and are not "
-            "opened: convert it with model.save_pretrained(folder)"
-        )
-    shaping = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix in {".json", ".model", ".jinja", ".txt", *_WEIGHT_SUFFIXES}
-    )
-    return ModelFiles(name, folder, None, revision, hash_files(shaping))
-
-
-def hash_files(files: list[Path]) -> str:
-    """Hash names and contents; a Hub cache names its large files by their sha256 already."""
-    total = hashlib.sha256()
-    for file in files:
-        blob = file.resolve().name
-        if not re.fullmatch(r"[0-9a-f]{64}", blob):
-            with file.open("rb") as handle:
-                blob = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{file.name}\0{blob}\n".encode())
-    return total.hexdigest()
 
 
 def choose_device() -> torch.device:
@@ -231,7 +127,7 @@ def load_policy(
     """
     # transformers draws a bar per tensor, which is noise beside our own progress lines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     device = device or choose_device()
@@ -250,6 +146,13 @@ def load_policy(
     quiet = redirect_stderr(io.StringIO()) if files.gguf_file else nullcontext()
     try:
         with quiet:
+            if not files.gguf_file:
+                options["config"] = AutoConfig.from_pretrained(
+                    files.folder, trust_remote_code=trust_remote_code, local_files_only=True
+                )
+                _expand_quantized(files, options["config"])
+            if device.type == "cuda":
+                options["device_map"] = _placement(files, device, dtype)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=dtype, output_loading_info=True, **options
             )
@@ -265,7 +168,16 @@ def load_policy(
         )
     if device.type == "cpu":
         _keep_little_freed_memory()
-    model.to(device).eval().requires_grad_(False)
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if places & {"cpu", "disk"}:
+        raise UsageError(
+            f"model {files.name} does not fit into the {torch.cuda.device_count()} GPUs of this "
+            "machine"
+        )
+    if "device_map" not in options:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    device = model.get_input_embeddings().weight.device
     if device.type == "cpu":
         use_grouped_attention(model)
     return Policy(
@@ -307,6 +219,7 @@ def outline_policy(
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
+        _expand_quantized(files, config)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -318,6 +231,47 @@ def outline_policy(
         eos_token_ids=_end_tokens(files.folder, files.gguf_file, model.config, tokenizer),
         context_length=_context_length(model.config),
     )
+
+
+def _expand_quantized(files: ModelFiles, config: Any) -> None:
+    """Have quantised weights expanded to plain ones when they are loaded.
+
+    Raises:
+        UsageError: they cannot be.
+    """
+    found = getattr(config, "quantization_config", None)
+    if not found or files.gguf_file:
+        return
+    settings = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    if method not in _EXPANDED:
+        raise UsageError(
+            f"model {files.name} is quantised ({method}): such weights have no gradients; give the "
+            "checkpoint that it was made from, or one in "
+            f"{' or '.join(_EXPANDED)}, which is expanded"
+        )
+    config.quantization_config = {**settings, "dequantize": True}
+
+
+def _placement(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Any:
+    """Where a model's weights go as they are read: to one GPU, or evenly to all if it is too small.
+
+    Half of a GPU at least is left for what sampling and gradients need there.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    if torch.cuda.device_count() > 1 and 2 * weight_bytes(files, dtype) > free:
+        return "balanced"
+    return {"": device}
+
+
+def weight_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Bytes of a model's weights once they are loaded, by the headers of its safetensors files."""
+    numbers = 0
+    for file in files.folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                numbers += math.prod(tensors.get_slice(name).get_shape())
+    return numbers * dtype.itemsize
 
 
 def forget_quantization(model: Any) -> None:
@@ -391,18 +345,22 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def eos_token_ids(folder: Path, *, trust_remote_code: bool = False) -> frozenset[int]:
+def eos_token_ids(
+    folder: Path, *, trust_remote_code: bool = False, tokenizer: Any = None
+) -> frozenset[int]:
     """Collect the tokens that end a completion, as `load_policy` does, without loading weights.
 
     Args:
         folder: a Hugging Face model folder.
         trust_remote_code: run Python code that comes with the model.
+        tokenizer: in place of the folder's own, which need not have one then.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return _end_tokens(folder, None, config, tokenizer)
 
 

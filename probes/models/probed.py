@@ -7,11 +7,19 @@ from pathlib import Path
 from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.folder import read_manifest
-from probes.models.load import ModelFiles, resolve_model
+from probes.models.files import ModelFiles, resolve_model
 
 
-def probed_model(run: Path, config: TagConfig, moved_to: str = "") -> ModelFiles:
+def probed_model(
+    run: Path, config: TagConfig, moved_to: str = "", *, flag: str = "--model"
+) -> ModelFiles:
     """The files of the policy that a run probed.
+
+    Args:
+        run: its folder.
+        config: of the run.
+        moved_to: where the model lies now; "" where it was.
+        flag: what a command calls that.
 
     Raises:
         UsageError: the model is not there, or is another one.
@@ -20,6 +28,6 @@ def probed_model(run: Path, config: TagConfig, moved_to: str = "") -> ModelFiles
     if files.weight_hash != read_manifest(run)["model"]["weight_hash"]:
         raise UsageError(
             f"model {moved_to or config.model} is not the one that {run} probed; "
-            "give that one with --model"
+            f"give that one with {flag}"
         )
     return files

@@ -30,14 +30,8 @@ from curate.run.names import RESCORING
 from curate.run.tables import ITEMS, PASS_RATES, read_parquet, write_parquet
 from probes.lift.checkpoint import CheckpointLift, log_ratio_lift
 from probes.models.checkpoints import open_checkpoint
-from probes.models.load import (
-    ModelFiles,
-    Policy,
-    choose_device,
-    choose_dtype,
-    load_policy,
-    outline_policy,
-)
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, choose_device, choose_dtype, load_policy, outline_policy
 from probes.rescoring.rescore import rescore_run
 
 # Of the outcome that an item's log odds are read from: their error is below 0.13 of a log ratio's.

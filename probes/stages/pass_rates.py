@@ -18,7 +18,8 @@ from curate.run.rollouts import (
 )
 from curate.run.tables import PASS_RATES, Folder
 from probes.statistics.pass_rates import pass_at_k_of_items
-from probes.statistics.plan import Plan, sequential_interval, sequential_pass_rate
+from probes.statistics.plan import Plan
+from probes.statistics.recount import RolloutCounts
 
 
 def count_rollouts(
@@ -45,20 +46,15 @@ def count_rollouts(
         is_planned: whether the numbers of rollouts are those of the plan; else, as with rollouts of
             files, they say nothing, and a pass rate is the share of correct ones.
     """
-    looks = np.array(plan.looks)
-    # By look: what an item's first looks[k] rollouts gave, first of those that the look added.
-    drawn, judged, correct = np.zeros((3, len(row_of), len(looks)), dtype=np.int64)
+    counts = RolloutCounts(plan, len(row_of))
     truncated, tokens = np.zeros((2, len(row_of)), dtype=np.int64)
     rewards, squares = np.zeros((2, len(row_of)))
     columns = ["item_id", "sample", "finish_reason", "completion_token_ids"]
     for file in rollout_shards(run):
         table = read_outcomes(file, *columns)
         rows = item_rows(table, row_of)
-        look = np.searchsorted(looks, table["sample"].to_numpy(), side="right")
-        for count, values in zip(
-            (drawn, judged, correct), drawn_judged_correct(table), strict=True
-        ):
-            np.add.at(count, (rows, look), values)
+        _, judged, correct = drawn_judged_correct(table)
+        counts.add(rows, table["sample"].to_numpy(), judged, correct)
         reward = np.asarray(pc.fill_null(table["reward"], 0), dtype=np.float64)
         np.add.at(rewards, rows, reward)
         np.add.at(squares, rows, reward**2)
@@ -66,17 +62,12 @@ def count_rollouts(
         np.add.at(truncated, rows, is_cut.astype(np.int64))
         lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
         np.add.at(tokens, rows, lengths.astype(np.int64))
-    for count in (drawn, judged, correct):
-        np.cumsum(count, axis=1, out=count)
-    found = Outcomes(drawn[:, -1].copy(), judged[:, -1].copy(), correct[:, -1].copy())
-    not_reached = found.drawn[:, None] < looks
-    judged[not_reached] = correct[not_reached] = -1
+    found = Outcomes(*counts.totals)
     n, c = found.judged, found.correct
-    low, high = sequential_interval(plan, n, c)
+    rates, low, high = counts.rates(is_planned=is_planned)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_tokens = tokens / found.drawn
         mean = rewards / n
-        rates = sequential_pass_rate(plan, judged, correct) if is_planned else c / n
         spread = np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1))
     table = pa.table(
         {

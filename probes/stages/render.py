@@ -16,7 +16,13 @@ from curate.errors import UsageError
 from curate.files import atomic_writer
 from curate.progress import Progress, say
 from curate.run.tables import ITEMS, Folder
-from probes.models.chat import RenderedPrompts, check_variables, plain_ids, template_of
+from probes.models.chat import (
+    RenderedPrompts,
+    check_variables,
+    on_day,
+    plain_ids,
+    template_of,
+)
 from probes.stages.items import Item
 
 _ROWS_AT_ONCE = 4096
@@ -93,17 +99,27 @@ class PromptForm:
         prompt_end: what ends a prompt where there is no chat template.
         system: a system message for prompts that have none; "" for none.
         variables: of the chat template.
+        day: that it is for a chat template, as 2026-01-31; "" for that on which it is rendered.
     """
 
     instruction: str
     prompt_end: str
     system: str = ""
     variables: Mapping[str, Any] = field(default_factory=dict)
+    day: str = ""
 
     @classmethod
-    def from_config(cls, config: TagConfig) -> PromptForm:
-        """That of a run."""
-        return cls(config.instruction, config.prompt_end, config.system, config.chat_variables)
+    def from_config(cls, config: TagConfig, day: str = "") -> PromptForm:
+        """That of a run, whose prompts were first rendered on a day."""
+        return cls(
+            *(config.instruction, config.prompt_end, config.system, config.chat_variables),
+            day=config.date or day,
+        )
+
+    @property
+    def all_variables(self) -> Mapping[str, Any]:
+        """The variables, and what tells a chat template the day."""
+        return on_day(self.variables, self.day) if self.day else self.variables
 
 
 class _Renderer:
@@ -113,7 +129,7 @@ class _Renderer:
         check_variables(tokenizer, form.variables)
         self._tokenizer = tokenizer
         self._form = form
-        self._rendered = RenderedPrompts(tokenizer, form.variables)
+        self._rendered = RenderedPrompts(tokenizer, form.all_variables)
         self.openings: Counter[str] = Counter()
         self.own_system = 0
 
@@ -148,7 +164,7 @@ class _Renderer:
             self._tokenizer,
             prompt_end=self._form.prompt_end,
             tools=question.tools,
-            variables=self._form.variables,
+            variables=self._form.all_variables,
         )
 
     def say(self, prompts: int) -> None:

@@ -18,6 +18,7 @@ from curate.datasets.fields import MISSING, RowRejected, lookup, type_name
 from curate.datasets.golds import why_no_answer
 from curate.datasets.source import Source
 from probes.verifiers.load import VERIFIERS
+from probes.verifiers.pool import VerifierPool
 from probes.verifiers.sandbox import why_no_sandbox
 
 CODE = "code"
@@ -143,6 +144,22 @@ class RowVerifiers:
         if why:
             raise RowRejected(f"{shown} {why}, which no verifier here judges")
         raise RowRejected(f"no verifier is known for {shown}; name one in [verifiers] of --config")
+
+
+def run_pool(config: TagConfig, workers: int | None = None) -> VerifierPool:
+    """Workers that judge by the verifier of a run, or by those of its rows; not entered.
+
+    Args:
+        config: of the run.
+        workers: where the run says no number; one a core if None.
+    """
+    return VerifierPool(
+        config.verifier,
+        others=RowVerifiers(config).names,
+        workers=config.verifier_workers or workers,
+        seconds=config.verifier_seconds,
+        pass_threshold=config.pass_threshold,
+    )
 
 
 def hints(source: Source) -> list[str]:

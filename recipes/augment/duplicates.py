@@ -16,6 +16,7 @@ those are indexed and looked up, and they are rare, so that the time is about li
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -48,11 +49,14 @@ class DuplicateIndex:
 
     Args:
         texts: at positions 0, 1, ...
+        like: texts that tell which n-grams are rare, beside those; the fewer are known before they
+            are looked for or added, the longer it takes.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], like: Iterable[str] = ()) -> None:
         tokens = [_tokens(text) for text in texts]
-        self._counts = Counter(hash(gram) % _COUNTS for each in tokens for gram in _grams(each))
+        known = itertools.chain(tokens, map(_tokens, like))
+        self._counts = Counter(hash(gram) % _COUNTS for each in known for gram in _grams(each))
         self._tokens: list[list[str]] = []
         self._same: dict[tuple[str, ...], int] = {}
         self._places: dict[tuple[Gram, Gram], list[int]] = {}

@@ -25,6 +25,7 @@ from recipes.confirm.outcomes import read_outcomes, stack_outcomes
 from recipes.confirm.partition import SeedOutcomes, Tags, partition, table1, tau_sweep
 from recipes.confirm.payoff import payoff_table
 from recipes.confirm.training_log import log_notes
+from recipes.score.text import checkpoint_notes
 from recipes.statistics.agreement import (
     Booleans,
     Floats,
@@ -78,6 +79,7 @@ def confirm_run(run_dir: Path, recipe: str = "") -> dict[str, Any]:
     notes = _notes(found, int(not_visited.sum()), int(is_hard.sum()))
     for seed, facts in found.runs.items():
         notes += log_notes(seed, facts["log"]) if "log" in facts else []
+    notes += checkpoint_notes(found.runs)
     semantic, note = _semantic(run, tags)
     notes += note
     dynamics, note = _dynamics(run, items, tags)

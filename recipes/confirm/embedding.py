@@ -22,7 +22,8 @@ from curate.progress import Progress
 from curate.run.names import EMBEDDINGS
 from curate.run.run import Run
 from curate.run.tables import EMBEDDING_INDEX, ITEMS
-from probes.models.load import Policy, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy
 
 NEIGHBOURS = 5
 # Tokens of prompts in one pass, padding included.

@@ -58,5 +58,7 @@ def stack_outcomes(tables: list[pa.Table]) -> SeedOutcomes:
         initial_pass_rate=initial,
         final_pass_rates=stacked("final_pass_rate").astype(np.float64),
         ever_positive=stacked("ever_positive").astype(np.bool_),
-        positive_in_training=stacked("positive_in_training").astype(np.bool_),
+        positive_in_training=None
+        if any(table["positive_in_training"].null_count for table in tables)
+        else stacked("positive_in_training").astype(np.bool_),
     )

@@ -41,8 +41,9 @@ class SeedOutcomes:
     """Shape (seeds, items); nan where nothing was judged."""
     ever_positive: Booleans
     """A correct rollout in the probe or in that seed's training, shape (seeds, items)."""
-    positive_in_training: Booleans
-    """A correct rollout in that seed's training, shape (seeds, items)."""
+    positive_in_training: Booleans | None
+    """A correct rollout in that seed's training, shape (seeds, items); None where some seed's
+    training is not known."""
 
 
 def partition(initial: Floats, final: Floats, positive: Booleans, tau: float) -> Tags:
@@ -80,11 +81,16 @@ def table1(outcomes: SeedOutcomes, tau: float) -> dict[str, Any]:
 
     Returns:
         `hard_items`, and for each kind `items` and `share` (of the hard items; None if there are
-        none); the same under `positives_in_training_only`, which is the paper's count.
+        none); the same under `positives_in_training_only`, which is the paper's count, each None
+        where it is not known.
     """
     counted = _counted(outcomes, outcomes.ever_positive, tau)
-    strict = _counted(outcomes, outcomes.positive_in_training, tau)
-    del strict["hard_items"]  # The same: hard does not depend on it.
+    strict: dict[str, Any]
+    if outcomes.positive_in_training is None:
+        strict = {kind: {"items": None, "share": None} for kind in counted if kind != "hard_items"}
+    else:
+        strict = _counted(outcomes, outcomes.positive_in_training, tau)
+        del strict["hard_items"]  # The same: hard does not depend on it.
     return counted | {"positives_in_training_only": strict}
 
 

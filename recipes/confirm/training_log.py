@@ -133,13 +133,15 @@ def import_training(
 
 
 def _refuse_others(folders: Sequence[Path], settings: Mapping[str, Any]) -> None:
-    """Refuse the folder of a training of `validate`, and seeds that were read in another way."""
+    """Refuse the folder of another command's outcomes, and seeds that were read in another way."""
     for file in folders[0].parent.glob(f"*/{TRAINING}"):
-        log = read_json(file).get("log")
+        facts = read_json(file)
+        log = facts.get("log")
         if log is None:
+            other = "score" if "score" in facts else "validate"
             raise UsageError(
-                f"{file.parent} is a training of `curate validate`: give this one another name "
-                "with --recipe NAME"
+                f"{file.parent} is of `curate {other}`: give this one another name with "
+                "--recipe NAME"
             )
         if file.parent not in folders and log["settings"] != settings:
             raise UsageError(

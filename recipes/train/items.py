@@ -8,7 +8,7 @@ from typing import Any
 
 from curate.errors import UsageError
 from curate.tagged.orders import order_rows
-from curate.tagged.select import Bound, Rules, filter_rows
+from curate.tagged.rules import Bound, Rules, filter_rows
 from recipes.recipe import ALL, Recipe, read_recipe
 from recipes.train.prompts import TrainingItem
 

@@ -14,11 +14,12 @@ from curate.errors import UsageError
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES
 from probes.models.chat import run_tokenizer
-from probes.models.load import ModelFiles, load_tokenizer, resolve_model
+from probes.models.files import ModelFiles, resolve_model
+from probes.models.load import load_tokenizer
 from probes.models.probed import probed_model
 from probes.stages.items import read_items
 from probes.stages.render import PromptForm, render_items
-from probes.verifiers.by_row import RowVerifiers
+from probes.verifiers.by_row import RowVerifiers, run_pool
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.items import TaggedItem
@@ -76,14 +77,7 @@ class TaggedRun:
     def pool(self) -> VerifierPool:
         """Workers of the run's verifier; the processes of one machine share its cores."""
         processes = process_state().num_processes
-        workers = self.config.verifier_workers or max(1, (os.cpu_count() or 1) // processes)
-        return VerifierPool(
-            self.config.verifier,
-            others=RowVerifiers(self.config).names,
-            workers=workers,
-            seconds=self.config.verifier_seconds,
-            pass_threshold=self.config.pass_threshold,
-        )
+        return run_pool(self.config, max(1, (os.cpu_count() or 1) // processes))
 
     def read_prompts(self, file: str, folder: Path) -> list[TrainingItem]:
         """Items of another file, rendered as the run's were; kept in `folder`."""
@@ -111,7 +105,7 @@ class TaggedRun:
                 folder,
                 items,
                 run_tokenizer(resolve_model(config.model), config),
-                PromptForm.from_config(config),
+                PromptForm.from_config(config, self.manifest.get("date", "")),
                 is_mixed=bool(config.verifier_field),
                 max_tokens=config.max_tokens,
                 context_length=2**31,

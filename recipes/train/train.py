@@ -22,14 +22,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from curate.errors import UsageError
 from curate.progress import Progress
-from probes.models.load import (
-    ModelFiles,
-    Policy,
-    choose_device,
-    choose_dtype,
-    forget_quantization,
-    load_policy,
-)
+from probes.models.files import ModelFiles
+from probes.models.load import Policy, choose_device, choose_dtype, forget_quantization, load_policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints

@@ -7,6 +7,7 @@ from typing import Any
 
 from curate.command import Command, library_function
 from curate.errors import UsageError
+from curate.run.folder import find_run
 from curate.settings import argument, option, settings, several
 from recipes.listing import list_recipes, recipes_text
 from recipes.recipe import LISTS, check_training, read_recipes, recipe_names, with_options
@@ -65,6 +66,7 @@ class Validate(Command):
             with_options(each, model=str(self.model), extra_items=str(self.extra_items))
             for each in read_recipes(several(self.recipe))
         ]
+        find_run(Path(self.path))
         check_training()
         # TRL takes seconds to import, so what can be wrong with a recipe shows before.
         from curate.run.tables import OUTCOMES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,35 @@ from numpy.typing import NDArray
 
 from curate.run.rollouts import count_outcomes, drawn_rollouts, nullable
 from curate.run.tables import OUTCOMES, write_parquet
-from probes.engines.base import Engine
-from probes.stages.sample import draw_here, sample_items
+from probes.stages.sample import DrawShards, sample_items
 from probes.stages.verify import verify_rollouts
 from probes.verifiers.pool import VerifierPool
 
 # What a kill can lose.
 _SHARD_ROLLOUTS = 2048
-# Final rollouts share no random numbers with the probe or the training of the same seed.
 FINAL_SEED = 2**32
+"""What is added to a seed, so that final rollouts share no random numbers with the probe or the
+training of the same seed."""
 
 
 def evaluate(
     folder: Path,
-    engine: Engine,
-    tokenizer: Any,
     items: pa.Table,
     pool: VerifierPool,
+    draw: Callable[[], DrawShards],
     *,
     rollouts: int,
+    shard_rollouts: int = _SHARD_ROLLOUTS,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw and judge final rollouts of every item; what a killed process drew is not drawn again.
 
     Args:
         folder: gets `rollouts/*.parquet`, of the same form as those of the probe.
-        engine: draws from the trained policy, with `FINAL_SEED` added to the training's seed.
-        tokenizer: the policy's.
         items: of `items.parquet`: item_id, prompt_token_ids, answer, and perhaps verifier.
         pool: of the run's verifier, not entered.
+        draw: gives what draws from the trained policy; called where rollouts are missing.
         rollouts: of every item.
+        shard_rollouts: of a file, at most.
 
     Returns:
         judged and correct rollouts, each of shape (items,).
@@ -51,8 +51,7 @@ def evaluate(
     target = np.full(len(row_of), rollouts)
     drawn = drawn_rollouts(folder, row_of)
     if (drawn < target).any():
-        draw = draw_here(engine, tokenizer)
-        sample_items(folder, items, drawn, target, draw, _SHARD_ROLLOUTS)
+        sample_items(folder, items, drawn, target, draw(), shard_rollouts)
     verifiers = items["verifier"] if "verifier" in items.column_names else None
     verify_rollouts(folder, pool, items["answer"], row_of, verifiers)
     found = count_outcomes(folder, row_of)
@@ -62,7 +61,7 @@ def evaluate(
 def write_outcomes(
     file: Path,
     rates: pa.Table,
-    rewards: Sequence[Mapping[str, Any]],
+    rewards: Sequence[Mapping[str, Any]] | None,
     judged: NDArray[np.int64],
     correct: NDArray[np.int64],
 ) -> None:
@@ -70,12 +69,14 @@ def write_outcomes(
 
     Args:
         rates: of the run's `pass_rates.parquet`.
-        rewards: the training's log of groups; empty for a method that samples none.
+        rewards: the training's log of groups; empty for a method that samples none, None where
+            there is no log: then what happened in training is null, and a correct rollout is one
+            of the probe or a final one.
         judged, correct: final rollouts, (items,), in the order of `rates`.
     """
     visits: dict[str, int] = {}
     positive: set[str] = set()
-    for row in rewards:
+    for row in rewards or ():
         item_id = row["item_id"]
         visits[item_id] = visits.get(item_id, 0) + 1
         right = row.get("correct_rollouts")
@@ -83,7 +84,12 @@ def write_outcomes(
         if (row["mean_reward"] or 0) > 0 if right is None else right > 0:
             positive.add(item_id)
     ids = rates["item_id"].to_pylist()
-    in_training = pa.array([item_id in positive for item_id in ids])
+    in_training = pa.array([item_id in positive for item_id in ids], pa.bool_())
+    of_items = pa.array([visits.get(item_id, 0) for item_id in ids], pa.int32())
+    seen = in_training
+    if rewards is None:
+        in_training, of_items = (pa.nulls(len(ids), kind) for kind in (pa.bool_(), pa.int32()))
+        seen = pa.array(correct > 0)
     n, c = (rates[name].to_numpy() for name in ("total_rollouts", "total_correct_rollouts"))
     with np.errstate(invalid="ignore"):
         # c/n, by which the probe tells easy from hard; `pass_rate` corrects it for early stopping.
@@ -98,8 +104,8 @@ def write_outcomes(
             "final_rollouts": judged,
             "final_correct": correct,
             "positive_in_training": in_training,
-            "ever_positive": pc.or_(in_training, pa.array(c > 0)),
-            "visits": pa.array([visits.get(item_id, 0) for item_id in ids], pa.int32()),
+            "ever_positive": pc.or_(seen, pa.array(c > 0)),
+            "visits": of_items,
         },
         schema=OUTCOMES.schema,
     )

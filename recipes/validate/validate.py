@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from curate.config import AUTO, TagConfig
@@ -33,7 +34,9 @@ from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
 from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
 from probes.engines.choose import SERVER, TRANSFORMERS, LoadedModel
-from probes.models.load import load_tokenizer, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import load_tokenizer
+from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
 from recipes.train.items import select_items
@@ -226,13 +229,19 @@ class _Job:
         files = resolve_model(str(self.folder / POLICY))
         start = time.monotonic()
         with closing(LoadedModel(self._final_config(), files)) as model:
-            engine = model.engine()
+            lengths = pc.list_value_length(self.run.items["prompt_token_ids"])
+            model.longest_prompt = pc.max(lengths).as_py()
+
+            def draw() -> DrawShards:
+                trusted = config.trust_remote_code
+                tokenizer = load_tokenizer(files, trust_remote_code=trusted)
+                return draw_here(model.engine(), tokenizer)
+
             judged, correct = evaluate(
                 self.folder,
-                engine,
-                load_tokenizer(files, trust_remote_code=config.trust_remote_code),
                 self.run.items,
                 self.run.pool(),
+                draw,
                 rollouts=recipe.evaluation_rollouts,
             )
         if self.wanted.keep == "none":
@@ -248,7 +257,7 @@ class _Job:
                 "final_rollouts": recipe.evaluation_rollouts,
                 "temperature": recipe.evaluation_temperature,
                 "max_tokens": config.max_tokens,
-                "engine": engine.name,
+                "engine": model.choice,
             },
         )
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
-from probes.models.load import Policy, load_policy, resolve_model
+from probes.models.files import resolve_model
+from probes.models.load import Policy, load_policy
 from probes.stages.render import render
 from probes.verifiers.load import load_verifier
 from tests.worlds.planted import MAX_TOKENS, PlantedWorld
