@@ -75,8 +75,9 @@ def test_a_launch_that_spreads_parameters_over_processes_is_one_line_at_the_star
     if not what:
         check_training()
         return
-    _write(tmp_path / "run", "manifest.json", "{}")
-    ran = run_curate("validate", tmp_path / "run", "--recipe", "baseline")
+    # Before anything of the run is read, but that it is there.
+    monkeypatch.setattr("recipes.validate.command.find_run", lambda path: path)
+    ran = run_curate("validate", tmp_path, "--recipe", "baseline")
     assert ran.status == 2 and ran.last_line.count("\n") == 0
     assert what in ran.last_line and "accelerate launch --multi_gpu" in ran.last_line
 
