@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from curate.commands import COMMANDS, command_function
+from curate.commands import FUNCTIONS, command_function
 from curate.version import __version__
 
-__all__ = ["Run", "__version__", *COMMANDS]
+__all__ = ["Run", "__version__", *FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,7 +13,7 @@ def __getattr__(name: str) -> Any:
 
     What they are is in `__init__.pyi`, for type checkers and editors.
     """
-    if name in COMMANDS:
+    if name in FUNCTIONS:
         return command_function(name)
     if name == "Run":
         from curate.run.run import Run

@@ -7,6 +7,7 @@ from curate.tagged.filter import filter as filter
 from curate.tagged.order import order as order
 from curate.version import __version__ as __version__
 from probes.doctor.command import doctor as doctor
+from probes.import_command import import_rollouts as import_rollouts
 from probes.merge_command import merge as merge
 from probes.tag_command import tag as tag
 from probes.verify.command import verify as verify

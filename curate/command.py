@@ -72,8 +72,10 @@ class _Works(Protocol[R_co]):
     def work(self) -> R_co: ...
 
 
-def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
-    """The function of a command's name, with its settings as parameters."""
+def library_function(command: Callable[P, _Works[R]], name: str = "") -> Callable[P, R]:
+    """The function of a command, with its settings as parameters; its name is the command's, or
+    the one that is given.
+    """
 
     def call(*args: P.args, **settings: P.kwargs) -> R:
         known = declared_in(cast(type[Settings], command))
@@ -84,7 +86,7 @@ def library_function(command: Callable[P, _Works[R]]) -> Callable[P, R]:
         return command(*args, **settings).work()
 
     assert isinstance(command, type) and issubclass(command, Command)
-    name = command.__name__.lower()
+    name = name or command.__name__.lower()
     functools.update_wrapper(call, command, assigned=("__module__",), updated=())
     call.__name__ = call.__qualname__ = name
     call.__doc__ = document(command)

@@ -11,14 +11,18 @@ class Entry(NamedTuple):
     """Where a command lies and what it is for."""
 
     place: str
-    """MODULE:CLASS; the library function is beside the class, under the command's name."""
+    """MODULE:CLASS; the library function is beside the class."""
     group: str
     help: str
+    function: str = ""
+    """The library function; of the command's name if empty, which Python may have taken itself."""
 
 
 COMMANDS = {
     "tag": Entry("probes.tag_command:Tag", _TAG,
         "probe every item and write the tagged dataset"),
+    "import": Entry("probes.import_command:Import", _TAG,
+        "make a run of rollouts that exist: pass rates without sampling", "import_rollouts"),
     "verify": Entry("probes.verify.command:Verify", _TAG,
         "try a verifier: verdicts on answers with their golds, what was read, and why"),
     "merge": Entry("probes.merge_command:Merge", _TAG,
@@ -62,6 +66,10 @@ def command_class(name: str) -> Any:
     return getattr(importlib.import_module(module), cls)
 
 
+FUNCTIONS = {entry.function or name: entry.place for name, entry in COMMANDS.items()}
+"""The library function of every command, and where it lies."""
+
+
 def command_function(name: str) -> Any:
-    """The library function of a command."""
-    return getattr(importlib.import_module(COMMANDS[name].place.partition(":")[0]), name)
+    """A library function, by its name."""
+    return getattr(importlib.import_module(FUNCTIONS[name].partition(":")[0]), name)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url, check_key_variable
 from curate.errors import UsageError
-from curate.settings import Settings, argument, declared_in, option, settings
+from curate.settings import Setting, Settings, argument, declared_in, option, settings
 
 AUTO = "auto"
 HORIZON = (
@@ -50,6 +50,7 @@ _MOST_SHOWN = 60
 MOVE_PASS_RATES = (
     *("verifier", "pass_threshold", "temperature", "top_p", "top_k", "min_p", "max_tokens"),
     *("instruction", "system", "chat_template", "chat_template_kwargs"),
+    *("rollouts_temperature", "rollouts_max_tokens"),
 )
 """Settings that pass rates go by beside the policy: with others they are of something else."""
 
@@ -213,14 +214,23 @@ class TagConfig(Settings):
         default=False, group=_SAMPLING,
     )  # fmt: skip
 
-    rollouts: str = option(
-        "a file or folder of rollouts of these prompts, as a trainer or an evaluation wrote them; "
-        "nothing is sampled",
-        default="", group=_LOGGED, metavar="PATH", was_default=True,
+    rollouts: tuple[str, ...] = option(
+        "a file or folder of rollouts of these prompts, as a trainer or an evaluation wrote them, "
+        "or the run folder of another `curate tag` or of `curate import`; repeatable; nothing is "
+        "sampled",
+        default=(), group=_LOGGED, metavar="PATH", was_default=True,
     )  # fmt: skip
     rollouts_by: str = option(
-        "what drew them, in words for the card: policy, temperature, limit of tokens",
+        "the policy that drew them, in words for the card (default: what the files tell of it)",
         default="", group=_LOGGED, metavar="TEXT", changes_result=False, was_default=True,
+    )  # fmt: skip
+    rollouts_temperature: float | None = option(
+        "the temperature at which they were drawn (default: what the files tell, or unknown)",
+        default=None, group=_LOGGED, metavar="T", least=0, changes_result=False, was_default=True,
+    )  # fmt: skip
+    rollouts_max_tokens: int | None = option(
+        "where their completions were cut (default: what the files tell, or unknown)",
+        default=None, group=_LOGGED, metavar="N", least=1, changes_result=False, was_default=True,
     )  # fmt: skip
     rollout_rewards: str = option(
         "their rewards: logged, as the files have them, or judged anew by --verifier",
@@ -233,6 +243,11 @@ class TagConfig(Settings):
     column: tuple[str, ...] = option(
         "what a column of the files is called, such as reward=accuracy; repeatable",
         default=(), group=_LOGGED, metavar="WHAT=NAME", was_default=True,
+    )  # fmt: skip
+    golds: str = option(
+        "needed: an item has a gold answer that its verifier accepts; optional: it may have none, "
+        "and none is checked, since the rewards are those of the files",
+        default="needed", group=_LOGGED, choices=("needed", "optional"), was_default=True,
     )  # fmt: skip
 
     executor: str = option(
@@ -418,8 +433,7 @@ class TagConfig(Settings):
             raise UsageError(f"--k is {list(self.k)}; it must be different numbers")
         self._check_servers()
         self._check_verifiers()
-        if self.rollouts and (self.shard or self.executor != "local"):
-            raise UsageError("--rollouts samples nothing: leave out --shard and --executor ray")
+        self._check_rollouts()
         for name, value in self.ray.items():
             if name not in _RAY_SETTINGS:
                 raise UsageError(
@@ -453,10 +467,42 @@ class TagConfig(Settings):
         return variables
 
     @property
+    def has_policy(self) -> bool:
+        """Whether a model takes part: rollouts that exist can do without one, for pass rates."""
+        return bool(self.model) or not self.rollouts
+
+    @property
     def has_own_rewards(self) -> bool:
         """Whether a user's own function gives the rewards, which may be other numbers than 0, 1."""
         names = (self.verifier, *self.verifiers.values())
         return any(":" in str(name) for name in names)
+
+    def without_rollouts(self) -> Self:
+        """The same settings for a run that samples."""
+        return self.replace(**{name: each.default for name, each in _logged().items()})
+
+    def _check_rollouts(self) -> None:
+        # Earlier configurations name one path, or none as "".
+        object.__setattr__(self, "rollouts", tuple(path for path in self.rollouts if path))
+        if not self.rollouts:
+            for name, setting in _logged().items():
+                if getattr(self, name) != setting.default:
+                    flag = setting.flags[-1]
+                    raise UsageError(
+                        f"{flag} is about rollouts that exist: name their files with --rollouts "
+                        f"PATH, or leave {flag} out"
+                    )
+            return
+        if self.shard or self.executor != "local":
+            raise UsageError("--rollouts samples nothing: leave out --shard and --executor ray")
+        if self.rollout_rewards == "judged":
+            for name in ("correct_from", "golds"):
+                if getattr(self, name) != _logged()[name].default:
+                    flag = _logged()[name].flags[-1]
+                    raise UsageError(
+                        f"{flag} is for rewards as logged: leave it out, or --rollout-rewards "
+                        "judged"
+                    )
 
     def _check_verifiers(self) -> None:
         if self.verifiers and not self.verifier_field:
@@ -473,6 +519,12 @@ class TagConfig(Settings):
         if self.base_url and self.engine != "server":
             raise UsageError(f"--base-url is for --engine server; the engine is {self.engine}")
         check_key_variable(self.api_key_env)
+
+
+def _logged() -> dict[str, Setting]:
+    """The settings that are about rollouts that exist."""
+    known = declared_in(TagConfig)
+    return {n: each for n, each in known.items() if each.declared["group"] == _LOGGED}
 
 
 def config_from_mapping(values: Mapping[str, Any], where: str) -> TagConfig:
@@ -514,6 +566,8 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
             continue
         value, before = getattr(new, name), known[name]
         value = list(value) if isinstance(value, tuple) else value
+        if setting.is_many:  # One that may be several now, and could not in an earlier version.
+            before = [before] * bool(before) if isinstance(before, str) else list(before)
         if isinstance(value, dict) and isinstance(before, dict):
             may_differ = setting.declared.get("may_differ", ())
             before, value = (

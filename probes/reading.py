@@ -6,6 +6,7 @@ What is wrong with a dataset, a model or a setting shows here, before anything i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from curate.config import TagConfig
-from curate.datasets.layouts import choices_line, choose_layout
+from curate.datasets.layouts import choices_line, run_layout
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.progress import Progress, say
@@ -21,7 +22,7 @@ from curate.run.folder import RunFolder
 from probes.engines.choose import ModelFacts
 from probes.models.chat import writes_the_date
 from probes.stages.items import CheckColumns, Item, read_items, reject_items
-from probes.stages.render import PromptForm, render_items
+from probes.stages.render import PromptForm, plain_items, render_items
 from probes.statistics.plan import Plan, next_round
 from probes.verifiers.by_row import CODE, RowVerifiers, hints
 from probes.verifiers.pool import VerifierPool
@@ -50,7 +51,7 @@ def read_and_render(
             layout, the counts of rows and items, and how many prompts the verifier accepts.
         config, plan: of the run.
         source: the dataset.
-        tokenizer: the policy's.
+        tokenizer: the policy's; None where there is none, and prompts stay as they are.
         pool: of the run's verifier, not entered.
         check_columns: raises UsageError for column names that cannot be tagged.
         check_model: raises UsageError where the model or an option of its engine is wrong.
@@ -58,8 +59,10 @@ def read_and_render(
     Raises:
         UsageError: not one item can be used, the budget is too small, or what the checks raise.
     """
-    layout = choose_layout(source, config.prompt_field, config.answer_field)
-    answer_field = layout.answer_field or "the last assistant turn"
+    layout = run_layout(source, config)
+    answer_field = layout.answer_field or (
+        "the last assistant turn" if layout.name == "messages" else "no column"
+    )
     say(f"layout {layout.name}: prompt in {layout.prompt_field}, answer in {answer_field}")
     if layout.choices:
         say(f"warning: {choices_line(layout, config.verifier)}")
@@ -74,11 +77,14 @@ def read_and_render(
     verifiers = RowVerifiers(config)
     for line in [] if verifiers.is_mixed else hints(source):
         say(f"warning: {line}")
-    with pool:
+    is_checked = config.golds == "needed"
+    with pool if is_checked else nullcontext():
 
         def check_golds(
             golds: Sequence[str], names: Sequence[str], solutions: Sequence[Sequence[str]]
         ) -> list[str | None]:
+            if not is_checked:
+                return [None] * len(golds)
             with Progress("checking", len(golds), "different gold answers") as progress:
                 return pool.check_golds(golds, progress.reach, names, solutions)
 
@@ -92,18 +98,24 @@ def read_and_render(
             check_golds=check_golds,
             into_csv=Path(config.out).suffix.lower() == ".csv" and source.format != "csv",
         )
-        _warn_of_echoes(run, items, pool)
-    facts = check_model()
-    refused = render_items(
-        run,
-        items,
-        tokenizer,
-        PromptForm.from_config(config, _day(run, config, tokenizer)),
-        is_mixed=verifiers.is_mixed,
-        max_tokens=config.max_tokens,
-        context_length=facts.context_length,
-        embeddings=facts.embeddings,
-    )
+        if is_checked:
+            _warn_of_echoes(run, items, pool)
+    refused: dict[str, str] = {}
+    if tokenizer is None:
+        plain_items(run, items, is_mixed=verifiers.is_mixed)
+    else:
+        facts = check_model()
+        refused = render_items(
+            run,
+            items,
+            tokenizer,
+            PromptForm.from_config(config, _day(run, config, tokenizer)),
+            is_mixed=verifiers.is_mixed,
+            # Nothing is sampled where rollouts exist.
+            max_tokens=0 if config.rollouts else config.max_tokens,
+            context_length=facts.context_length,
+            embeddings=facts.embeddings,
+        )
     if len(refused) == len(items):
         raise UsageError(
             f"{source.name}: none of its items can be used; first: {next(iter(refused.values()))}"

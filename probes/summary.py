@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from curate.config import TagConfig
 from curate.progress import duration
 from curate.run.folder import read_manifest, read_run_config
 from curate.tags import NO_POSITIVE_KINDS, Trainability
 from probes.forecast.words import forecast_summary
+from probes.stages.logged import drawn_words, taken_words
 
 _PREDICTED_MEANINGS = {
     Trainability.LEARNABLE: "hard, and the predictor is sure that GRPO learns it",
@@ -60,11 +63,29 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         # Rollouts of files were not sampled.
         if "sample" in stages
         else None,
+        **_taken(manifest, config),
         "forecast": forecast_summary(manifest),
         "predictor": manifest.get("predictor", {}),
         "answers": manifest.get("answers", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
+
+
+def _taken(manifest: Mapping[str, Any], config: TagConfig) -> dict[str, Any]:
+    """Of a run of rollouts that existed: where they are from, and what comes next."""
+    taken = manifest.get("rollouts")
+    if taken is None:
+        return {}
+    drawn = ", ".join(part for part in drawn_words(taken, config) if part)
+    words = [*taken_words(taken).splitlines(), f"    {drawn}"]
+    if not config.has_policy:
+        more = " --golds optional" if config.golds == "optional" else ""
+        more += " --instruction ''" if not config.instruction else ""
+        words.append(
+            f"    gradients, lift and forecast: curate tag {quote(config.dataset)} --model MODEL "
+            f"--rollouts {quote(config.run_dir)}{more}"
+        )
+    return {"taken": {**taken, "words": words}}
 
 
 def _speed(tokens_per_second: float | None) -> str:
@@ -97,6 +118,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     """Write a summary as a table for a terminal."""
     predictor = summary["predictor"]
     meanings = tag_meanings(summary["tau"], learned="name" in predictor)
+    taken = summary.get("taken")
     lines = [f"{'tag':<14}{'items':>8}{'share':>8}   meaning"]
     for tag, entry in summary["tags"].items():
         meaning = meanings[Trainability(tag)]
@@ -110,10 +132,16 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines.append(f"rows: {summary['rows']:,} ({', '.join(rows)})")
     lines.append(
         f"rollouts: {summary['rollouts']:,} ({summary['rollouts_correct']:,} correct, "
-        f"{summary['rollouts_truncated']:,} cut at --max-tokens, "
-        f"{summary['rollouts_not_judged']:,} not judged), "
-        f"{summary['completion_tokens']:,} tokens{_speed(summary['tokens_per_second'])}"
+        f"{summary['rollouts_truncated']:,} cut{'' if taken else ' at --max-tokens'}, "
+        f"{summary['rollouts_not_judged']:,} not judged)"
+        + (
+            f", {summary['completion_tokens']:,} tokens{_speed(summary['tokens_per_second'])}"
+            # Text that was taken from files has none that are known.
+            if summary["completion_tokens"] or not taken
+            else ""
+        )
     )
+    lines += taken["words"] if taken else []
     lines.append(f"forecast: {summary['forecast']['words']}")
     if "name" in predictor:
         lines.append(f"p_unlearnable: by {predictor['name']}")

@@ -22,12 +22,13 @@ from curate.progress import say
 from curate.run.folder import (
     OtherRun,
     check_run,
+    has_rollouts,
+    no_policy,
     open_run,
     other_writer,
     read_manifest,
     read_run_config,
 )
-from curate.run.names import MANIFEST
 from curate.run.quality import run_schema
 from curate.run.rollouts import rollout_shards
 from curate.tagged.write import check_columns, check_out
@@ -39,16 +40,23 @@ from probes.models.load import describe_machine
 from probes.predictor.predictor import read_predictor
 from probes.tagging import Tagging, plan_of
 
+NO_MODEL = ModelFiles("", Path(), None, None, "")
+"""Of a run of rollouts that exist, of which only pass rates are wanted."""
+
 if TYPE_CHECKING:
     from probes.machines.ray import RayExecutor
 
 
-def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagConfig, Path]:
+def tag_dataset(
+    config: TagConfig, started: float | None = None, *, without_policy: bool = False
+) -> tuple[TagConfig, Path]:
     """Probe every item of a dataset and write the tagged dataset.
 
     Args:
-        config: `dataset` and `model` are required; `out` and `run_dir` have defaults.
+        config: `dataset` and `model` are required, the model not with `without_policy`; `out` and
+            `run_dir` have defaults.
         started: since when, by `time.monotonic`, the profile counts; from now on if None.
+        without_policy: whether a run of rollouts that exist may be without a model.
 
     Returns:
         the resolved settings, and the tagged file.
@@ -61,7 +69,7 @@ def tag_dataset(config: TagConfig, started: float | None = None) -> tuple[TagCon
     if config.shard:
         raise UsageError("a shard is no tagged dataset: run it with `curate tag --shard`")
     with _remote(config) as ray:
-        config, source, model = resolve(config, ray)
+        config, source, model = resolve(config, ray, without_policy=without_policy)
         with (
             open_tagging(config, source, model, ray=ray) as tagging,
             _telling_what_is_kept(tagging.run.path),
@@ -90,7 +98,7 @@ def probe_part(config: TagConfig) -> dict[str, Any]:
         config, source, model = resolve(config, ray)
         whole = Path(config.run_dir)
         folder = part.folder(whole)
-        finished = _is_sampled(whole)
+        finished = has_rollouts(whole)
         if not finished:
             with (
                 open_tagging(config, source, model, folder, ray) as tagging,
@@ -124,13 +132,6 @@ def _telling_what_is_kept(run: Path) -> Iterator[None]:
         raise
 
 
-def _is_sampled(run: Path) -> bool:
-    """Whether a run, which need not exist yet, has all its rollouts."""
-    if not (run / MANIFEST).exists():
-        return False
-    return bool(read_manifest(run)["stages"].get("plan", {}).get("state") == "done")
-
-
 def tag_anew(run_path: Path, *, horizon: float | None = None, by_gradients: bool = False) -> Path:
     """Tag the items of a finished run anew, by the evidence that it has now.
 
@@ -153,6 +154,8 @@ def tag_anew(run_path: Path, *, horizon: float | None = None, by_gradients: bool
     if manifest["stages"].get("tags", {}).get("state") != "done":
         raise UsageError(f"{run_path} has no tags yet: continue it with its `curate tag` command")
     config = read_run_config(run_path).replace(run_dir=str(run_path))
+    if not config.has_policy and by_gradients:
+        raise UsageError(no_policy(run_path))
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     model = manifest["model"]
     files = ModelFiles(
@@ -187,19 +190,21 @@ class PolicyFiles:
 
 
 def resolve(
-    config: TagConfig, ray: RayExecutor | None = None
+    config: TagConfig, ray: RayExecutor | None = None, *, without_policy: bool = False
 ) -> tuple[TagConfig, Source, PolicyFiles]:
     """Find the dataset and the policy's files; fill in the default output file and run folder."""
-    for name in ("dataset", "model"):
+    needed = ("dataset",) if config.rollouts and without_policy else ("dataset", "model")
+    for name in needed:
         if not getattr(config, name):
-            raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both")
+            hint = "; pass rates alone need no model: curate import" if config.rollouts else ""
+            raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both{hint}")
     plan_of(config)
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
-    files = resolve_model(config.model)
+    files = resolve_model(config.model) if config.model else NO_MODEL
     suffix = {"jsonl": ".jsonl", "json": ".json", "csv": ".csv"}.get(source.format, ".parquet")
     config = config.replace(
         out=config.out or f"{source.name}.tagged{suffix}",
-        run_dir=config.run_dir or f"runs/{source.name}-{files.name}",
+        run_dir=config.run_dir or f"runs/{source.name}-{files.name or 'imported'}",
         chat_template=read_chat_template(config.chat_template),
     )
     if other := other_writer(Path(config.out), Path(config.run_dir)):
@@ -238,7 +243,9 @@ def open_tagging(
         "dataset": {"fingerprint": source.fingerprint},
         "target": {"fingerprint": target.fingerprint if target else None},
         "predictor": {"sha256": predictor.sha256 if predictor else None},
-        "model": {"weight_hash": files.weight_hash, "dtype": machine["dtype"]},
+        "model": {"weight_hash": files.weight_hash, "dtype": machine["dtype"]}
+        if config.has_policy
+        else {"weight_hash": None, "dtype": None},
     }
     is_of_another_run = False
     if is_dry:

@@ -65,7 +65,10 @@ class Tag(Command, TagConfig):
 
         for name in ("dataset", "model"):
             if not getattr(self, name):
-                raise UsageError(f"no {name} given: curate tag DATASET --model MODEL needs both")
+                hint = "; pass rates alone need no model: curate import" if self.rollouts else ""
+                raise UsageError(
+                    f"no {name} given: curate tag DATASET --model MODEL needs both{hint}"
+                )
         check_dataset_name(self.dataset)
         check_model_name(self.model)
 
@@ -104,7 +107,7 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
         UsageError: bad input or settings.
         RunError: a stage failed; the same call continues.
     """
-    from curate.datasets.layouts import choose_layout
+    from curate.datasets.layouts import run_layout
     from curate.datasets.source import open_source
     from curate.run.quality import run_schema
     from curate.tagged.table import TaggedTable
@@ -117,5 +120,5 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     return TaggedTable(
         with_types(read_table(source), run_schema(run_dir, config)),
         run_dir,
-        choose_layout(source, config.prompt_field, config.answer_field),
+        run_layout(source, config),
     )

@@ -19,18 +19,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.datasets.layouts import choose_layout
+from curate.datasets.layouts import run_layout
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
 from curate.progress import say
 from curate.rollout_files.matching import ItemMatcher, last_turns
-from curate.rollout_files.read import open_rollouts, read_columns
+from curate.rollout_files.own_prompts import OwnPrompts, is_own, keep_token_ids, own_places
+from curate.rollout_files.read import RolloutFiles, open_rollouts, read_columns
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run
 from curate.run.names import REJECTS, TARGET
 from curate.run.rollouts import Outcomes, as_numbers, drawn_rollouts, outcomes_of, rollout_shards
-from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, SIMILARITY, read_parquet
+from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, ROWS, SIMILARITY, read_parquet
 from curate.tagged.write import check_columns
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel, ModelFacts
@@ -64,12 +65,13 @@ from probes.stages.lift import (
     write_lift,
     write_teaching,
 )
-from probes.stages.logged import take_rollouts, taken_words
+from probes.stages.logged import Matcher, take_rollouts, taken_words
 from probes.stages.pass_rates import count_rollouts
 from probes.stages.sample import draw_here, sample_items
 from probes.stages.similarity import measure_items, measure_to_target, similarity_table
 from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
+from probes.stages.without_policy import write_unknown
 from probes.stages.write import write_rows
 from probes.statistics.plan import Plan, label_risk
 from probes.trial import Trial, gold_of, try_out
@@ -169,6 +171,8 @@ class Tagging:
         self._say_what_is_found()
         if self.ray or self.machine["device"] != "cpu" or os.environ.get(THREADS):
             return
+        if not self.config.has_policy:
+            return  # Nothing here takes long.
         busy = "" if self.run.is_done("tags") else found_busy()
         if busy:
             say(f"warning: {busy}, which can make this several times slower; {busy_remedy()}")
@@ -189,9 +193,12 @@ class Tagging:
         """Run every stage that is not done yet."""
         self._probe_items()
         self._stage("answers", self._answers)
-        self._stage("similarity", self._similarity)
-        self._stage("lift", self._lift)
-        self._stage("gold", self._gold)
+        if self.config.has_policy:
+            self._stage("similarity", self._similarity)
+            self._stage("lift", self._lift)
+            self._stage("gold", self._gold)
+        else:
+            self._stage("lift", lambda: write_unknown(self.run))
         # `curate judge` comes after the tags; a predictor that goes by its scores then tags anew.
         self._stage("tags", self._tags, again=is_judged_anew(self.predictor, self.run))
         # The tagged file is written every time: it may have been moved, or --out changed.
@@ -280,7 +287,8 @@ class Tagging:
         elif not self.run.is_done("plan"):
             self._rounds().go_on()
         self._stage("pass_rates", self._pass_rates)
-        self._stage("gradients", self._gradients)
+        if self.config.has_policy:
+            self._stage("gradients", self._gradients)
 
     def profile(self, started: float) -> None:
         """Write and print where the time since `started` went."""
@@ -310,12 +318,14 @@ class Tagging:
         manifest = self.run.manifest
         dataset = {"id": self.config.dataset, "name": self.source.name}
         files = self.model.files
-        model = {"id": self.config.model, "name": files.name, "revision": files.revision}
+        model = {"id": self.config.model, "name": files.name or None, "revision": files.revision}
         self.run.update(
             dataset={**manifest["dataset"], **dataset, "format": self.source.format},
             model={**manifest["model"], **model},
-            seeds={"sampling": self.config.seed, "adapter": self._adapter.seed},
-            device=self.machine["name"],
+            seeds={"sampling": self.config.seed, "adapter": self._adapter.seed}
+            if self.config.has_policy
+            else {},
+            device=self.machine["name"] if self.config.has_policy else None,
         )
 
     @cached_property
@@ -324,6 +334,8 @@ class Tagging:
 
     @cached_property
     def _tokenizer(self) -> Any:
+        if not self.config.has_policy:
+            return None
         return run_tokenizer(self.model.files, self.config)
 
     @cached_property
@@ -357,6 +369,8 @@ class Tagging:
             check_columns=self._check_columns,
             check_model=self._check_model,
         )
+        if self._tokenizer and is_own(self.run.path, self.source):
+            keep_token_ids(self.run, self.source, len(self._tokenizer))
         counts = self.run.manifest["counts"]
         if counts["rows_rejected"] and not self.is_dry:
             say(
@@ -405,21 +419,13 @@ class Tagging:
     def _take_rollouts(self) -> dict[str, Any]:
         """Take the rollouts of files in the place of sampling, and judge what is to be judged."""
         config = self.config
-        items = ITEMS.read(self.run).to_pydict()
-        layout = choose_layout(self.source, config.prompt_field, config.answer_field)
-        matcher = ItemMatcher(
-            items["item_id"],
-            items["prompt"],
-            items["prompt_token_ids"],
-            items["answer"],
-            last_turns(self.source, layout, self._row_of),
-        )
         for file in rollout_shards(self.run):
             file.unlink()  # Of a try that was killed.
+        files = open_rollouts(config.rollouts, read_columns(config.column))
         found = take_rollouts(
             self.run,
-            matcher,
-            open_rollouts(config.rollouts, read_columns(config.column)),
+            self._matcher(files),
+            files,
             self._tokenizer,
             judged=config.rollout_rewards == "judged",
             correct_from=config.correct_from,
@@ -427,6 +433,22 @@ class Tagging:
         self.run.update(rollouts=found)
         say(taken_words(found))
         return {"rounds": 1} | self._verify()
+
+    def _matcher(self, files: RolloutFiles) -> Matcher:
+        if is_own(self.run.path, self.source):
+            rows = ROWS.read(self.run, "row", "item_id").to_pydict()
+            item_of_row = dict(zip(rows["row"], rows["item_id"], strict=True))
+            places = dict(own_places(self.source, item_of_row, self._row_of))
+            decode = self._tokenizer.decode if self._tokenizer else None
+            return OwnPrompts(list(self._row_of), files, decode, places)
+        items = ITEMS.read(self.run).to_pydict()
+        return ItemMatcher(
+            items["item_id"],
+            items["prompt"],
+            items["prompt_token_ids"],
+            items["answer"],
+            last_turns(self.source, run_layout(self.source, self.config), self._row_of),
+        )
 
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
         is_served = self.model.choice == SERVER
@@ -508,12 +530,20 @@ class Tagging:
         if truncated > _TRUNCATED_WARNING * drawn:
             little = "so little was measured, whatever p_unlearnable is; "
             little = little if truncated > _NEARLY_ALL * drawn else ""
-            say(
-                f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
-                f"{self.config.max_tokens} and count as wrong; {little}a run of its own "
-                "(--run-dir) with more, or with an --instruction that asks for shorter answers, "
-                "may tell more"
+            remedy = (
+                f"; {little}a run of its own (--run-dir) with more, or with an --instruction that "
+                "asks for shorter answers, may tell more"
             )
+            if self.config.rollouts:
+                say(
+                    f"warning: {truncated / drawn:.0%} of the completions were cut at their limit "
+                    "of tokens; the pass rates say as much of that limit as of the policy"
+                )
+            else:
+                say(
+                    f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
+                    f"{self.config.max_tokens} and count as wrong{remedy}"
+                )
         counts = {
             "rounds": self.run.manifest["stages"]["plan"]["rounds"],
             **totals,
@@ -650,10 +680,9 @@ class Tagging:
         """Settings and identity of the run of the target's items."""
         assert self.target is not None
         config, columns = self.config, self.target.columns
-        own = config.replace(
+        own = config.without_rollouts().replace(
             dataset=config.target,
             target="",
-            rollouts="",
             out="",
             run_dir=str(self.run / TARGET),
             limit=0,

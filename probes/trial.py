@@ -38,7 +38,8 @@ from curate.config import TagConfig
 from curate.progress import Progress, say
 from probes.engines.base import Engine, Rollout, SampleRequest
 from probes.estimate import Prices, Sample, Span
-from probes.gradients.lora import GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import GradientProbe
 from probes.verifiers.pool import VerifierPool
 
 SECONDS = 60.0

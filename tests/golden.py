@@ -51,12 +51,13 @@ EXPECTED = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).resolve().parent.parent
 CRASHED = 99
 COMMANDS = (
-    *("tag", "verify", "merge", "forecast", "join", "filter", "select", "order", "validate"),
-    *("confirm", "score", "calibrate", "compare", "judge", "augment", "card", "push", "report"),
-    "doctor",
+    *("tag", "import", "verify", "merge", "forecast", "join", "filter", "select", "order"),
+    *("validate", "confirm", "score", "calibrate", "compare", "judge", "augment", "card", "push"),
+    *("report", "doctor"),
 )
 GROUPS = (
-    *("tag", "verify", "merge", "forecast", "validate", "confirm", "score", "compare", "calibrate"),
+    *("tag", "verify", "import", "merge", "forecast", "validate", "confirm", "score", "compare"),
+    "calibrate",
     *("judge", "augment", "join", "filter", "select", "order", "report", "card", "push"),
     *("mistakes", "help"),
 )
@@ -316,12 +317,30 @@ def _tag(recorder: Recorder, _: str) -> None:
         f"{IN_ROUNDS} --target target.jsonl --run-dir rounds --out rounds.csv --json",
     )
     _verify(recorder)
+    _import(recorder)
     for number, options in (("1", ""), ("2", " --json")):
         for shard in ("1/2", "2/2"):
             recorder.run(
                 f"rounds {number}, shard {shard}", f"{PARTS} --shard {shard}", group="merge"
             )
         recorder.run(f"rounds {number}", f"merge parts{options}")
+
+
+def _import(recorder: Recorder) -> None:
+    told = [
+        {"prompt": f"what is {a} + 1 ?", "completion": str(a + 1), "reward": int(right)}
+        for a in range(3)
+        for right in [False] * (10 - a) + [True] * a
+    ]
+    _write_lines("told.jsonl", told)
+    recorder.run(
+        "a table without a policy",
+        "import told.jsonl --rollouts-by 'a 7B' --max-tokens 64 --tau 0.15 --run-dir told",
+    )
+    recorder.run("its card", "card told", group="import")
+    recorder.run(
+        "a run", "import fixed --run-dir taken --out taken.jsonl --verifier numeric --json"
+    )
 
 
 def _verify(recorder: Recorder) -> None:

@@ -17,13 +17,8 @@ from probes.engines.drawing import draw
 from probes.engines.generate import has_plain_attention
 from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import (
-    Adapter,
-    GradientProbe,
-    TokenizedRollout,
-    coverage,
-    target_modules,
-)
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, outline_policy
 from probes.rescoring.teacher_forcing import log_probabilities

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.lift.checkpoint import CheckpointLift, log_ratio_lift
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities

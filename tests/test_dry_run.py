@@ -20,7 +20,7 @@ from curate.config import TagConfig
 from probes import estimate, opening, tagging, trial
 from probes.engines.base import Rollout, SampleRequest
 from probes.estimate import Span
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.trial import _draw, _token_price, _up_to, _Wave
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 

@@ -17,7 +17,7 @@ from probes.forecast.gold import (
     gold_probability,
     placed_form,
 )
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.stages.gold import read_gold, score_golds
 from probes.verifiers.load import load_verifier

@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from probes.gradients import lora
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe
 from probes.gradients.memory import Limit
+from probes.gradients.sketch import Sketch
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, is_out_of_memory
 from tests.test_gradients import EXACT, assert_same, features_of, rollouts_of
@@ -136,7 +138,7 @@ def test_a_model_that_does_not_tell_its_head_apart_has_one_chunk(
 def test_the_sketch_of_a_gpu_is_that_of_a_cpu_in_few_operations() -> None:
     size, dim = 10_000, 64
     draws = [np.random.default_rng(0) for _ in range(2)]
-    stretches, gathered = (lora._Sketch(d, size, dim, 2.0, torch.device("cpu")) for d in draws)
+    stretches, gathered = (Sketch(d, size, dim, 2.0, torch.device("cpu")) for d in draws)
     gathered.gather()
     gradient = torch.randn(5, size)
     sums = [torch.zeros(5, 2 * dim) for _ in range(2)]

@@ -20,7 +20,8 @@ from curate.run.folder import open_run
 from curate.run.rollouts import item_rows
 from curate.run.run import Run
 from probes.engines.choose import LoadedModel
-from probes.gradients.lora import Adapter, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter
 from probes.models.files import resolve_model
 from probes.stages.gradients import GradientShard, differentiate, gathered, join
 from tests.tag_runs import additions, read_rollouts, run_curate, tag, write_jsonl

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from curate.errors import RunError, UsageError
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe, target_modules
 from probes.gradients.similarity import halves
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy

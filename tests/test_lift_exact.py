@@ -19,7 +19,8 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import binom
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy
 from probes.verifiers.pool import VerifierPool

@@ -1,4 +1,8 @@
-"""`curate tag --rollouts`: rollouts that exist in the place of sampling."""
+"""`curate tag --rollouts`: rollouts that exist in the place of sampling.
+
+The rows of open-instruct, NeMo Gym and open-r1 are written by hand, by their schemas: pip has none
+of the three.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +77,7 @@ def test_logged_tokens_give_the_run_that_drew_them(
     ran = run_curate("card", run)
     assert ran.status == 0, ran.stderr
     card = (run / "README.md").read_text()
-    assert "384 taken from files (open-instruct), at most 32 an item; the tiny model at" in card
+    assert "384 taken from files (open-instruct), at most 32 an item; drawn by the tiny" in card
     assert "rewards as logged, correct from 1 on" in card
     # Continued, nothing is taken again, and another file is another run.
     again = take(drawn, tiny_model, tmp_path, log, "--rollouts-by", "the tiny model at T = 1")
@@ -113,7 +117,9 @@ def test_text_is_encoded_judged_anew_and_turns_count(
         for name in ("total_correct_rollouts", "pass_rate", "pass_rate_low", "pass_rate_high"):
             assert ours[name] == pytest.approx(theirs[name])
     manifest = read_manifest(tmp_path / "run")["rollouts"]
-    assert (manifest["without_tokens"], manifest["unmatched"]) == (1, 1)
+    assert (manifest["several_turns"], manifest["unmatched"]) == (1, 1)
+    assert manifest["without_tokens"] == 0
+    assert "1 are of several turns: they count, and their gradients are not" in ran.stdout
     assert manifest["encoded"] == 384
     indexed = read(tmp_path / "run", "gradients/rollouts.parquet")
     assert indexed and all(row["completion_tokens"] for row in indexed)
@@ -188,6 +194,11 @@ def test_nemo_gyms_rollouts_are_read(tmp_path: Path) -> None:
     assert files.format == "NeMo Gym"
     assert (first.completion, first.reward, first.answer, first.turns) == ("4", 1.0, "4", 1)
     assert first.prompt == [{"role": "user", "content": "2+2?"}]
+    parts = [{"type": "input_text", "text": "2+"}, {"type": "input_text", "text": "2?"}]
+    for content, said in ((parts, "2+2?"), ([{"type": "input_image"}], [{"type": "input_image"}])):
+        told = row | {"responses_create_params": {"input": [{"role": "user", "content": content}]}}
+        (found,) = open_rollouts(write_jsonl(tmp_path / "parts.jsonl", [told])).rollouts()
+        assert found.prompt == [{"role": "user", "content": said}]
     assert (second.turns, second.finish_reason) == (2, "length")
 
 

@@ -1,4 +1,8 @@
-"""`curate confirm --training`: outcomes from the logs of a training by another trainer."""
+"""`curate confirm --training`: outcomes from the logs of a training by another trainer.
+
+verl 0.9.1, verifiers and TRL write their files here themselves. open-instruct's rows are written by
+hand, by its schema: pip does not have it.
+"""
 
 import ast
 import json

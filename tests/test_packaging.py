@@ -104,7 +104,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 def test_the_library_is_imported_when_it_is_used() -> None:
     script = (
         "import sys, curate\n"
-        "assert set(curate.__all__) <= {*dir(curate), *curate.COMMANDS, 'Run'}\n"
+        "assert set(curate.__all__) <= {*dir(curate), *curate.FUNCTIONS, 'Run'}\n"
         "print({'torch', 'pyarrow', 'numpy', 'transformers'} & set(sys.modules))\n"
         "from curate import Run\n"
         "print({'torch', 'scipy', 'transformers', 'datasets'} & set(sys.modules))\n"
@@ -115,11 +115,12 @@ def test_the_library_is_imported_when_it_is_used() -> None:
 
 def test_every_command_of_the_table_is_there_with_its_function_and_its_help() -> None:
     functions = {name for name in curate.__all__ if not name.startswith("__")}
-    assert set(COMMANDS) == functions - {"Run"}
+    assert {entry.function or name for name, entry in COMMANDS.items()} == functions - {"Run"}
     stub = Path(curate.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     assert set(re.findall(r" as (\w+)$", stub, re.MULTILINE)) == set(curate.__all__)
-    for name, entry in COMMANDS.items():
-        cls, function = command_class(name), command_function(name)
+    for command, entry in COMMANDS.items():
+        name = entry.function or command
+        cls, function = command_class(command), command_function(name)
         assert f"from {entry.place.partition(':')[0]} import {name} as {name}\n" in stub
         assert function is getattr(curate, name) and function.__name__ == name
         assert entry.help and function.__doc__
@@ -146,7 +147,7 @@ def test_every_option_has_help_that_no_terminal_reads_as_markup(command: str) ->
     "command", sorted(set(COMMANDS) - {"tag", "verify", "doctor", "calibrate"})
 )
 def test_a_function_has_the_settings_of_its_command(command: str) -> None:
-    function = command_function(command)
+    function = command_function(COMMANDS[command].function or command)
     options = {each.name for each in _settings(command_class(command))} - {"json", "list"}
     assert set(inspect.signature(function).parameters) == options
     for part in ("Args:", "Returns:", "Raises:", *(f"    {name}: " for name in options)):

@@ -17,7 +17,7 @@ from curate.errors import RunError, UsageError
 from curate.run.tables import ROLLOUTS, write_parquet
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring import rescore as rescoring_stage
 from probes.rescoring import teacher_forcing as rescoring

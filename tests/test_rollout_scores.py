@@ -10,7 +10,7 @@ from scipy.special import logit
 
 from curate.errors import RunError, UsageError
 from curate.run.tables import ROLLOUTS
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.files import resolve_model
 from probes.models.load import load_policy
 from probes.rescoring.rollout_scores import RolloutScores

@@ -13,6 +13,8 @@ from probes.engines.base import SampleRequest
 from probes.engines.choose import LoadedModel
 from probes.engines.transformers import TransformersEngine
 from probes.gradients import lora
+from probes.gradients.batch import Batch
+from probes.gradients.sketch import GradientSums
 from probes.machines.ray import RayExecutor
 from probes.machines.ray_worker import Differentiator, Sampler
 from probes.models import load
@@ -58,11 +60,11 @@ def test_rollouts_are_the_same(tiny_policy: Policy, dispatched: Policy) -> None:
 
 
 def test_where_the_tokens_are_is_known_on_every_device() -> None:
-    batch = lora._Batch(rollouts_of(3), torch.device("cpu"))
+    batch = Batch(rollouts_of(3), torch.device("cpu"))
     there = batch.places(torch.device("meta"))
     assert all(each.device.type == "meta" for each in there)
     assert [len(each) for each in there] == [len(each) for each in batch.places(batch.ids.device)]
-    sums = lora._Sums(3, 64)
+    sums = GradientSums(3, 64)
     sums.on(torch.device("cpu")).add_(1)
     assert sums.features([]).shape == (3, 64) and sums.features([]).sum() == 2 * 3 * 64
 

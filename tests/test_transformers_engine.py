@@ -11,7 +11,7 @@ from curate.errors import RunError
 from probes.engines.base import Rollout, SampleRequest, Truncation, uniform_draws
 from probes.engines.drawing import draw, truncated
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
 

@@ -23,7 +23,7 @@ from probes.engines import vllm as vllm_engine
 from probes.engines.base import Rollout, SampleRequest, Truncation
 from probes.engines.drawing import truncated
 from probes.engines.vllm import VllmEngine
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.files import resolve_model
 from probes.models.load import Policy, eos_token_ids, load_policy
 from probes.rescoring.teacher_forcing import log_probabilities

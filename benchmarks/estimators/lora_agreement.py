@@ -37,7 +37,8 @@ from scipy.stats import pearsonr, spearmanr
 
 from curate.run.folder import read_run_config
 from curate.run.tables import read_parquet
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout, target_modules
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe, target_modules
 from probes.models.files import ModelFiles, resolve_model
 from probes.models.load import Policy, load_policy
 

@@ -43,7 +43,8 @@ from scipy.stats import rankdata
 
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe
 from probes.gradients.similarity import halves, measure_similarity
 from probes.models.files import resolve_model
 from probes.models.load import load_policy

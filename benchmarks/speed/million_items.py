@@ -55,7 +55,7 @@ from curate.tags import Trainability
 from probes import tagging
 from probes.engines.base import Rollout, SampleRequest, uniform_draws
 from probes.engines.choose import LoadedModel
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.tag import tag_dataset
 from probes.verifiers import pool as judging
 

@@ -14,6 +14,7 @@ from curate.config import TagConfig
 from curate.run.tables import ITEM_ANSWERS
 from curate.tags import ANSWERS, COLUMNS, FORECAST, JUDGED, MIXED, REWARDS, TARGET, Trainability
 from probes.forecast.words import NO_FORECAST, forecast_words, probability_words
+from probes.stages.logged import drawn_words
 from probes.summary import answer_lines, tag_meanings
 from probes.tag_rules import DOUBT
 
@@ -50,8 +51,30 @@ def dataset_name(facts: RunFacts) -> str:
 
 
 def probed_model(facts: RunFacts) -> str:
-    """The model that was probed: its id on the Hub, or the name of local files."""
+    """The model that was probed: its id on the Hub, the name of local files, or who drew rollouts
+    that were imported."""
+    if not facts.run.config.has_policy:
+        return str(facts.run.facts["model"])
     return hub_model(facts) or str(facts.run.manifest["model"]["name"])
+
+
+def _probed(facts: RunFacts) -> str:
+    """With what the items were probed, in a sentence."""
+    config, taken = facts.run.config, facts.run.manifest.get("rollouts")
+    if taken is None:
+        model = code_span(probed_model(facts))
+        return f"Each item was probed with {model} before any RL, and tagged"
+    words = f"Each item was probed by rollouts that existed: {_drawn(taken, config)}. "
+    if config.has_policy:
+        words += f"Gradients are of {code_span(probed_model(facts))}. "
+    return f"{words}It was tagged"
+
+
+def _drawn(taken: Mapping[str, Any], config: TagConfig) -> str:
+    """Who drew rollouts that were taken; what is not known in bold."""
+    known, unknown = drawn_words(taken, config)
+    parts = [plain_text(known)] if known else []
+    return ", ".join(parts + ([f"**{unknown}**"] if unknown else []))
 
 
 def tags_section(facts: RunFacts) -> str:
@@ -75,9 +98,8 @@ def tags_section(facts: RunFacts) -> str:
     lines = [
         "## Trainability",
         "",
-        f"Each item was probed with {code_span(probed_model(facts))} before any RL, and tagged by "
-        "what RL with verifiable rewards is expected to do with it. The tags are of this model: "
-        "another one solves, and learns, other items.",
+        f"{_probed(facts)} by what RL with verifiable rewards is expected to do with it. The tags "
+        "are of this model: another one solves, and learns, other items.",
         "",
         *table([head, *body]),
     ]
@@ -120,18 +142,20 @@ def measured_lines(facts: RunFacts) -> list[str]:
         rollouts += f", at most {config.mean_rollouts:,} on average"
     taken = manifest.get("rollouts")
     if taken:
-        rollouts = taken_words(taken, config.rollouts_by)
+        rollouts = taken_words(taken, config)
     instruction = "by the format of the prompt" if config.instruction == "auto" else (
         code_span(config.instruction) if config.instruction else "none"
     )  # fmt: skip
     engine = manifest.get("engine", {}).get("name", "unknown engine")
     facts_of_it = {
         "Model": f"{code_span(probed_model(facts))}, {revision}, weights SHA-256 "
-        f"{code_span(model['weight_hash'])}, in {model['dtype']}",
+        f"{code_span(model['weight_hash'])}, in {model['dtype']}"
+        if config.has_policy
+        else "none: rollouts were imported, and nothing was measured of the policy itself",
         "Dataset": f"{code_span(dataset_name(facts))} ({dataset['format']}), fingerprint "
         f"{code_span(dataset['fingerprint'])}; prompt in {code_span(dataset['prompt_field'])}, "
         f"answer in {code_span(dataset['answer_field'])}",
-        "Instruction added to the prompt": instruction,
+        "Instruction added to the prompt": instruction if config.has_policy else "",
         "Rollouts": rollouts,
         "System message added to the prompt": code_span(config.system) if config.system else "",
         "Chat template": _template_words(config),
@@ -148,7 +172,9 @@ def measured_lines(facts: RunFacts) -> list[str]:
         "Easy": f"a pass rate of at least τ = {config.tau:g}; hard below",
         "Gradients": f"of up to {config.gradient_rollouts:,} correct rollouts an item, with "
         f"respect to a LoRA adapter of rank {config.gradient_rank}, projected to "
-        f"{config.gradient_dim:,} dimensions",
+        f"{config.gradient_dim:,} dimensions"
+        if config.has_policy
+        else "",
         "Forecast": plain_text(forecast_words(manifest)),
         "Target": code_span(PurePath(config.target).name) if config.target else "",
         "p_unlearnable": _predictor(manifest),
@@ -159,15 +185,15 @@ def measured_lines(facts: RunFacts) -> list[str]:
     return [f"- {name}: {value}" for name, value in facts_of_it.items() if value]
 
 
-def taken_words(taken: Mapping[str, Any], by: str) -> str:
+def taken_words(taken: Mapping[str, Any], config: TagConfig) -> str:
     """Where the rollouts of a run are from that were not sampled for it."""
-    drawn_by = plain_text(by) if by else "**which policy drew them, and how, is not known**"
     words = f"{taken['rollouts']:,} taken from files ({taken['format']}), at most "
-    words += f"{taken['most']:,} an item; {drawn_by}"
+    words += f"{taken['most']:,} an item; {_drawn(taken, config)}"
     if taken["encoded"]:
         words += f"; the tokens of {taken['encoded']:,} were encoded anew from text"
-    if taken["without_tokens"]:
-        words += f"; {taken['without_tokens']:,} of several turns are without gradients"
+    several = taken.get("several_turns")
+    if several:
+        words += f"; {several:,} are of several turns, and their gradients are not measured"
     return words
 
 
@@ -295,6 +321,11 @@ def _rule(facts: RunFacts) -> str:
         return (
             "- `learnable` and `unlearnable` are predictions from the geometry of gradients, "
             f"{NO_FORECAST}; `undetermined` is no verdict."
+        )
+    if not facts.run.config.has_policy:
+        return (
+            "- No item is tagged `learnable` or `unlearnable`: that takes a policy, and rollouts "
+            "alone were imported; `undetermined` is no verdict."
         )
     tau = f"{facts.run.config.tau:g}"
     return (

@@ -18,6 +18,7 @@ from cards.report.training import confirmation_facts, plain, reward_facts
 from curate.run.run import Run
 from curate.version import __version__
 from probes.forecast.words import forecast_words, probability_words
+from probes.stages.without_policy import NO_POLICY
 from probes.summary import answer_lines
 
 BIN_WIDTH = 0.05
@@ -51,7 +52,8 @@ def report_facts(run: Run, items: ReportItems) -> dict[str, Any]:
     certainty = {
         "pass_rates": _rate_certainty(run, items),
         "forecast": forecast_facts(run, items, SHOWN_POINTS),
-        "similarities": _similarity_facts(items),
+        "similarities": _similarity_facts(items)
+        | ({} if run.config.has_policy else {"why_none": NO_POLICY}),
         "gradients": gradients,
         "rollouts": {
             "by_tag": _rollouts_by_tag(items),
@@ -84,14 +86,14 @@ def _run_facts(run: Run) -> dict[str, Any]:
     return {
         "dataset": dataset.get("name") or Path(config.dataset).name,
         "dataset_fingerprint": dataset.get("fingerprint"),
-        "model": model.get("name") or Path(config.model).name,
+        "model": model.get("name") or Path(config.model).name or run.facts["model"],
         "model_revision": model.get("revision"),
         "weight_hash": model.get("weight_hash"),
         "dtype": model.get("dtype"),
         "device": manifest.get("device"),
         "created": manifest.get("created"),
         "tau": config.tau,
-        "settings": {name: getattr(config, name) for name in _SETTINGS}
+        "settings": {name: getattr(config, name) for name in _settings(run)}
         | ({"verifier": f"by {config.verifier_field}"} if config.verifier_field else {}),
         "forecast": forecast_words(manifest),
         "p_unlearnable": probability_words(manifest),
@@ -101,6 +103,13 @@ def _run_facts(run: Run) -> dict[str, Any]:
         },
         "versions": {**manifest.get("versions", {}), "report": __version__},
     }
+
+
+def _settings(run: Run) -> tuple[str, ...]:
+    """The settings that a run went by."""
+    if run.config.has_policy:
+        return _SETTINGS
+    return ("rollout_rewards", "correct_from")
 
 
 def _row_facts(run: Run) -> dict[str, Any]:
@@ -359,7 +368,9 @@ def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:
     if not certainty["rewards"]:
         missing.append("rewards in training: no finished run of `curate validate`")
     gradients = certainty["gradients"]
-    if gradients is None:
+    if gradients is None and certainty["forecast"]["why_none"] == NO_POLICY:
+        missing.append(f"cosines between items: {NO_POLICY}")
+    elif gradients is None:
         missing.append("cosines between items: the gradients were removed from the run folder")
     elif not gradients["blocks"]["groups"]:
         missing.append("cosines between items: no item has two correct rollouts")

@@ -28,6 +28,13 @@ Flags = NDArray[np.bool_]
 _EXPECTED = ("reach_tau", "undecided", "stay_below")
 
 
+def _why_none(run: Run) -> str | None:
+    if not run.has_forecast:
+        return NO_FORECAST
+    why: str | None = run.manifest["forecast"].get("why_none")
+    return why
+
+
 def forecast_facts(run: Run, items: ReportItems, most_points: int) -> dict[str, Any]:
     """Numbers of the forecast, and the points of its chart; unknown numbers are None.
 
@@ -52,7 +59,7 @@ def forecast_facts(run: Run, items: ReportItems, most_points: int) -> dict[str, 
     shown = sample_by_tag(items, known, most_points)
     return {
         **forecast_summary(run.manifest),
-        "why_none": None if run.has_forecast else NO_FORECAST,
+        "why_none": _why_none(run),
         "tau": run.config.tau,
         "confidence": CONFIDENCE,
         "doubt": DOUBT,

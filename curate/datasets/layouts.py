@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from curate.config import AUTO
+from curate.config import AUTO, TagConfig
 from curate.datasets import choices
 from curate.datasets.code_tests import (
     CodeTests,
@@ -146,7 +146,8 @@ class Layout:
 
     Without an `answer_field` the gold text is the conversation's last assistant message. Where an
     answer is a position or a letter, `choices` is the column of the choices, or the first of their
-    columns, and `first_choice` the position that the first has.
+    columns, and `first_choice` the position that the first has. With `gold_optional` a row without
+    a gold answer is a question all the same, whose answer is "".
     """
 
     name: str
@@ -154,12 +155,15 @@ class Layout:
     answer_field: str | None
     choices: str | None = None
     first_choice: int = 0
+    gold_optional: bool = False
 
 
 def recognise_layout(
     rows_sample: Iterable[Mapping[str, Any]],
     prompt_field: str | None = None,
     answer_field: str | None = None,
+    *,
+    gold_optional: bool = False,
 ) -> Layout:
     """Find the layout of the rows, of which the first few hundred are sample enough.
 
@@ -180,7 +184,10 @@ def recognise_layout(
         or first_filled(rows, [_SOLUTION_FIELD])
     )
     answer = given_field(rows, answer_field, "--answer-field", known) or known
-    if answer is None and not any(ends_with_reply(lookup(row, prompt)) for row in rows):
+    has_replies = answer is None and any(ends_with_reply(lookup(row, prompt)) for row in rows)
+    if answer is None and not has_replies and gold_optional:
+        return Layout(prompt, prompt, None, gold_optional=True)
+    if answer is None and not has_replies:
         raise UsageError(
             f"no gold answer column is known among {columns_line(rows)}; name it with"
             " --answer-field (and the prompt's with --prompt-field)"
@@ -190,8 +197,9 @@ def recognise_layout(
     else:
         name = _NAMES.get(answer, f"{prompt}/{answer}")
     if answer is None:
-        return Layout(name, prompt, answer)
-    return _with_choices(Layout(name, prompt, answer), rows, answer)
+        return Layout(name, prompt, answer, gold_optional=gold_optional)
+    layout = Layout(name, prompt, answer, gold_optional=gold_optional)
+    return _with_choices(layout, rows, answer)
 
 
 def _with_choices(layout: Layout, rows: list[Mapping[str, Any]], answer: str) -> Layout:
@@ -202,14 +210,32 @@ def _with_choices(layout: Layout, rows: list[Mapping[str, Any]], answer: str) ->
     return layout
 
 
-def choose_layout(source: Source, prompt_field: str, answer_field: str) -> Layout:
+def run_layout(source: Source, config: TagConfig) -> Layout:
+    """The layout of a run's dataset.
+
+    Raises:
+        UsageError: as `choose_layout`.
+    """
+    return choose_layout(
+        source,
+        config.prompt_field,
+        config.answer_field,
+        gold_optional=config.golds == "optional",
+    )
+
+
+def choose_layout(
+    source: Source, prompt_field: str, answer_field: str, *, gold_optional: bool = False
+) -> Layout:
     """Recognise the layout from the first rows, or take it from the options.
 
     Raises:
         UsageError: no known layout, or an option that names a column that is not there.
     """
     rows = islice((row.value for row in source.rows() if row.value is not None), _SAMPLE_ROWS)
-    return recognise_layout(list(rows), prompt_field or None, answer_field or None)
+    return recognise_layout(
+        list(rows), prompt_field or None, answer_field or None, gold_optional=gold_optional
+    )
 
 
 def choices_line(layout: Layout, verifier: str) -> str:
@@ -247,6 +273,8 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
     if is_sharegpt and not calls and isinstance(system, str) and system.strip():
         messages = (("system", system), *messages)
     if layout.answer_field is None:
+        if reply is None and layout.gold_optional:
+            return Question(messages, "", is_plain_text=is_plain_text, calls=calls)
         if reply is None:
             raise RowRejected("no gold answer: the last message is not the assistant's")
         gold = marked_gold(reply, must_be_marked=False)
@@ -271,7 +299,12 @@ def read_question(value: Mapping[str, Any], layout: Layout) -> Question:
         messages = (*messages[:-1], (role, content.rstrip() + listed if listed else content))
     else:
         is_solution = _last_part(layout.answer_field) == "solution"
-        gold = read_gold(answer, layout.answer_field, must_be_marked=is_solution)
+        try:
+            gold = read_gold(answer, layout.answer_field, must_be_marked=is_solution)
+        except RowRejected:
+            if not layout.gold_optional:
+                raise
+            gold = ""
     return Question(messages, gold, is_plain_text=is_plain_text, calls=calls)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.datasets.fields import RowRejected
-from curate.datasets.layouts import Layout, choose_layout, read_question
+from curate.datasets.layouts import Layout, read_question, run_layout
 from curate.datasets.messages import read_messages
 from curate.datasets.source import Source
 from curate.errors import UsageError
@@ -86,7 +86,7 @@ class ItemMatcher:
             self.ways[way] += number
             return rows[0]
         self.unmatched += number
-        self.example = self.example or _shown(rollout)
+        self.example = self.example or shown(rollout)
         return None
 
     def _candidates(self, rollout: LoggedRollout) -> tuple[str, list[int]]:
@@ -143,9 +143,8 @@ def item_matcher(run: Run, id_column: str = "") -> ItemMatcher:
     items = run.columns(ITEMS, "prompt", "prompt_token_ids", "answer").to_pydict()
     questions: dict[int, str] = {}
     try:
-        source, config = run_source(run), run.config
-        layout = choose_layout(source, config.prompt_field, config.answer_field)
-        questions = last_turns(source, layout, run.row_of)
+        source = run_source(run)
+        questions = last_turns(source, run_layout(source, run.config), run.row_of)
     except UsageError:
         # The dataset was moved: prompts are known as they were rendered.
         pass
@@ -215,7 +214,8 @@ def _ends(prompt: str, end: int) -> bool:
     return not inside or prompt.startswith(_AFTER, end)
 
 
-def _shown(rollout: LoggedRollout) -> str:
+def shown(rollout: LoggedRollout) -> str:
+    """Whose a rollout says that it is, for a reader."""
     if rollout.item_id is not None:
         return f"item {rollout.item_id!r}"
     if isinstance(rollout.prompt, str):

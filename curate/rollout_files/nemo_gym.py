@@ -19,10 +19,14 @@ from curate.rollout_files.record import (
     reward_of,
 )
 
+_TEXTS = ("text", "input_text", "output_text")
+
 
 def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
     asked, answered = row["responses_create_params"], row["response"]
     prompt = asked.get("input") if isinstance(asked, Mapping) else None
+    if isinstance(prompt, list):
+        prompt = [_as_text(each) for each in prompt]
     output = answered.get("output") if isinstance(answered, Mapping) else None
     items: list[Any] = [each for each in output or () if isinstance(each, Mapping)]
     calls = sum(each.get("type") == "function_call" for each in items)
@@ -38,6 +42,16 @@ def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
         # Every call of a tool is answered, and the policy reads the answer in another turn.
         turns=1 + calls,
     )
+
+
+def _as_text(message: Any) -> Any:
+    """A message of the prompt whose parts are text, as one text; any other as it is."""
+    parts = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(parts, list) or not all(
+        isinstance(each, Mapping) and each.get("type") in _TEXTS for each in parts
+    ):
+        return message
+    return {**message, "content": _text(message)}
 
 
 def _text(message: Mapping[str, Any]) -> str:

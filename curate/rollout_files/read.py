@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from curate.datasets.source import open_source
+from curate.datasets.source import SourceRow, open_source
 from curate.errors import UsageError
-from curate.rollout_files import by_step
+from curate.rollout_files import by_step, inspect_ai, own_run
+from curate.rollout_files.inspect_ai import INSPECT
+from curate.rollout_files.lm_eval import LM_EVAL
 from curate.rollout_files.nemo_gym import NEMO_GYM
 from curate.rollout_files.open_instruct import OPEN_INSTRUCT
 from curate.rollout_files.open_r1 import OPEN_R1
-from curate.rollout_files.record import COLUMNS, Format, LoggedRollout
+from curate.rollout_files.record import COLUMNS, Drawn, Format, LoggedRollout, Row
+from curate.rollout_files.slime import SLIME
 from curate.rollout_files.table import TABLE
 from curate.rollout_files.trl import TRL
-from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES
+from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES, drawn_beside
 from curate.rollout_files.verl import VERL
 from curate.settings import did_you_mean
 
+T = TypeVar("T")
+
 FORMATS: tuple[Format, ...] = (
-    *(VERL, OPEN_INSTRUCT, EPISODES, TRACES, RESULTS, NEMO_GYM, TRL, OPEN_R1, TABLE),
+    *(VERL, OPEN_INSTRUCT, EPISODES, TRACES, RESULTS, NEMO_GYM, TRL, OPEN_R1, LM_EVAL, INSPECT),
+    *(SLIME, TABLE),
 )
 """The first that fits a row is taken; the last takes any."""
-_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".jsonl.gz", ".jsonl.zst")
-# Beside the rollouts: open-instruct's facts of a run, the settings of others.
-_NOT_ROLLOUTS = re.compile(
-    r".*_metadata\.jsonl|(metadata|config|summary|results|dataset_infos?)\.json|\..*"
+_ENDINGS = (
+    *(".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".jsonl.gz", ".jsonl.zst"),
+    inspect_ai.ENDING,
 )
+# Beside the rollouts: open-instruct's facts of a run, the settings of others, the results of
+# lm-eval, the list of inspect_ai's logs.
+_NOT_ROLLOUTS = re.compile(
+    r".*_metadata\.jsonl|(metadata|config|summary|results(_.+)?|listing|logs|dataset_infos?)\.json"
+    r"|\..*"
+)
+# What Python unpickles can run any code.
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin")
 # `12.jsonl`, `completions_00012.parquet`, `step_12.jsonl`; `step_12/train_rollouts.jsonl`.
 _STEP_OF_FILE = re.compile(r"(?:completions_|(?:global_)?step[_-]?)?(\d+)")
 _STEP_OF_FOLDER = re.compile(r"(?:global_)?step[_-]?(\d+)")
@@ -39,8 +53,9 @@ class RolloutFiles:
     """Files of rollouts of one program.
 
     Attributes:
-        path: what was named, a file or a folder.
-        files: those that are read, in order.
+        path: what was named, a file or a folder; of several the first.
+        others: how many more were named.
+        files: those that are read, in order; of a run of curate its folder.
         format: who wrote them.
         unreadable: rows that were left out while the files were read, to be looked at afterwards.
     """
@@ -50,6 +65,12 @@ class RolloutFiles:
     format: str
     columns: Mapping[str, str]
     unreadable: list[str]
+    others: int = 0
+
+    @property
+    def where(self) -> str:
+        """What was named, for a reader."""
+        return f"{self.path} and {self.others} more" if self.others else str(self.path)
 
     def rollouts(self) -> Iterator[LoggedRollout]:
         """Stream the rollouts of all files.
@@ -71,28 +92,53 @@ class RolloutFiles:
                 yield from batch
             last = seen
 
+    def drawn(self) -> Drawn:
+        """Who drew the rollouts, and how: what all files tell alike.
 
-def open_rollouts(path: str | Path, columns: Mapping[str, str] | None = None) -> RolloutFiles:
-    """Open a file of rollouts, or a folder of them, by steps or not.
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        told = [_drawn_by(file, self.format) for file in self.files]
+        return Drawn(
+            _alike(each.policy for each in told),
+            _alike(each.temperature for each in told),
+            _alike(each.max_tokens for each in told),
+        )
+
+
+def _alike(values: Iterable[T | None]) -> T | None:
+    """The value that all are; None where they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
+
+
+def open_rollouts(
+    paths: str | Path | Sequence[str | Path], columns: Mapping[str, str] | None = None
+) -> RolloutFiles:
+    """Open a file of rollouts, or a folder of them, by steps or not; or several of these.
 
     Args:
+        paths: files, folders, or the folder of a run of curate.
         columns: what the columns are called, by the words of `COLUMNS`.
 
     Raises:
         UsageError: nothing is there, it is no file of rollouts, or files of several programs are
             mixed.
     """
-    path = Path(path)
-    files = _files(path)
+    named = [Path(paths)] if isinstance(paths, str | Path) else [Path(each) for each in paths]
+    files = [file for path in named for file in _files(path)]
+    if len(set(files)) < len(files):
+        raise UsageError(f"{next(f for f in files if files.count(f) > 1)} is named twice")
     formats = {file: _recognised(file) for file in files}
     names = list(dict.fromkeys(formats.values()))
     if len(names) > 1:
         first, other = (next(f for f in files if formats[f] == name) for name in names[:2])
+        where = f"{named[0]} holds" if len(named) == 1 else "there are"
         raise UsageError(
-            f"{path} holds files of {' and of '.join(names)} ({first.name}, {other.name}): "
+            f"{where} files of {' and of '.join(names)} ({first.name}, {other.name}): "
             "give a folder or file of one"
         )
-    return RolloutFiles(path, tuple(files), names[0], dict(columns or {}), [])
+    return RolloutFiles(named[0], tuple(files), names[0], dict(columns or {}), [], len(named) - 1)
 
 
 def read_columns(words: Sequence[str]) -> dict[str, str]:
@@ -115,46 +161,107 @@ def read_columns(words: Sequence[str]) -> dict[str, str]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
+        _refuse_pickle(path)
         return [path]
     if not path.exists():
         raise UsageError(f"no such file or folder: {path}")
+    if own_run.is_run(path):
+        own_run.check_run(path)
+        return [path]
+    inside = [file for file in path.rglob("*") if file.is_file()]
     found = [
         file
-        for file in path.rglob("*")
-        if file.is_file()
-        and file.name.lower().endswith(_ENDINGS)
-        and not _NOT_ROLLOUTS.fullmatch(file.name)
+        for file in inside
+        if file.name.lower().endswith(_ENDINGS) and not _NOT_ROLLOUTS.fullmatch(file.name)
     ]
     if not found:
+        for file in inside:
+            _refuse_pickle(file)
         raise UsageError(f"{path} holds no file of rollouts ({', '.join(_ENDINGS)})")
     return sorted(found, key=lambda file: (_step_of(file) or 0, str(file)))
 
 
+def _refuse_pickle(file: Path) -> None:
+    if file.suffix.lower() in _PICKLES:
+        raise UsageError(
+            f"{file} is a pickle, which can run any code when it is read, and is not opened: where "
+            "you trust it, write its rollouts as JSON Lines, of slime's torch.load(FILE, "
+            "weights_only=False)['samples'] a line each (docs/own-runs.md)"
+        )
+
+
 def _recognised(file: Path) -> str:
+    if file.is_dir():
+        return own_run.NAME
+    if inspect_ai.is_log(file):
+        next(inspect_ai.log_rows(file))  # What is wrong with it must show now.
+        return INSPECT.name
     if by_step.read_object(file) is not None:
         return by_step.NAME
-    first = next((row.value for row in open_source(file).rows() if row.value is not None), {})
-    return next(each.name for each in FORMATS if each.is_row(first))
+    return next(each.name for each in FORMATS if each.is_row(_first_row(file)))
+
+
+def _rows(file: Path) -> Iterator[SourceRow]:
+    return inspect_ai.log_rows(file) if inspect_ai.is_log(file) else open_source(file).rows()
+
+
+def _first_row(file: Path) -> Row:
+    return next((row.value for row in _rows(file) if row.value is not None), {})
+
+
+def _format(name: str) -> Format:
+    return next(each for each in FORMATS if each.name == name)
+
+
+def _drawn_by(file: Path, name: str) -> Drawn:
+    if name == own_run.NAME:
+        return own_run.drawn_by(file)
+    if name == by_step.NAME:
+        return Drawn()
+    if inspect_ai.is_log(file):
+        return inspect_ai.drawn_by(file)
+    if name == RESULTS.name:
+        return drawn_beside(file)
+    return _format(name).drawn(_first_row(file))
 
 
 def _in_file(
     file: Path, name: str, columns: Mapping[str, str], unreadable: list[str]
 ) -> Iterator[LoggedRollout]:
+    if name == own_run.NAME:
+        yield from own_run.rollouts_of(file)
+        return
     if name == by_step.NAME:
         yield from by_step.rollouts_of(by_step.read_object(file) or {})
         return
-    wanted = next(each for each in FORMATS if each.name == name)
+    form = _format(name)
+    wanted, versions = form.wanted_version(columns), dict[str, None]()
     step = _step_of(file)
-    for row in open_source(file).rows():
-        if row.value is None or not wanted.is_row(row.value):
+    for row in _rows(file):
+        if row.value is None or not form.is_row(row.value):
             problem = row.problem or f"is not written by {name} as the rows before it"
             unreadable.append(f"{file}, row {row.row}: {problem}")
             continue
+        versions[form.version(row.value)] = None
+        if wanted and form.version(row.value) != wanted:
+            continue
         try:
-            for each in wanted.read(row.value, columns):
+            if not wanted:
+                _check_one_version(versions)
+            for each in form.read(row.value, columns):
                 yield each if each.step is not None or step is None else replace(each, step=step)
         except UsageError as error:
             raise UsageError(f"{file}, row {row.row}: {error}") from error
+    if wanted and wanted not in versions:
+        raise UsageError(f"{file} has no rows of {wanted!r}, only of {', '.join(versions)}")
+
+
+def _check_one_version(versions: Mapping[str, None]) -> None:
+    if len(versions) > 1:
+        raise UsageError(
+            f"the same rollouts stand there by several filters ({', '.join(versions)}): name one "
+            "with --column reward=METRIC,FILTER"
+        )
 
 
 def _step_of(file: Path) -> int | None:

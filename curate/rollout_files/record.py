@@ -43,6 +43,20 @@ class LoggedRollout:
     """Turns that the policy sampled."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Who drew rollouts, and how, as far as their files tell. None is unknown."""
+
+    policy: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    """Where a completion was cut."""
+
+
+def _nothing(_: Any) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Format:
     """How one program writes rollouts.
@@ -51,11 +65,18 @@ class Format:
         name: as people call it.
         is_row: whether a row of a file looks like one of it.
         read: the rollouts of a row, by what `--column` names.
+        drawn: what a row tells of who drew it, and how.
+        version: where the same rollouts stand in a file several times, told in several ways, which
+            of them a row is.
+        wanted_version: which one `--column` names; "" for none, where there must be only one.
     """
 
     name: str
     is_row: Callable[[Row], bool]
     read: Callable[[Row, Mapping[str, str]], Iterable[LoggedRollout]]
+    drawn: Callable[[Row], Drawn] = lambda row: Drawn()
+    version: Callable[[Row], str] = _nothing
+    wanted_version: Callable[[Mapping[str, str]], str] = _nothing
 
 
 def has(*names: str) -> Callable[[Row], bool]:

@@ -3,16 +3,19 @@
 `traces.jsonl` holds an episode a line, `rollouts/step_N/train_rollouts.jsonl` of prime-rl a trace a
 line. A trace is a graph of messages: `sampled` tells which the policy wrote, `token_ids` and `mask`
 what it read and wrote; its reward is the sum of `score * weight` over `rewards`, and none where the
-scoring of any did not run. Results of earlier versions have `prompt`, `completion`, `reward` and
-`example_id`.
+scoring of any did not run. Results of earlier versions (`results.jsonl`) have `prompt`,
+`completion`, `reward` and `example_id`; `metadata.json` beside them tells what drew them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from curate.rollout_files.record import (
+    Drawn,
     Format,
     LoggedRollout,
     Row,
@@ -113,6 +116,17 @@ def _at(value: Any, *names: str) -> Any:
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def drawn_beside(file: Path) -> Drawn:
+    """What the metadata beside results tell of their policy and the settings of sampling."""
+    try:
+        told = json.loads((file.parent / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return Drawn()
+    settings = ("sampling_args", "temperature"), ("sampling_args", "max_tokens")
+    temperature, most = (_at(told, *names) for names in settings)
+    return Drawn(text(_at(told, "model")), number(temperature), whole(most))
 
 
 def _read_result(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:

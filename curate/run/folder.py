@@ -24,7 +24,7 @@ from curate.config import (
 )
 from curate.errors import UsageError
 from curate.files import write_atomically
-from curate.run.names import CONFIG, MANIFEST, PILOTS, SHARDS, VALIDATION
+from curate.run.names import CONFIG, IMPORTED, MANIFEST, PILOTS, SHARDS, VALIDATION
 from curate.version import __version__
 
 # Folders in a run's whose folders have locks of their own.
@@ -177,10 +177,12 @@ def _open_manifest(
     path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     if not (path / MANIFEST).exists():
-        _refuse_foreign_files(path)
+        refuse_foreign_files(path)
         return _new_manifest(identity)
     manifest = read_manifest(path)
-    if not any(stage.get("state") == "done" for stage in manifest["stages"].values()):
+    done = {name for name, stage in manifest["stages"].items() if stage.get("state") == "done"}
+    # What was only read, for rollouts that were not taken then, is read again.
+    if not done - ({"items"} if config.rollouts else set()):
         # It stopped at bad input, before anything was spent: a corrected command starts afresh.
         return _new_manifest(identity)
     old = read_config_file(path / CONFIG)
@@ -220,13 +222,13 @@ def _remove_leftovers(path: Path) -> None:
             aside.unlink(missing_ok=True)
 
 
-def _refuse_foreign_files(path: Path) -> None:
+def refuse_foreign_files(path: Path) -> None:
     """Refuse a folder that holds files but no manifest: it is not a run folder."""
     # A kill before the first manifest leaves the lock, the config or a file written aside.
     foreign = [
         entry.name
         for entry in path.iterdir()
-        if not entry.name.startswith(".") and entry.name not in (CONFIG, SHARDS)
+        if not entry.name.startswith(".") and entry.name not in (CONFIG, SHARDS, IMPORTED)
     ]
     if foreign:
         raise UsageError(
@@ -263,6 +265,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
         raise UsageError(f"{path / MANIFEST} is not the manifest of a run")
     return manifest
+
+
+def has_rollouts(path: Path) -> bool:
+    """Whether a folder, which need not exist, is that of a run that has all its rollouts."""
+    if not (path / MANIFEST).exists():
+        return False
+    return bool(read_manifest(path)["stages"].get("plan", {}).get("state") == "done")
+
+
+def no_policy(path: Path) -> str:
+    """What to say where a policy is needed, and a run was imported without one."""
+    return (
+        f"{path} was imported without a policy: curate tag DATASET --model MODEL --rollouts {path} "
+        "goes on from its rollouts with one"
+    )
 
 
 def find_run(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from curate.datasets.fields import RowRejected
-from curate.datasets.layouts import Question, choose_layout, read_question
+from curate.datasets.layouts import Question, read_question, run_layout
 from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.run.run import Run
@@ -22,9 +22,8 @@ def read_questions(run: Run) -> dict[str, Question]:
     Raises:
         UsageError: neither is there, or its items are others.
     """
-    config = run.config
     source = run_source(run)
-    layout = choose_layout(source, config.prompt_field, config.answer_field)
+    layout = run_layout(source, run.config)
     wanted = set(run.ids.to_pylist())
     found: dict[str, Question] = {}
     for row in source.rows():

@@ -37,6 +37,7 @@ from curate.run.tables import (
     QUALITY,
     ROLLOUT_INDEX,
     ROLLOUT_TESTS,
+    ROLLOUT_TURNS,
     ROLLOUTS,
     ROUNDS,
     ROWS,
@@ -227,11 +228,12 @@ class Run:
         Raises:
             UsageError: a column is unknown; names the nearest.
         """
-        columns = {**ROLLOUTS.columns, **ROLLOUT_TESTS}
+        more = {**ROLLOUT_TESTS, **ROLLOUT_TURNS}
+        columns = {**ROLLOUTS.columns, **more}
         if not names:
             files = rollout_shards(self.path)
             there = pq.read_schema(files[0]).names if files else []
-            names = (*ROLLOUTS.columns, *(name for name in ROLLOUT_TESTS if name in there))
+            names = (*ROLLOUTS.columns, *(name for name in more if name in there))
         for name in names:
             if name not in columns:
                 hint = did_you_mean(name, columns) or f"; known: {', '.join(columns)}"
@@ -282,12 +284,19 @@ class Run:
         return value
 
     @property
+    def drawn_by(self) -> str | None:
+        """Who drew rollouts that existed, by the settings or their files; None: not known."""
+        taken = self.manifest.get("rollouts") or {}
+        policy: str | None = (taken.get("drawn") or {}).get("policy")
+        return self.config.rollouts_by or policy
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Who was probed, in plain values."""
         return {
             "path": str(self.path),
             "dataset": self.config.dataset,
-            "model": self.config.model,
+            "model": self.config.model or self.drawn_by or "a policy that is not known",
             "weight_hash": self.weight_hash,
             "items": len(self.ids),
             "tau": self.config.tau,

@@ -197,6 +197,9 @@ ROLLOUTS = NumberedTables("rollouts", 5, {
 ROLLOUT_TESTS: Mapping[str, pa.DataType] = {"tests_passed": INT32, "tests_total": INT32}
 """Further columns of rollouts in runs of which some items are programming problems."""
 
+ROLLOUT_TURNS: Mapping[str, pa.DataType] = {"turns": INT32}
+"""A further column of rollouts that were taken from files: the turns that the policy sampled."""
+
 PASS_RATES = Table("pass_rates.parquet", {
     "item_id": TEXT, "total_rollouts": INT, "total_correct_rollouts": INT,
     "pass_rate": FLOAT, "pass_rate_low": FLOAT, "pass_rate_high": FLOAT,

@@ -17,7 +17,8 @@ import torch
 
 from curate.errors import RunError, UsageError
 from probes.engines.base import Engine, SampleRequest
-from probes.gradients.lora import Adapter, GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter, GradientProbe
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, PolicyOutline, is_out_of_memory
 

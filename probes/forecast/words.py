@@ -36,6 +36,8 @@ def forecast_words(manifest: Mapping[str, Any]) -> str:
     facts = manifest.get("forecast")
     if facts is None:
         return NO_FORECAST
+    if facts.get("why_none"):
+        return f"none, since {facts['why_none']}"
     try:
         constants = ", ".join(f"{name} {facts['constants'][name]:g}" for name in _CONSTANTS)
         source, horizon = str(facts["source"]), float(facts["horizon"])
@@ -56,4 +58,6 @@ def probability_words(manifest: Mapping[str, Any]) -> str:
     """What `p_unlearnable` of a run is where no predictor gave it."""
     if manifest.get("forecast") is None:
         return "by the gradient similarity, as an earlier version of curate gave it"
+    if manifest["forecast"].get("why_none"):
+        return f"none, since {manifest['forecast']['why_none']}"
     return "the probability that the pass rate after training lies below τ, by the forecast"

@@ -40,8 +40,11 @@ from transformers.pytorch_utils import Conv1D
 
 from curate.config import TagConfig
 from curate.errors import RunError, UsageError
+from probes.gradients.batch import Batch, TokenizedRollout
+from probes.gradients.head import OutputHead
 from probes.gradients.memory import Limit, tokens_kept_whole, tokens_of_a_batch
 from probes.gradients.recompute import recomputed
+from probes.gradients.sketch import GradientSums, Sketch
 from probes.models.load import Policy, give_back_freed_memory, is_out_of_memory
 from probes.models.modules import linear_layers
 
@@ -82,19 +85,6 @@ class Adapter:
             targets=config.gradient_targets,
             dim=config.gradient_dim,
         )
-
-
-@dataclass(frozen=True)
-class TokenizedRollout:
-    """The token ids of one rollout, as they were sampled."""
-
-    prompt_token_ids: Sequence[int]
-    completion_token_ids: Sequence[int]
-
-    @property
-    def tokens(self) -> int:
-        """Length of prompt and completion together."""
-        return len(self.prompt_token_ids) + len(self.completion_token_ids)
 
 
 def target_modules(model: Any, targets: tuple[str, ...]) -> dict[str, torch.nn.Module]:
@@ -203,83 +193,6 @@ def _generator(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-class _Batch:
-    """Rollouts side by side, a row each, and which of their tokens are the same computation.
-
-    Rows are padded on the right, where a causal model's tokens do not see the padding. A rollout's
-    last token is never an input. Positions count through the rows: row * columns + column.
-
-    Attributes:
-        ids: (rows, columns) token ids.
-        tokens: (tokens,) positions that hold a token and not padding.
-        prefixes: (prefixes,) a position for every distinct prefix.
-        prefix_of: (rows * columns,) the row of `prefixes` with the same prefix; 0 at padding.
-        predictions: (completion tokens,) positions whose next token is of a completion.
-        shares: (completion tokens,) weight of each in the loss of its rollout.
-        edges, edge_tokens: (edges,) a position and next token for every distinct prediction.
-        edge_of: (completion tokens,) the row of `edges` with the same prediction.
-    """
-
-    def __init__(self, rollouts: Sequence[TokenizedRollout], device: torch.device) -> None:
-        self.rows = len(rollouts)
-        self.columns = max(rollout.tokens for rollout in rollouts) - 1
-        ids = np.zeros((self.rows, self.columns), dtype=np.int64)
-        numbers: dict[tuple[int, int], int] = {}
-        inputs, input_prefixes = [], []
-        predictions, predicted_prefixes, predicted, shares = [], [], [], []
-        for row, rollout in enumerate(rollouts):
-            tokens = [*map(int, rollout.prompt_token_ids), *map(int, rollout.completion_token_ids)]
-            prefixes = []
-            prefix = -1
-            for token in tokens:
-                prefix = numbers.setdefault((prefix, token), len(numbers))
-                prefixes.append(prefix)
-            last, first = len(tokens) - 1, len(rollout.prompt_token_ids)
-            start = row * self.columns
-            ids[row, :last] = tokens[:-1]
-            inputs.append(np.arange(start, start + last))
-            input_prefixes.append(prefixes[:-1])
-            predictions.append(np.arange(start + first - 1, start + last))
-            predicted_prefixes.append(prefixes[first:])
-            predicted.append(tokens[first:])
-            shares.append(np.full(last + 1 - first, 1 / (last + 1 - first), dtype=np.float32))
-
-        def move(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        tokens_at = np.concatenate(inputs)
-        _, first_with, prefix_of = np.unique(
-            np.concatenate(input_prefixes), return_index=True, return_inverse=True
-        )
-        everywhere = np.zeros(self.rows * self.columns, dtype=np.int64)
-        everywhere[tokens_at] = prefix_of
-        self.ids = move(ids)
-        self.tokens = move(tokens_at)
-        self.prefixes = move(tokens_at[first_with])
-        self.prefix_of = move(everywhere)
-        predictions_at = np.concatenate(predictions)
-        _, first_with, edge_of = np.unique(
-            np.concatenate(predicted_prefixes), return_index=True, return_inverse=True
-        )
-        self.predictions = move(predictions_at)
-        self.shares = move(np.concatenate(shares))
-        self.edges = move(predictions_at[first_with])
-        self.edge_tokens = move(np.concatenate(predicted)[first_with])
-        self.edge_of = move(edge_of)
-        self._places = {device: (self.tokens, self.prefixes, self.prefix_of)}
-
-    def places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`tokens`, `prefixes`, `prefix_of` on the device of a layer: a model may have several."""
-        if device not in self._places:
-            first = next(iter(self._places.values()))
-            self._places[device] = (
-                first[0].to(device),
-                first[1].to(device),
-                first[2].to(device),
-            )
-        return self._places[device]
-
-
 class _Tap:
     """One module that the adapter sits on: its A, and its share in the projection."""
 
@@ -287,7 +200,7 @@ class _Tap:
         self.name = name
         self.adapter = adapter
         self._a: torch.Tensor | None = None
-        self._sketch: _Sketch | None = None
+        self._sketch: Sketch | None = None
 
     def lora_a(self, fan_in: int) -> torch.Tensor:
         """Return A, (rank, fan_in) float32: uniform as in PEFT (Kaiming with a = sqrt 5)."""
@@ -302,7 +215,9 @@ class _Tap:
             self._a = self.lora_a(hidden.shape[-1]).to(hidden)
         return torch.nn.functional.linear(hidden, self._a)
 
-    def backward(self, delta: torch.Tensor, down: torch.Tensor, batch: _Batch, sums: _Sums) -> None:
+    def backward(
+        self, delta: torch.Tensor, down: torch.Tensor, batch: Batch, sums: GradientSums
+    ) -> None:
         """Add dL/dB of every row to the sums.
 
         Args:
@@ -318,103 +233,13 @@ class _Tap:
             return
         if self._sketch is None:
             draws = _generator(self.adapter.seed, "sketch", self.name)
-            self._sketch = _Sketch(draws, size, self.adapter.dim, scale, delta.device)
+            self._sketch = Sketch(draws, size, self.adapter.dim, scale, delta.device)
         # Many short rollouts have many gradients at once.
         rows = max(1, _PROJECTED_BYTES // (4 * size))
         for first in range(0, batch.rows, rows):
             some = slice(first, first + rows)
             gradient = (delta[some].transpose(1, 2) @ down[some]).flatten(1).float()
             self._sketch.add(gradient, sums.on(delta.device)[some])
-
-
-class _Sketch:
-    """A signed, balanced count sketch of one module's gradient.
-
-    It cuts the gradient into stretches of `dim` coordinates, turns each round by an offset of its
-    own, and adds them up with random signs. Two coordinates meet with probability 1/dim at most, so
-    that the variance is a count sketch's.
-
-    Args:
-        draws: gives signs and offsets.
-        size: coordinates of the gradient.
-        dim: coordinates of the sketch.
-        scale: of the gradient.
-        device: that it is computed on.
-    """
-
-    def __init__(
-        self, draws: np.random.Generator, size: int, dim: int, scale: float, device: torch.device
-    ) -> None:
-        self.dim = dim
-        signs = draws.integers(0, 2, size=size).astype(np.float32) * 2 - 1
-        self._offsets: list[int] = draws.integers(0, dim, size=-(-size // dim)).tolist()
-        self._signs = torch.from_numpy(signs * scale).to(device)
-        self._places: torch.Tensor | None = None
-        # A GPU waits for every launch; a CPU reads stretches in order at a fraction of what reading
-        # coordinate by coordinate costs.
-        if device.type != "cpu":
-            self.gather()
-
-    def gather(self) -> None:
-        """Compute by a fixed number of operations from now on, whatever the number of stretches."""
-        size, dim, device = len(self._signs), self.dim, self._signs.device
-        stretches = len(self._offsets)
-        coordinates = torch.arange(dim, dtype=torch.int32)[None]
-        first = torch.arange(stretches, dtype=torch.int32)[:, None] * dim
-        turned = coordinates - torch.tensor(self._offsets, dtype=torch.int32)[:, None]
-        places = (turned % dim + first).flatten().to(device)
-        # The last stretch may be short.
-        is_there = places < size
-        self._places = torch.where(is_there, places, 0)
-        self._signs = torch.where(is_there, self._signs[self._places], 0.0).view(stretches, dim)
-
-    def add(self, gradient: torch.Tensor, sums: torch.Tensor) -> None:
-        """Add the sketch of gradients, (rows, size), to the sums, (rows, 2 dim).
-
-        A stretch that starts at an offset ends beyond dim; `_Sums.features` joins the halves.
-        """
-        if self._places is not None:
-            there = gradient.index_select(1, self._places).view(len(gradient), -1, self.dim)
-            sums[:, : self.dim] += there.mul_(self._signs).sum(1)
-            return
-        for stretch, offset in enumerate(self._offsets):
-            part = slice(stretch * self.dim, (stretch + 1) * self.dim)
-            sign = self._signs[part]
-            sums[:, offset : offset + len(sign)].addcmul_(gradient[:, part], sign)
-
-
-class _Sums:
-    """The gradients of one batch: sketched sums over the modules, or every module's own.
-
-    Attributes:
-        modules: names of those that took part in the forward pass.
-    """
-
-    def __init__(self, rows: int, dim: int | None) -> None:
-        self.modules: set[str] = set()
-        self._rows, self._dim = rows, dim
-        self._sketched: dict[torch.device, torch.Tensor] = {}
-        self._whole: dict[str, torch.Tensor] = {}
-
-    def on(self, device: torch.device) -> torch.Tensor:
-        """What the sketches of the modules on a device add up to, (rows, 2 dim)."""
-        if device not in self._sketched:
-            self._sketched[device] = torch.zeros(self._rows, 2 * (self._dim or 0), device=device)
-        return self._sketched[device]
-
-    def add_whole(self, name: str, gradient: torch.Tensor) -> None:
-        """Add to one module's gradient; a module that runs twice has the sum of both."""
-        self._whole[name] = self._whole[name] + gradient if name in self._whole else gradient
-
-    def features(self, names: Iterable[str]) -> np.ndarray:
-        """Return (rows, dim) float32, or every coordinate of the named modules in turn."""
-        if self._dim is None:
-            features = torch.cat([self._whole[name].cpu() for name in names], dim=1)
-        else:
-            both = torch.stack([sums.cpu() for sums in self._sketched.values()]).sum(0)
-            features = both[:, : self._dim] + both[:, self._dim :]
-        array: np.ndarray = features.numpy()
-        return array
 
 
 class _Linear(torch.autograd.Function):
@@ -427,9 +252,9 @@ class _Linear(torch.autograd.Function):
         anchor: torch.Tensor | None,
         matrix: torch.Tensor,
         bias: torch.Tensor | None,
-        batch: _Batch,
+        batch: Batch,
         tap: _Tap | None,
-        sums: _Sums,
+        sums: GradientSums,
     ) -> torch.Tensor:
         ctx.matrix, ctx.batch, ctx.tap, ctx.sums = matrix, batch, tap, sums
         _, prefixes, prefix_of = batch.places(hidden.device)
@@ -455,74 +280,6 @@ class _Linear(torch.autograd.Function):
         tokens, _, _ = batch.places(delta.device)
         back.index_copy_(0, tokens, flat.index_select(0, tokens) @ ctx.matrix)
         return back.view(*delta.shape[:-1], -1), *(None,) * 6
-
-
-class _Head:
-    """A model whose output head sees some positions at a time; what lies below runs once.
-
-    Args:
-        model: a causal language model. What it does to the head's input and to the logits, such as
-            a cap on them, is done for every chunk.
-
-    Attributes:
-        hidden: the head's input at all positions, (rows, columns, width).
-        is_apart: whether what lies below the head is a module of its own; where it is not, all
-            positions must be one chunk.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.hidden: torch.Tensor
-        self._model = model
-        self._below = model.base_model
-        self.is_apart = self._below is not model
-        self._output: Any = None
-        self._positions = self._chosen = torch.empty(0)
-
-    def __enter__(self) -> _Head:
-        self._own = vars(self._below).get("forward")
-        self._run: Callable[..., Any] = self._below.forward
-        if self.is_apart:
-            vars(self._below)["forward"] = self._once
-        self._hook = self._model.get_output_embeddings().register_forward_pre_hook(self._choose)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
-        if self.is_apart:
-            vars(self._below).pop("forward")
-            if self._own is not None:
-                vars(self._below)["forward"] = self._own
-
-    def slopes(
-        self, ids: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """Gradient of -log softmax(logits)[token] to the head's input, (positions, width).
-
-        Args:
-            ids: (rows, columns) token ids, the same in every call.
-            positions: of the head's input, counted through the rows.
-            tokens: (positions,) the next token at each.
-        """
-        self._positions = positions
-        logits = self._model(input_ids=ids, use_cache=False).logits[0]
-        with torch.no_grad():
-            errors = torch.softmax(logits.float(), dim=-1)
-            errors[torch.arange(len(errors), device=errors.device), tokens.to(errors.device)] -= 1
-        torch.autograd.backward(logits, errors.to(logits.dtype))
-        assert self._chosen.grad is not None
-        return self._chosen.grad
-
-    def _once(self, *arguments: Any, **named: Any) -> Any:
-        if self._output is None:
-            self._output = self._run(*arguments, **named)
-        return self._output
-
-    def _choose(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
-        if not hasattr(self, "hidden"):
-            self.hidden = inputs[0]
-        flat = inputs[0].detach().flatten(0, 1)
-        self._chosen = flat.index_select(0, self._positions.to(flat.device)).requires_grad_()
-        return self._chosen[None], *inputs[1:]
 
 
 class GradientProbe:
@@ -633,10 +390,10 @@ class GradientProbe:
     def _pass(self, rollouts: Sequence[TokenizedRollout]) -> np.ndarray:
         return self._sums(rollouts).features(self._taps)
 
-    def _sums(self, rollouts: Sequence[TokenizedRollout]) -> _Sums:
+    def _sums(self, rollouts: Sequence[TokenizedRollout]) -> GradientSums:
         device = self.policy.device
-        batch = _Batch(rollouts, device)
-        sums = _Sums(batch.rows, self.adapter.dim)
+        batch = Batch(rollouts, device)
+        sums = GradientSums(batch.rows, self.adapter.dim)
         fits = batch.rows * batch.columns < self._kept_limit.tokens
         keeping = nullcontext() if fits else recomputed(self.policy.model)
         with torch.enable_grad(), self._layers_replaced(batch, sums), keeping:
@@ -650,7 +407,7 @@ class GradientProbe:
             torch.autograd.backward(hidden, delta)
         return sums
 
-    def _loss(self, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the model forward; return the output head's input and the gradient of the loss to it.
 
         Rows do not mix, so the gradient of the summed loss is each row's own gradient.
@@ -658,7 +415,7 @@ class GradientProbe:
         model = self.policy.model
         vocabulary = int(model.config.get_text_config().vocab_size)
         chunk = max(64, _HEAD_BYTES[self.policy.device.type] // (12 * vocabulary))
-        with _Head(model) as head:
+        with OutputHead(model) as head:
             if not head.is_apart:
                 chunk = max(1, len(batch.edges))
             slopes = torch.cat(
@@ -680,7 +437,7 @@ class GradientProbe:
         return hidden, delta.view_as(hidden)
 
     @contextmanager
-    def _layers_replaced(self, batch: _Batch, sums: _Sums) -> Iterator[None]:
+    def _layers_replaced(self, batch: Batch, sums: GradientSums) -> Iterator[None]:
         """Have the model's linear layers compute a shared prefix once and take the gradients."""
         # Another library may have put a forward of its own on a module.
         own = {name: vars(module).get("forward") for name, module in self._layers.items()}
@@ -696,7 +453,7 @@ class GradientProbe:
                     vars(module)["forward"] = own[name]
 
     def _replacement(
-        self, name: str, module: torch.nn.Module, batch: _Batch, sums: _Sums
+        self, name: str, module: torch.nn.Module, batch: Batch, sums: GradientSums
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         weight: Any = module.weight
         bias: Any = module.bias

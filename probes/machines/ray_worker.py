@@ -21,7 +21,8 @@ from curate.config import TagConfig, config_from_mapping
 from curate.errors import CurateError, RunError, UsageError
 from probes.engines.base import SampleRequest
 from probes.engines.choose import LoadedModel
-from probes.gradients.lora import Adapter, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import describe_machine, load_tokenizer
 from probes.stages.gradients import GradientShard, differentiate_shard

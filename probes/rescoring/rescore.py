@@ -23,7 +23,7 @@ from curate.errors import UsageError
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import Folder, read_parquet, write_parquet
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,13 +133,15 @@ def count_answers(
     named = [None] * len(item_ids) if verifiers is None else verifiers.to_pylist()
     names = [name or pool.verifier for name in named]
     is_asked = any(_knows_more(name) for name in set(names))
-    with (
-        pool if is_asked else nullcontext(pool),
-        Progress("answers", len(item_ids), "items") as progress,
-    ):
+    is_open = False
+    with ExitStack() as stack, Progress("answers", len(item_ids), "items") as progress:
         for block in _blocks(run, row_of, names):
-            if is_asked:
-                _merge(block, pool)
+            pairs, owners = _to_compare(block) if is_asked else ([], [])
+            if pairs and not is_open:  # Its workers take seconds to start.
+                stack.enter_context(pool)
+                is_open = True
+            if pairs:
+                _merge(owners, [verdict.is_correct for verdict in pool.judge(pairs)])
             rows += map(_row, block)
             progress.advance(len(block))
     table = pa.Table.from_pylist(rows, pa.schema(list(ITEM_ANSWERS.columns.items())[1:]))
@@ -215,18 +217,26 @@ def _count(item: _Answers, rollout: Mapping[str, Any], is_correct: bool) -> None
     (item.right if is_correct else item.wrong)[key] += 1
 
 
-def _merge(block: list[_Answers], pool: VerifierPool) -> None:
-    """Count wrong answers with the most frequent one where the verifier finds them equal."""
+_Owner = tuple[_Answers, str, str]
+
+
+def _to_compare(block: list[_Answers]) -> tuple[list[Pair], list[_Owner]]:
+    """What the verifier is asked of wrong answers, and of which item and answers each is."""
     pairs: list[Pair] = []
-    owners: list[tuple[_Answers, str, str]] = []
+    owners: list[_Owner] = []
     for item in block:
         if _knows_more(item.verifier) and len(item.wrong) > 1 and item.could_lead():
             first, *others = item.leading()
             gold, name = item.texts[first], item.verifier
             pairs += [(rf"\boxed{{{item.texts[each]}}}", gold, name) for each in others]
             owners += [(item, first, each) for each in others]
-    for (item, first, each), verdict in zip(owners, pool.judge(pairs), strict=True):
-        if verdict.is_correct:
+    return pairs, owners
+
+
+def _merge(owners: list[_Owner], are_equal: list[bool]) -> None:
+    """Count wrong answers with the most frequent one where the verifier finds them equal."""
+    for (item, first, each), is_equal in zip(owners, are_equal, strict=True):
+        if is_equal:
             item.wrong[first] += item.wrong.pop(each)
 
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.run.folder import read_manifest
+from curate.errors import UsageError
+from curate.run.folder import no_policy, read_manifest
 from curate.run.rollouts import COUNTS, Outcomes, floats, nullable, outcomes_of
 from curate.run.tables import GOLD, PASS_RATES, Folder
 from probes.forecast.model import Constants, Forecast, Lifts, fit_population, forecast_items
@@ -146,10 +147,13 @@ def read_forecast(
         fitted: constants that `curate calibrate` refitted; None: the built-in ones.
 
     Raises:
+        UsageError: the run was imported without a policy.
         RunError: a file of the run is missing or damaged.
     """
     rates = PASS_RATES.read(run, *COUNTS)
     found = outcomes_of(rates)
+    if not config.has_policy:
+        raise UsageError(no_policy(run))
     lifted, facts = read_lift(run)
     lift = ItemLift(floats(lifted["lift"]), floats(lifted["standard_error"]))
     source = facts["source"]

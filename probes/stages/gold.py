@@ -30,7 +30,7 @@ from probes.forecast.gold import (
     placed_form,
 )
 from probes.forecast.pass_probability import GoldEvidence
-from probes.gradients.lora import TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.answers import given_answer

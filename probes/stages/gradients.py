@@ -38,7 +38,8 @@ from curate.run.folder import RunFolder
 from curate.run.names import GRADIENTS, ITEM_FEATURES, ROLLOUT_FEATURES
 from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import ITEM_INDEX, ROLLOUT_INDEX, read_parquet, write_parquet
-from probes.gradients.lora import GradientProbe, TokenizedRollout
+from probes.gradients.batch import TokenizedRollout
+from probes.gradients.lora import GradientProbe
 from probes.stages.sample import Advance
 
 _JOINED_COLUMNS = ("item_id", "sample", "weight", "tokens", "completion_tokens", "reward")
@@ -327,7 +328,7 @@ def _chosen(
     correct, wrong = np.zeros((2, len(row_of)), dtype=np.int64)
     lowest, highest = np.full(len(row_of), np.inf), np.full(len(row_of), -np.inf)
     # Of files of rollouts some may have none, such as those of several turns.
-    has_tokenless = bool(run.manifest.get("rollouts", {}).get("without_tokens"))
+    has_tokenless = "rollouts" in run.manifest
     needs_length = has_tokenless or np.isfinite(longest)
     names = ("item_id", "completion_token_ids") if needs_length else ("item_id",)
     for file in rollout_shards(run):

@@ -2,34 +2,55 @@
 
 Every rollout that is of an item of the run is taken, in the order of the files. The policy's tokens
 are taken as they were logged; where only text was, it is encoded by the policy's tokenizer, with
-its end of a sequence behind what was not cut, which need not be what was sampled. Rollouts of
-several turns are counted, and have no tokens: their gradients are not those of one completion.
+its end of a sequence behind what was not cut, which need not be what was sampled; without a policy
+it has no tokens. Rollouts of several turns are counted, and have no tokens: their gradients are not
+those of one completion.
 Rewards are those of the files, 1 from `correct_from` on and 0 below, or are left to the verifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curate.config import TagConfig
 from curate.errors import UsageError
-from curate.rollout_files.matching import ItemMatcher
 from curate.rollout_files.read import RolloutFiles
 from curate.rollout_files.record import LoggedRollout
-from curate.run.tables import ROLLOUTS, ROUNDS, Folder, write_parquet
+from curate.run.tables import (
+    ROLLOUT_TURNS,
+    ROLLOUTS,
+    ROUNDS,
+    Folder,
+    write_parquet,
+)
 
 _SHARD_ROLLOUTS = 8192
 NO_REWARD = "no_reward"
 """Verdict of a rollout whose reward the files do not have."""
 
 
+class Matcher(Protocol):
+    """What finds the item of a rollout: `curate.rollout_files.matching.ItemMatcher`."""
+
+    ids: Sequence[str]
+    ways: Counter[str]
+    unmatched: int
+    example: str
+
+    def find(self, rollout: LoggedRollout, number: int = 1) -> int | None:
+        """The position of its item; None where none is found."""
+
+
 def take_rollouts(
     run: Folder,
-    matcher: ItemMatcher,
+    matcher: Matcher,
     files: RolloutFiles,
     tokenizer: Any,
     *,
@@ -42,26 +63,29 @@ def take_rollouts(
         run: has items, and no rollouts yet.
         matcher: of its items.
         files: of rollouts.
-        tokenizer: the policy's.
+        tokenizer: the policy's; None without one.
         judged: whether the verifier judges them anew.
         correct_from: the reward from which a rollout is correct, where it does not.
 
     Returns:
         `rollouts` taken, `most` of an item, `matched_by` what, `unmatched` with an `example`,
-        `encoded` (of text only), `without_tokens` (of several turns, or without any),
-        `without_reward`, `graded`, `unreadable` rows.
+        `encoded` (of text only), `several_turns`, `without_tokens` (of one turn, of which no tokens
+        are known), `without_reward`, `graded`, `unreadable` rows, and `drawn`, what the files tell
+        of who drew them.
 
     Raises:
         UsageError: none is of an item of the run, rewards are means, or none can be right.
         RunError: the disk is full.
     """
     drawn: NDArray[np.int64] = np.zeros(len(matcher.ids), dtype=np.int64)
-    counts = {"encoded": 0, "without_tokens": 0, "without_reward": 0, "graded": 0}
+    counts = dict.fromkeys(
+        ("encoded", "several_turns", "without_tokens", "without_reward", "graded"), 0
+    )
     best, shard, number = -np.inf, list[dict[str, Any]](), 0
     for rollout in files.rollouts():
         if rollout.rollouts > 1:
             raise UsageError(
-                f"{files.path}: its rewards are means of several rollouts; --rollouts takes the "
+                f"{files.where}: its rewards are means of several rollouts; --rollouts takes the "
                 "rollouts themselves"
             )
         item = matcher.find(rollout)
@@ -86,7 +110,7 @@ def take_rollouts(
     target = pa.table({"item_id": list(matcher.ids), "rollouts": drawn})
     write_parquet(ROUNDS.path(run, 0), target)
     return {
-        "path": str(files.path),
+        "path": files.where,
         "files": len(files.files),
         "format": files.format,
         "rollouts": int(drawn.sum()),
@@ -96,6 +120,8 @@ def take_rollouts(
         "unmatched": matcher.unmatched,
         "example": matcher.example or None,
         "unreadable": len(files.unreadable),
+        "has_policy": tokenizer is not None,
+        "drawn": asdict(files.drawn()),
         **counts,
     }
 
@@ -109,7 +135,10 @@ def taken_words(found: Mapping[str, Any]) -> str:
     for key, words in {
         "unmatched": f"are of no item of the dataset, such as {found['example']}",
         "encoded": "came as text only: their tokens are encoded anew, for the gradients",
-        "without_tokens": "are of several turns or have no tokens: they count, without gradients",
+        "several_turns": "are of several turns: they count, and their gradients are not measured",
+        "without_tokens": "have no tokens or text: they count, and have no gradients"
+        if found["has_policy"]
+        else "have no token ids, which only a policy's tokenizer gives",
         "without_reward": "have no reward, and do not count",
         "graded": "have a reward between 0 and --correct-from, and count as wrong",
         "unreadable": "rows could not be read",
@@ -119,24 +148,53 @@ def taken_words(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def drawn_words(taken: Mapping[str, Any], config: TagConfig) -> tuple[str, str]:
+    """Who drew rollouts that were taken, and how; and what of it is not known, "" for nothing.
+
+    What the settings say goes before what the files tell.
+    """
+    told = taken.get("drawn") or {}
+    policy = config.rollouts_by or told.get("policy")
+    temperature = _first(config.rollouts_temperature, told.get("temperature"))
+    most = _first(config.rollouts_max_tokens, told.get("max_tokens"))
+    words = [f"drawn by {policy}"] if policy else []
+    words += [] if temperature is None else [f"temperature {temperature:g}"]
+    words += [] if most is None else [f"at most {most:,} tokens"]
+    known = ", ".join(words)
+    if not words:
+        return known, "which policy drew them, and how, is not known"
+    unknown = [] if policy else ["which policy drew them"]
+    # Words for the card may tell all three.
+    if not config.rollouts_by:
+        unknown += ["at which temperature"] if temperature is None else []
+        unknown += ["where they were cut"] if most is None else []
+    return known, f"{' and '.join(unknown)} is not known" if unknown else ""
+
+
+def _first(*values: Any) -> Any:
+    return next((each for each in values if each is not None), None)
+
+
 def _row(rollout: LoggedRollout, tokenizer: Any, counts: dict[str, int]) -> dict[str, Any]:
     """Completion, tokens and finish reason; what is not told counts as ended."""
     is_cut = rollout.finish_reason == "length"
     tokens, completion = rollout.completion_token_ids, rollout.completion
-    if tokens is None and completion is not None and rollout.turns == 1:
+    is_one_turn = rollout.turns == 1
+    if tokens is None and completion is not None and is_one_turn and tokenizer is not None:
         tokens = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
         if not is_cut and tokenizer.eos_token_id is not None:
             tokens.append(tokenizer.eos_token_id)
         counts["encoded"] += 1
-    if rollout.turns > 1 or not tokens:
+    if not is_one_turn or not tokens:
         tokens = []
-        counts["without_tokens"] += 1
+        counts["without_tokens" if is_one_turn else "several_turns"] += 1
     if completion is None:
-        completion = tokenizer.decode(tokens, skip_special_tokens=True)
+        completion = tokenizer.decode(tokens, skip_special_tokens=True) if tokenizer else ""
     return {
         "completion": completion,
         "completion_token_ids": tokens,
         "finish_reason": "length" if is_cut else "stop",
+        "turns": rollout.turns,
     }
 
 
@@ -152,19 +210,22 @@ def _reward(
 
 
 def _write(run: Folder, number: int, rows: list[dict[str, Any]]) -> None:
-    write_parquet(ROLLOUTS.path(run, number), pa.Table.from_pylist(rows, ROLLOUTS.schema))
+    schema = pa.schema([*ROLLOUTS.schema, *ROLLOUT_TURNS.items()])
+    write_parquet(ROLLOUTS.path(run, number), pa.Table.from_pylist(rows, schema))
 
 
 def _check(
     files: RolloutFiles,
-    matcher: ItemMatcher,
+    matcher: Matcher,
     drawn: NDArray[np.int64],
     *,
     best: float,
     judged: bool,
     correct_from: float,
 ) -> None:
-    where = f"{files.path} ({files.format})"
+    where = f"{files.where} ({files.format})"
+    if not drawn.any() and not matcher.unmatched and files.unreadable:
+        raise UsageError(f"{where}: no row can be read; the first: {files.unreadable[0]}")
     if not drawn.any():
         raise UsageError(
             f"{where}: none of its {matcher.unmatched:,} rollouts is of an item of this dataset; "

@@ -47,7 +47,7 @@ def count_rollouts(
             files, they say nothing, and a pass rate is the share of correct ones.
     """
     counts = RolloutCounts(plan, len(row_of))
-    truncated, tokens = np.zeros((2, len(row_of)), dtype=np.int64)
+    truncated, tokens, told = np.zeros((3, len(row_of)), dtype=np.int64)
     rewards, squares = np.zeros((2, len(row_of)))
     columns = ["item_id", "sample", "finish_reason", "completion_token_ids"]
     for file in rollout_shards(run):
@@ -62,11 +62,13 @@ def count_rollouts(
         np.add.at(truncated, rows, is_cut.astype(np.int64))
         lengths = pc.list_value_length(table["completion_token_ids"]).to_numpy()
         np.add.at(tokens, rows, lengths.astype(np.int64))
+        # What was sampled has a token at least; of rollouts of files there may be none.
+        np.add.at(told, rows, lengths.astype(np.int64) > 0 if not is_planned else 1)
     found = Outcomes(*counts.totals)
     n, c = found.judged, found.correct
     rates, low, high = counts.rates(is_planned=is_planned)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean_tokens = tokens / found.drawn
+        mean_tokens = tokens / told
         mean = rewards / n
         spread = np.sqrt(np.maximum(squares - n * mean**2, 0) / (n - 1))
     table = pa.table(

@@ -183,6 +183,25 @@ class _Renderer:
             )
 
 
+def plain_items(run: Folder, items: Sequence[Item], *, is_mixed: bool = False) -> None:
+    """Write `items.parquet` where no policy is to read the prompts: their text, and no token ids.
+
+    Turns stand one after the other, an empty line between two, as without a chat template.
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "item_id": item.item_id,
+            "row": item.row,
+            "prompt": "\n\n".join(content for _, content in item.question.messages),
+            "prompt_token_ids": [],
+            "answer": item.question.answer,
+            "verifier": item.verifier if is_mixed else None,
+        }
+        for item in items
+    ]
+    ITEMS.write(run, pa.Table.from_pylist(rows, schema=ITEMS.schema))
+
+
 def render_items(
     run: Folder,
     items: Sequence[Item],

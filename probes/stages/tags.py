@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.run.folder import RunFolder
-from curate.run.tables import ITEM_ANSWERS, LIFT, PASS_RATES, TAGS
+from curate.run.tables import FORECAST, ITEM_ANSWERS, LIFT, PASS_RATES, TAGS
 from curate.tags import Trainability
 from probes.stages.forecast import forecast_columns, read_forecast
+from probes.stages.without_policy import NO_POLICY
 from probes.tag_rules import BuiltInProbability, Evidence, LearnedProbability, predict
 
 # Items of which the evidence is held as Python objects.
@@ -31,7 +32,7 @@ def tag_items(
 
     Args:
         run: its pass rates, similarities and lift are written.
-        config: of the run.
+        config: of the run; without a model there is no forecast.
         learned: by item_id, what a predictor says in the place of the forecast.
         fitted: constants of the forecast, as for `read_forecast`.
 
@@ -42,17 +43,21 @@ def tag_items(
     kinds: list[str | None] = [None] * rates.num_rows
     if ITEM_ANSWERS.is_in(run):  # Runs of earlier versions have none.
         kinds = ITEM_ANSWERS.read(run, "no_positive_kind")["no_positive_kind"].to_pylist()
-    made = read_forecast(run.path, config, fitted)
-    run.update(forecast=made.facts())
-    forecast, found = made.forecast, made.found
-    # What nothing could be judged of has no forecast either.
-    is_judged = found.judged > 0
-    columns = {
-        name: pc.if_else(pa.array(is_judged), values, None)
-        for name, values in forecast_columns(forecast).items()
-    }
+    if config.has_policy:
+        made = read_forecast(run.path, config, fitted)
+        run.update(forecast=made.facts())
+        # What nothing could be judged of has no forecast either.
+        is_judged = made.found.judged > 0
+        columns = {
+            name: pc.if_else(pa.array(is_judged), values, None)
+            for name, values in forecast_columns(made.forecast).items()
+        }
+        p = np.where(is_judged, made.forecast.p_unlearnable, np.nan)
+    else:
+        run.update(forecast={"source": None, "why_none": NO_POLICY})
+        columns = {name: pa.nulls(rates.num_rows, pa.float64()) for name in FORECAST}
+        p = np.full(rates.num_rows, np.nan)
     expected = pa.table({"item_id": rates["item_id"], **columns})
-    p = np.where(is_judged, forecast.p_unlearnable, np.nan)
     parts = [
         _tags_of(
             rates[part], lifted[part], expected[part], p[part], learned, config.tau, kinds[part]

@@ -10,7 +10,14 @@ import pyarrow.compute as pc
 
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, rollout_shards
-from curate.run.tables import ROLLOUT_TESTS, ROLLOUTS, Folder, read_parquet, write_parquet
+from curate.run.tables import (
+    ROLLOUT_TESTS,
+    ROLLOUT_TURNS,
+    ROLLOUTS,
+    Folder,
+    read_parquet,
+    write_parquet,
+)
 from probes.verifiers.by_row import CODE
 from probes.verifiers.pool import VerifierPool
 from probes.verifiers.verdict import Verdict
@@ -91,4 +98,6 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict], has_tests: bool) ->
     if has_tests:
         columns |= {name: [getattr(v, name) for v in verdicts] for name in ROLLOUT_TESTS}
         schema = pa.schema([*schema, *ROLLOUT_TESTS.items()])
+    if "turns" in columns:
+        schema = pa.schema([*schema, *ROLLOUT_TURNS.items()])
     return pa.table(columns, schema=schema)

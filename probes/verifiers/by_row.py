@@ -89,6 +89,7 @@ class RowVerifiers:
         self.field = config.verifier_field
         self.default = config.verifier
         self.table: dict[str, str] = dict(config.verifiers)
+        self.golds_are_optional = config.golds == "optional"
 
     @property
     def is_mixed(self) -> bool:
@@ -122,6 +123,8 @@ class RowVerifiers:
 
     def why_no_answer(self, verifier: str, gold: str) -> str | None:
         """Why a verifier cannot take a text for a gold answer; else None."""
+        if self.golds_are_optional:
+            return None
         if verifier == CODE:
             return None if is_code_gold(gold) else "its gold answer is no tests of a program"
         return why_no_answer(gold) if verifier in VERIFIERS else None

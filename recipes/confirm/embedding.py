@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.progress import Progress
+from curate.run.folder import no_policy
 from curate.run.names import EMBEDDINGS
 from curate.run.run import Run
 from curate.run.tables import EMBEDDING_INDEX, ITEMS
@@ -47,6 +48,8 @@ def prompt_embeddings(run: Run) -> NDArray[np.float32]:
     if kept is not None:
         return kept
     config = run.config
+    if not config.has_policy:
+        raise UsageError(no_policy(run.path))
     files = resolve_model(config.model)
     if files.weight_hash != run.weight_hash:
         raise UsageError(f"{config.model} is not the model that {run.path} was made with")

@@ -15,7 +15,7 @@ from typing import Any
 from curate.config import TagConfig
 from curate.datasets.source import open_source
 from curate.errors import UsageError
-from curate.run.folder import read_manifest, read_run_config
+from curate.run.folder import no_policy, read_manifest, read_run_config
 from curate.run.names import RESCORING
 from curate.run.tables import write_parquet
 from probes.models.probed import probed_model
@@ -91,6 +91,8 @@ def check_run(run: Path, horizon: float | None) -> TagConfig:
     if horizon is not None and not 0 < horizon < math.inf:
         raise UsageError(f"--horizon is {horizon:g}; it must be a number above 0")
     config = read_run_config(run)
+    if not config.has_policy:
+        raise UsageError(no_policy(run))
     open_source(config.dataset, split=config.split, subset=config.subset or None)
     return config
 

@@ -180,7 +180,8 @@ def default_names(runs: Sequence[Run], columns: Sequence[str]) -> list[str]:
         runs: of the models.
         columns: of the dataset, which no name is like.
     """
-    wanted = [model_name(_model_word(run.config.model)) for run in runs]
+    # Of rollouts that were imported the folder tells more than words about their policy.
+    wanted = [model_name(_model_word(run.config.model) or run.path.resolve().name) for run in runs]
     counts = Counter(wanted)
     wanted = [
         name if counts[name] == 1 else model_name(run.path.resolve().name)
@@ -298,7 +299,7 @@ def _notes(models: Sequence[Model]) -> Iterator[str]:
         yield f"{name} is {said}: differences of {what} of that as well as of the models"
     for model in models:
         config = model.run.config
-        if config.rollouts and not config.rollouts_by:
+        if config.rollouts and not model.run.drawn_by:
             yield (
                 f"the rollouts of {model.name} were taken from files, and what drew them is not "
                 "known: its pass rates may be of other settings"

@@ -32,7 +32,7 @@ from curate.config import AUTO, TagConfig
 from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.progress import say
-from curate.run.folder import lock_folder
+from curate.run.folder import lock_folder, no_policy
 from curate.run.names import RECIPE, TRAINING, VALIDATION
 from curate.run.rollouts import rollout_shards
 from curate.run.run import Run
@@ -72,6 +72,8 @@ def score_run(wanted: Score, models: Sequence[str], seeds: Sequence[int]) -> dic
         RunError: a step failed; the same call continues.
     """
     run = Run.open(wanted.run)
+    if not run.config.has_policy:
+        raise UsageError(no_policy(run.path))
     checkpoints = open_checkpoints(run, tuple(models), str(wanted.base))
     jobs = [
         _Job(run, wanted, checkpoint, seed)
@@ -109,7 +111,7 @@ class _Job:
         engine = wanted.engine
         if self.checkpoint.is_adapter and engine == AUTO:
             engine = TRANSFORMERS
-        return config.replace(
+        return config.without_rollouts().replace(
             model=self.checkpoint.name,
             engine=engine,
             seed=FINAL_SEED + self.seed,
@@ -118,7 +120,6 @@ class _Job:
             min_rollouts=wanted.rollouts,
             max_rollouts=wanted.rollouts,
             rollout_budget=0,
-            rollouts="",
             shard="",
             vllm={**config.vllm, **_vllm_options(wanted.vllm)},
             base_url=tuple(wanted.base_url),

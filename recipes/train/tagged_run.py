@@ -11,6 +11,7 @@ import pyarrow as pa
 from curate.datasets.layouts import choose_layout
 from curate.datasets.source import open_source
 from curate.errors import UsageError
+from curate.run.folder import no_policy
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES
 from probes.models.chat import run_tokenizer
@@ -30,12 +31,14 @@ from recipes.train.train import process_state
 class TaggedRun:
     """A finished run of `curate tag`, as one trains on it.
 
-    Raises UsageError where the run is not finished.
+    Raises UsageError where the run is not finished, or has no policy.
     """
 
     def __init__(self, path: Path) -> None:
         self.run = Run.open(path)
         self.path, self.manifest, self.config = path, self.run.manifest, self.run.config
+        if not self.config.has_policy:
+            raise UsageError(no_policy(path))
 
     @cached_property
     def items(self) -> pa.Table:

@@ -4,7 +4,7 @@ function scatter(facts, tau, tags, open) {
   const { points } = facts;
   const shown = points.item.length;
   const title = "Gradient similarity and pass rate";
-  if (!shown) return figure(title, el("p", { class: "muted" }, "Not measured: no item has two correct rollouts."), null, true);
+  if (!shown) return figure(title, el("p", { class: "muted" }, `Not measured: ${visible(facts.why_none ?? "no item has two correct rollouts")}.`), null, true);
   const drawn = el("div", null);
   const show = (words) => drawn.replaceChildren(
     legend(tags.filter((tag) => words.includes(tag))),
