@@ -196,6 +196,11 @@ class TagConfig(Settings):
         "a completion is cut here and counts as wrong",
         default=1024, group=_SAMPLING, metavar="N", least=1,
     )  # fmt: skip
+    stop_when_cut: bool = option(
+        "stop after the first rollouts where more than half of them are cut at --max-tokens, and "
+        "spend nothing more on a run that says little",
+        default=False, group=_SAMPLING, changes_result=False,
+    )  # fmt: skip
     seed: int = option(
         "the same seed gives the same rollouts here",
         default=0, group=_SAMPLING, metavar="N", least=0,

@@ -20,6 +20,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def clear() -> None:
+    """Clear the line of a progress that is being shown, to print something else."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
 class Progress:
     """Counts one stage's work and tells rate and time left on stderr.
 

@@ -180,13 +180,21 @@ class _Watched:
         self.name, self.has_own_weights = engine.name, engine.has_own_weights
         self.stops_at = engine.stops_at
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for."""
+        taken: list[SampleRequest] = []
         finished: list[Rollout] = []
-        for rollout in self._engine.sample(requests):
+
+        def noted() -> Iterator[SampleRequest]:
+            for request in requests:
+                if not self._opening.is_told:
+                    taken.append(request)
+                yield request
+
+        for rollout in self._engine.sample(noted()):
             if not self._opening.is_told:
                 finished.append(rollout)
-                self._opening.saw(requests, finished, self._engine)
+                self._opening.saw(taken, finished, self._engine)
             yield rollout
 
     def unfinished(self) -> list[int] | None:

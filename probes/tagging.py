@@ -48,6 +48,7 @@ from probes.predictor.predictor import Predictor, apply_predictor, is_judged_ane
 from probes.reading import read_and_render
 from probes.rounds import Rounds
 from probes.stages.answers import count_answers
+from probes.stages.cut import CutRollouts
 from probes.stages.forecast import (
     is_decided,
     run_constants,
@@ -80,8 +81,11 @@ from probes.verifiers.pool import VerifierPool
 if TYPE_CHECKING:
     from probes.machines.ray import RayExecutor
 
-# A shard is what a kill can lose. On a CPU that is about two minutes of sampling.
+# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard is about two
+# minutes of sampling.
 _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
+# Rollouts of a shard at least, however long they may become: a GPU has a thousand in hand at once.
+_SHARD_ROLLOUTS = {"cpu": 1, "cuda": 8192}
 # Share of the weights in a model's blocks without gradients from which on it is said.
 _UNCOVERED = 0.01
 # Above this share the tags say next to nothing of the policy.
@@ -125,9 +129,11 @@ def shard_rollouts(config: TagConfig, device: str, *, is_served: bool) -> int:
         device: cpu or cuda, where the rollouts are drawn.
         is_served: whether servers draw them.
     """
-    # The GPUs are elsewhere.
-    tokens = _SHARD_TOKENS["cuda"] * len(config.base_url) if is_served else _SHARD_TOKENS[device]
-    return max(config.min_rollouts, tokens // config.max_tokens)
+    tokens, least = _SHARD_TOKENS[device], _SHARD_ROLLOUTS[device]
+    if is_served:
+        # The GPUs are elsewhere; how fast they are is not known.
+        tokens, least = _SHARD_TOKENS["cuda"] * len(config.base_url), 1
+    return max(config.min_rollouts, least, tokens // config.max_tokens)
 
 
 @dataclass
@@ -445,12 +451,19 @@ class Tagging:
         )
 
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
-        drawn = drawn_rollouts(self.run, self._row_of)
-        if np.all(drawn >= target):
-            return {"rollouts": int(drawn.sum())}
         is_served = self.model.choice == SERVER
-        shard_size = shard_rollouts(self.config, self.machine["device"], is_served=is_served)
-        if len(ROUNDS.files(self.run)) == 1 and not self.opening:
+        is_first = len(ROUNDS.files(self.run)) == 1
+        most = self.plan.max_rollouts * int((target > 0).sum())
+        cut = CutRollouts(self.config.max_tokens, most, stops=self.config.stop_when_cut)
+        drawn = drawn_rollouts(self.run, self._row_of)
+        is_drawn = bool(np.all(drawn >= target))
+        if is_first and (self.config.stop_when_cut or not is_drawn):
+            cut.read(rollout_shards(self.run))
+            if is_drawn:
+                cut.end()
+        if is_drawn:
+            return {"rollouts": int(drawn.sum())}
+        if is_first and not self.opening:
             self.opening = self._opening(drawn, target)
         opening = self.opening if self.opening and not self.opening.is_told else None
         if self.ray and self.model.choice != SERVER:
@@ -461,7 +474,18 @@ class Tagging:
             draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
         if opening:
             draw = opening.watch(draw)
-        return sample_items(self.run, self._items, drawn, target, draw, shard_size)
+        found = sample_items(
+            self.run,
+            self._items,
+            drawn,
+            target,
+            draw,
+            shard_rollouts(self.config, self.machine["device"], is_served=is_served),
+            cut.saw if is_first else lambda table: None,
+        )
+        if is_first:
+            cut.end()
+        return found
 
     def _opening(self, drawn: NDArray[np.int64], target: NDArray[np.int64]) -> Opening:
         """What tells, from the rollouts that are missing of round one, what the run will cost."""

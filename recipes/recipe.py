@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +56,7 @@ class Recipe(Settings):
         temperature: of the training rollouts.
         max_completion_length: tokens of a training rollout; 0: as the probe's.
         dynamic_sampling: groups of equal rewards are dropped and replaced by further prompts.
-        max_sampling_rounds: batches of prompts that one step samples at most.
+        max_sampling_rounds: times `prompts_per_step` prompts that one step samples at most.
         oversample: rollouts sampled for each that is kept.
         replay_positives: correct rollouts in every group, from the replay buffer where the prompt
             has none; 0: groups stay as they are sampled.
@@ -199,12 +202,43 @@ def with_options(recipe: Recipe, *, model: str = "", extra_items: str = "") -> R
 
 
 def check_training() -> None:
-    """Raise UsageError that names what training by a recipe needs and is not installed."""
+    """Raise UsageError that names what stands in the way of training by a recipe here.
+
+    What it needs and is not installed; or an `accelerate launch` that spreads the parameters over
+    processes: rollouts are drawn from the model that is trained, which each process has whole.
+    """
+    sharded = _sharding()
+    if sharded:
+        raise UsageError(
+            f"this is launched with {sharded}, which leaves no process a whole model to draw "
+            "rollouts from: launch it with data parallelism alone (accelerate launch --multi_gpu), "
+            "with an adapter (lora_rank) where all parameters do not fit"
+        )
     missing = [name for name in ("trl", "peft", "accelerate") if find_spec(name) is None]
     if missing:
         raise UsageError(
             f"training needs {', '.join(missing)}: pip install 'rl-curate[train]' installs it"
         )
+
+
+def _sharding() -> str:
+    """How `accelerate launch`, by its environment, spreads parameters over processes; or ""."""
+    has = {name for name, value in os.environ.items() if value.lower() in ("true", "1", "yes")}
+    if "ACCELERATE_USE_FSDP" in has:
+        return "FSDP"
+    if "ACCELERATE_USE_MEGATRON_LM" in has:
+        return "Megatron-LM"
+    if "ACCELERATE_USE_PARALLELISM_CONFIG" in has:
+        return "a parallelism config"
+    if "ACCELERATE_USE_DEEPSPEED" not in has:
+        return ""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    if file and Path(file).is_file():
+        # Where it is wrong, DeepSpeed says so.
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            stage = json.loads(Path(file).read_text())["zero_optimization"]["stage"]
+    return "DeepSpeed ZeRO-3" if str(stage) == "3" else ""
 
 
 def _find(name: str, beside: Path | None) -> Path:

@@ -7,7 +7,7 @@ import shlex
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ class _Steps:
         self.sizes: list[int] = []
         self._making: list[int] = []
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         keys = [
             (each.item_id, number)
             for each in requests

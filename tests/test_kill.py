@@ -1,4 +1,4 @@
-"""kill -9 at any moment costs at most the shard in hand, and the same command finishes the run."""
+"""kill -9 at any moment costs at most the shards in hand, and the same command finishes the run."""
 
 import json
 from collections import Counter

@@ -12,6 +12,7 @@ from recipes.recipe import (
     LISTS,
     TAGS,
     Recipe,
+    check_training,
     expand_names,
     read_recipe,
     read_recipes,
@@ -19,7 +20,7 @@ from recipes.recipe import (
     recipe_text,
     with_options,
 )
-from tests.tag_runs import ROOT
+from tests.tag_runs import ROOT, run_curate
 
 FULL_SIZE = {
     *("baseline", "clip-higher", "no-kl", "replay", "more-rollouts", "sft", "curriculum"),
@@ -45,12 +46,48 @@ def _changed(name: str, base: str) -> dict[str, object]:
     }
 
 
+# --- Where it is launched --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "what"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "3"}, "ZeRO-3"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism config"),
+        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, ""),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, ""),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "1"}, ""),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "no"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_launch_that_spreads_parameters_over_processes_is_one_line_at_the_start(
+    environment: dict[str, str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in (1, 3):
+        _write(tmp_path, str(stage), f'{{"zero_optimization": {{"stage": {stage}}}}}')
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not what:
+        check_training()
+        return
+    # Before anything of the run is read, but that it is there.
+    monkeypatch.setattr("recipes.validate.command.find_run", lambda path: path)
+    ran = run_curate("validate", tmp_path, "--recipe", "baseline")
+    assert ran.status == 2 and ran.last_line.count("\n") == 0
+    assert what in ran.last_line and "accelerate launch --multi_gpu" in ran.last_line
+
+
 # --- Those that are shipped ------------------------------------------------------------------
 
 
 def test_every_recipe_of_the_issue_is_there_with_a_small_variant() -> None:
     variants = {f"{name}-small" for name in FULL_SIZE}
-    assert set(recipe_names()) == FULL_SIZE | variants | {"pilot"}
+    assert set(recipe_names()) == FULL_SIZE | variants | {"pilot", "lora-7b"}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -100,6 +137,12 @@ def test_interventions_change_what_they_are_named_after_and_nothing_else() -> No
             asked = _changed(f"{name}{size}", f"baseline{size}")
             assert asked == {"extra_items": "--extra-items"}
         assert _changed(f"mid-trained{size}", f"baseline{size}") == {"model": "--model"}
+
+
+def test_an_adapter_for_a_7b_differs_from_the_baseline_in_what_it_trains_alone() -> None:
+    changed = {"lora_rank": 32, "learning_rate": 5e-6, "rows_per_pass": 8}
+    assert _changed("lora-7b", "baseline") | {"rows_per_pass": 8} == changed
+    assert read_recipe("lora-7b").lora_alpha == 32
 
 
 def test_a_pilot_is_the_start_of_a_training_and_is_run_only_where_it_is_asked_for() -> None:

@@ -1,16 +1,28 @@
 """What the trainer samples, keeps and hands to the loss, on a tiny model with real TRL."""
 
 import dataclasses
+import math
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    TrainingArguments,
+)
 
 from curate.errors import UsageError
 from probes.models.files import resolve_model
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
+from recipes.train import train
+from recipes.train.groups import Group, prompts_to_ask
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.packing import attention_mask, can_pack, pack
 from recipes.train.prompts import PromptStream, TrainingItem
@@ -144,10 +156,49 @@ def test_groups_of_equal_rewards_are_replaced_by_later_prompts(make_trainer, ans
 def test_sampling_is_bounded_and_what_stays_empty_moves_nothing(make_trainer):
     trainer = make_trainer([item("same", "never")])
     batch, rows = batch_of(trainer)
-    assert trainer.progress.sampling_rounds == RECIPE.max_sampling_rounds
+    # Nothing had a signal, so all that a step may sample is asked for after the first round.
+    assert trainer.progress.sampling_rounds == 2
+    assert trainer.progress.groups == RECIPE.max_sampling_rounds * RECIPE.prompts_per_step
     assert trainer.progress.unfilled == len(rows) == 2
     assert not batch["advantages"].any()
     assert not any(row["trained"] for row in trainer.progress.rows)
+
+
+def test_a_refill_asks_for_what_is_expected_to_be_enough(make_trainer):
+    # A third of the groups had a signal: three prompts for each that is missing, and a tenth more.
+    assert prompts_to_ask(40, signals=100, groups=300, most=10**6) == 132
+    assert prompts_to_ask(3, signals=8, groups=8, most=100) == 4
+    # Nothing is known, or next to nothing comes: it is bounded.
+    assert prompts_to_ask(8, signals=0, groups=8, most=32) == 32
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_step_is_full_after_two_rounds_or_three(make_trainer, monkeypatch, every):
+    trainer = make_trainer([item("a", "3")], prompts_per_step=32, max_sampling_rounds=10)
+    asked = []
+
+    def sample_groups(wanted):
+        asked.append(wanted)
+        numbers = range(trainer.progress.place, trainer.progress.place + wanted)
+        trainer.progress.place += wanted
+        # One in so many has a signal.
+        rewards = [[1.0, 0, 0, 0] if number % every == 0 else [0.0] * 4 for number in numbers]
+        return [
+            trainer._take_in(Group(n, "a", [3], [[4]] * 4, each, [False] * 4))
+            for n, each in zip(numbers, rewards, strict=True)
+        ]
+
+    monkeypatch.setattr(trainer, "_sample_groups", sample_groups)
+    monkeypatch.setattr(trainer, "_to_tensors", lambda groups: groups)
+    batch = trainer._generate_and_score_completions([])
+    # Of what was sampled, the first that have a signal.
+    assert [group.number for group in batch] == [every * i for i in range(32)]
+    missing = 32 - 32 // every
+    assert asked == [32, min(math.ceil(1.1 * missing * every), 4 * 32)]
+    assert trainer.progress.surplus == math.ceil(sum(asked) / every) - 32 < 6
+    # The next step knows the share from the start of its first refill.
+    trainer._generate_and_score_completions([])
+    assert len(asked) == 4
 
 
 def test_without_dynamic_sampling_the_first_groups_are_the_batch(make_trainer):
@@ -279,6 +330,41 @@ def test_a_completion_sees_its_prompt_and_itself():
         [0, 1, 4, 5, 6],
         [0, 1, 7],
     ]
+
+
+# --- On GPUs ------------------------------------------------------------------------------------
+
+
+def test_a_process_that_sees_eight_gpus_takes_one(make_trainer, tmp_path, monkeypatch):
+    """transformers' own count, made to see eight: TRL refuses to train on more than one."""
+
+    def eight(self):
+        self._n_gpu, self.distributed_state = 8, None
+        return torch.device("cpu")
+
+    seen = cached_property(eight)
+    seen.__set_name__(TrainingArguments, "_setup_devices")
+    plain = trainer_settings(RECIPE, 1, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingArguments, "_setup_devices", seen)
+        assert TrainingArguments(output_dir=str(tmp_path)).n_gpu == 8
+        settings = trainer_settings(RECIPE, 1, tmp_path)
+    assert settings.n_gpu == 1 and settings.device == torch.device("cpu")
+    assert plain.n_gpu <= 1
+
+
+def test_the_process_group_outlasts_exports(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(train, "PartialState", lambda **settings: asked.update(settings))
+    train.process_state()
+    assert asked["timeout"] >= timedelta(hours=1)
+    assert trainer_settings(RECIPE, 1, Path("x")).ddp_timeout == asked["timeout"].total_seconds()
+
+
+def test_the_kl_term_is_the_papers(tmp_path):
+    settings = trainer_settings(RECIPE, 1, tmp_path)
+    assert settings.use_bias_correction_kl is False and settings.delta is None
+    assert settings.weight_decay == 0
 
 
 # --- Whole runs ---------------------------------------------------------------------------------

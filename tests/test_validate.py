@@ -10,6 +10,7 @@ import time
 import tomllib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from curate.run.folder import lock_folder
+from recipes.recipe import Recipe
+from recipes.train.tagged_run import TaggedRun
+from recipes.validate import validate as validation
+from recipes.validate.command import Validate
 from tests.tag_runs import (
     ROOT,
     additions,
@@ -112,6 +117,7 @@ def test_outcomes_are_those_of_the_rollouts_on_disk(run):
     facts = json.loads((folder / "run.json").read_text())
     counts = facts["counts"]
     assert facts["state"] == "done" and facts["seed"] == 1
+    assert facts["sampling"]["engine"] == "transformers"
     assert counts["groups"] == len(rewards) and counts["rollouts"] == 8 * len(rewards)
     assert counts["kept"] + counts["unfilled"] == 4 * 4
     assert sum(row["trained"] for row in rewards) == counts["kept"]
@@ -119,6 +125,27 @@ def test_outcomes_are_those_of_the_rollouts_on_disk(run):
     assert [line["step"] for line in logged if "kl" in line] == [1, 2, 3, 4]
     # Weights are dropped unless asked for.
     assert not list(folder.glob("**/*.safetensors"))
+
+
+def test_final_rollouts_are_drawn_by_the_runs_engine(tagged, monkeypatch):
+    run = TaggedRun(tagged / "run")
+    run.config = run.config.replace(engine="vllm", top_p=0.5, top_k=3, min_p=0.1)
+    recipe = Recipe(name="test", evaluation_temperature=0.7)
+
+    def final(processes=1, engine="vllm", base_url=()):
+        state = SimpleNamespace(num_processes=processes)
+        monkeypatch.setattr(validation, "process_state", lambda: state)
+        run.config = run.config.replace(engine=engine, base_url=base_url)
+        return validation._Job(run, recipe, 42, Validate(tagged / "run"))._final_config()
+
+    config = final()
+    assert (config.engine, config.seed, config.temperature) == ("vllm", 2**32 + 42, 0.7)
+    # The policy itself, as ever.
+    assert (config.top_p, config.top_k, config.min_p) == (1, 0, 0)
+    assert config.max_tokens == run.config.max_tokens
+    # Servers have the model before training; processes of a training are no place for vLLM.
+    assert final(processes=2).engine == "transformers"
+    assert final(engine="server", base_url=("http://localhost:1/v1",)).engine == "auto"
 
 
 def test_the_final_rollouts_are_those_of_the_trained_policy(run):

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,42 @@ def test_random_numbers_come_from_the_seed_and_the_requests_alone(
     ]
 
 
+def test_requests_are_handed_over_as_there_is_room_and_each_time_from_another_state(
+    engine: VllmEngine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engine._loaded(0)
+    monkeypatch.setattr(llm.llm_engine.vllm_config.scheduler_config, "max_num_seqs", 4)
+    states: list[int] = []
+
+    def noting(function: Any, args: tuple[int]) -> None:
+        states.extend(args)
+        call(function, args=args)
+
+    call = llm.collective_rpc
+    monkeypatch.setattr(llm, "collective_rpc", noting)
+    taken: list[int] = []
+
+    def requests(numbers: Iterable[int]) -> Iterator[SampleRequest]:
+        for number in numbers:
+            taken.append(number)
+            yield SampleRequest(f"item {number}", prompts[number % 3], 0, 2)
+
+    rollouts = engine.sample(requests(range(12)))
+    next(rollouts)
+    # Twice what is decoded at once, and no more than that while it lasts.
+    assert 4 <= len(taken) < 12
+    found = Counter(rollout.item_id for rollout in rollouts)
+    assert len(taken) == 12 and sum(found.values()) == 23
+    first, states[:] = list(states), []
+    assert len(first) > 2
+
+    # A run that lost items 2 and 3 to a kill draws from other states for all that comes after them.
+    list(engine.sample(requests([2, 3, *range(8, 12)])))
+    again, states[:] = list(states), []
+    list(engine.sample(requests([2, 3, *range(6, 12)])))
+    assert len({*first, *again, *states}) == len(first) + len(again) + len(states)
+
+
 def test_samples_share_the_computation_of_their_prompt(
     engine: VllmEngine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,10 +378,10 @@ def test_a_run_is_killed_and_continued(
         *("--instruction", "Write the answer as \\boxed{answer}.", "--tau", 0.1),
         *("--verifier", "math", "--out", tmp_path / "tagged.jsonl"),
     )
-    # The second of two shards is drawn and not written.
+    # One of two shards is drawn and not written; both are in the making at once.
     started = run_until_killed(tmp_path, ("probes.stages.sample", "write_parquet", 2), *arguments)
     drawn = ["item_id", "sample", "completion_token_ids"]
-    (shard,) = (run / "rollouts").iterdir()
+    (shard,) = (run / "rollouts").rglob("*.parquet")
     kept = pq.read_table(shard, columns=drawn)
     deadline = time.monotonic() + 120
     while any(map(is_running, started)):
@@ -356,7 +392,7 @@ def test_a_run_is_killed_and_continued(
     settings.write_text(settings.read_text().replace("max_num_seqs = 64", "max_num_seqs = 32"))
     done = run_curate("tag", *arguments)
     assert done.status == 0, done.stderr
-    assert pq.read_table(shard, columns=drawn) == kept
+    assert pq.read_table(run / "rollouts" / shard.name, columns=drawn) == kept
     rollouts = read_rollouts(run)
     assert Counter(Counter(rollouts["item_id"].to_pylist()).values()) == {8: 4}
     ends = rollouts["finish_reason"].to_pylist()

@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ class GeneratedRollouts:
         self._bytes, self._seed = Bytes(), seed
         self.stops_at = math.inf
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for."""
         for request in requests:
             for number, text in enumerate(self._completions(request)):

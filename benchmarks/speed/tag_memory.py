@@ -6,7 +6,7 @@
 tags items of examples/arithmetic.jsonl, repeated with other numbers, in a process of its own and
 looks at its resident memory (VmRSS) ten times a second; the stage is the last one that the manifest
 says was started. Exit status 1 where it was above `--limit`, which suits a model of 135M: 0.54 GB
-are its weights in float32.
+are its weights in float32, and as much the interpreter with torch and transformers.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ from typing import Any
 from curate.command import Command
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import UsageError
+from curate.progress import Progress, clear
 from curate.settings import declared_in, option, settings
 from probes.doctor.finding import Finding
+from probes.doctor.tries import NAMES, Tried, tried_facts, try_machine
 
 
 def _size(name: str) -> Any:
@@ -27,8 +29,14 @@ class Doctor(Command):
     and memory against what a run is expected to need. Every finding comes with its remedy. Nothing
     is downloaded or changed.
 
+    With --try, two minutes more at most: a small model that needs no download, or the one of
+    --model, samples, is verified, scored again and differentiated, and takes a training step on
+    this machine's device; results are compared with the CPU's in float32, and each check passes or
+    fails.
+
     example: curate doctor --model Qwen/Qwen2.5-7B --items 100000 --max-tokens 2048. Exit status: 0
-    `curate tag` can run, 1 something blocks it, 2 bad usage or input.
+    `curate tag` can run, and what was tried passed; 1 something blocks it, or a check failed; 2 bad
+    usage or input.
     """
 
     file: str | None = option(
@@ -39,6 +47,11 @@ class Doctor(Command):
     items: int | None = option(
         "items of the run that is planned, in the place of a dataset's (default: 1000)",
         default=None, metavar="N",
+    )  # fmt: skip
+    tries: bool = option(
+        "put the device to work: sampling, verifying, gradients, a training step, and how long a "
+        "rollout may be",
+        default=False, flags=("--try",),
     )  # fmt: skip
     run_dir: str | None = _size("run_dir")
     min_rollouts: int | None = _size("min_rollouts")
@@ -56,7 +69,12 @@ class Doctor(Command):
 
     def shown(self, started: float) -> dict[str, Any]:
         """The same, each finding printed as it is made: torch and others take long to import."""
-        return self._examined(tell=lambda finding: print(finding.text_lines(), flush=True))
+
+        def tell(one: Finding | Tried) -> None:
+            clear()
+            print(one.text_lines(), flush=True)
+
+        return self._examined(tell=tell)
 
     def text(self, found: dict[str, Any]) -> str:
         """What the findings come to."""
@@ -70,37 +88,61 @@ class Doctor(Command):
         given = {name: getattr(self, name, None) for name in declared_in(TagConfig)}
         values = read_config_file(self.file) if self.file else {}
         values |= {name: value for name, value in given.items() if value is not None}
-        return doctor(config_from_mapping(values, self.file or "options"), items=self.items, **tell)
+        config = config_from_mapping(values, self.file or "options")
+        return doctor(config, items=self.items, tries=self.tries, **tell)
 
     def keeps(self) -> bool:
         """Nothing."""
         return False
 
     def status(self, found: dict[str, Any]) -> int:
-        """Whether something blocks `curate tag`."""
-        return 0 if found["can_tag"] else 1
+        """Whether something blocks `curate tag`, or failed."""
+        passed = all(one["passed"] for one in found.get("tried", []))
+        return 0 if found["can_tag"] and passed else 1
 
 
 def doctor(
     config: TagConfig | None = None,
     *,
     items: int | None = None,
-    tell: Callable[[Finding], None] | None = None,
+    tries: bool = False,
+    tell: Callable[[Finding | Tried], None] | None = None,
 ) -> dict[str, Any]:
     """Tell what this machine can do, and what is in the way of `tag`, as `curate doctor` does.
 
     Args:
         config: of the run that is planned: its model, dataset and sizes; the defaults if None.
         items: of that run; None: those of its dataset, or 1,000 where it names none.
-        tell: is called with each finding as it is made.
+        tries: whether the device is put to work as well, for two minutes at most.
+        tell: is called with each finding as it is made, and with each check.
 
     Returns:
         `curate` (the version), `can_tag` (whether nothing blocks it), and `findings`, each with
-        `about`, `state` (ok, limit or blocks), `text` and `remedy`.
+        `about`, `state` (ok, limit or blocks), `text` and `remedy`. With `tries` also `tried`: each
+        check with `about`, `passed`, `text`, `remedy` and the `numbers` that were measured.
 
     Raises:
         UsageError: a dataset or model that is not there, or no items.
     """
     from probes.doctor.findings import doctor_facts, examine
 
-    return doctor_facts(examine(config or TagConfig(), items, tell))
+    config = config or TagConfig()
+    facts = doctor_facts(examine(config, items, tell))
+    return facts | {"tried": _tried(config, tell)} if tries else facts
+
+
+def _tried(config: TagConfig, tell: Callable[[Tried], None] | None) -> list[dict[str, Any]]:
+    with Progress("trying", len(NAMES), "checks") as progress:
+
+        def over(tried: Tried) -> None:
+            if tell:
+                tell(tried)
+            progress.advance()
+
+        found = try_machine(
+            config.model,
+            trust_remote_code=config.trust_remote_code,
+            tell=over,
+            begins=progress.tick,
+        )
+    return tried_facts(found)

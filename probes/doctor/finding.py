@@ -27,5 +27,10 @@ class Finding:
 
     def text_lines(self) -> str:
         """Write it for a terminal, its remedy on a line below."""
-        line = f"{self.state:<8}{self.about:<14}{self.text}"
-        return f"{line}\n{'':<22}-> {self.remedy}" if self.remedy else line
+        return lines_of(self.state, self.about, self.text, self.remedy)
+
+
+def lines_of(state: str, about: str, text: str, remedy: str) -> str:
+    """A line on what was looked at, and one on what to do, where there is something to do."""
+    line = f"{state:<8}{about:<14}{text}"
+    return f"{line}\n{'':<22}-> {remedy}" if remedy else line

@@ -412,8 +412,15 @@ def doctor_text(facts: Mapping[str, Any]) -> str:
 
 
 def conclusion(facts: Mapping[str, Any]) -> str:
-    """Say whether `curate tag` can run, below a blank line."""
+    """Say whether `curate tag` can run, and what failed, below a blank line."""
     blocking = [f["about"] for f in facts["findings"] if f["state"] == "blocks"]
+    text = "\ncurate tag can run here"
     if blocking:
-        return f"\ncurate tag cannot run here: {', '.join(blocking)}"
-    return "\ncurate tag can run here"
+        text = f"\ncurate tag cannot run here: {', '.join(blocking)}"
+    if "tried" not in facts:
+        return text
+    failed = [one["about"] for one in facts["tried"] if not one["passed"]]
+    checks = len(facts["tried"])
+    if failed:
+        return f"{text}\n{len(failed)} of {checks} checks failed: {', '.join(failed)}"
+    return f"{text}\nall {checks} checks passed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,9 +61,42 @@ class Rollout:
 
     item_id: str
     sample: int
-    completion_token_ids: list[int]
+    completion_token_ids: Sequence[int]
     finish_reason: str
     log_probability: float | None = None
+
+
+class RequestStream:
+    """Requests that are taken as an engine has room for them."""
+
+    def __init__(self, requests: Iterable[SampleRequest]) -> None:
+        self._requests = iter(requests)
+        self.is_over = False
+        """Whether it was seen that no more come."""
+
+    def take(self, rollouts: int) -> list[SampleRequest]:
+        """Take the next requests, of so many rollouts or a few more; fewer where no more come."""
+        taken: list[SampleRequest] = []
+        while rollouts > 0 and not self.is_over:
+            request = next(self._requests, None)
+            if request is None:
+                self.is_over = True
+            else:
+                taken.append(request)
+                rollouts -= request.samples
+        return taken
+
+
+def rollouts_to_add(in_hand: int, at_once: int) -> int:
+    """How many rollouts an engine that decodes `at_once` side by side is to take beside its own.
+
+    None while half as many again wait: so it never runs short, and takes them in large lots.
+
+    Args:
+        in_hand: rollouts that it has been given and that are not finished.
+        at_once: those that it can decode side by side.
+    """
+    return 2 * at_once - in_hand if in_hand < at_once + at_once // 2 else 0
 
 
 class Engine(Protocol):
@@ -81,11 +114,12 @@ class Engine(Protocol):
     has_own_weights: bool
     stops_at: float
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for, in the order in which they finish.
 
-        Randomness comes from the seed and the requests, never from how many came before: so no
-        two shards of a run share random numbers, whichever process draws them.
+        Requests are taken as there is room for them, a bounded number ahead of what is drawn, so
+        that whoever has more of them keeps the engine full. Randomness comes from the seed and the
+        requests: so no two shards of a run share random numbers, whichever process draws them.
         """
         ...
 

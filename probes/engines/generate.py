@@ -9,8 +9,8 @@ transform from each sample's own uniform numbers, as in the engine that this is 
 from __future__ import annotations
 
 import inspect
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,13 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from curate.errors import RunError
-from probes.engines.base import Rollout, SampleRequest, Truncation, uniform_draws
+from probes.engines.base import (
+    RequestStream,
+    Rollout,
+    SampleRequest,
+    Truncation,
+    uniform_draws,
+)
 from probes.engines.drawing import draw, log_probabilities_of
 from probes.models.load import Policy, is_out_of_memory
 
@@ -46,13 +52,13 @@ def has_plain_attention(model: Any) -> bool:
 
 def generate_rollouts(
     policy: Policy,
-    requests: Sequence[SampleRequest],
+    requests: Iterable[SampleRequest],
     *,
     seed: int,
     temperature: float,
     truncation: Truncation,
     max_tokens: int,
-    most_rows: int,
+    most_rows: Callable[[int], int],
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Rollout]:
     """Yield every rollout asked for, prompt by prompt.
@@ -61,20 +67,25 @@ def generate_rollouts(
         policy: any causal language model of transformers.
         requests: what is wanted.
         seed, temperature, truncation, max_tokens: of the sampling.
-        most_rows: samples at once; halved when memory runs out.
+        most_rows: samples at once, by the tokens of their prompt; halved when memory runs out.
         is_over: asked between two prompts whether to stop.
 
     Raises:
         RunError: one single rollout does not fit into memory.
     """
-    waiting = deque(requests)
-    while waiting and not is_over():
-        request = waiting.popleft()
-        now = replace(request, samples=min(request.samples, most_rows))
+    stream, waiting = RequestStream(requests), list[SampleRequest]()
+    fits: float = math.inf
+    while not is_over():
+        waiting = waiting or stream.take(1)
+        if not waiting:
+            return
+        request = waiting.pop()
+        most = min(most_rows(len(request.prompt_token_ids)), fits)
+        now = replace(request, samples=int(min(request.samples, most)))
         left = request.samples - now.samples
         if left:
             first = request.first_sample + now.samples
-            waiting.appendleft(replace(request, first_sample=first, samples=left))
+            waiting.append(replace(request, first_sample=first, samples=left))
         try:
             rollouts = _generate(policy, now, seed, temperature, truncation, max_tokens)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -85,8 +96,8 @@ def generate_rollouts(
                     f"out of memory with a single rollout in the batch ({error}); "
                     "lower --max-tokens or use a machine with more memory"
                 ) from error
-            waiting.appendleft(now)
-            most_rows = now.samples // 2
+            waiting.append(now)
+            fits = now.samples // 2
             continue
         yield from rollouts
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -162,23 +162,28 @@ class ServerEngine:
             "tokenizer_unchecked": sorted(self._unchecked),
         }
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for, request by request as they finish.
 
         Raises:
             RunError: no server is left, or one refuses a request.
         """
-        self._check_lengths(requests)
-        parts = list(self._parts(requests))
+        parts: dict[int, SampleRequest] = {}
+
+        def bodies() -> Iterator[Json]:
+            for number, part in enumerate(self._parts(requests)):
+                parts[number] = part
+                yield self._body(part)
+
         pool = self._opened()
-        answers = pool.post("completions", map(self._body, parts), self._completions)
+        answers = pool.post("completions", bodies(), self._completions)
         try:
             for number, found in answers:
                 if isinstance(found, Failure):
                     raise RunError(
                         f"a request for rollouts failed: {found.reason}; the same command continues"
                     )
-                part = parts[number]
+                part = parts.pop(number)
                 for sample, (token_ids, reason) in enumerate(found, start=part.first_sample):
                     yield Rollout(part.item_id, sample, token_ids, reason)
                 if time.monotonic() >= self.stops_at:
@@ -221,18 +226,19 @@ class ServerEngine:
 
     # --- Requests and answers ----------------------------------------------------------------
 
-    def _check_lengths(self, requests: Sequence[SampleRequest]) -> None:
-        longest = max(len(request.prompt_token_ids) for request in requests)
-        if longest + self.max_tokens > self._context_length:
+    def _check_length(self, request: SampleRequest) -> None:
+        length = len(request.prompt_token_ids)
+        if length + self.max_tokens > self._context_length:
             raise RunError(
-                f"a prompt of {longest:,} tokens and --max-tokens {self.max_tokens:,} do not fit "
+                f"a prompt of {length:,} tokens and --max-tokens {self.max_tokens:,} do not fit "
                 f"into the {self._context_length:,} tokens that the servers have room for; start "
                 "them with more (vLLM: --max-model-len)"
             )
 
-    def _parts(self, requests: Sequence[SampleRequest]) -> Iterator[SampleRequest]:
+    def _parts(self, requests: Iterable[SampleRequest]) -> Iterator[SampleRequest]:
         most = self.samples_per_request
         for request in requests:
+            self._check_length(request)
             end = request.first_sample + request.samples
             for first in range(request.first_sample, end, most):
                 yield replace(request, first_sample=first, samples=min(most, end - first))

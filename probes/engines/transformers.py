@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
 from curate.errors import RunError
-from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation, uniform_draws
+from probes.engines.base import (
+    WHOLE,
+    RequestStream,
+    Rollout,
+    SampleRequest,
+    Truncation,
+    uniform_draws,
+)
 from probes.engines.drawing import draw, log_probabilities_of
 from probes.engines.generate import generate_rollouts, has_plain_attention
 from probes.models.load import Policy, give_back_freed_memory, is_out_of_memory
@@ -36,6 +43,8 @@ _GROWTH = 64
 _REFILL_SHARE = 0.25
 # How fast the share of rows to samples, which says how many samples to let in, is learned anew.
 _SHARE_MEMORY = 0.05
+# Requests wait in lots of so many batches, the longest prompts of a lot first.
+_LOT = 4
 # Tokens of prompts run through the model in one pass.
 _PREFILL_TOKENS = 1024
 
@@ -226,20 +235,22 @@ class TransformersEngine:
         # Rows a sample, as it was lately: how much the rollouts have in common.
         self._rows_per_sample = 1.0
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for, in the order in which they finish.
 
         Raises:
             RunError: one single rollout does not fit into memory.
         """
-        if requests and not self.is_plain:
+        if not self.is_plain:
             yield from self._generate(requests)
             return
-        # Long prompts first: their rows set the cache's width, which then only shrinks.
-        waiting = deque(sorted(requests, key=lambda r: -len(r.prompt_token_ids)))
+        stream, waiting = RequestStream(requests), deque[SampleRequest]()
         batch: _Batch | None = None
         steps = 0
-        while (waiting or batch) and time.monotonic() < self.stops_at:
+        while time.monotonic() < self.stops_at:
+            self._take(stream, waiting)
+            if not waiting and not batch:
+                break
             try:
                 with torch.inference_mode():
                     batch = self._refill(batch, waiting)
@@ -258,9 +269,19 @@ class TransformersEngine:
             yield from finished
             if not batch.rows:
                 batch = None
+                give_back_freed_memory()
 
-    def _generate(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
-        longest = max(len(request.prompt_token_ids) for request in requests)
+    def _take(self, stream: RequestStream, waiting: deque[SampleRequest]) -> None:
+        """Let more requests wait where those that do no longer fill a batch."""
+        if stream.is_over:
+            return
+        full = math.ceil(self.max_rows / self._rows_per_sample)
+        if sum(request.samples for request in waiting) < full:
+            # Long prompts first: their rows set the cache's width, which then only shrinks.
+            lot = stream.take(_LOT * full)
+            waiting.extend(sorted(lot, key=lambda r: -len(r.prompt_token_ids)))
+
+    def _generate(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         return generate_rollouts(
             self.policy,
             requests,
@@ -268,7 +289,7 @@ class TransformersEngine:
             temperature=self.temperature,
             truncation=self.truncation,
             max_tokens=self.max_tokens,
-            most_rows=self._most_rows(longest),
+            most_rows=self._most_rows,
             is_over=lambda: time.monotonic() >= self.stops_at,
         )
 

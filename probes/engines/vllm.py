@@ -9,22 +9,28 @@ left out.
 The engine core runs in this process: so its errors are ours to tell. Its workers are processes on a
 GPU, and with tensor parallelism; they end when this one does. On a CPU there is no other process.
 
+Requests are handed to vLLM some way ahead of what it decodes, so that it never runs short.
+
 vLLM draws from random states that all requests in a batch share; a seed for each request fails on
-a CPU. So the state is set anew, from the seed and the requests, whenever requests come: shards do
-not share random numbers, before a kill and after, but which rollout gets which number depends on
-how vLLM batches them, so another machine or memory size draws other rollouts.
+a CPU. So the state is set anew whenever requests are handed to it, from the seed and all requests
+that this call of `sample` has handed over so far. A rollout is only drawn from states that its own
+request went into: whoever calls again for what is missing has other requests from the first missing
+one on, and so other states than those that the kept rollouts were drawn from. Shards share no
+random numbers, before a kill and after; but which rollout gets which number depends on how vLLM
+batches them and on where a run was taken up again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +42,14 @@ import torch
 from curate.errors import RunError, UsageError
 from curate.progress import say
 from curate.settings import did_you_mean
-from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
+from probes.engines.base import (
+    WHOLE,
+    RequestStream,
+    Rollout,
+    SampleRequest,
+    Truncation,
+    rollouts_to_add,
+)
 from probes.models.export import exported_folder
 from probes.models.files import ModelFiles
 from probes.models.load import choose_device, choose_dtype, eos_token_ids
@@ -154,29 +167,44 @@ class VllmEngine:
             "deterministic": False,
         }
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Rollout]:
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Rollout]:
         """Yield every rollout asked for, prompt by prompt as they finish.
 
         Raises:
             RunError: there is no memory for the model or for one of the prompts, or vLLM failed.
         """
-        longest = max((len(request.prompt_token_ids) for request in requests), default=0)
-        llm = self._loaded(longest)
-        self._check_lengths(llm, longest)
+        stream, handed_over = RequestStream(requests), hashlib.sha256(f"{self.seed}".encode())
+        lot = stream.take(1)
+        if not lot:
+            return
+        llm = self._loaded(_longest(requests if isinstance(requests, Sequence) else lot))
+        at_once: int = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         waiting: dict[str, SampleRequest] = {}
+        numbers = itertools.count()
         try:
-            llm.collective_rpc(_set_random_state, args=(_derived_seed(self.seed, requests),))
-            for number, request in enumerate(_of_allowed_size(requests)):
-                waiting[str(number)] = request
-                self._add(llm, str(number), request)
-            while waiting and time.monotonic() < self.stops_at:
-                for output in llm.llm_engine.step():
+            while time.monotonic() < self.stops_at:
+                in_hand = llm.llm_engine.get_num_unfinished_requests()  # Each sample is one.
+                in_hand += sum(request.samples for request in lot)
+                lot += stream.take(rollouts_to_add(in_hand, at_once))
+                # Of prompts so long nothing was known: they wait until vLLM can be loaded anew.
+                if lot and not (waiting and self._is_too_small(llm, _longest(lot))):
+                    llm = self._loaded(_longest(lot))
+                    self._check_length(llm, _longest(lot))
+                    with _told():
+                        state = _state_after(handed_over, lot)
+                        llm.collective_rpc(_set_random_state, args=(state,))
+                        for request in _of_allowed_size(lot):
+                            number = str(next(numbers))
+                            waiting[number] = request
+                            self._add(llm, number, request)
+                    lot = []
+                if not waiting:
+                    break
+                with _told():
+                    outputs = llm.llm_engine.step()
+                for output in outputs:
                     if output.finished:
                         yield from _rollouts(waiting.pop(output.request_id), output)
-        except _FAILURES as error:
-            raise RunError(
-                f"vLLM failed while sampling: {_reason(error)}{_hint()}; the same command continues"
-            ) from error
         finally:
             if waiting:
                 llm.llm_engine.abort_request(list(waiting))
@@ -201,7 +229,7 @@ class VllmEngine:
     def _loaded(self, longest: int) -> Any:
         """Give vLLM with room for prompts of `longest` tokens and their completions."""
         room = self._room(max(longest, self.longest_prompt))
-        if self._llm and room > self._llm.llm_engine.model_config.max_model_len:
+        if self._llm and self._is_too_small(self._llm, longest):
             self.close()  # A prompt longer than those before, of which nothing was known.
         if self._llm is None:
             say(f"loading {self.files.name} into vLLM")
@@ -230,7 +258,12 @@ class VllmEngine:
         needed = -(-(longest + self.max_tokens) // _ROOM_STEP) * _ROOM_STEP
         return min(needed, self._most_room)
 
-    def _check_lengths(self, llm: Any, longest: int) -> None:
+    def _is_too_small(self, llm: Any, longest: int) -> bool:
+        """Whether more room could be made for prompts of `longest` tokens by loading anew."""
+        room = self._room(max(longest, self.longest_prompt))
+        return bool(room > llm.llm_engine.model_config.max_model_len)
+
+    def _check_length(self, llm: Any, longest: int) -> None:
         """Refuse what vLLM would cut before --max-tokens, without saying so."""
         most = llm.llm_engine.model_config.max_model_len
         if longest + self.max_tokens > most:
@@ -366,12 +399,30 @@ def _rollouts(request: SampleRequest, output: Any) -> Iterator[Rollout]:
         )
 
 
-def _derived_seed(seed: int, requests: Sequence[SampleRequest]) -> int:
-    """A seed for these requests alone, 63 bits."""
-    content = hashlib.sha256(f"{seed}".encode())
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell in one line what vLLM fails with.
+
+    Raises:
+        RunError: it does.
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        raise RunError(
+            f"vLLM failed while sampling: {_reason(error)}{_hint()}; the same command continues"
+        ) from error
+
+
+def _longest(requests: Iterable[SampleRequest]) -> int:
+    return max(len(request.prompt_token_ids) for request in requests)
+
+
+def _state_after(handed_over: Any, requests: Sequence[SampleRequest]) -> int:
+    """A seed, 63 bits, for when these requests come after those that went into a hash before."""
     for request in requests:
-        content.update(f"\0{request.item_id}\0{request.first_sample}".encode())
-    return int.from_bytes(content.digest()[:8], "little") >> 1
+        handed_over.update(f"\0{request.item_id}\0{request.first_sample}".encode())
+    return int.from_bytes(handed_over.digest()[:8], "little") >> 1
 
 
 def _set_random_state(worker: Any, seed: int) -> None:

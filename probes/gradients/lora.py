@@ -51,7 +51,7 @@ from probes.models.modules import linear_layers
 # Linear layers that are never called: Mamba multiplies by the weight of its time steps itself.
 _USED_BY_WEIGHT = ("dt_proj",)
 # Of the logits of one chunk of predictions and what becomes of them, 12 bytes a number at most.
-_HEAD_BYTES = {"cpu": 2**28, "cuda": 2**30}
+_HEAD_BYTES = {"cpu": 2**26, "cuda": 2**30}
 # Of one module's gradients before they are projected, all rows of a block together.
 _PROJECTED_BYTES = 2**28
 # Giving freed memory back costs a few percent of a pass.
@@ -193,6 +193,14 @@ def _generator(*key: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
+def lora_a(adapter: Adapter, name: str, fan_in: int) -> torch.Tensor:
+    """A of the module of a name, (rank, fan_in): uniform as in PEFT (Kaiming with a = sqrt 5)."""
+    draws = _generator(adapter.seed, "lora_A", name)
+    bound = fan_in**-0.5
+    a = draws.uniform(-bound, bound, size=(adapter.rank, fan_in))
+    return torch.from_numpy(a.astype(np.float32))
+
+
 class _Tap:
     """One module that the adapter sits on: its A, and its share in the projection."""
 
@@ -203,11 +211,8 @@ class _Tap:
         self._sketch: Sketch | None = None
 
     def lora_a(self, fan_in: int) -> torch.Tensor:
-        """Return A, (rank, fan_in) float32: uniform as in PEFT (Kaiming with a = sqrt 5)."""
-        draws = _generator(self.adapter.seed, "lora_A", self.name)
-        bound = fan_in**-0.5
-        a = draws.uniform(-bound, bound, size=(self.adapter.rank, fan_in))
-        return torch.from_numpy(a.astype(np.float32))
+        """Return A, (rank, fan_in) float32."""
+        return lora_a(self.adapter, self.name, fan_in)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return A h of every distinct prefix, (prefixes, rank), in the layer's own precision."""
@@ -354,6 +359,7 @@ class GradientProbe:
                 self._kept_limit.lower(tokens - 1)
             else:
                 del waiting[:1]
+        give_back_freed_memory()
 
     def _pass_if_it_fits(self, rollouts: list[TokenizedRollout]) -> np.ndarray | None:
         try:

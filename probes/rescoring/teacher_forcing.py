@@ -53,7 +53,7 @@ def log_probabilities(
         policy: the model is used in evaluation mode and left as it was.
         rollouts: prompts and completions, of one token or more each.
         temperature: divides the logits, > 0.
-        batch_tokens: padded tokens in one pass, 4,096 on a CPU and 16,384 on a GPU where None;
+        batch_tokens: padded tokens in one pass, 1,024 on a CPU and 16,384 on a GPU where None;
             halved when memory runs out.
         advance: told how many rollouts a finished pass accounts for.
 
@@ -76,7 +76,7 @@ def log_probabilities(
     # Rollouts of one prompt stand together, because they share its computation.
     waiting = sorted(places, key=lambda key: (len(key[0]), key[0], len(key[1]), key[1]))
     if batch_tokens is None:
-        batch_tokens = 16 * 1024 if policy.device.type == "cuda" else 4 * 1024
+        batch_tokens = 16 * 1024 if policy.device.type == "cuda" else 1024
     found = np.zeros(len(rollouts))
     with _evaluating(policy.model), torch.no_grad():
         while waiting:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,8 @@ from probes.engines.base import Engine, Rollout, SampleRequest
 
 # Files that were drawn before one of a lower number, until that one is there.
 _EARLY = "early"
+# Shards that are decoded or written while others are drawn; where more are finished, it is waited.
+_BESIDE = 2
 
 Advance = Callable[[int, int], None]
 """Told of finished work: rollouts, and their tokens."""
@@ -89,13 +95,15 @@ def sample_items(
     target: NDArray[np.int64],
     draw: DrawShards,
     shard_size: int,
+    saw: Callable[[pa.Table], None] = lambda table: None,
 ) -> dict[str, Any]:
     """Draw what is missing until every item has its target; return the stage's counts.
 
-    A shard's rollouts depend on the seed and the shard alone, so that a run taken up again after a
-    kill goes on with the rollouts that it would have drawn. A shard that is finished before one of
-    a lower number waits in `rollouts/early`: so the files in `rollouts` are always the first ones,
-    and the others are cut as before.
+    Where the engine is deterministic a rollout depends on the seed, its item and its number alone,
+    so that a run taken up again after a kill goes on with the rollouts that it would have drawn. A
+    shard that is finished before one of a lower number waits in `rollouts/early`: so the files in
+    `rollouts` are always the first ones, and the others are cut as before. Files are written in a
+    thread, so that what draws need not wait.
 
     Args:
         run: gets new files in `rollouts/`.
@@ -104,6 +112,8 @@ def sample_items(
         target: shape (items,): rollouts that each item shall have.
         draw: draws shards.
         shard_size: rollouts of a file, at most.
+        saw: told of every shard that is finished; what it raises ends the stage, and what is
+            finished is kept.
     """
     files = rollout_shards(run)
     first = int(files[-1].stem) + 1 if files else 0
@@ -128,8 +138,15 @@ def sample_items(
             tokens, count = tokens + new_tokens, count + rollouts
             progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
 
-        for number, table in draw(wanted(), advance):
-            place.write(number, table)
+        with ThreadPoolExecutor(1, "writing") as thread:
+            written: deque[Future[None]] = deque()
+            for number, table in draw(wanted(), advance):
+                written.append(thread.submit(place.write, number, table))
+                while written and (written[0].done() or len(written) > _BESIDE):
+                    written.popleft().result()
+                saw(table)
+            for each in written:
+                each.result()
         place.close()
     return {
         "rollouts": total,
@@ -140,12 +157,16 @@ def sample_items(
 
 
 class _Files:
-    """Writes shards to a folder in which no number below that of a file may be missing."""
+    """Writes shards to a folder in which no number below that of a file may be missing.
+
+    One thread may write while another one asks what is there.
+    """
 
     def __init__(self, folder: Path, first: int) -> None:
         self._folder = folder
         self._next = first
         self._waiting: set[int] = set()
+        self._moving = Lock()
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:05d}.parquet"
@@ -167,7 +188,8 @@ class _Files:
         pairs = zip(table["item_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
         if list(pairs) != asked:  # Cut on another device: it is drawn again.
             return False
-        self._waiting.add(shard.number)
+        with self._moving:
+            self._waiting.add(shard.number)
         return True
 
     def write(self, number: int, table: pa.Table) -> None:
@@ -179,13 +201,15 @@ class _Files:
             self._follow()
         else:
             write_parquet(self._early_file(number), table)
-            self._waiting.add(number)
+            with self._moving:
+                self._waiting.add(number)
 
     def _follow(self) -> None:
-        while self._next in self._waiting:
-            self._early_file(self._next).replace(self._file(self._next))
-            self._waiting.remove(self._next)
-            self._next += 1
+        with self._moving:
+            while self._next in self._waiting:
+                self._early_file(self._next).replace(self._file(self._next))
+                self._waiting.remove(self._next)
+                self._next += 1
 
     def close(self) -> None:
         """Let the last files follow; every shard is there now."""
@@ -194,13 +218,81 @@ class _Files:
 
 
 def draw_here(engine: Engine, tokenizer: Any) -> DrawShards:
-    """Draw shards one after the other with an engine of this process."""
+    """Draw shards with an engine of this process, which is kept full from one to the next.
+
+    The engine is asked for the rollouts of all shards in one go: so those of the next begin while
+    the last of one are in the making. Texts are decoded in a thread.
+    """
 
     def draw(shards: Iterable[SampleShard], advance: Advance) -> Iterator[tuple[int, pa.Table]]:
-        for shard in shards:
-            yield shard.number, draw_shard(shard.requests, engine, tokenizer, advance)
+        begun = _Begun()
+        with ThreadPoolExecutor(1, "decoding") as thread:
+            tables: deque[tuple[int, Future[pa.Table]]] = deque()
+            try:
+                for rollout in engine.sample(begun.requests(shards)):
+                    advance(1, len(rollout.completion_token_ids))
+                    whole = begun.take(rollout)
+                    if whole:
+                        table = thread.submit(
+                            rollout_table, whole.shard.requests, whole.rollouts, tokenizer
+                        )
+                        tables.append((whole.shard.number, table))
+                    while tables and (tables[0][1].done() or len(tables) > _BESIDE):
+                        number, table = tables.popleft()
+                        yield number, table.result()
+            except (Exception, KeyboardInterrupt):
+                # What is finished is not lost with what is in the making.
+                yield from ((number, table.result()) for number, table in tables)
+                raise
+            yield from ((number, table.result()) for number, table in tables)
 
     return draw
+
+
+@dataclass
+class _Shard:
+    """A shard that an engine is at."""
+
+    shard: SampleShard
+    missing: int
+    rollouts: list[Rollout] = field(default_factory=list)
+
+
+class _Begun:
+    """The shards that an engine is at, and what of them it has finished."""
+
+    def __init__(self) -> None:
+        # By item: of a large number of samples, several shards can each have some.
+        self._parts: dict[str, list[tuple[SampleRequest, _Shard]]] = {}
+
+    def requests(self, shards: Iterable[SampleShard]) -> Iterator[SampleRequest]:
+        """Ask for the rollouts of one shard after the other."""
+        for shard in shards:
+            begun = _Shard(shard, shard.rollouts)
+            for request in shard.requests:
+                self._parts.setdefault(request.item_id, []).append((request, begun))
+            yield from shard.requests
+
+    def take(self, rollout: Rollout) -> _Shard | None:
+        """Put a rollout to its shard; return that if it is whole now."""
+        begun = next(
+            begun
+            for request, begun in self._parts[rollout.item_id]
+            if 0 <= rollout.sample - request.first_sample < request.samples
+        )
+        # As numbers of 4 bytes: hundreds of millions of tokens can be in the making.
+        token_ids = array("i", rollout.completion_token_ids)
+        begun.rollouts.append(replace(rollout, completion_token_ids=token_ids))
+        begun.missing -= 1
+        if begun.missing:
+            return None
+        for request in begun.shard.requests:
+            left = [part for part in self._parts[request.item_id] if part[1] is not begun]
+            if left:
+                self._parts[request.item_id] = left
+            else:
+                del self._parts[request.item_id]
+        return begun
 
 
 def draw_shard(
@@ -225,12 +317,15 @@ def rollout_table(
         {
             "item_id": [rollout.item_id for rollout in ordered],
             "sample": [rollout.sample for rollout in ordered],
-            "completion": tokenizer.batch_decode(
-                [rollout.completion_token_ids for rollout in ordered],
-                skip_special_tokens=True,
-                # The clean-up removes spaces that the policy did write ("x , y").
-                clean_up_tokenization_spaces=False,
-            ),
+            "completion": [
+                tokenizer.decode(
+                    list(rollout.completion_token_ids),
+                    skip_special_tokens=True,
+                    # The clean-up removes spaces that the policy did write ("x , y").
+                    clean_up_tokenization_spaces=False,
+                )
+                for rollout in ordered
+            ],
             "completion_token_ids": [
                 np.array(rollout.completion_token_ids, dtype=np.int32) for rollout in ordered
             ],

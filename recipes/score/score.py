@@ -245,6 +245,8 @@ class _Job:
                     self._refuse_other_dtype(machine["dtype"])
                     return ray.draw(begin)
                 model = stack.enter_context(closing(LoadedModel(config, loading.files, loading)))
+                lengths = pc.list_value_length(self.items["prompt_token_ids"])
+                model.longest_prompt = pc.max(lengths).as_py()
                 model.check_sampling()
                 begin({**model.engine().facts(), "why": model.why})
                 return draw_here(model.engine(), loading.tokenizer)

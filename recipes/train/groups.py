@@ -14,6 +14,8 @@ from probes.verifiers.verdict import reaches
 
 # As in TRL and the paper's code; keeps a group of nearly equal rewards finite.
 _EPSILON = 1e-4
+# Times what is expected to be enough that is asked for, so that one more round is rarely needed.
+_SPARE = 1.1
 # Of one item; older ones were drawn by a policy that is long gone.
 _MOST_BUFFERED = 4
 
@@ -73,6 +75,21 @@ class Group:
             truncated=[self.truncated[i] for i in places],
             samples=(),
         )
+
+
+def prompts_to_ask(missing: int, signals: int, groups: int, most: int) -> int:
+    """How many prompts to sample where groups with a signal are missing.
+
+    A round of sampling takes as long as its longest rollout, so it asks for what is expected to be
+    enough by the share of groups with a signal so far, and a tenth more.
+
+    Args:
+        missing: groups with a signal.
+        signals: groups that had one, of all that were sampled so far.
+        groups: all of these, at least 1.
+        most: not more than so many.
+    """
+    return min(most, math.ceil(_SPARE * missing * groups / max(signals, 1)))
 
 
 def advantages(rewards: Sequence[float]) -> NDArray[np.float64]:

@@ -29,11 +29,20 @@ from probes.models.load import Policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import load_state, remove_older, save_state
-from recipes.train.groups import Group, ReplayBuffer, advantages, with_replay
+from recipes.train.groups import (
+    Group,
+    ReplayBuffer,
+    advantages,
+    prompts_to_ask,
+    with_replay,
+)
 from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.packing import can_pack, pack, packed_log_probs
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import TrainingProgress
+
+# Of prompts that one round of sampling asks for at most, in those of a step: a round is held whole.
+_ROUND = 4
 
 
 class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -123,12 +132,16 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         """Sample groups until the step's batch is full; return this process's share of it."""
         self.settle_clipping()
         wanted = self.recipe.prompts_per_step
-        most_rounds = self.recipe.max_sampling_rounds if self.recipe.dynamic_sampling else 1
+        most = wanted * (self.recipe.max_sampling_rounds if self.recipe.dynamic_sampling else 1)
         kept: list[Group] = []
         spare: list[Group] = []
-        for _ in range(most_rounds):
+        asked = 0
+        while asked < most:
+            now = self._to_ask(wanted - len(kept), len(kept)) if asked else wanted
+            now = min(now, most - asked)
+            asked += now
             self.progress.sampling_rounds += 1
-            for group in self._sample_groups(wanted - len(kept)):
+            for group in self._sample_groups(now):
                 is_kept = (group.has_signal or not self.recipe.dynamic_sampling) and (
                     len(kept) < wanted
                 )
@@ -149,6 +162,13 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             row["trained"] = row["group"] in trained
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         return self._to_tensors(batch[process::processes])
+
+    def _to_ask(self, missing: int, kept: int) -> int:
+        """How many more prompts to sample for the groups that a step still lacks."""
+        progress = self.progress
+        signals = progress.kept + progress.surplus + kept  # Of the steps before, and of this one.
+        most = _ROUND * self.recipe.prompts_per_step
+        return prompts_to_ask(missing, signals, progress.groups, most)
 
     def _sample_groups(self, wanted: int) -> list[Group]:
         """Sample at least as many groups as wanted, every process its share; return all of them."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from curate.errors import RunError
 from recipes.recipe import Recipe
+
+# Rank 0 exports and writes alone, through main memory, while the others wait in a collective: for
+# a 7B with every checkpoint kept half an hour and more. NCCL's own limit is 10 minutes.
+COLLECTIVES = timedelta(hours=2)
 
 
 @dataclass
@@ -67,7 +73,7 @@ def trainer_settings(recipe: Recipe, seed: int, folder: Path, *, processes: int 
     most = max(1, recipe.rows_per_pass // recipe.num_generations)
     at_once = max(n for n in range(1, min(groups, most) + 1) if groups % n == 0)
     passes = groups // at_once
-    return GRPOConfig(
+    settings = GRPOConfig(
         output_dir=str(folder),
         seed=seed,
         max_steps=recipe.max_steps * recipe.updates_per_step,
@@ -86,6 +92,8 @@ def trainer_settings(recipe: Recipe, seed: int, folder: Path, *, processes: int 
         temperature=recipe.temperature,
         # Equation 1 of the paper: tokens are averaged within a rollout, then rollouts.
         loss_type="grpo",
+        # TRL's default multiplies the KL term by the ratio, which changes its gradient.
+        use_bias_correction_kl=False,
         save_strategy="steps",
         save_steps=recipe.save_every * recipe.updates_per_step,
         # Old checkpoints are removed by us, once the new one is complete.
@@ -101,4 +109,16 @@ def trainer_settings(recipe: Recipe, seed: int, folder: Path, *, processes: int 
         ignore_data_skip=True,
         shuffle_dataset=False,
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(COLLECTIVES.total_seconds()),
     )
+    use_one_gpu(settings)
+    return settings
+
+
+def use_one_gpu(settings: TrainingArguments) -> None:
+    """Keep a process to one GPU: with several in sight transformers would split every batch.
+
+    TRL refuses that; several GPUs take a process each (`accelerate launch`).
+    """
+    _ = settings.device  # Which counts them, once.
+    settings._n_gpu = min(settings.n_gpu, 1)

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from curate.errors import RunError
 from curate.progress import Progress
 from recipes.train.checkpoints import checkpoints, load_state, remove_older, save_state
+from recipes.train.settings import COLLECTIVES, use_one_gpu
 from recipes.train.train import Training, lora_config, process_state, trainable_policy
 
 _NO_LOSS = -100  # the label of a token that the loss leaves out
@@ -84,29 +85,32 @@ def train_sft(
     whole = checkpoints(training.folder)
     before = load_state(whole[-1])[0]["seconds"] if whole else 0.0
     policy = trainable_policy(training)
+    settings = SFTConfig(
+        output_dir=str(training.folder),
+        seed=training.seed,
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=each // at_once,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=recipe.max_grad_norm,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=torch.cuda.is_available(),
+        bf16=recipe.lora_rank == 0 and torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        ddp_timeout=int(COLLECTIVES.total_seconds()),
+    )
+    use_one_gpu(settings)
     trainer = SFTTrainer(
         model=policy.model,
-        args=SFTConfig(
-            output_dir=str(training.folder),
-            seed=training.seed,
-            max_steps=recipe.max_steps,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=each // at_once,
-            learning_rate=recipe.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=recipe.max_grad_norm,
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            save_strategy="steps",
-            save_steps=recipe.save_every,
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=torch.cuda.is_available(),
-            bf16=recipe.lora_rank == 0 and torch.cuda.is_available(),
-            use_cpu=not torch.cuda.is_available(),
-        ),
+        args=settings,
         train_dataset=Dataset.from_dict(rows),
         processing_class=policy.tokenizer,
         peft_config=lora_config(recipe) if recipe.lora_rank else None,

@@ -30,13 +30,14 @@ from recipes.train.checkpoints import checkpoints
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import trainer_settings
+from recipes.train.settings import COLLECTIVES, trainer_settings
 
 
 def process_state() -> Any:
     """Which of the processes of `accelerate launch` this is, and how many there are."""
     # Without the hint two processes without a GPU would take themselves for one each.
-    return PartialState(cpu=not torch.cuda.is_available())
+    # The first call makes the process group, whose limit of time holds from then on.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=COLLECTIVES)
 
 
 @dataclass(frozen=True)

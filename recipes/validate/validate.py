@@ -15,14 +15,17 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
+from curate.config import AUTO, TagConfig
 from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.files import write_atomically
@@ -30,9 +33,9 @@ from curate.run.folder import find_run, lock_folder
 from curate.run.names import METRICS, POLICY, RECIPE, VALIDATION
 from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
-from probes.engines.transformers import TransformersEngine
+from probes.engines.choose import SERVER, TRANSFORMERS, LoadedModel
 from probes.models.files import resolve_model
-from probes.models.load import load_policy
+from probes.models.load import load_tokenizer
 from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
@@ -66,6 +69,11 @@ def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
     for job in jobs:
         job.check()
     alone = process_state().num_processes == 1
+    if alone and torch.cuda.device_count() > 1:
+        say(
+            f"one of {torch.cuda.device_count()} GPUs trains; all do with accelerate launch "
+            "--multi_gpu -m curate validate ..."
+        )
     for job in jobs:
         job.work(outcomes=alone)
     # Other processes have nothing to do with final rollouts, and must not wait for hours.
@@ -216,30 +224,26 @@ class _Job:
         export_policy(self._training, whole[-1], self.folder / POLICY)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
-    def _draw(self) -> DrawShards:
-        """What draws from the trained policy."""
-        config = self.run.config
-        policy = load_policy(
-            resolve_model(str(self.folder / POLICY)), trust_remote_code=config.trust_remote_code
-        )
-        engine = TransformersEngine(
-            policy,
-            seed=FINAL_SEED + self.seed,
-            temperature=self.recipe.evaluation_temperature,
-            max_tokens=config.max_tokens,
-        )
-        return draw_here(engine, policy.tokenizer)
-
     def _evaluate(self) -> None:
         recipe, config = self.recipe, self.run.config
+        files = resolve_model(str(self.folder / POLICY))
         start = time.monotonic()
-        judged, correct = evaluate(
-            self.folder,
-            self.run.items,
-            self.run.pool(),
-            self._draw,
-            rollouts=recipe.evaluation_rollouts,
-        )
+        with closing(LoadedModel(self._final_config(), files)) as model:
+            lengths = pc.list_value_length(self.run.items["prompt_token_ids"])
+            model.longest_prompt = pc.max(lengths).as_py()
+
+            def draw() -> DrawShards:
+                trusted = config.trust_remote_code
+                tokenizer = load_tokenizer(files, trust_remote_code=trusted)
+                return draw_here(model.engine(), tokenizer)
+
+            judged, correct = evaluate(
+                self.folder,
+                self.run.items,
+                self.run.pool(),
+                draw,
+                rollouts=recipe.evaluation_rollouts,
+            )
         if self.wanted.keep == "none":
             shutil.rmtree(self.folder / POLICY, ignore_errors=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -253,5 +257,26 @@ class _Job:
                 "final_rollouts": recipe.evaluation_rollouts,
                 "temperature": recipe.evaluation_temperature,
                 "max_tokens": config.max_tokens,
+                "engine": model.choice,
             },
+        )
+
+    def _final_config(self) -> TagConfig:
+        """How the final rollouts are drawn: by the run's engine, whatever the run left out.
+
+        The run's servers have the model before training, so the engine is then the one of this
+        machine. In a process of several a vLLM would take their process group for its own.
+        """
+        recipe, config = self.recipe, self.run.config
+        engine = AUTO if config.engine == SERVER else config.engine
+        if process_state().num_processes > 1:
+            engine = TRANSFORMERS
+        return config.replace(
+            engine=engine,
+            base_url=(),
+            seed=FINAL_SEED + self.seed,
+            temperature=recipe.evaluation_temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
         )
