@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -241,3 +242,19 @@ def test_a_run_of_easy_items_asks_for_nothing(tmp_path: Path) -> None:
     assert facts["items"] == 0 and facts["clusters"] == []
     assert (tmp_path / "o.jsonl").read_text() == ""
     assert "nothing to tell" in run_curate("gaps", run).stdout
+
+
+def test_where_a_step_takes_nothing_of_any_item_nobody_teaches(tmp_path: Path) -> None:
+    # Without a wrong rollout a step takes nothing of an item: there is no span.
+    run = _write(tmp_path / "run", draws=4, noise=0.1, kinds={"gcd": _KINDS["gcd"]})
+    gradients = run / "gradients/rollouts"
+    index = pq.read_table(gradients.with_suffix(".parquet"))
+    right = np.flatnonzero(index["reward"].to_numpy() == 1)
+    features = np.load(gradients.with_suffix(".npy"))[right]
+    pq.write_table(index.take(right), gradients.with_suffix(".parquet"))
+    np.save(gradients.with_suffix(".npy"), features)
+    facts = curate.gaps(run, tmp_path / "o.jsonl")
+    assert facts["directions"] == 0 and facts["reasons"][NOBODY] == 4
+    assert facts["signal_held"] == 0 and facts["clusters"][0]["inside"] == 0
+    lines = read_jsonl(tmp_path / "o.jsonl")
+    assert all(line["from_others"] == 0 and line["taught_by"] == [] for line in lines)
