@@ -246,7 +246,7 @@ def test_what_our_gradients_cannot_reach_is_refused_before_sampling(
 ) -> None:
     dataset = write_jsonl(tmp_path / "a.jsonl", additions(2))
     monkeypatch.setattr(
-        "probes.engines.choose.load_policy",
+        "probes.models.checkpoints.load_policy",
         lambda files, **options: with_expert_lists(load_policy(files, **options)),
     )
     run = tmp_path / "run"
