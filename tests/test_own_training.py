@@ -28,8 +28,9 @@ from curate.run.tables import FORECAST, OUTCOMES, REWARDS
 from tests.made.confirmed import make_world, write_confirmed_run
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import ROOT, additions, run_curate, write_jsonl
-from tests.test_formats import CHAT_TEMPLATE, PACKAGES
+from tests.test_formats import CHAT_TEMPLATE
 from tests.tiny import save_tiny_model
+from tests.trainer_packages import PACKAGES
 
 TAU = 0.1
 ROWS = [{"question": f"what is {a} + {a} ?", "answer": str(2 * a)} for a in range(1, 9)]
