@@ -232,7 +232,10 @@ def _check(
             f"the first is {matcher.example or 'missing'}"
         )
     if not judged and best == -np.inf:
-        raise UsageError(f"{where}: no rollout has a reward; --rollout-rewards judged judges them")
+        raise UsageError(
+            f"{where}: no rollout has a reward; they are judged with --verifier NAME of curate "
+            "import, or --rollout-rewards judged of curate tag"
+        )
     if not judged and 0 < best < correct_from:
         raise UsageError(
             f"{where}: the highest reward is {best:g}, none reaches {correct_from:g}: say from "
