@@ -169,8 +169,8 @@ class TagConfig(Settings):
     )  # fmt: skip
     mean_rollouts: int = option(
         "rollouts of an item on average, at most, spent on the items where they decide most (0: as "
-        "many as the items need, five times the default); twice as many change the label of one "
-        "item in fifteen",
+        "many as the items need, four to five times the default); twice as many change the label "
+        "of one item in fifteen",
         default=64, group=_SAMPLING, metavar="N", least=0, was_default=True,
     )  # fmt: skip
     rollout_budget: int = option(
