@@ -192,6 +192,8 @@ class Tagging:
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
         self._probe_items()
+        if self.ray:
+            self.ray.release()  # What follows is done here.
         self._stage("answers", self._answers)
         if self.config.has_policy:
             self._stage("similarity", self._similarity)
@@ -466,10 +468,11 @@ class Tagging:
         if is_first and not self.opening:
             self.opening = self._opening(drawn, target)
         opening = self.opening if self.opening and not self.opening.is_told else None
+        longest = int(self.prompt_tokens().max())
         if self.ray and self.model.choice != SERVER:
-            draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
+            draw = self.ray.draw(lambda facts: self.run.update(engine=facts), longest)
         else:
-            self.model.longest_prompt = int(self.prompt_tokens().max())
+            self.model.longest_prompt = longest
             engine = self._engine()
             draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
         if opening:

@@ -16,7 +16,6 @@ from probes.gradients import lora
 from probes.gradients.batch import Batch
 from probes.gradients.sketch import GradientSums
 from probes.machines.ray import RayExecutor
-from probes.machines.ray_worker import Differentiator, Sampler
 from probes.models import load
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, weight_bytes
@@ -117,5 +116,4 @@ def test_gpus_that_sample_together_differentiate_one_by_one(
     executor._workers, executor._cpus, executor._gpus = 2, 1, 4
     there = {"CPU": 64, "GPU": 8}
     monkeypatch.setattr(executor, "_places", lambda name, each: int(there[name] // each))
-    assert executor._size(Sampler) == (2, 4)
-    assert executor._size(Differentiator) == size
+    assert executor._gradient_workers() == size
