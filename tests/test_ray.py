@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from ray.cluster_utils import Cluster
 from curate.errors import UsageError
 from probes import tagging
 from probes.machines import ray as ray_machines
+from probes.machines import ray_worker
+from probes.machines.ray_worker import Worker
 from probes.models import load as models
+from probes.models.load import describe_machine
 from tests.ray_workers import GATE, use_float32
 from tests.tag_runs import (
     ROOT,
@@ -61,6 +64,8 @@ from probes.stages import sample as sampling
 from curate.errors import UsageError
 from probes import tagging
 from probes.machines import ray as ray_machines
+from probes.machines import ray_worker
+from probes.machines.ray_worker import Worker
 from curate.cli import main
 tagging._SHARD_TOKENS = %r
 real, calls = sampling.write_parquet, 0
@@ -118,6 +123,8 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(GATE, str(gate))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Idle workers would each import torch, for nobody.
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
         # Workers find our packages and the tests where this process does.
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setattr(models, "choose_dtype", models.choose_dtype)
@@ -176,11 +183,11 @@ def assert_same(folder: Path, local: Path) -> None:
     assert not list(run.rglob("*.tmp")) and not list(run.rglob("early"))
 
 
-def command(folder: Path, local: Path, model: Path) -> tuple[object, ...]:
+def command(folder: Path, local: Path, model: Path, workers: int = 2) -> tuple[object, ...]:
     return (
         *(local / "sums.jsonl", "--model", model, *ONE_ROUND),
         *("--run-dir", folder / "run", "--out", folder / "out.jsonl"),
-        *("--executor", "ray", "--workers", 2),
+        *("--executor", "ray", "--workers", workers),
     )
 
 
@@ -196,7 +203,7 @@ def test_a_killed_driver_goes_on_and_a_killed_node_costs_nothing_but_time(
     driver = subprocess.Popen(
         [
             *(sys.executable, tmp_path / "driver.py", two_nodes.cluster.address),
-            *map(str, small_command(*asked)[3:]),
+            *map(str, small_command(*command(tmp_path, local, tiny_model, workers=1))[3:]),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -247,12 +254,41 @@ def test_checkpoints_are_scored_on_the_workers(
     )
 
 
+class _Here:
+    """A cluster whose workers are objects of this process, which start in no time."""
+
+    def __init__(self, settings: Any, cpus: float) -> None:
+        self.settings = settings
+
+    def start(self, gpus: float) -> Worker:
+        return Worker(self.settings)
+
+    def call(self, worker: Worker, method: str, *arguments: object) -> Any:
+        return getattr(worker, method)(*arguments)
+
+    def result(self, reply: Any) -> Any:
+        return reply
+
+    def end(self, workers: Sequence[Worker], others: Sequence[Worker] = ()) -> None:
+        for worker in workers:
+            worker.close()
+
+
 def test_what_is_wrong_on_a_worker_is_one_line(
-    two_nodes: _TwoNodes, local: Path, tiny_model: Path, tmp_path: Path
+    two_nodes: _TwoNodes,
+    local: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ray_machines, "_RayCluster", _Here)
     asked = command(tmp_path, local, tiny_model)
-    ran = tag(*asked, "--workers", 1, "--gradient-targets", "nothing_like_it")
+    ran = tag(*asked, "--gradient-targets", "nothing_like_it")
     assert ran.status == 2 and "the model has no module 'nothing_like_it'" in ran.last_line
+    monkeypatch.setattr(ray_worker, "describe_machine", lambda: {"dtype": "bfloat16", "name": "X"})
+    monkeypatch.setattr(Worker, "machine", lambda self: describe_machine())
+    ran = tag(*asked)
+    assert ran.status == 2 and "another precision is chosen on a worker" in ran.last_line
 
 
 def test_a_cluster_that_is_not_there_or_has_no_room_is_one_line(
