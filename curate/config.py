@@ -350,7 +350,7 @@ class TagConfig(Settings):
     )  # fmt: skip
     gold_prefixes: int = option(
         "rollouts of an item in which the gold is put in the place of the answer and scored: says "
-        "much of items that are rarely right (0: none; not on the workers of --executor ray)",
+        "much of items that are rarely right (0: none)",
         default=16, group=_TAGGING, metavar="N", least=0,
     )  # fmt: skip
     gradient_rollouts: int = option(

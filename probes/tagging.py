@@ -193,6 +193,8 @@ class Tagging:
         """Run every stage that is not done yet."""
         self._probe_items()
         if self.ray:
+            if self.config.has_policy:
+                self._stage("gold", self._gold)
             self.ray.release()  # What follows is done here.
         self._stage("answers", self._answers)
         if self.config.has_policy:
@@ -596,26 +598,22 @@ class Tagging:
         return {"items_this_time": table.num_rows}
 
     def _gold(self) -> dict[str, Any]:
-        """Score the golds after what the first rollouts of every item wrote before their answers.
-
-        On the workers of a Ray cluster this is not done: there the counts alone speak.
-        """
+        """Score the golds after what an item's first rollouts wrote before their answers."""
         config = self.config
-        if self.ray and config.gold_prefixes:
-            say("the gold is not scored on Ray workers: the forecast goes by the counts alone")
         if config.rollouts and config.gold_prefixes:
             say("the gold is not scored after rollouts of files: the forecast goes by the counts")
-        if self.ray or config.rollouts or not config.gold_prefixes:
+        if config.rollouts or not config.gold_prefixes:
             return {"items_with_gold": 0}
         return score_golds(
             self.run,
             self._items,
             self._row_of,
             self._tokenizer,
-            self.model.policy(),
+            self.model.outline() if self.ray else self.model.policy(),
             self._pool(),
             most_prefixes=min(config.gold_prefixes, config.min_rollouts),
             temperature=config.temperature,
+            score=self.ray.score if self.ray else None,
         )
 
     def _decided(self, found: Outcomes) -> NDArray[np.bool_]:

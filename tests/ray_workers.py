@@ -20,7 +20,7 @@ def use_float32() -> None:
 GATE = "CURATE_TEST_GATE"
 """Names a folder, in the environment of the nodes. While `hold` is in it, one shard is told of and
 all others wait."""
-_MOST_SECONDS = 120
+_MOST_SECONDS = 200
 
 
 def prepare_worker() -> None:

@@ -17,6 +17,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from curate.progress import say
 from probes.engines.choose import ModelFacts
-from probes.machines.ray_worker import Failed, Worker, WorkerModel
+from probes.gradients.batch import TokenizedRollout
+from probes.machines.ray_worker import Failed, ScoreShard, Worker, WorkerModel
 from probes.machines.workers import LostError, Workers
 from probes.stages.gradients import GradientShard
 from probes.stages.sample import Advance, SampleShard
@@ -36,6 +38,8 @@ from probes.stages.sample import Advance, SampleShard
 _CONNECT_SECONDS = 10
 # How long a worker may take to free what it holds; then it is killed.
 _END_SECONDS = 20
+# Rollouts that are scored by one worker at least: those of an item share its prompt.
+_SCORED_TOGETHER = 64
 # Options of an engine that go by the memory that is free.
 _BY_MEMORY = ("batch_tokens", "max_rows")
 
@@ -157,6 +161,20 @@ class RayExecutor:
             advance(done.rollouts, done.tokens)
             assert isinstance(done.result, np.ndarray)
             yield done.number, done.result
+
+    def score(
+        self, rollouts: Sequence[TokenizedRollout], *, temperature: float
+    ) -> NDArray[np.float64]:
+        """Give the log-probabilities of completions: `probes.stages.gold.Score`."""
+        workers, gpus = self._gradient_workers()
+        parts = min(workers, -(-len(rollouts) // _SCORED_TOGETHER))
+        bounds = np.linspace(0, len(rollouts), parts + 1).astype(int).tolist()
+        shards = (
+            ScoreShard(number, rollouts[first:end], temperature)
+            for number, (first, end) in enumerate(pairwise(bounds))
+        )
+        found = {done.number: done.result for done in self._all.work(workers, gpus, shards)}
+        return np.concatenate([np.zeros(0), *(found[number] for number in range(parts))])
 
     def _gradient_workers(self) -> tuple[int, float]:
         """How many workers differentiate, and GPUs of each.

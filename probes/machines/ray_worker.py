@@ -1,4 +1,4 @@
-"""What a Ray worker of `--executor ray` does: it holds a model, and draws or differentiates shards.
+"""What a Ray worker of `--executor ray` does: it holds a model, draws, differentiates and scores.
 
 The driver sends shards and asks for news in one call, `exchange`, over and over; the engine works
 in a thread of its own, so it never waits for the driver while it has rollouts in the making. It
@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -26,13 +25,25 @@ from curate.config import TagConfig, config_from_mapping
 from curate.errors import CurateError, RunError, UsageError
 from probes.engines.base import Engine
 from probes.engines.choose import LoadedModel, ModelFacts
+from probes.gradients.batch import TokenizedRollout
 from probes.gradients.lora import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import describe_machine, load_tokenizer
+from probes.rescoring.teacher_forcing import log_probabilities
 from probes.stages.gradients import GradientShard, differentiate_shard
 from probes.stages.sample import NO_SHARD, SampleShard, draw_here
 
-Shard = SampleShard | GradientShard
+
+@dataclass(frozen=True)
+class ScoreShard:
+    """Rollouts whose log-probabilities are asked for, at a temperature."""
+
+    number: int
+    rollouts: Sequence[TokenizedRollout]
+    temperature: float
+
+
+Shard = SampleShard | GradientShard | ScoreShard
 
 # How long `exchange` waits for news.
 _NEWS_SECONDS = 1.0
@@ -63,13 +74,13 @@ class Finished:
 
     Attributes:
         number: of the shard.
-        result: the table of its rollouts, or its features.
+        result: the table of its rollouts, its features, or its log-probabilities.
         rollouts, tokens: done for it.
-        facts: what drew it, as JSON; empty for gradients.
+        facts: what drew it, as JSON; empty where nothing was drawn.
     """
 
     number: int
-    result: pa.Table | NDArray[np.float32]
+    result: pa.Table | NDArray[Any]
     rollouts: int
     tokens: int
     facts: str = ""
@@ -321,8 +332,10 @@ class Worker:
             for shard in self._feed.serve():
                 if isinstance(shard, SampleShard):
                     self._draw(shard)
-                else:
+                elif isinstance(shard, GradientShard):
                     self._differentiate(shard)
+                else:
+                    self._score(shard)
         except Exception as error:  # noqa: BLE001
             self._feed.end_with(_failure(error))
 
@@ -358,6 +371,13 @@ class Worker:
         self._feed.tell(Finished(shard.number, features, done[0], done[1]))
         if not has_asked:  # Nothing of it could be differentiated.
             self._feed.ask()
+
+    def _score(self, shard: ScoreShard) -> None:
+        _, model = self._model()
+        found = log_probabilities(model.policy(), shard.rollouts, temperature=shard.temperature)
+        tokens = sum(rollout.tokens for rollout in shard.rollouts)
+        self._feed.tell(Finished(shard.number, found, len(shard.rollouts), tokens))
+        self._feed.ask()
 
 
 def _check_same(found: str, wanted: str, what: str) -> None:
