@@ -1,5 +1,6 @@
 """A model whose blocks lie on several devices, as far as a machine without a GPU can tell."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +86,11 @@ def test_a_model_goes_to_one_gpu_where_that_holds_it(
     ("gpus", "options", "said"),
     [
         (1, {}, ""),
-        (8, {}, "this machine has 8 GPUs, of which 1 are used"),
+        (
+            8,
+            {},
+            "this machine has 8 GPUs, of which 1 is used; add --executor ray to use all of them\n",
+        ),
         (8, {"engine": "vllm", "vllm": {"tensor_parallel_size": 4}}, "of which 4 are used"),
         (8, {"engine": "vllm", "vllm": {"tensor_parallel_size": 8}}, ""),
         (8, {"executor": "ray"}, ""),
@@ -105,6 +110,17 @@ def test_gpus_that_are_not_used_are_named(
     model._say_idle_gpus()
     err = capsys.readouterr().err
     assert said in err and bool(err) == bool(said)
+
+
+def test_where_ray_is_missing_it_is_said_how_to_get_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LoadedModel(TagConfig(), resolve_model(str(tiny_model)))
+    model._take_turns = True
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    model._say_idle_gpus()
+    assert capsys.readouterr().err.endswith("use all of them (pip install 'rl-curate[ray]')\n")
 
 
 @pytest.mark.parametrize(("ray", "size"), [({}, (8, 1)), ({"gpus_per_gradient_worker": 2}, (4, 2))])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Engine arguments of vLLM that multiply to the GPUs that it takes.
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_RAY_MISSING = "(pip install 'rl-curate[ray]')"
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
 
@@ -190,9 +191,11 @@ class LoadedModel:
         if self.choice == VLLM:
             used = math.prod(int(self.config.vllm.get(name, 1)) for name in _PARALLEL)
         if self.choice != SERVER and there > used and self.config.executor == "local":
+            has_ray = importlib.util.find_spec("ray") is not None
             say(
-                f"warning: this machine has {there} GPUs, of which {used} are used; --executor ray "
-                "uses all of them"
+                f"warning: this machine has {there} GPUs, of which {used} "
+                f"{'is' if used == 1 else 'are'} used; add --executor ray to use all of them"
+                + ("" if has_ray else f" {_RAY_MISSING}")
             )
 
     def where(self) -> str:
