@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +111,21 @@ def test_gpus_that_are_not_used_are_named(
     model._say_idle_gpus()
     err = capsys.readouterr().err
     assert said in err and bool(err) == bool(said)
+
+
+def test_gpus_that_a_model_is_spread_over_are_used(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LoadedModel(TagConfig(), resolve_model(str(tiny_model)))
+    model._take_turns = True
+    places = {"model.layers.0": 0, "model.layers.1": 1, "lm_head": 1}
+    model._policy = SimpleNamespace(model=SimpleNamespace(hf_device_map=places))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model._say_idle_gpus()
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    model._say_idle_gpus()
+    assert "has 4 GPUs, of which 2 are used" in capsys.readouterr().err
 
 
 def test_where_ray_is_missing_it_is_said_how_to_get_it(

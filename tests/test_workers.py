@@ -217,6 +217,11 @@ def test_workers_are_kept_over_rounds_and_gradients_and_end_once() -> None:
     assert all(each.result.tolist() == [[4, 4], [5, 5], [6, 6]] for each in found.values())
     assert {(each.rollouts, each.tokens) for each in found.values()} == {(4, 15)}
     assert len(cluster.workers) == 2 and not cluster.ended
+    # Turns of one kind and the other, over and over.
+    for _ in range(20):
+        assert len(list(workers.work(2, 0, cut[:3]))) == 3
+        assert len(list(workers.work(2, 0, gradients[:2]))) == 2
+    assert len(cluster.workers) == 2 and not cluster.ended
     # Others of another size take their place.
     assert len(list(workers.work(2, 1, gradients))) == 5
     assert len(cluster.ended) == 2 and len(cluster.workers) == 4
@@ -262,8 +267,8 @@ def test_what_a_lost_worker_had_in_hand_is_done_again_with_the_same_result(
         r"a worker was lost, and (\d+) shards? with it: they are done again",
         capsys.readouterr().err,
     )
-    # What it had begun and not what was to come.
-    assert lost and 1 <= int(lost[1]) <= 3
+    # What it had begun, of which less than a shard is missing, and not what was to come.
+    assert lost and 1 <= int(lost[1]) <= 8
     assert len(cluster.workers) == 3
 
 

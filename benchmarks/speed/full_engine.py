@@ -52,7 +52,7 @@ from typing import Any
 import numpy as np
 
 from probes.engines.base import RequestStream, Rollout, SampleRequest, rollouts_to_add
-from probes.machines.ray_worker import Shard, ShardStream
+from probes.machines.ray_worker import ShardStream
 from probes.stages.sample import SampleShard, draw_here, draw_shard, shards
 from probes.tagging import _SHARD_ROLLOUTS
 
@@ -292,19 +292,14 @@ class _OfWorker:
     def __init__(self, shared: SharedShards, worker: int) -> None:
         self._shared = shared
         self._worker = worker
-        self._sent: Shard | None = None
-        self.is_over = False
+        self._sent: SampleShard | None = None
 
-    def take(self) -> Shard | None:
+    def take(self) -> SampleShard | None:
         sent, self._sent = self._sent, None
         return sent
 
     def ask(self) -> None:
         self._sent = self._shared.next(self._worker)
-        self.is_over = self._sent is None
-
-    def wait(self) -> bool:
-        return self._sent is not None
 
 
 def simulate_workers(

@@ -190,6 +190,9 @@ class LoadedModel:
         used = 1
         if self.choice == VLLM:
             used = math.prod(int(self.config.vllm.get(name, 1)) for name in _PARALLEL)
+        elif self._policy:
+            places = getattr(self._policy.model, "hf_device_map", {})
+            used = max(len(set(map(str, places.values()))), 1)
         if self.choice != SERVER and there > used and self.config.executor == "local":
             has_ray = importlib.util.find_spec("ray") is not None
             say(

@@ -107,23 +107,14 @@ News = Finished | Failed | Wants
 
 
 class ShardSource(Protocol):
-    """Where a worker gets its shards."""
+    """Where a worker gets the shards that it draws."""
 
-    def take(self) -> Shard | None:
-        """Take the next shard; None where none is there."""
+    def take(self) -> SampleShard | None:
+        """Take the next shard to draw; None where none is there."""
         ...
 
     def ask(self) -> None:
         """Tell that another shard can be begun."""
-        ...
-
-    def wait(self) -> bool:
-        """Wait for a shard or for word that there is none; tell whether one is there."""
-        ...
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is none for now."""
         ...
 
 
@@ -131,7 +122,8 @@ class ShardStream:
     """The shards of one stream of requests, each begun beside the last rollouts of those before.
 
     Another is asked for when the engine has taken all requests, and less than a shard is not
-    finished: so no worker takes what others could begin sooner.
+    finished: so no worker takes what others could begin sooner. The stream ends with the last
+    rollout, if no other has come by then.
 
     Args:
         source: of the shards.
@@ -141,33 +133,27 @@ class ShardStream:
     def __init__(self, source: ShardSource, first: SampleShard) -> None:
         self._source = source
         self._first = first
-        self._given = self._finished = 0
-        self._tokens: dict[int, int] = {}
+        self._unfinished = 0
 
     def shards(self) -> Iterator[SampleShard]:
-        """Yield the shards, `NO_SHARD` while the next has not come, until there is none."""
-        shard = self._first
-        while True:
-            self._given += shard.rollouts
+        """Yield the shards, and `NO_SHARD` while the next has not come."""
+        shard: SampleShard | None = self._first
+        while shard:
+            self._unfinished += shard.rollouts
             yield shard
-            has_asked = False
-            while (found := self._source.take()) is None:
-                if self._source.is_over:
-                    return
-                unfinished = self._given - self._finished
-                if not has_asked and unfinished < shard.rollouts:
+            size, has_asked = shard.rollouts, False
+            while (shard := self._source.take()) is None:
+                if not has_asked and self._unfinished < size:
                     self._source.ask()
                     has_asked = True
-                if unfinished:
-                    yield NO_SHARD
-                else:
-                    self._source.wait()
-            assert isinstance(found, SampleShard)
-            shard = found
+                    continue
+                if not self._unfinished:
+                    return
+                yield NO_SHARD
 
     def advance(self, rollouts: int, tokens: int) -> None:
         """Count finished rollouts."""
-        self._finished += rollouts
+        self._unfinished -= rollouts
 
 
 class Feed:
@@ -177,23 +163,20 @@ class Feed:
         self._shards: deque[Shard] = deque()
         self._news: deque[News] = deque()
         self._changed = threading.Condition()
-        self._is_over = False
         self._is_served = False
         self._is_stopped = False
 
     # --- The driver's side -------------------------------------------------------------------
 
-    def add(self, shards: Sequence[Shard], *, is_over: bool) -> bool:
-        """Add shards, or say that there are none for now; tell whether nobody serves them yet."""
+    def add(self, shards: Sequence[Shard]) -> bool:
+        """Add shards; tell whether somebody has to begin to serve them."""
         with self._changed:
             if shards and not self._is_served:
-                # Asked for before it was known that there were none.
+                # Asked for when there was none.
                 self._news = deque(news for news in self._news if not isinstance(news, Wants))
             self._shards.extend(shards)
-            self._is_over = is_over
             begins = bool(self._shards) and not self._is_served and not self._is_stopped
             self._is_served |= begins
-            self._changed.notify_all()
             return begins
 
     def news(self, seconds: float) -> list[News]:
@@ -207,9 +190,8 @@ class Feed:
     def stop(self) -> None:
         """Take nothing more."""
         with self._changed:
-            self._is_stopped = self._is_over = True
+            self._is_stopped = True
             self._shards.clear()
-            self._changed.notify_all()
 
     # --- The engine's side -------------------------------------------------------------------
 
@@ -223,26 +205,18 @@ class Feed:
                 shard = self._shards.popleft()
             yield shard
 
-    def take(self) -> Shard | None:
-        """Take the next shard; None where none is there."""
+    def take(self) -> SampleShard | None:
+        """Take the next shard, if it is there and to be drawn."""
         with self._changed:
-            return self._shards.popleft() if self._shards else None
+            first = self._shards[0] if self._shards else None
+            if not isinstance(first, SampleShard):
+                return None
+            self._shards.popleft()
+            return first
 
     def ask(self) -> None:
         """Ask for another shard."""
         self.tell(Wants())
-
-    def wait(self) -> bool:
-        """Wait for a shard or for word that there is none; tell whether one is there."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._shards or self._is_over)
-            return bool(self._shards)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is none for now."""
-        with self._changed:
-            return self._is_over and not self._shards
 
     def tell(self, news: News) -> None:
         """Add news."""
@@ -296,9 +270,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001
             return _failure(error)
 
-    def exchange(self, shards: Sequence[Shard], is_over: bool) -> list[News]:
-        """Take shards, or word that there are none for now; give the news, of a while at most."""
-        if self._feed.add(shards, is_over=is_over):
+    def exchange(self, shards: Sequence[Shard]) -> list[News]:
+        """Take shards to do, if any; give the news as soon as there is some, or after a while."""
+        if self._feed.add(shards):
             self._thread.submit(self._serve)
         return self._feed.news(_NEWS_SECONDS)
 

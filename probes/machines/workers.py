@@ -201,7 +201,7 @@ class Workers:
                 seat.shards[given[0].number] = given[0]
                 seat.wants = False
             if seat.shards:
-                seat.reply = self._cluster.call(seat.worker, "exchange", given, seat.wants)
+                seat.reply = self._cluster.call(seat.worker, "exchange", given)
 
     def _start(self, work: _Work, most: int, gpus: float) -> None:
         """Start workers for shards that none can begin yet."""
