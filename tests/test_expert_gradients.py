@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from curate.errors import UsageError
@@ -254,6 +254,17 @@ def test_experts_and_routers_of_another_form_are_named(tmp_path: Path) -> None:
     assert "model.layers.0.mlp.gate" in left and "model.layers.1.mlp.gate" not in left
     assert "model.layers.1.mlp.experts.down_proj" in left
     assert features_of(policy, rollouts_of(2), Adapter(dim=64)).any()
+
+
+def test_a_router_that_is_given_more_than_tokens_is_known() -> None:
+    settings = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model("minimax_m2", **settings, **experts, vocab_size=18)
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    assert list(routers(model)) == ["model.layers.0.mlp.gate"]
+    assert coverage(model, ("auto",)).left_out == ()
 
 
 # --- Memory ----------------------------------------------------------------------------------

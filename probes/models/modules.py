@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -148,8 +149,11 @@ def _multiplies_once(module: torch.nn.Module) -> bool:
     """Whether a module gives its input times its weight to the rest of its code, once."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    tokens, width = 3, shapes["weight"].shape[1]
+    tokens, (experts, width) = 3, shapes["weight"].shape
     hidden = torch.empty(1, tokens, width, dtype=shapes["weight"].dtype, device="meta")
+    # Some are given a number for each expert, which is added where they choose.
+    wanted = list(inspect.signature(module.forward).parameters.values())[1:]
+    others = [torch.empty(experts, device="meta") for one in wanted if one.default is one.empty]
     seen = []
 
     def product(inputs: torch.Tensor, matrix: torch.Tensor, bias: Any) -> torch.Tensor:
@@ -159,7 +163,7 @@ def _multiplies_once(module: torch.nn.Module) -> bool:
     products = ProductsWith(shapes["weight"], product)
     try:
         with torch.no_grad(), products:
-            functional_call(module, shapes, (hidden,))
+            functional_call(module, shapes, (hidden, *others))
     except _FAILURES:  # Of code that wants other inputs, or numbers.
         return False
     return seen == [True] and not products.others
