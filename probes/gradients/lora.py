@@ -49,7 +49,7 @@ from probes.models.load import Policy, give_back_freed_memory, is_out_of_memory
 from probes.models.modules import FusedExperts, ProductsWith, linear_layers
 
 # Of the logits of one chunk of predictions and what becomes of them, 12 bytes a number at most.
-_HEAD_BYTES = {"cpu": 2**26, "cuda": 2**30}
+_HEAD_BYTES = {"cpu": 2**25, "cuda": 2**30}
 # Giving freed memory back costs a few percent of a pass.
 _PASSES_TO_TRIM = 8
 
