@@ -25,6 +25,7 @@ from trl.trainer.utils import add_fused_lm_head, pad
 
 from probes.engines.base import Rollout, SampleRequest
 from probes.engines.transformers import TransformersEngine
+from probes.models.adapters import add_before_rounding
 from probes.models.load import Policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
@@ -116,6 +117,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             callbacks=list(callbacks),
         )
 
+        add_before_rounding(self.model)
         self.beta = recipe.beta
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from curate.errors import UsageError
 from curate.progress import Progress
+from probes.models.adapters import merge
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, choose_device, choose_dtype, forget_quantization, load_policy
 from probes.verifiers.pool import VerifierPool
@@ -241,7 +242,8 @@ def train_grpo(training: Training) -> RecipeTrainer:
 def export_policy(training: Training, checkpoint: Path, folder: Path) -> None:
     """Write the policy of a checkpoint as a plain Hugging Face folder, an adapter merged into it.
 
-    In the precision of the initial policy; written aside and renamed when it is whole.
+    In the precision of the initial policy, where what an adapter adds is rounded at random (see
+    `probes.models.adapters`); written aside and renamed when it is whole.
     """
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -254,7 +256,7 @@ def export_policy(training: Training, checkpoint: Path, folder: Path) -> None:
     forget_quantization(policy.model)
     model = policy.model
     if training.recipe.lora_rank:
-        model = PeftModel.from_pretrained(model, checkpoint).merge_and_unload()
+        model = merge(PeftModel.from_pretrained(model, checkpoint))
     else:
         _load_weights(model, checkpoint)
     model.save_pretrained(aside)
