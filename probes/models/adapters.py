@@ -81,7 +81,8 @@ def merged_weight(layer: Any, *, seed: int = 0) -> torch.Tensor:
     """
     weight: torch.Tensor = layer.base_layer.weight.detach()
     (name,) = layer.active_adapters
-    exact = weight.float() + layer.get_delta_weight(name).detach().float()
+    added: torch.Tensor = layer.get_delta_weight(name).detach()
+    exact = weight.float() + added.float()
     if weight.dtype != torch.bfloat16:
         return exact.to(weight.dtype)
     random = torch.Generator(weight.device).manual_seed(seed)

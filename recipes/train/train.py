@@ -22,7 +22,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from curate.errors import UsageError
 from curate.progress import Progress
+from probes.engines.choose import VLLM
 from probes.models.adapters import merge
+from probes.models.export import exported_folder
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, choose_device, choose_dtype, forget_quantization, load_policy
 from probes.verifiers.pool import VerifierPool
@@ -32,6 +34,7 @@ from recipes.train.grpo import RecipeTrainer
 from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import COLLECTIVES, trainer_settings
+from recipes.train.vllm import choose_generation, vllm_settings
 
 
 def process_state() -> Any:
@@ -71,6 +74,11 @@ class Training:
     trust_remote_code: bool = False
     kept: KeptRollouts | None = None
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt, of held-out items too."""
+        return max(len(item.prompt_token_ids) for item in (*self.items, *self.held_out))
+
 
 def trainable_policy(training: Training) -> Policy:
     """Load the initial policy in the form that it is trained in.
@@ -86,7 +94,7 @@ def trainable_policy(training: Training) -> Policy:
         dtype=dtype,
         trust_remote_code=training.trust_remote_code,
     )
-    longest = max(len(item.prompt_token_ids) for item in (*training.items, *training.held_out))
+    longest = training.longest_prompt
     if longest + training.max_tokens > policy.context_length:
         raise UsageError(
             f"recipe {training.recipe.name}: completions of {training.max_tokens:,} tokens after a "
@@ -197,13 +205,14 @@ class _Following(TrainerCallback):
 def train_grpo(training: Training) -> RecipeTrainer:
     """Train until the recipe's end, from the newest whole checkpoint if there is one.
 
+    Raises:
+        UsageError: the model or the machine does not suit the recipe.
+
     Returns:
         the trainer, whose newest checkpoint in `training.folder` holds the final policy.
     """
-    state = process_state()
-    settings = trainer_settings(
-        training.recipe, training.seed, training.folder, processes=state.num_processes
-    )
+    recipe, processes = training.recipe, process_state().num_processes
+    generation = choose_generation(recipe, training.files)
     following = _Following(training)
     stream = PromptStream(
         training.items, seed=training.seed, shuffle=training.recipe.order == "shuffle"
@@ -212,10 +221,24 @@ def train_grpo(training: Training) -> RecipeTrainer:
         # Advice on settings that the recipe decides, repeated at every start.
         warnings.simplefilter("ignore")
         policy = trainable_policy(training)
-        is_full = not training.recipe.lora_rank
+        is_full = not recipe.lora_rank
+        vllm: dict[str, Any] = {}
+        if generation == VLLM:
+            # Where vLLM finds the configuration; the weights it is given.
+            policy.model.name_or_path = str(exported_folder(training.files))
+            vllm = vllm_settings(
+                recipe,
+                policy,
+                training.longest_prompt,
+                training.max_tokens,
+                trust_remote_code=training.trust_remote_code,
+            )
+        settings = trainer_settings(
+            recipe, training.seed, training.folder, processes=processes, generation=vllm
+        )
         trainer = RecipeTrainer(
             policy,
-            training.recipe,
+            recipe,
             stream,
             pool,
             seed=training.seed,
@@ -223,19 +246,22 @@ def train_grpo(training: Training) -> RecipeTrainer:
             settings=settings,
             keep_checkpoints=training.keep_checkpoints,
             kept=training.kept,
-            adapter=None if is_full else lora_config(training.recipe),
+            adapter=None if is_full else lora_config(recipe),
             # An adapter that is switched off is the initial policy.
-            reference=initial_policy(training) if is_full and training.recipe.beta else None,
+            reference=initial_policy(training) if is_full and recipe.beta else None,
             callbacks=[following],
         )
         trainer.remove_callback(PrinterCallback)
         following.trainer = trainer
         whole = checkpoints(training.folder)
-        if whole:
-            trainer.restore(whole[-1])
-        # A run that its budget ended is at its end, whatever `max_steps` says.
-        if not (whole and 0 < training.recipe.rollout_budget <= trainer.progress.rollouts):
-            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        try:
+            if whole:
+                trainer.restore(whole[-1])
+            # A run that its budget ended is at its end, whatever `max_steps` says.
+            if not (whole and 0 < recipe.rollout_budget <= trainer.progress.rollouts):
+                trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        finally:
+            trainer.close()
     return trainer
 
 

@@ -46,6 +46,7 @@ from recipes.train.settings import trainer_settings
 from recipes.train.sft import train_sft
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.train.vllm import choose_generation
 from recipes.validate.command import Validate
 from recipes.validate.evaluation import FINAL_SEED, evaluate, write_outcomes
 
@@ -108,6 +109,7 @@ class _Job:
         else:
             processes = process_state().num_processes
             trainer_settings(self.recipe, self.seed, self.folder, processes=processes)
+            choose_generation(self.recipe, training.files)
 
     def work(self, *, outcomes: bool) -> None:
         """Do what is missing, up to the exported policy or up to the outcomes."""
@@ -169,7 +171,7 @@ class _Job:
             f"{self.recipe.max_steps} steps"
         )
         if self.recipe.method == "sft":
-            counts = train_sft(training, self._demonstrations())
+            counts, generation = train_sft(training, self._demonstrations()), {}
             rows: list[dict[str, Any]] = []
             held_out: list[dict[str, Any]] = []
             metrics: list[dict[str, Any]] = []
@@ -177,7 +179,7 @@ class _Job:
             trainer = train_grpo(training)
             counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
             rows, held_out = trainer.progress.rows, trainer.progress.held_out
-            metrics = trainer.progress.metrics
+            metrics, generation = trainer.progress.metrics, {"generation": trainer.generation}
             del trainer
         # What is left of the run refers to itself, and would stay beside the next model.
         gc.collect()
@@ -195,6 +197,7 @@ class _Job:
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},
             items=len(training.items),
+            **generation,
             **machine_facts(),
         )
 
