@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from probes.models.files import resolve_model
 from probes.models.load import load_policy
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.pool import VerifierPool
+from recipes.forecast.pilot import _Pilot
 from recipes.recipe import Recipe
-from recipes.train import train
+from recipes.train import form, train
 from recipes.train.prompts import TrainingItem
 from recipes.train.train import Training, export_policy, train_grpo
 from tests.tiny import WORDS
@@ -149,7 +151,8 @@ def test_rollouts_are_scored_with_an_adapter(tiny_model: Path) -> None:
 def test_a_trained_policy_in_bfloat16_keeps_its_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "choose_dtype", lambda _: torch.bfloat16)
+    for module in (form, train):
+        monkeypatch.setattr(module, "choose_dtype", lambda _: torch.bfloat16)
     recipe = Recipe(
         name="small-steps",
         max_steps=2,
@@ -189,3 +192,32 @@ def test_a_trained_policy_in_bfloat16_keeps_its_training(
         moved.append((weight - layer.base_layer.weight.float()).flatten())
         wanted.append(layer.get_delta_weight("default").flatten())
     assert share_kept(torch.cat(moved), torch.cat(wanted)) == pytest.approx(1, abs=0.3)
+
+
+def test_a_pilot_of_all_parameters_is_scored_as_it_was_trained(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "choose_dtype", lambda _: torch.bfloat16)
+    training = Training(
+        recipe=Recipe(name="all", lora_rank=0),
+        seed=1,
+        files=resolve_model(str(tiny_model)),
+        items=[],
+        held_out=(),
+        max_tokens=16,
+        pool=None,  # type: ignore[arg-type]
+        folder=tmp_path / "checkpoints",
+    )
+    model = load_policy(training.files, device=torch.device("cpu"), dtype=torch.float32).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 1e-5)  # Less than a step of bfloat16.
+    pilot = _Pilot(SimpleNamespace(path=tmp_path), training.recipe, 1, "", False)  # type: ignore[arg-type]
+    vars(pilot)["_training"] = training
+    model.save_pretrained(pilot.folder / "checkpoints" / "checkpoint-4")
+    (pilot.folder / "checkpoints" / "checkpoint-4" / "curate.json").write_text("{}")
+    pilot._export()
+    files = resolve_model(str(pilot.folder / "policy"))
+    scored = load_policy(files, device=torch.device("cpu"), dtype=torch.float32).model
+    for wanted, found in zip(model.parameters(), scored.parameters(), strict=True):
+        assert torch.equal(wanted, found)

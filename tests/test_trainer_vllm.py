@@ -8,13 +8,13 @@ import pytest
 import torch
 from trl.generation import vllm_generation
 
-from curate.errors import UsageError
+from curate.errors import RunError, UsageError
 from probes.models.adapters import adapted_layers
 from probes.models.files import resolve_model
 from probes.models.load import load_policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.train import train, vllm
+from recipes.train import form, vllm
 from recipes.train.groups import Group
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.prompts import PromptStream, TrainingItem
@@ -53,7 +53,7 @@ def pool():
 def colocated(monkeypatch):
     """The stand-in, on a machine that counts as one where vLLM can draw."""
     monkeypatch.setattr(vllm_generation, "LLM", ColocatedLLM)
-    monkeypatch.setattr(vllm, "_obstacle", lambda: "")
+    monkeypatch.setattr(vllm, "_obstacle", lambda *_: "")
     # vLLM's own clean-up looks for what it began.
     monkeypatch.setattr("vllm.distributed.cleanup_dist_env_and_memory", lambda: None)
     monkeypatch.setattr(ColocatedLLM, "made", [])
@@ -75,7 +75,7 @@ def training(model, pool, folder, items=ITEMS, **changes):
 
 @pytest.fixture
 def make_trainer(tiny_model, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "choose_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(form, "choose_dtype", lambda _: torch.float32)
 
     def make(items=ITEMS, **changes):
         run = training(tiny_model, pool, tmp_path, items, **changes)
@@ -280,6 +280,20 @@ def test_a_whole_run_evaluates_goes_on_and_shuts_vllm_down(tiny_model, pool, tmp
     }
     metrics = trainer.progress.metrics
     assert any("sampling/importance_sampling_ratio/mean" in line for line in metrics)
+
+
+def test_what_vllm_fails_with_is_one_line(make_trainer, monkeypatch):
+    trainer = make_trainer()
+
+    def fail(*_, **__):
+        raise RuntimeError("EngineCore died\nat length")
+
+    monkeypatch.setattr(ColocatedLLM, "generate", fail)
+    with pytest.raises(RunError, match="while it drew training rollouts: EngineCore died"):
+        batch_of(trainer)
+    monkeypatch.setattr(ColocatedLLM, "__init__", fail)
+    with pytest.raises(RunError, match="beside the model that is trained: EngineCore died"):
+        make_trainer()
 
 
 # --- What draws ---------------------------------------------------------------------------------

@@ -232,9 +232,9 @@ class _Pilot:
         )
 
     def _export(self) -> None:
-        """Make the policy a folder of its own: a model, or the adapter as it was trained.
+        """Make the policy a folder of its own: a model in float32, or the adapter as it is.
 
-        An adapter is not merged: in bfloat16 the weights would swallow steps as small as these.
+        In bfloat16 the weights would swallow steps as small as these, an adapter's too.
         """
         newest = checkpoints(self.folder / "checkpoints")[-1]
         if self.recipe.lora_rank:
@@ -245,7 +245,7 @@ class _Pilot:
                 shutil.copyfile(newest / name, aside / name)
             aside.rename(self._policy_folder)
         else:
-            export_policy(self._training, newest, self._policy_folder)
+            export_policy(self._training, newest, self._policy_folder, dtype=torch.float32)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def _score(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.packing import can_pack, pack, packed_log_probs
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import TrainingProgress
-from recipes.train.vllm import TrainingVllm, environment_kept, importance_ratios
+from recipes.train.vllm import TrainingVllm, importance_ratios, starting
 
 # Of prompts that one round of sampling asks for at most, in those of a step: a round is held whole.
 _ROUND = 4
@@ -113,7 +113,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._clipped: dict[int, list[float]] = {}
         # TRL would load the reference by a name, which a GGUF file does not have.
         settings.beta = recipe.beta if adapter else 0.0
-        with environment_kept():
+        with starting(policy.files) if settings.use_vllm else nullcontext():
             super().__init__(
                 model=policy.model,
                 reward_funcs=[self._verified],
@@ -494,7 +494,11 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 compute_aux_loss=compute_aux_loss,
                 **kwargs,
             )
-            log_probs, entropies, loss = found
+            # The head of a model that is spread over GPUs lies on another one than the tokens.
+            log_probs, entropies, loss = (
+                None if values is None else values.to(input_ids.device) for values in found
+            )
+            assert log_probs is not None
             if unused:
                 log_probs = _wider(log_probs, unused)
                 entropies = None if entropies is None else _wider(entropies, unused)

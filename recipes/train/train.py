@@ -30,6 +30,7 @@ from probes.models.load import Policy, choose_device, choose_dtype, forget_quant
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
+from recipes.train.form import REFERENCE_SHARE, is_spread, trained_form
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.prompts import PromptStream, TrainingItem
@@ -83,15 +84,23 @@ class Training:
 def trainable_policy(training: Training) -> Policy:
     """Load the initial policy in the form that it is trained in.
 
-    An adapter is trained on frozen weights in the precision of the probe. All parameters are
-    trained in float32: in bfloat16 updates as small as the paper's would be lost to rounding.
+    A model that is too large for one GPU is spread over all.
+
+    Raises:
+        UsageError: it does not suit the recipe, or several processes cannot have one each.
     """
-    device = choose_device()
-    dtype = choose_dtype(device) if training.recipe.lora_rank else torch.float32
+    processes = process_state().num_processes
+    if processes > 1 and is_spread(training.recipe, training.files):
+        raise UsageError(
+            f"model {training.files.name} is too large to be trained on one GPU, and each of "
+            f"{processes} processes trains it whole; without `accelerate launch` one process "
+            "spreads it over all GPUs"
+        )
+    dtype, share = trained_form(training.recipe)
     policy = load_policy(
         training.files,
-        device=device,
         dtype=dtype,
+        share=share,
         trust_remote_code=training.trust_remote_code,
     )
     longest = training.longest_prompt
@@ -116,7 +125,10 @@ def trainable_policy(training: Training) -> Policy:
 def initial_policy(training: Training) -> Any:
     """The model that the KL term holds on to where all parameters are trained, frozen."""
     return load_policy(
-        training.files, dtype=torch.float32, trust_remote_code=training.trust_remote_code
+        training.files,
+        dtype=torch.float32,
+        share=REFERENCE_SHARE,
+        trust_remote_code=training.trust_remote_code,
     ).model
 
 
@@ -265,18 +277,23 @@ def train_grpo(training: Training) -> RecipeTrainer:
     return trainer
 
 
-def export_policy(training: Training, checkpoint: Path, folder: Path) -> None:
+def export_policy(
+    training: Training, checkpoint: Path, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
     """Write the policy of a checkpoint as a plain Hugging Face folder, an adapter merged into it.
 
-    In the precision of the initial policy, where what an adapter adds is rounded at random (see
-    `probes.models.adapters`); written aside and renamed when it is whole.
+    It is written aside and renamed when it is whole.
+
+    Args:
+        dtype: of the weights; None for that of the initial policy, in which what an adapter adds is
+            rounded at random (see `probes.models.adapters`).
     """
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     policy = load_policy(
         training.files,
         device=torch.device("cpu"),
-        dtype=choose_dtype(choose_device()),
+        dtype=dtype or choose_dtype(choose_device()),
         trust_remote_code=training.trust_remote_code,
     )
     forget_quantization(policy.model)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib.util import find_spec
@@ -24,21 +24,22 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from curate.errors import UsageError
+from curate.errors import RunError, UsageError
 from probes.engines.base import Rollout, SampleRequest
 from probes.engines.choose import TRANSFORMERS, VLLM
+from probes.engines.vllm import FAILURES, hint, quiet, reason_of
 from probes.models.adapters import adapted_layers, merged_weight
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, choose_dtype, weight_bytes
 from recipes.recipe import Recipe
+from recipes.train.form import TRAINED_BYTES, is_spread
 
 # Of the memory that vLLM is given, which weights may take: the rest is for keys and values.
 _WEIGHTS_OF_VLLM = 0.8
 # Of what is free on the GPU, which training and vLLM may take together before the first pass.
 _MOST_TAKEN = 0.9
-# Bytes that a parameter takes in training, activations left out: of an adapter's frozen weights,
-# and where all are trained (weights, reference, gradients, AdamW, and what runs in bfloat16).
-_FROZEN_BYTES, _TRAINED_BYTES = 2, 22
+# Bytes that a parameter takes in training where only an adapter of it is trained.
+_FROZEN_BYTES = 2
 # What vLLM's start puts there for torch.distributed, as `accelerate launch` would.
 _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -51,7 +52,7 @@ def choose_generation(recipe: Recipe, files: ModelFiles) -> str:
     """
     if recipe.generation == TRANSFORMERS:
         return TRANSFORMERS
-    obstacle = _obstacle()
+    obstacle = _obstacle(recipe, files)
     if obstacle and recipe.generation == VLLM:
         raise UsageError(
             f'recipe {recipe.name}: generation = "vllm" cannot work here: {obstacle}; '
@@ -62,7 +63,7 @@ def choose_generation(recipe: Recipe, files: ModelFiles) -> str:
     return VLLM
 
 
-def _obstacle() -> str:
+def _obstacle(recipe: Recipe, files: ModelFiles) -> str:
     """Why vLLM cannot draw training rollouts on this machine; "" where it can."""
     if not torch.cuda.is_available():
         return (
@@ -71,6 +72,8 @@ def _obstacle() -> str:
         )
     if find_spec("vllm") is None:
         return "vLLM is not installed (pip install 'rl-curate[vllm]')"
+    if is_spread(recipe, files):
+        return "the model is spread over several GPUs, and TRL's vLLM has that of its process"
     return ""
 
 
@@ -81,7 +84,7 @@ def _fits(recipe: Recipe, files: ModelFiles) -> bool:
     if not weights:
         return False  # A GGUF file does not say how large it is when it is expanded.
     share = recipe.vllm_gpu_memory_utilization * total
-    each = _FROZEN_BYTES if recipe.lora_rank else _TRAINED_BYTES
+    each = _FROZEN_BYTES if recipe.lora_rank else TRAINED_BYTES
     training = weights / choose_dtype(torch.device("cuda")).itemsize * each
     return weights <= _WEIGHTS_OF_VLLM * share and training + share <= _MOST_TAKEN * free
 
@@ -147,11 +150,12 @@ class TrainingVllm:
         if not requests:
             return
         if step != self._step:
-            self.generation.sync_weights()
+            with _told():
+                self.generation.sync_weights()
             self._step = step
         self.generation.temperature = temperature
         prompts = [list(each.prompt_token_ids) for each in requests for _ in range(each.samples)]
-        with _random_numbers(_seed_of(self.seed, requests)):
+        with _told(), _random_numbers(_seed_of(self.seed, requests)):
             _, drawn, logs, _ = self.generation.generate(
                 prompts=prompts, images=None, num_generations=1
             )
@@ -253,14 +257,39 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def environment_kept() -> Iterator[None]:
-    """Undo what vLLM's start puts into the environment, which processes begun later would read."""
-    kept: Mapping[str, str | None] = {name: os.environ.get(name) for name in _LAUNCH}
+def starting(files: ModelFiles) -> Iterator[None]:
+    """Have TRL load vLLM without a word, and undo what that puts into the environment.
+
+    Processes that are begun later would take themselves for a part of this one's training.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    kept = {name: os.environ.get(name) for name in _LAUNCH}
     try:
-        yield
+        with quiet():
+            yield
+    except FAILURES as error:
+        raise RunError(
+            f"TRL's vLLM cannot load {files.name} beside the model that is trained: "
+            f"{reason_of(error)}{hint()}; the recipe's vllm_gpu_memory_utilization says how much "
+            f'memory it takes, and generation = "{TRANSFORMERS}" does without it'
+        ) from error
     finally:
         for name, value in kept.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell in one line what vLLM fails with."""
+    try:
+        yield
+    except FAILURES as error:
+        raise RunError(
+            f"vLLM failed while it drew training rollouts: {reason_of(error)}{hint()}; "
+            "the same command continues"
+        ) from error

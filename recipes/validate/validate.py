@@ -39,6 +39,7 @@ from probes.models.load import load_tokenizer
 from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
+from recipes.train.form import is_spread
 from recipes.train.items import select_items
 from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
 from recipes.train.prompts import TrainingItem
@@ -70,7 +71,7 @@ def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
     for job in jobs:
         job.check()
     alone = process_state().num_processes == 1
-    if alone and torch.cuda.device_count() > 1:
+    if alone and torch.cuda.device_count() > 1 and not all(job.is_spread for job in jobs):
         say(
             f"one of {torch.cuda.device_count()} GPUs trains; all do with accelerate launch "
             "--multi_gpu -m curate validate ..."
@@ -96,6 +97,11 @@ class _Job:
     @property
     def folder(self) -> Path:
         return self.run.path / VALIDATION / self.recipe.name / str(self.seed)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether its model is spread over all GPUs."""
+        return is_spread(self.recipe, self._training.files)
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
