@@ -51,7 +51,7 @@ from probes.models.modules import linear_layers
 # Linear layers that are never called: Mamba multiplies by the weight of its time steps itself.
 _USED_BY_WEIGHT = ("dt_proj",)
 # Of the logits of one chunk of predictions and what becomes of them, 12 bytes a number at most.
-_HEAD_BYTES = {"cpu": 2**26, "cuda": 2**30}
+_HEAD_BYTES = {"cpu": 2**25, "cuda": 2**30}
 # Of one module's gradients before they are projected, all rows of a block together.
 _PROJECTED_BYTES = 2**28
 # Giving freed memory back costs a few percent of a pass.
