@@ -109,6 +109,11 @@ class _Job:
         self.run.files(self.recipe, str(self.wanted.model))
         training = self._training
         if self.recipe.method == "sft":
+            if self.is_spread:
+                raise UsageError(
+                    f"recipe {self.recipe.name}: {training.files.name} is too large to be trained "
+                    "on one GPU, and sft is not spread over several; recipes with method grpo are"
+                )
             self._demonstrations()
             if training.held_out:
                 say(f"{self.recipe.name}: sft is not evaluated on held-out items")
