@@ -372,7 +372,7 @@ class TagConfig(Settings):
         "alpha of the LoRA adapter", default=32.0, group=_TAGGING, metavar="A", above=0
     )
     gradient_targets: tuple[str, ...] = option(
-        "modules to differentiate, by name (auto: all linear layers of the blocks)",
+        "modules to differentiate, by name (auto: all linear layers and experts of the blocks)",
         default=("auto",), group=_TAGGING, metavar="NAME", spread=True,
     )  # fmt: skip
     group_size: int = option(

@@ -37,7 +37,8 @@ from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel, ModelFacts
 from probes.estimate import Work
 from probes.found_work import found_work
-from probes.gradients.lora import Adapter, Coverage
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import Coverage
 from probes.lift.gradients import LiftInputs
 from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part

@@ -15,7 +15,9 @@ from curate.progress import say
 from probes.engines.base import Engine, Truncation
 from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import coverage, find_targets
 from probes.models.checkpoints import Checkpoint, has_tokenizer
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, PolicyOutline, choose_device, choose_dtype, device_name
@@ -136,7 +138,7 @@ class LoadedModel:
         """
         self.engine()
         outline = self.outline()
-        target_modules(outline.model, adapter.targets)
+        find_targets(outline.model, adapter.targets)
         self.check_sampling()
         rehearse_gradients(self.files, outline, adapter)
         found = coverage(outline.model, adapter.targets)

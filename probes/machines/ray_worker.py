@@ -26,7 +26,7 @@ from curate.errors import CurateError, RunError, UsageError
 from probes.engines.base import Engine
 from probes.engines.choose import LoadedModel, ModelFacts
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import describe_machine, load_tokenizer
 from probes.rescoring.teacher_forcing import log_probabilities
