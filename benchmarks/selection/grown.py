@@ -52,7 +52,7 @@ EVALUATIONS = 24
 SHARE = 0.4
 """Of the items, in `select` and its rivals of the same size."""
 SEEDS = tuple(range(1, 11))
-TRAINING = Grpo(learning_rate=1e-3, groups=16, group_size=GROUP)
+TRAINING = Grpo(learning_rate=7e-4, groups=16, group_size=GROUP)
 
 FULL, RANDOM, SCHEDULE, SAMPLER = "full", "random", "order --by schedule", "the sampler"
 UNPROBED = "the sampler, without a probe"
@@ -222,7 +222,7 @@ def one_training(
 
         def draw(count: int) -> list[int]:
             nonlocal draws, chance
-            if draws % 4 == 0:
+            if draws % 8 == 0:
                 chance = signal_of(pass_probability(policy, probed.items), GROUP) + 1e-9
             draws += 1
             return rng.choice(len(chance), count, replace=False, p=chance / chance.sum()).tolist()
