@@ -158,7 +158,13 @@ def test_the_tables_compare_within_worlds_and_seeds(tmp_path, capsys, monkeypatc
                     file.parent.mkdir(parents=True, exist_ok=True)
                     short = x * budget / LONG
                     file.write_text(
-                        json.dumps({"rollouts": short.tolist(), "rates": rates.tolist()})
+                        json.dumps(
+                            {
+                                "rollouts": short.tolist(),
+                                "rates": rates.tolist(),
+                                "trained_items": rates[-1],
+                            }
+                        )
                     )
     curve_file(tmp_path / "p1", FULL, LONG, 3).write_text("{}")  # Not finished elsewhere.
     curves = grown_table.read_curves(tmp_path, worlds, LONG)

@@ -16,7 +16,8 @@ mean curve of `PRIMARY` reaches the final held-out pass rate of `full` with 60 %
 fewer (those of the probe are told beside it), and its final rate is ahead of that of every rival,
 each time by an interval over worlds (`grown_table.over_worlds`) that leaves out 0. Seeds are taken
 in their order, as many as are finished. Worlds whose names begin with t are thrown away: they chose
-the kind of world, learning rate, lengths and `PRIMARY`. All arms have dynamic sampling.
+the kind of world, learning rate, lengths and `PRIMARY`. All arms have dynamic sampling. Of the
+oracles `EXACT_OF_ITEMS` was added when the outcomes of the others were known.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ OURS = (
     UNPROBED,
 )
 RIVALS = (FULL, RANDOM, "largest p(1 − p)", "band 0.1 to 0.9")
-ORACLES = ("exact teaching", "exact chance of a signal")
+EXACT, EXACT_OF_ITEMS = "exact teaching", "exact teaching, of the items"
+ORACLES = (EXACT, EXACT_OF_ITEMS, "exact chance of a signal")
 ARMS = (*RIVALS, *OURS, *ORACLES)
 NEEDS_PROBE = frozenset((*OURS, "largest p(1 − p)", "band 0.1 to 0.9")) - {UNPROBED}
 
@@ -142,12 +144,14 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
             )  # fmt: skip
     found = _rows(tagged)
     kept = folder / "arms.json"
-    if not kept.exists():
+    arms = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    if EXACT_OF_ITEMS not in arms:
         with _clock(f"{world.name}: chosen"):
-            arms = _choose(run, found, folder)
+            arms = arms or _choose(run, found, folder)
             policy = LlamaForCausalLM.from_pretrained(model)
-            arms["exact teaching"] = exact_teaching(
-                *(policy, questions[:trained], questions[trained:], len(arms["select"]), GROUP)
+            size = len(arms["select"])
+            arms[EXACT], arms[EXACT_OF_ITEMS] = exact_teaching(
+                policy, questions[:trained], questions[trained:], size, GROUP
             )
             _write(kept, arms)
     names = ("item_id", "total_correct_rollouts", "total_rollouts")
@@ -155,7 +159,7 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
         model,
         tuple(questions[:trained]),
         tuple(questions[trained:]),
-        json.loads(kept.read_text("utf-8")),
+        arms,
         {name: [row[name] for row in found] for name in names},
         sum(row["total_rollouts"] for row in found),
     )

@@ -34,11 +34,14 @@ def exact_teaching(
     held_out: Sequence[Question],
     size: int,
     group_size: int,
-) -> list[int]:
-    """The items that `select --by teaching` would choose for the held-out ones if it knew all.
+) -> tuple[list[int], list[int]]:
+    """The items that `select --by teaching` would choose if it knew all.
 
     Vectors as in `probes.lift.item_gradients`, of all parameters: w_j and correct gradients exact,
-    those of wrong rollouts from many of them; the held-out items are the pupils.
+    those of wrong rollouts from many of them.
+
+    Returns:
+        the items that teach the held-out ones most, and those that teach the items most.
     """
     texts = Texts(items)
     p = pass_probability(model, items)
@@ -55,16 +58,21 @@ def exact_teaching(
         shares = torch.cat([torch.ones(1), -counts[wrong] / max(int(counts[wrong].sum()), 1)])
         means, _ = completion_log_probs(model, texts, [item], torch.zeros(len(ids)).long(), ids)
         steps.append(weight[item] * _gradient(model, (shares * means).sum()))
-    pupils, of_pupils = [], Texts(held_out)
-    room = 1 - pass_probability(model, held_out)
-    for item in range(len(held_out)):
-        ids = of_pupils.answers[item : item + 1]
-        means, lengths = completion_log_probs(model, of_pupils, [item], torch.zeros(1).long(), ids)
-        pupils.append(_gradient(model, (means * lengths).sum()) / max(room[item], 1e-6))
-    taught = Taught(np.stack(steps), np.stack(pupils), room, size)
+    step = np.stack(steps)
     candidates = Candidates(np.zeros(len(items)), np.zeros(len(items)), p, [""] * len(items))
-    chosen = choose_items(candidates, "teaching", {"": size}, 0.05, taught).chosen
-    return [int(item) for item in np.flatnonzero(chosen)]
+
+    def choose(pupils: Sequence[Question], own: NDArray[np.intp] | None) -> list[int]:
+        slopes, of_pupils, room = [], Texts(pupils), 1 - pass_probability(model, pupils)
+        for place in range(len(pupils)):
+            ids = of_pupils.answers[place : place + 1]
+            first = torch.zeros(1, dtype=torch.long)
+            means, lengths = completion_log_probs(model, of_pupils, [place], first, ids)
+            slopes.append(_gradient(model, (means * lengths).sum()) / max(room[place], 1e-6))
+        taught = Taught(step, np.stack(slopes), room, size, own)
+        chosen = choose_items(candidates, "teaching", {"": size}, 0.05, taught).chosen
+        return [int(item) for item in np.flatnonzero(chosen)]
+
+    return choose(held_out, None), choose(items, np.arange(len(items)))
 
 
 def _gradient(model: LlamaForCausalLM, value: torch.Tensor) -> NDArray[np.float32]:

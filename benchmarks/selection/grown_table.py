@@ -51,11 +51,13 @@ class Curves:
     Attributes:
         rollouts: (points,), evenly from 0.
         rates: of each arm, (worlds, seeds, points).
+        trained: of each arm, (worlds, seeds): pass rates at the end of all items of the dataset.
         probe: rollouts of the probe, mean over worlds.
     """
 
     rollouts: Floats
     rates: Mapping[str, Floats]
+    trained: Mapping[str, Floats]
     probe: float
 
 
@@ -76,16 +78,18 @@ def read_curves(folder: Path, probes: Mapping[str, int], budget: int) -> Curves 
         return None
     points = np.linspace(0, budget, _POINTS)
 
-    def curve(world: str, arm: str, seed: int) -> Floats:
+    def read(world: str, arm: str, seed: int) -> tuple[Floats, float]:
         file = curve_file(folder / world, arm, own.get(arm, LONG), seed)
         found = json.loads(file.read_text("utf-8"))
-        return np.interp(points, found["rollouts"], found["rates"])
+        curve = np.interp(points, found["rollouts"], found["rates"])
+        return curve, found["trained_items"]
 
-    rates = {
-        arm: np.array([[curve(world, arm, seed) for seed in seeds] for world in probes])
-        for arm in ARMS
-    }
-    return Curves(points, rates, float(np.mean([*probes.values()])))
+    rates, trained = {}, {}
+    for arm in ARMS:
+        found = [[read(world, arm, seed) for seed in seeds] for world in probes]
+        rates[arm] = np.array([[curve for curve, _ in each] for each in found])
+        trained[arm] = np.array([[rate for _, rate in each] for each in found])
+    return Curves(points, rates, trained, float(np.mean([*probes.values()])))
 
 
 def over_worlds(values: Floats) -> tuple[float, float]:
@@ -227,6 +231,15 @@ def _by_world(curves: Curves, worlds: Sequence[str]) -> list[str]:
     return lines
 
 
+def _of_items(curves: Curves) -> list[str]:
+    lines = ["| arm | all items of the dataset, at the end | less full |", "|---|---|---|"]
+    for arm in ARMS:
+        mine, full = curves.trained[arm], curves.trained[FULL]
+        less = "" if arm == FULL else _difference(mine - full)
+        lines.append(f"| {arm} | {mine.mean():.4f} | {less} |")
+    return lines
+
+
 def verdict(curves: Curves) -> str:
     """Whether the rule that was fixed beforehand is met."""
     share = float(reached_shares(curves, PRIMARY)[0])
@@ -257,4 +270,5 @@ def print_tables(folder: Path, probes: Mapping[str, int]) -> None:
         print("\n".join(_table(short)), "\n")
     print("\n".join(_paired(long)), "\n")
     print("\n".join(_on_the_way(long)), "\n")
-    print("\n".join(_by_world(long, [*probes])))
+    print("\n".join(_by_world(long, [*probes])), "\n")
+    print("\n".join(_of_items(long)))
