@@ -9,8 +9,8 @@ intervention with two of them. Every training leaves a file in FOLDER; what is t
 again, so that a run that was killed goes on. Then the page `docs/evidence/interventions.md` is
 printed.
 
-The rule, fixed before any outcome of these worlds was there (a sixth, thrown away, set learning
-rate and length):
+The rule, fixed before any outcome of these worlds was there (four others, thrown away, set learning
+rate, length, and how long mid-training is):
 
 - Hard items have a pass probability of 0.001 to 0.1 before training. Three seeds of the baseline
   (1, 42, 37) group them: `learnable` ended at 0.1 or above in all three, `unlearnable` below it in
@@ -27,8 +27,8 @@ rate and length):
   probability, in no training and no pretraining afterwards. A gain that they do not share was
   learned by heart.
 - Mid-training: about as long as the pretraining, half on the skills of the unlearnable items
-  (labels without noise), half as before. The paper's finding holds where outcome and similarity of the unlearnable both rise
-  (lower limits above 0).
+  (labels without noise), half as before. The paper's finding holds where outcome and similarity
+  of the unlearnable both rise (lower limits above 0).
 - At half of the training (the paper's step 50) its pattern holds where the similarity of learnable
   items to the easy ones is still above that of the unlearnable, by the interval; the same is asked
   of the lift.
@@ -354,13 +354,15 @@ def drawing(
     return draw
 
 
-def more_pretraining(world: World, items: Places, seed: int) -> LlamaForCausalLM:
+def more_pretraining(
+    world: World, items: Places, seed: int, steps: int = MORE_STEPS
+) -> LlamaForCausalLM:
     """The world's policy, pretrained further on the skills of some items."""
     rng = np.random.default_rng([world.settings.seed, seed, 9])
     model = copy.deepcopy(world.model)
     train_more(
         model, drawing(world, items, rng),
-        steps=MORE_STEPS, batch=MORE_BATCH, learning_rate=MORE_RATE,
+        steps=steps, batch=MORE_BATCH, learning_rate=MORE_RATE,
     )  # fmt: skip
     return model
 
