@@ -71,7 +71,7 @@ TAU = 0.1
 GROUPING_SEEDS = (1, 42, 37)
 COMPARED_SEEDS = (5, 6)
 BASELINE = Grpo(
-    steps=56, learning_rate=1.5e-3, prompts=32, group=8, updates=4, beta=0.04, epsilon_high=0.2
+    steps=44, learning_rate=1.5e-3, prompts=32, group=8, updates=4, beta=0.04, epsilon_high=0.2
 )
 SFT_UPDATES, SFT_BATCH = 40, 16
 PROBE = 1024

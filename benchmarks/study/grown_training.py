@@ -130,9 +130,9 @@ def sample(
         logits = model.lm_head(hidden[torch.arange(len(keys)), last])
         times = torch.tensor([rows[key] for key in keys])
         owner = torch.arange(len(keys)).repeat_interleave(times)
-        drawn = torch.multinomial(
-            torch.softmax(logits.double(), dim=1)[owner], 1, generator=generator
-        )
+        below = torch.softmax(logits.double(), dim=1).cumsum(dim=1)[owner]
+        chance = torch.rand(len(owner), 1, generator=generator, dtype=torch.double) * below[:, -1:]
+        drawn = torch.searchsorted(below, chance, right=True).clamp(max=below.shape[1] - 1)
         found, counts = torch.unique(torch.stack([owner, drawn[:, 0]]), dim=1, return_counts=True)
         rows = {}
         for place, token, count in zip(*found.tolist(), counts.tolist(), strict=True):
