@@ -127,7 +127,7 @@ def test_a_training_learns_what_is_sometimes_right_and_counts_what_it_did() -> N
     )  # fmt: skip
     before = pass_probability(model, questions)
     stream = as_stream(range(3), seed=0)
-    settings = Grpo(steps=15, learning_rate=1e-2, prompts=8, updates=2)
+    settings = Grpo(steps=25, learning_rate=1e-2, prompts=8, updates=2)
     steps: list[int] = []
     log = train_grpo(
         model, problems, settings, 1, stream_of=lambda step: stream, at_step=steps.append
@@ -135,6 +135,6 @@ def test_a_training_learns_what_is_sometimes_right_and_counts_what_it_did() -> N
     after = pass_probability(model, questions)
     assert np.all(before > 0.1) and np.all(before < 0.5)
     assert np.all(after[:3] > 0.6)
-    assert steps == list(range(1, 16))
+    assert steps == list(range(1, 26))
     assert log.visits[3] == 0 and log.rollouts == 8 * log.visits.sum()
     assert np.all(log.right[:3] > 0) and np.all(log.clipped_above <= log.tokens)

@@ -76,7 +76,7 @@ BASELINE = Grpo(
 SFT_UPDATES, SFT_BATCH = 40, 16
 PROBE = 1024
 """Rollouts an item that tell whether it is ever right."""
-MORE_STEPS, MORE_BATCH, MORE_RATE = 400, 128, 3e-3
+MORE_STEPS, MORE_BATCH, MORE_RATE = 300, 128, 3e-3
 SIMILAR = 2
 """New questions for each unlearnable item."""
 
@@ -266,12 +266,11 @@ class Run:
 
 
 def _baseline(run: Run) -> None:
-    if run.seed not in COMPARED_SEEDS:
+    half = BASELINE.steps // 2
+    if run.seed != COMPARED_SEEDS[0]:
         run.grpo()
         return
-    half = BASELINE.steps // 2
-    if run.seed == COMPARED_SEEDS[0]:
-        run.gradients("start")
+    run.gradients("start")
     run.grpo(at_step=lambda step: run.gradients("half") if step == half else None)
 
 
@@ -376,7 +375,9 @@ def _mid_trained(run: Run) -> None:
         aside.rename(folder)
     run.model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     run.facts["twins_start"] = twin_probability(run).tolist()
-    run.gradients("start")
+    run.facts["start"] = {"p": pass_probability(run.model, run.world.questions).tolist()}
+    if run.seed == COMPARED_SEEDS[0]:
+        run.gradients("start")
     run.grpo()
 
 
@@ -445,16 +446,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     worlds = [open_world(folder / name, settings) for name, settings in WORLDS.items()]
     for world in worlds:
-        for seed in (*GROUPING_SEEDS, *COMPARED_SEEDS):
+        for seed in GROUPING_SEEDS:
             train(world, "baseline", seed)
-    for arm in ARMS:
-        for world in worlds:
-            for seed in COMPARED_SEEDS:
+    for seed in COMPARED_SEEDS:
+        for arm in ARMS:
+            for world in worlds:
                 train(world, arm, seed)
+    print_page(worlds)
+
+
+def print_page(worlds: Sequence[World]) -> None:
+    """The page of the seeds that are there in all worlds."""
     from benchmarks.study.grown_interventions_page import page
 
+    seeds = [
+        seed
+        for seed in COMPARED_SEEDS
+        if all(_file(world, arm, seed).exists() for world in worlds for arm in ARMS)
+    ]
     trainings = {
-        (n, arm): [_read(world, arm, seed) for seed in COMPARED_SEEDS]
+        (n, arm): [_read(world, arm, seed) for seed in seeds]
         for n, world in enumerate(worlds)
         for arm in ARMS
     }

@@ -102,7 +102,11 @@ class Study:
         """Mean similarity, lift or pass probability of each world, over the seeds that have it."""
         found = []
         for world in range(len(self.worlds)):
-            values = [each[when][what] for each in self.trainings[world, arm] if when in each]
+            values = [
+                each[when][what]
+                for each in self.trainings[world, arm]
+                if what in each.get(when, {})
+            ]
             part = np.array(values)[:, self.places(world, group)]
             found.append(float(part.mean()) if part.size else np.nan)
         return np.array(found)

@@ -8,8 +8,9 @@ groups). Equal rollouts of a group are computed once and weighed by how often th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ Tokens = tuple[int, ...]
 _TOKENIZER = tokenizer()
 EOS = int(_TOKENIZER.eos_token_id)
 _IGNORED = -100
+_PARTS = ("prompt", "right")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def as_stream(items: Sequence[int], seed: int) -> PromptStream:
 # --- Sampling -----------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+Begun = dict[tuple[int, Tokens], int]
+"""By prompt and beginning of a completion, how many rollouts have it."""
+
+
 def sample(
     model: LlamaForCausalLM,
     prompts: Sequence[Tokens],
@@ -111,7 +116,7 @@ def sample(
     most: int,
     generator: torch.Generator,
 ) -> list[list[Tokens]]:
-    """Draw completions at temperature 1, as many of each prompt; equal beginnings are run once.
+    """Draw completions at temperature 1, as many of each prompt.
 
     Args:
         model: the policy.
@@ -120,31 +125,74 @@ def sample(
         most: tokens of a completion; one that has not ended by then is cut.
         generator: of the draws.
     """
+    begun = {(n, ()): rollouts for n in range(len(prompts))}
+    return draw_on(model, prompts, begun, most, generator)
+
+
+@torch.no_grad()
+def draw_on(
+    model: LlamaForCausalLM,
+    prompts: Sequence[Tokens],
+    begun: Begun,
+    most: int,
+    generator: torch.Generator,
+    right: Sequence[Tokens] | None = None,
+) -> list[list[Tokens]]:
+    """Draw completions on from their beginnings, of each prompt; equal ones are run once.
+
+    Args:
+        model, prompts, most, generator: as in `sample`.
+        begun: the beginnings.
+        right: of each prompt; a completion that can no longer become it is left as it is, since
+            its reward is known. Most groups have no signal and need no more of it.
+    """
     done: list[list[Tokens]] = [[] for _ in prompts]
-    rows: dict[tuple[int, Tokens], int] = {(n, ()): rollouts for n in range(len(prompts))}
-    for length in range(1, most + 1):
-        keys = list(rows)
-        ids = _padded([prompts[n] + begun for n, begun in keys])
-        last = torch.tensor([len(prompts[n]) + length - 2 for n, _ in keys])
+    while begun:
+        keys = list(begun)
+        ids = _padded([prompts[n] + beginning for n, beginning in keys])
+        last = torch.tensor([len(prompts[n]) + len(beginning) - 1 for n, beginning in keys])
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[torch.arange(len(keys)), last])
-        times = torch.tensor([rows[key] for key in keys])
+        times = torch.tensor([begun[key] for key in keys])
         owner = torch.arange(len(keys)).repeat_interleave(times)
         below = torch.softmax(logits.double(), dim=1).cumsum(dim=1)[owner]
         chance = torch.rand(len(owner), 1, generator=generator, dtype=torch.double) * below[:, -1:]
         drawn = torch.searchsorted(below, chance, right=True).clamp(max=below.shape[1] - 1)
-        found, counts = torch.unique(torch.stack([owner, drawn[:, 0]]), dim=1, return_counts=True)
-        rows = {}
-        for place, token, count in zip(*found.tolist(), counts.tolist(), strict=True):
-            n, begun = keys[place]
-            completion = (*begun, token)
-            if token == EOS or length == most:
+        pairs = zip(owner.tolist(), drawn[:, 0].tolist(), strict=True)
+        begun = {}
+        for (place, token), count in Counter(pairs).items():
+            n, beginning = keys[place]
+            completion = (*beginning, token)
+            is_over = token == EOS or len(completion) == most
+            if is_over or (right and completion != right[n][: len(completion)]):
                 done[n] += [completion] * count
             else:
-                rows[n, completion] = count
-        if not rows:
-            break
+                begun[n, completion] = count
     return done
+
+
+def _finished(
+    model: LlamaForCausalLM, groups: Sequence[Group], most: int, generator: torch.Generator
+) -> list[Group]:
+    """Groups whose wrong completions are drawn to their end."""
+    done: list[list[Tokens]] = [[] for _ in groups]
+    begun: Begun = {}
+    for n, group in enumerate(groups):
+        for completion in map(tuple, group.completions):
+            if completion[-1] == EOS or len(completion) == most:
+                done[n].append(completion)
+            else:
+                begun[n, completion] = begun.get((n, completion), 0) + 1
+    prompts = [tuple(group.prompt_token_ids) for group in groups]
+    ended = draw_on(model, prompts, begun, most, generator)
+    finished = []
+    for n, group in enumerate(groups):
+        # Rewards go with completions: those that were right have ended before.
+        right = [tuple(group.completions[place]) for place in np.flatnonzero(group.is_correct)]
+        wrong = list((Counter(done[n]) - Counter(right)).elements()) + ended[n]
+        rewards = [1.0] * len(right) + [0.0] * len(wrong)
+        finished.append(replace(group, completions=[*right, *wrong], rewards=rewards))
+    return finished
 
 
 def _padded(rows: Sequence[Tokens], value: int = 0) -> torch.Tensor:
@@ -301,7 +349,9 @@ def train_grpo(
             places[id(stream)] = first + now
             asked += now
             size = settings.group * settings.oversample
-            drawn = sample(model, [problems[n].prompt for n in items], size, longest, generator)
+            begun: Begun = {(n, ()): size for n in range(now)}
+            prompts, right = ([getattr(problems[n], each) for n in items] for each in _PARTS)
+            drawn = draw_on(model, prompts, begun, longest, generator, right)
             for item, completions in zip(items, drawn, strict=True):
                 rewards = [float(each == problems[item].right) for each in completions]
                 group = Group(
@@ -321,7 +371,8 @@ def train_grpo(
         filling = [each for each in reversed(spare) if not each.has_signal]
         filling = filling[: settings.prompts - len(kept)]
         log.unfilled += len(filling)
-        _update(model, [*kept, *filling], settings, optimizer, reference, log)
+        batch = _finished(model, [*kept, *filling], longest, generator)
+        _update(model, batch, settings, optimizer, reference, log)
         at_step(step)
     return log
 
