@@ -11,8 +11,10 @@ from benchmarks.study.grown_training import (
     Grpo,
     Log,
     Problem,
+    _finished,
     as_batch,
     as_stream,
+    draw_on,
     log_probabilities,
     loss_of,
     problem,
@@ -114,6 +116,29 @@ def test_rollouts_are_drawn_as_often_as_the_policy_says() -> None:
     found = [drawn[0].count((3, EOS)) / 4000, drawn[0].count((4, 3, EOS)) / 4000]
     assert min(found) > 0.3
     assert found == pytest.approx(wanted.tolist(), abs=4 * 0.5 / np.sqrt(4000))
+
+
+def test_completions_that_went_wrong_are_drawn_to_their_end_as_if_at_once() -> None:
+    model, prompt, right = tiny(), (5, 6), (4, 3, EOS)
+    wrong = [(4, 7, EOS), (8, 3, EOS), (8, 7, EOS)]
+    train_sft(
+        model, [Problem(prompt, each) for each in (right, *wrong)],
+        steps=80, batch=8, learning_rate=1e-2, seed=0,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    drawn = draw_on(model, [prompt], {(0, ()): 4000}, 3, generator, [right])[0]
+    assert (8,) in drawn and (8, 3, EOS) not in drawn and right in drawn
+    rewards = [float(each == right) for each in drawn]
+    group = Group(0, "0", prompt, drawn, rewards, [False] * len(drawn))
+    (ended,) = _finished(model, [group], 3, generator)
+    assert sum(ended.rewards) == sum(rewards) and len(ended.completions) == 4000
+    assert [each == right for each in ended.completions] == [r == 1 for r in ended.rewards]
+    wanted = [Group(0, "0", prompt, [right, *wrong], [1, 0, 0, 0], [False] * 4)]
+    with torch.no_grad():
+        chances = log_probabilities(model, as_batch(wanted)).sum(dim=1).exp()
+    found = [ended.completions.count(each) / 4000 for each in (right, *wrong)]
+    assert min(found) > 0.05
+    assert found == pytest.approx(chances.tolist(), abs=4 * 0.5 / np.sqrt(4000))
 
 
 def test_a_training_learns_what_is_sometimes_right_and_counts_what_it_did() -> None:
