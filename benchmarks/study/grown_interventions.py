@@ -442,9 +442,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Do what is missing, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/interventions-grown"))
-    folder: Path = parser.parse_args(arguments).folder
+    parser.add_argument("--page", action="store_true", help="train nothing, print what is there")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    worlds = [open_world(folder / name, settings) for name, settings in WORLDS.items()]
+    worlds = [open_world(options.folder / name, settings) for name, settings in WORLDS.items()]
+    if options.page:
+        print_page(worlds)
+        return
     for world in worlds:
         for seed in GROUPING_SEEDS:
             train(world, "baseline", seed)
@@ -456,19 +460,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_page(worlds: Sequence[World]) -> None:
-    """The page of the seeds that are there in all worlds."""
+    """The page of what is there: of each intervention the seeds that all worlds have."""
     from benchmarks.study.grown_interventions_page import page
 
-    seeds = [
-        seed
-        for seed in COMPARED_SEEDS
-        if all(_file(world, arm, seed).exists() for world in worlds for arm in ARMS)
-    ]
-    trainings = {
-        (n, arm): [_read(world, arm, seed) for seed in seeds]
-        for n, world in enumerate(worlds)
-        for arm in ARMS
-    }
+    trainings = {}
+    for arm in ARMS:
+        there = [
+            seed
+            for seed in COMPARED_SEEDS
+            if all(_file(world, arm, seed).exists() for world in worlds)
+        ]
+        for n, world in enumerate(worlds):
+            if there:
+                trainings[n, arm] = [_read(world, arm, seed) for seed in there]
     print(page(worlds, trainings))
 
 

@@ -77,16 +77,22 @@ class Study:
         found = self.groups[world][group]
         return found if len(found) >= FEWEST else found[:0]
 
+    def beside(self, arm: str) -> Study:
+        """The same with as many seeds of every training as an intervention has."""
+        count = len(self.trainings[0, arm])
+        cut = {key: each[:count] for key, each in self.trainings.items()}
+        return Study(self.worlds, cut, self.groups)
+
     def final(self, world: int, arm: str, group: str) -> Floats:
         """Final pass probabilities, (seeds, items of the group)."""
         found = np.array([each["final"] for each in self.trainings[world, arm]])
         return np.asarray(found[:, self.places(world, group)])
 
-    def twins(self, world: int, arm: str, group: str, name: str = "twins") -> Floats:
+    def twins(self, world: int, arm: str, group: str) -> Floats:
         """Those of the twins of a group, (seeds, twins)."""
         owners = self.worlds[world].twin_places
         chosen = np.isin(owners, self.places(world, group))
-        found = np.array([each[name] for each in self.trainings[world, arm]])
+        found = np.array([each["twins"] for each in self.trainings[world, arm]])
         return np.asarray(found[:, chosen])
 
     def means(self, arm: str, group: str, *, twins: bool = False, reach: bool = False) -> Floats:
@@ -168,30 +174,34 @@ def _table(study: Study) -> list[str]:
         "",
         f"Gap under the baseline: {Interval.of(gap).text()}.",
         "",
-        "| intervention | group | items | baseline | with it | difference (95 %) | at 0.1 or above "
-        "| unseen twins: baseline | difference |",
+        "| intervention, trainings | group | items | baseline | with it | difference (95 %) "
+        "| at 0.1 or above | unseen twins: baseline | difference |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     sentences = []
     arms = [arm for arm in PAPER if (0, arm) in study.trainings]
     for arm in arms:
+        paired = study.beside(arm)
+        both = ("baseline", arm)
+        runs = sum(len(study.trainings[n, arm]) for n in range(len(study.worlds)))
         for group in _SHOWN:
             count = sum(len(study.places(n, group)) for n in range(len(study.worlds)))
-            before, after = (study.means(each, group) for each in ("baseline", arm))
-            share = [np.nanmean(study.means(each, group, reach=True)) for each in ("baseline", arm)]
-            twins = [study.means(each, group, twins=True) for each in ("baseline", arm)]
+            before, after = (paired.means(each, group) for each in both)
+            share = [np.nanmean(paired.means(each, group, reach=True)) for each in both]
+            twins = [paired.means(each, group, twins=True) for each in both]
             lines.append(
-                f"| {arm if group == 'learnable' else ''} | {group} | {count} "
+                f"| {f'{arm}, {runs}' if group == 'learnable' else ''} | {group} | {count} "
                 f"| {np.nanmean(before):.3f} | {np.nanmean(after):.3f} "
                 f"| {Interval.of(after - before).text()} | {share[0]:.0%} → {share[1]:.0%} "
                 f"| {np.nanmean(twins[0]):.3f} | {Interval.of(twins[1] - twins[0]).text()} |"
             )
-        sentences.append(_sentence(study, arm, gap))
+        sentences.append(_sentence(paired, arm))
     return [*lines, "", *sentences, ""]
 
 
-def _sentence(study: Study, arm: str, gap: Floats) -> str:
+def _sentence(study: Study, arm: str) -> str:
     """What the paper found of an intervention, and whether it holds here."""
+    gap = study.means("baseline", "learnable") - study.means("baseline", "unlearnable")
     gain = study.means(arm, "unlearnable") - study.means("baseline", "unlearnable")
     share = float(np.nanmean(gain) / np.nanmean(gap))
     beyond = Interval.of(gain - gap / 2)
@@ -250,6 +260,7 @@ def _clipping(study: Study) -> list[str]:
 def _mid_training(study: Study) -> list[str]:
     if (0, "mid-training") not in study.trainings:
         return []
+    study = study.beside("mid-training")
     lines = [
         "## Mid-training",
         "",
