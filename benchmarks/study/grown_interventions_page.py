@@ -36,21 +36,24 @@ PAPER = {
 _HEAD = f"""\
 # Interventions on real skills
 
-`python -m benchmarks.study.grown_interventions --folder runs/interventions-grown` prints this page but for the
-last two sections. The paper's interventions in five grown worlds (`tests/worlds/grown.py`): Llamas of a hundred
-thousand parameters, pretrained on 20 to 26 skills of unequal share and label noise (sums, codes, sorting, ...), with
-items out of their own failures; nothing about learnability is planted. Questions are answered directly, so that pass
-probabilities are exact, by teacher forcing. Training is GRPO of all parameters: {BASELINE.steps} steps of
-{BASELINE.prompts} groups of {BASELINE.group}, {BASELINE.updates} updates a step, dynamic sampling, clipping at
-{BASELINE.epsilon:g}, KL {BASELINE.beta:g} (`benchmarks/study/grown_training.py`, a test holds its loss to TRL's).
+`python -m benchmarks.study.grown_interventions --folder runs/interventions-grown` prints this
+page but for the last two sections. The paper's interventions in five grown worlds
+(`tests/worlds/grown.py`): Llamas of a hundred thousand parameters, pretrained on 20 to 26 skills
+of unequal share and label noise (sums, codes, sorting, ...), with items out of their own
+failures; nothing about learnability is planted. Questions are answered directly, so that pass
+probabilities are exact, by teacher forcing. Training is GRPO of all parameters: {BASELINE.steps}
+steps of {BASELINE.prompts} groups of {BASELINE.group}, {BASELINE.updates} updates a step, dynamic
+sampling, clipping at {BASELINE.epsilon:g}, KL {BASELINE.beta:g}
+(`benchmarks/study/grown_training.py`, a test holds its loss to TRL's).
 
-Groups, comparisons and what counts as the finding holding were fixed and committed before any outcome of these
-worlds was there (the head of `benchmarks/study/grown_interventions.py`). In short: hard items have a pass
-probability of 0.001 to 0.1; three seeds of the baseline group them (all three at 0.1 or above: learnable; all three
-below although they can be right: unlearnable), and two *other* seeds are compared, so that no regression to the mean
-is in a difference. Intervals are Student's 95 % over the five worlds. That an intervention does not close the gap
-holds where it surely closes less than half of it. *Unseen twins* are questions of the same skills and pass
-probabilities that nothing trains on: what they do not share was learned by heart.
+Groups, comparisons and what counts as the finding holding were fixed and committed before any
+outcome of these worlds was there (the head of `benchmarks/study/grown_interventions.py`). In
+short: hard items have a pass probability of 0.001 to 0.1; three seeds of the baseline group them
+(all three at 0.1 or above: learnable; all three below although they can be right: unlearnable),
+and two *other* seeds are compared, so that no regression to the mean is in a difference.
+Intervals are Student's 95 % over the five worlds. That an intervention does not close the gap
+holds where it surely closes less than half of it. *Unseen twins* are questions of the same skills
+and pass probabilities that nothing trains on: what they do not share was learned by heart.
 """.splitlines()
 
 
@@ -260,8 +263,8 @@ def _clipping(study: Study) -> list[str]:
     lines = [
         "## Clipped tokens, and the KL term",
         "",
-        "Of the tokens of correct rollouts in all updates, the share that the upper limit clipped; of "
-        "wrong ones,\nthe share that the lower limit clipped.",
+        "Of the tokens of correct rollouts in all updates, the share that the upper limit clipped;",
+        "of wrong ones, the share that the lower limit clipped.",
         "",
         "| training | easy | learnable | unlearnable | wrong rollouts, all items "
         "| KL to the initial policy at the end |",
