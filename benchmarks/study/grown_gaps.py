@@ -6,11 +6,12 @@ In three of the worlds of `benchmarks.study.grown_interventions`: `curate tag` (
 item), `curate gaps`, and up to five clusters that share no skill with each other, the largest
 first: named ones (`candidate` or `perhaps`) and `taught` ones in turn, so that up to three are
 named. For each cluster the world's policy is pretrained 200 steps more, half on fresh questions of
-the skills of its items, half as before; then comes the baseline's GRPO, one seed. Its items, which
-that pretraining never shows, are read under every policy of the world. What is there is not done
-again.
+the skills of its items, half as before; then comes the baseline's GRPO, three seeds. Its items,
+which that pretraining never shows, are read under every policy of the world. What is there is not
+done again.
 
-The rule, fixed before any of these policies was trained:
+The rule, fixed before any of these policies was trained (but that the second and the third seed of
+GRPO were added when the first had shown how much a cluster of two items owes to chance):
 
 - own less others': an item's final pass probability with its own cluster's pretraining, less the
   mean of those with the others' of the world. Named clusters are lifted where the 95 % interval of
@@ -36,6 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from transformers import LlamaForCausalLM
 
 from benchmarks.study.grown_interventions import (
     COMPARED_SEEDS,
@@ -55,7 +57,7 @@ from tests.worlds.grown import pass_probability
 
 NAMES = ("i1", "i2", "i3")
 ROLLOUTS, STEPS, MOST = "512", 200, 5
-SEED = COMPARED_SEEDS[0]
+SEEDS = (*COMPARED_SEEDS, 7)
 
 Floats = NDArray[np.float64]
 
@@ -111,27 +113,39 @@ def choose(world: World, clusters: Sequence[Mapping[str, Any]]) -> list[Chosen]:
     return chosen
 
 
-def outcome(world: World, chosen: Sequence[Chosen], number: int) -> dict[str, Any]:
-    """Pass probabilities after the pretraining on a cluster, and after GRPO; -1: GRPO alone."""
-    file = world.folder / "gaps" / f"{number}.json"
+def pretrained(world: World, chosen: Sequence[Chosen], number: int) -> LlamaForCausalLM:
+    """The policy after the pretraining on a cluster; -1: the world's own."""
+    if number < 0:
+        return copy.deepcopy(world.model)
+    folder = world.folder / "gaps" / f"policy-{number}"
+    if not (folder / "config.json").exists():
+        model = more_pretraining(world, chosen[number].places, 100 + number, STEPS)
+        aside = folder.with_name(f"{folder.name}.part")
+        model.save_pretrained(aside)
+        aside.rename(folder)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def outcome(world: World, chosen: Sequence[Chosen], number: int, seed: int) -> dict[str, Floats]:
+    """Pass probabilities (items,) `before`, after the pretraining on a cluster, and `final`."""
+    name = str(number) if seed == SEEDS[0] else f"{number}-{seed}"
+    file = world.folder / "gaps" / f"{name}.json"
     if not file.exists():
         start = time.process_time()
-        model = copy.deepcopy(world.model)
-        if number >= 0:
-            model = more_pretraining(world, chosen[number].places, 100 + number, STEPS)
+        file.parent.mkdir(exist_ok=True)
+        model = pretrained(world, chosen, number)
         before = pass_probability(model, world.questions)
-        run = Run(world, SEED, model, [problem(each) for each in world.questions], {}, {})
+        run = Run(world, seed, model, [problem(each) for each in world.questions], {}, {})
         run.grpo()
         found = {
             "before": before.tolist(),
             "final": pass_probability(model, world.questions).tolist(),
             "seconds": time.process_time() - start,
         }
-        file.parent.mkdir(exist_ok=True)
         write_atomically(file, json.dumps(found) + "\n")
-        print(f"{world.folder.name} {number}: {found['seconds']:.0f} s of a processor", flush=True)
-    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return read
+        print(f"{world.folder.name} {name}: {found['seconds']:.0f} s of a processor", flush=True)
+    read = json.loads(file.read_text(encoding="utf-8"))
+    return {each: np.array(read[each]) for each in ("before", "final")}
 
 
 @dataclass(frozen=True)
@@ -151,12 +165,15 @@ class Row:
 def rows_of(world: World) -> list[Row]:
     """All chosen clusters of a world."""
     chosen = choose(world, clusters_of(world))
-    found = {number: outcome(world, chosen, number) for number in range(-1, len(chosen))}
+    found = {
+        number: [outcome(world, chosen, number, seed) for seed in SEEDS]
+        for number in range(-1, len(chosen))
+    }
     rows = []
     for number, cluster in enumerate(chosen):
 
         def mean(which: int, what: str, places: NDArray[np.intp] = cluster.places) -> float:
-            return float(np.array(found[which][what])[places].mean())
+            return float(np.mean([each[what][places] for each in found[which]]))
 
         others = [n for n in range(len(chosen)) if n != number]
         rows.append(

@@ -221,7 +221,7 @@ class Run:
     def grpo(
         self,
         settings: Grpo | None = None,
-        items: Sequence[int] | None = None,
+        items: Places | None = None,
         stream_of: Callable[[int], PromptStream] | None = None,
         at_step: Callable[[int], None] = lambda step: None,
     ) -> Log:
@@ -229,7 +229,8 @@ class Run:
         settings = settings or BASELINE
         reference = copy.deepcopy(self.model) if settings.beta else None
         if stream_of is None:
-            stream = as_stream(items if items is not None else range(len(self.problems)), self.seed)
+            chosen = range(len(self.problems)) if items is None else items.tolist()
+            stream = as_stream(chosen, self.seed)
 
             def stream_of(step: int) -> PromptStream:
                 return stream

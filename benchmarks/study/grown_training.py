@@ -25,6 +25,7 @@ from tests.worlds.grown_skills import Question
 Tokens = tuple[int, ...]
 
 _TOKENIZER = tokenizer()
+_ID = _TOKENIZER.get_vocab()
 EOS = int(_TOKENIZER.eos_token_id)
 _IGNORED = -100
 _PARTS = ("prompt", "right")
@@ -40,8 +41,10 @@ class Problem:
 
 def problem(question: Question) -> Problem:
     """The problem of a question that is answered directly."""
-    ids = _TOKENIZER.convert_tokens_to_ids
-    return Problem(tuple(ids(question.prompt.split())), (*ids(question.answer.split()), EOS))
+    prompt, answer = (
+        [int(_ID[symbol]) for symbol in text.split()] for text in (question.prompt, question.answer)
+    )
+    return Problem(tuple(prompt), (*answer, EOS))
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def sample(
         most: tokens of a completion; one that has not ended by then is cut.
         generator: of the draws.
     """
-    begun = {(n, ()): rollouts for n in range(len(prompts))}
+    begun: Begun = {(n, ()): rollouts for n in range(len(prompts))}
     return draw_on(model, prompts, begun, most, generator)
 
 
