@@ -54,6 +54,7 @@ and two *other* seeds are compared, so that no regression to the mean is in a di
 Intervals are Student's 95 % over the five worlds. That an intervention does not close the gap
 holds where it surely closes less than half of it. *Unseen twins* are questions of the same skills
 and pass probabilities that nothing trains on: what they do not share was learned by heart.
+
 """.splitlines()
 
 
@@ -221,7 +222,28 @@ def _table(study: Study) -> list[str]:
                 f"| {np.nanmean(twins[0]):.3f} | {Interval.of(twins[1] - twins[0]).text()} |"
             )
         sentences.append(_sentence(paired, arm))
-    return [*lines, "", *sentences, ""]
+    return [*lines, "", *sentences, "", *_added(study)]
+
+
+def _added(study: Study) -> list[str]:
+    """What became of the similar problems themselves."""
+    if (0, "similar problems") not in study.trainings:
+        return []
+    runs = [
+        [each["added"] for each in study.trainings[n, "similar problems"]]
+        for n in range(len(study.worlds))
+    ]
+    rates = [
+        np.array([np.mean([np.mean(each[when]) for each in world]) for world in runs])
+        for when in ("before", "after")
+    ]
+    return [
+        f"The similar problems themselves: {sum(len(world[0]['after']) for world in runs)}, pass "
+        f"probability {rates[0].mean():.3f} before,",
+        f"{rates[1].mean():.3f} after training on them "
+        f"(difference {Interval.of(rates[1] - rates[0]).text()}).",
+        "",
+    ]
 
 
 def _sentence(study: Study, arm: str) -> str:
@@ -358,6 +380,11 @@ def _half(study: Study) -> list[str]:
                 f"| {name} | {label} | {np.nanmean(up):.{digits}f} | {np.nanmean(down):.{digits}f} "
                 f"| {apart.text(digits)} | {Interval.of(study.separation(when, what)).text(2)} |"
             )
-            sentences.append((name, label, apart.verdict))
-    told = "; ".join(f"{name} {label}: {verdict}" for name, label, verdict in sentences)
-    return [*lines, "", f"Learnable against unlearnable: {told}.", ""]
+            sentences.append(f"{name} {label}: {apart.verdict}")
+    return [
+        *lines,
+        "",
+        "Learnable against unlearnable, by the difference:",
+        f"{'; '.join(sentences)}.",
+        "",
+    ]
