@@ -350,7 +350,7 @@ class TagConfig(Settings):
     )  # fmt: skip
     gold_prefixes: int = option(
         "rollouts of an item in which the gold is put in the place of the answer and scored: says "
-        "much of items that are rarely right (0: none; not on the workers of --executor ray)",
+        "much of items that are rarely right (0: none)",
         default=16, group=_TAGGING, metavar="N", least=0,
     )  # fmt: skip
     gradient_rollouts: int = option(
@@ -372,7 +372,7 @@ class TagConfig(Settings):
         "alpha of the LoRA adapter", default=32.0, group=_TAGGING, metavar="A", above=0
     )
     gradient_targets: tuple[str, ...] = option(
-        "modules to differentiate, by name (auto: all linear layers of the blocks)",
+        "modules to differentiate, by name (auto: all linear layers and experts of the blocks)",
         default=("auto",), group=_TAGGING, metavar="NAME", spread=True,
     )  # fmt: skip
     group_size: int = option(

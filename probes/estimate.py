@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, binom, t
+from scipy.special import betainc
 
 from curate.config import TagConfig
 from probes.doctor.expected_size import (
@@ -43,6 +43,7 @@ from probes.doctor.expected_size import (
     BYTES_AN_ITEM,
     MEMORY_BYTES_AN_ITEM,
 )
+from probes.statistics.distributions import binomial_pmf, binomial_tail, student_t_quantile
 from probes.statistics.plan import PassRatePrior, Plan, rate_grid, rollouts_to_come
 
 Floats = NDArray[np.float64]
@@ -183,7 +184,11 @@ class Sample:
             deviation = float(np.std(means, ddof=1))
         prompts = max(len(means), 1)
         degrees = max(prompts - 1, _LEAST_DEGREES)
-        error = deviation / math.sqrt(prompts) * float(t.ppf((1 + _CONFIDENCE) / 2, degrees))
+        error = (
+            deviation
+            / math.sqrt(prompts)
+            * float(student_t_quantile((1 + _CONFIDENCE) / 2, degrees))
+        )
         return Span(mean - error, mean, mean + error).within(min(mean, 1.0), float(most))
 
 
@@ -412,7 +417,7 @@ class Rates:
         middle = (few + many) / 2
         mean = float(chance @ middle)
         error = math.sqrt(max(float(chance @ middle**2) - mean**2, 0.0) / self.items)
-        error *= float(t.ppf((1 + _CONFIDENCE) / 2, self.items - 1))
+        error *= float(student_t_quantile((1 + _CONFIDENCE) / 2, self.items - 1))
         low = min(float(chance @ few), mean - error)
         high = max(float(chance @ many), mean + error)
         return Span(n + low, n + mean, n + high).within(n, self.plan.max_rollouts)
@@ -424,8 +429,8 @@ class Rates:
         drawn = np.round(n + self._round_one() @ ((few + many) / 2)).astype(np.int64)[:, None]
         c = np.arange(work.gradient_rollouts)
         # E min(X, m) = the sum over c < m of P(X > c).
-        right = binom.sf(c[None, :], drawn, rates[:, None]).sum(axis=1)
-        has_right = binom.sf(0, drawn[:, 0], rates)
+        right = binomial_tail(c[None, :], drawn, rates[:, None]).sum(axis=1)
+        has_right = binomial_tail(0, drawn[:, 0], rates)
         wrong = np.minimum(work.gradient_wrong_rollouts, drawn[:, 0] * (1 - rates)) * has_right
         by_rate = (right + wrong) * self.distinct
         mean = float(self.prior.weights @ by_rate)
@@ -436,7 +441,7 @@ class Rates:
     def _round_one(self) -> Floats:
         """(rates, min_rollouts + 1): probability of so many correct rollouts in round one."""
         n = self.plan.min_rollouts
-        return np.asarray(binom.pmf(np.arange(n + 1), n, self.prior.rates[:, None]))
+        return np.asarray(binomial_pmf(np.arange(n + 1), n, self.prior.rates[:, None]))
 
 
 def fit_rates(judged: ArrayLike, correct: ArrayLike, cut_share: float = 0.0) -> PassRatePrior:
@@ -470,7 +475,7 @@ def _paper_weights(rates: Floats) -> Floats:
         (0.162, (1.5, 30.0), (0.0, 0.1)),
         (0.18, (0.2, 100.0), (0.0, 0.1)),
     ):
-        inside = np.diff(beta.cdf(np.clip(edges, low, high), a, b))
+        inside = np.diff(betainc(a, b, np.clip(edges, low, high)))
         weights += share * inside / inside.sum()
     return np.asarray(weights / weights.sum())
 

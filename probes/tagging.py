@@ -37,7 +37,8 @@ from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel, ModelFacts
 from probes.estimate import Work
 from probes.found_work import found_work
-from probes.gradients.lora import Adapter, Coverage
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import Coverage
 from probes.lift.gradients import LiftInputs
 from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part
@@ -192,6 +193,10 @@ class Tagging:
     def all_stages(self) -> None:
         """Run every stage that is not done yet."""
         self._probe_items()
+        if self.ray:
+            if self.config.has_policy:
+                self._stage("gold", self._gold)
+            self.ray.release()  # What follows is done here.
         self._stage("answers", self._answers)
         if self.config.has_policy:
             self._stage("similarity", self._similarity)
@@ -466,10 +471,11 @@ class Tagging:
         if is_first and not self.opening:
             self.opening = self._opening(drawn, target)
         opening = self.opening if self.opening and not self.opening.is_told else None
+        longest = int(self.prompt_tokens().max())
         if self.ray and self.model.choice != SERVER:
-            draw = self.ray.draw(lambda facts: self.run.update(engine=facts))
+            draw = self.ray.draw(lambda facts: self.run.update(engine=facts), longest)
         else:
-            self.model.longest_prompt = int(self.prompt_tokens().max())
+            self.model.longest_prompt = longest
             engine = self._engine()
             draw = draw_here(opening.watch_engine(engine) if opening else engine, self._tokenizer)
         if opening:
@@ -593,26 +599,22 @@ class Tagging:
         return {"items_this_time": table.num_rows}
 
     def _gold(self) -> dict[str, Any]:
-        """Score the golds after what the first rollouts of every item wrote before their answers.
-
-        On the workers of a Ray cluster this is not done: there the counts alone speak.
-        """
+        """Score the golds after what an item's first rollouts wrote before their answers."""
         config = self.config
-        if self.ray and config.gold_prefixes:
-            say("the gold is not scored on Ray workers: the forecast goes by the counts alone")
         if config.rollouts and config.gold_prefixes:
             say("the gold is not scored after rollouts of files: the forecast goes by the counts")
-        if self.ray or config.rollouts or not config.gold_prefixes:
+        if config.rollouts or not config.gold_prefixes:
             return {"items_with_gold": 0}
         return score_golds(
             self.run,
             self._items,
             self._row_of,
             self._tokenizer,
-            self.model.policy(),
+            self.model.outline() if self.ray else self.model.policy(),
             self._pool(),
             most_prefixes=min(config.gold_prefixes, config.min_rollouts),
             temperature=config.temperature,
+            score=self.ray.score if self.ray else None,
         )
 
     def _decided(self, found: Outcomes) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from curate.config import read_config_file
+from curate.config import AUTO, read_config_file
 from curate.errors import UsageError
 from curate.settings import Settings, did_you_mean, option, settings
 
@@ -75,6 +75,11 @@ class Recipe(Settings):
         log_every, save_every: steps between lines of `metrics.jsonl`, and between checkpoints.
         rows_per_pass: rollouts that go through the model together, for memory; the result is the
             same but for rounding.
+        generation: what draws the training rollouts: `transformers`, from the model that is
+            trained; `vllm`, TRL's beside it on a GPU; `auto`: vLLM where it is installed and a GPU
+            seems to hold both.
+        vllm_gpu_memory_utilization, vllm_enable_sleep_mode, vllm_importance_sampling_correction,
+        vllm_importance_sampling_mode: TRL's settings of these names, for `vllm`.
     """
 
     called: ClassVar[str] = "key"
@@ -115,6 +120,14 @@ class Recipe(Settings):
     log_every: int = option(default=1, least=1)
     save_every: int = option(default=10, least=1)
     rows_per_pass: int = option(default=64, least=1)
+    generation: str = option(default=AUTO, choices=(AUTO, "transformers", "vllm"))
+    vllm_gpu_memory_utilization: float = option(default=0.3, above=0, below=1)
+    vllm_enable_sleep_mode: bool = option(default=False)
+    vllm_importance_sampling_correction: bool = option(default=True)
+    vllm_importance_sampling_mode: str = option(
+        default="sequence_mask",
+        choices=("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    )
 
     def __post_init__(self) -> None:
         """Check every value by itself, and those that exclude each other."""

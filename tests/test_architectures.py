@@ -1,5 +1,6 @@
 """Models that are not attention and linear layers alone: sampled, differentiated, or refused."""
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.nn.utils import parametrize
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from curate.errors import UsageError
@@ -18,7 +20,9 @@ from probes.engines.generate import has_plain_attention
 from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import Target, coverage, find_targets
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, outline_policy
 from probes.rescoring.teacher_forcing import log_probabilities
@@ -26,7 +30,8 @@ from tests.made.architectures import SETTINGS, save_architecture
 from tests.tag_runs import additions, read_rollouts, tag, write_jsonl
 
 BY_GENERATE = {"qwen3_next", "lfm2", "mamba2", "mamba"}
-WITH_EXPERTS = {"qwen3_next", "llama4_text", "qwen3_moe"}
+# As one tensor a layer, which we know.
+WITH_EXPERTS = ["mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3"]
 PROMPTS = {"a": [15, 4], "b": [3, 13, 4, 14, 5, 6, 7], "c": [7]}
 MOST = 8
 
@@ -93,32 +98,50 @@ def test_every_kind_has_gradients_that_no_batch_changes(policy: Policy) -> None:
         assert np.abs(features).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["falcon", "llama4_text", "mamba2"])
+class WithLora(torch.nn.Module):
+    """A parameter with a LoRA adapter in it, each expert its own."""
+
+    def __init__(self, target: Target, a: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        self.is_turned = target.experts is not None and target.experts.module.is_transposed
+        *experts, fan_out, _ = target.matrix.shape
+        self.a, self.scale = a, scale
+        self.b = torch.nn.Parameter(torch.zeros(*experts, fan_out, a.shape[-2]))
+
+    def forward(self, matrix: torch.Tensor) -> torch.Tensor:
+        step = self.scale * (self.b @ self.a)
+        return matrix + (step.transpose(-1, -2) if self.is_turned else step)
+
+
+@pytest.mark.parametrize("kind", ["falcon", "llama4_text", "mamba2", *WITH_EXPERTS])
 def test_the_gradient_is_that_of_autograd(kind: str, tmp_path: Path) -> None:
-    """Of one module's B: an adapter put into the model, and its loss differentiated."""
+    """Of every B: an adapter put into the parameters, and the model's own loss differentiated."""
     policy = loaded(save_architecture(tmp_path / kind, kind))
     adapter = Adapter(rank=4, dim=None)
     probe = GradientProbe(policy, adapter)
-    rollout = TokenizedRollout(PROMPTS["b"], [4, 9, 1])
-    ((_, features),) = probe.gradients([rollout])
-    start = 0
-    for name, module in target_modules(policy.model, adapter.targets).items():
-        a = probe._taps[name].lora_a(module.in_features)
-        b = torch.zeros(module.out_features, adapter.rank, requires_grad=True)
-
-        def add(_: Any, inputs: Any, output: Any, a: Any = a, b: Any = b) -> Any:
-            return output + adapter.alpha / adapter.rank * (inputs[0] @ a.T @ b.T)
-
-        handle = module.register_forward_hook(add)
+    rollouts = [TokenizedRollout(PROMPTS[item], [4, 9, 6, 1]) for item in "bcb"]
+    found: dict[int, np.ndarray] = {}
+    for places, rows in probe.gradients(rollouts):
+        found |= dict(zip(places, rows, strict=True))
+    adapted = copy.deepcopy(policy.model)
+    targets = find_targets(adapted, adapter.targets)
+    added = []
+    for name, target in targets.items():
+        a = probe._taps[name].lora_a(target.matrix.shape[-1])
+        added.append(WithLora(target, a, adapter.alpha / adapter.rank))
+    for target, lora in zip(targets.values(), added, strict=True):
+        parametrize.register_parametrization(target.module, target.parameter, lora)
+    for place, rollout in enumerate(rollouts):
         ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.completion_token_ids]])
-        logits = policy.model(input_ids=ids[:, :-1], use_cache=False).logits[0, -3:]
-        handle.remove()
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, -3:])
-        (expected,) = torch.autograd.grad(loss, b)
-        ours = features[0, start : start + b.numel()].reshape(b.shape)
-        np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-3, atol=1e-5)
-        start += b.numel()
-    assert start == features.shape[1]
+        logits = adapted(input_ids=ids[:, :-1], use_cache=False).logits[0, -4:]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, -4:])
+        expected = torch.autograd.grad(loss, [lora.b for lora in added])
+        start = 0
+        for name, slope in zip(targets, expected, strict=True):
+            ours = found[place][start : start + slope.numel()].reshape(slope.shape)
+            np.testing.assert_allclose(ours, slope.numpy(), rtol=1e-3, atol=1e-5, err_msg=name)
+            start += slope.numel()
+        assert start == len(found[place])
 
 
 def test_generate_draws_by_number_whatever_is_in_the_batch(tmp_path: Path) -> None:
@@ -169,22 +192,25 @@ def test_generate_backs_off_when_memory_runs_out(
         assert rollout.completion_token_ids == whole[key].completion_token_ids
 
 
-def test_experts_without_gradients_are_told(policy: Policy) -> None:
+def test_what_has_no_gradients_is_told(policy: Policy) -> None:
     kind = policy.model.config.model_type
     found = coverage(policy.model, ("auto",))
-    fused = {name for name in found.left_out if ".experts." in name}
-    if kind in WITH_EXPERTS:
-        assert fused and found.share < 0.8
-        assert "experts" in found.left_out[0]
-        assert f"{found.share:.1%} of the weights" in str(found)
+    if kind == "llama4_text":  # Its experts have a form of their own; its router is differentiated.
+        assert found.share < 0.8 and f"{found.share:.1%} of the weights" in str(found)
+        assert set(found.left_out) == {
+            "feed_forward.experts.gate_up_proj",
+            "feed_forward.experts.down_proj",
+        }
     else:
-        assert not fused and found.share > 0.9
+        assert found.share > 0.9 and not any("mlp" in name for name in found.left_out)
     weights = {
-        name: parameter.numel()
+        name.removesuffix(".weight"): parameter.numel()
         for name, parameter in policy.model.named_parameters()
-        if parameter.ndim > 1 and (".layers." in name or ".h." in name)
+        if parameter.ndim > 1
+        and (".layers." in name or ".h." in name)
+        and not name.endswith("_bias")
     }
-    covered = sum(weights[f"{name}.weight"] for name in target_modules(policy.model, ("auto",)))
+    covered = sum(weights[name] for name in find_targets(policy.model, ("auto",)))
     assert found.share == pytest.approx(covered / sum(weights.values()))
 
 
@@ -199,7 +225,10 @@ def test_tag_goes_from_end_to_end(kind: str, tmp_path: Path) -> None:
     assert ("by" in manifest["engine"]["options"]) == (kind in BY_GENERATE)
     assert ("it is sampled by transformers' generate" in ran.stderr) == (kind in BY_GENERATE)
     told = manifest["differentiated"]
-    assert 0 < told["share"] < 0.8 and any("experts" in name for name in told["without"])
+    # Experts of Llama 4, convolutions of Qwen3-Next.
+    left = {"llama4_text": "experts", "qwen3_next": "conv1d"}[kind]
+    assert left in told["without"][0]
+    assert (told["share"] > 0.98) == (kind == "qwen3_next")
     assert f"warning: gradients are of {told['share']:.1%} of the weights" in ran.stderr
     assert read_rollouts(tmp_path / "run").num_rows == 64
     assert pq.read_table(tmp_path / "run" / "similarity.parquet").num_rows == 4
@@ -288,7 +317,7 @@ def test_a_model_that_reads_images_too_is_differentiated_where_it_reads_text(
     tmp_path: Path,
 ) -> None:
     policy = loaded(save_architecture(tmp_path / "gemma3", "gemma3"))
-    modules = target_modules(policy.model, ("auto",))
+    modules = find_targets(policy.model, ("auto",))
     assert modules and not any("vision" in name for name in modules)
     rehearse_sampling(policy, engine_of(policy))
     rehearse_gradients(policy.files, policy, Adapter())

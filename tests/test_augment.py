@@ -191,9 +191,12 @@ def test_another_model_checks_with_its_own_key(run: Path, monkeypatch: pytest.Mo
         ({"content": None, "refusal": "No."}, "refused: No."),
         ("", "an empty answer"),
         ("Here are problems: 1 + 1", "not JSON"),
-        ('{"problems": []}', "has 0 entries, not 1 to 4"),
-        ('{"problems": [{"problem": " ", "answer": "1"}]}', "is empty"),
-        (_problems(*[("What is 1 + 1?", "2")] * 5), "has 5 entries"),
+        ('{"problems": []}', "list should have at least 1 item"),
+        (
+            '{"problems": [{"problem": " ", "answer": "1"}]}',
+            "string should have at least 1 character",
+        ),
+        (_problems(*[("What is 1 + 1?", "2")] * 5), "list should have at most 4 items"),
     ],
 )
 def test_a_writer_that_writes_nothing_usable(run: Path, said: object, why: str) -> None:

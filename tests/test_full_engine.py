@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.speed.full_engine import GOAL, simulate
+from benchmarks.speed.full_engine import GOAL, simulate, simulate_workers
 from curate.errors import RunError
 from probes import tagging
 from probes.engines.base import RequestStream, Rollout, SampleRequest, rollouts_to_add
@@ -144,6 +144,13 @@ def test_a_simulated_gpu_is_as_full_as_without_shards() -> None:
     # The goal can be missed: small shards that are drawn to their ends do.
     assert speed["small shards"] < 0.6 * speed["continuous"]
     assert found["shards, joined"][0] == 8192
+    rates = []
+    for by_turns in (False, True):
+        size, one = simulate_workers(2, 512, 1000, 8192, by_turns=by_turns)
+        assert size == 8192 and one.tokens == pytest.approx(found["continuous"][1].tokens, rel=0.02)
+        rates.append(one.tokens_per_second / speed["continuous"])
+    # Of several workers too: each begins its next shard beside the last rollouts of one.
+    assert rates[0] >= GOAL and rates[0] > rates[1] + 0.03
 
 
 # --- Cut completions --------------------------------------------------------------------------

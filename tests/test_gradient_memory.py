@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from probes.gradients import lora
+from probes.gradients import lora, tap
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
 from probes.gradients.memory import Limit
 from probes.gradients.sketch import Sketch
+from probes.gradients.tap import Adapter
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, is_out_of_memory
 from tests.test_gradients import EXACT, assert_same, features_of, rollouts_of
@@ -217,5 +218,5 @@ def test_many_short_rollouts_are_projected_some_at_a_time(
 ) -> None:
     rollouts, adapter = rollouts_of(9), Adapter(dim=256)
     whole = features_of(tiny_policy, rollouts, adapter)
-    monkeypatch.setattr(lora, "_PROJECTED_BYTES", 1)
+    monkeypatch.setattr(tap, "_PROJECTED_BYTES", 1)
     assert_same(features_of(tiny_policy, rollouts, adapter), whole)

@@ -21,7 +21,7 @@ from curate.run.rollouts import item_rows
 from curate.run.run import Run
 from probes.engines.choose import LoadedModel
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.stages.gradients import GradientShard, differentiate, gathered, join
 from tests.tag_runs import additions, read_rollouts, run_curate, tag, write_jsonl

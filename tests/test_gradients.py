@@ -11,8 +11,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from curate.errors import RunError, UsageError
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe, target_modules
+from probes.gradients.lora import GradientProbe
 from probes.gradients.similarity import halves
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import find_targets
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy
 
@@ -204,7 +206,7 @@ def hooks_of(policy: Policy) -> list[tuple[int, int, bool]]:
 
 
 def test_every_linear_layer_of_the_blocks_by_default(tiny_policy: Policy) -> None:
-    leaves = [name.rpartition(".")[2] for name in target_modules(tiny_policy.model, ("auto",))]
+    leaves = [name.rpartition(".")[2] for name in find_targets(tiny_policy.model, ("auto",))]
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert leaves == 2 * [*attention, "gate_proj", "up_proj", "down_proj"]
 
@@ -221,7 +223,7 @@ def gpt2_policy(tiny_policy: Policy) -> Policy:
 
 def test_transposed_weights(tiny_policy: Policy) -> None:
     policy = gpt2_policy(tiny_policy)
-    targets = target_modules(policy.model, ("auto",))
+    targets = find_targets(policy.model, ("auto",))
     assert {name.rpartition(".")[2] for name in targets} == {"c_attn", "c_proj", "c_fc"}
     assert len(targets) == 8
     rollouts = shared_prefixes()
@@ -229,9 +231,10 @@ def test_transposed_weights(tiny_policy: Policy) -> None:
     alone = np.concatenate([features_of(policy, [one]) for one in rollouts])
     assert_same(together, alone, relative=1e-5)
     # B of the last block's output projection by finite differences of the loss.
-    name, module = list(targets.items())[-1]
+    name, target = list(targets.items())[-1]
     tap = GradientProbe(policy, EXACT)._taps[name]
-    a = tap.lora_a(module.weight.shape[0]).double()
+    weight = target.module.weight
+    a = tap.lora_a(weight.shape[0]).double()
     step = torch.zeros(32, EXACT.rank, dtype=torch.float64)
     step[5, 3] = 1e-3
     model = policy.model.double()
@@ -239,9 +242,9 @@ def test_transposed_weights(tiny_policy: Policy) -> None:
     for sign in (1, -1):
         change = sign * EXACT.alpha / EXACT.rank * (step @ a).T
         with torch.no_grad():
-            module.weight += change
+            weight += change
             losses.append(mean_loss(model, rollouts[0]))
-            module.weight -= change
+            weight -= change
     expected = (losses[0] - losses[1]) / 2e-3
     own = together[0][-32 * EXACT.rank :].reshape(32, EXACT.rank)[5, 3]
     assert own == pytest.approx(expected, rel=1e-3)
@@ -289,7 +292,7 @@ def test_a_layer_that_runs_twice_has_both_gradients(
 
 
 def test_targets_by_name(tiny_policy: Policy) -> None:
-    modules = target_modules(tiny_policy.model, ("o_proj", "down_proj"))
+    modules = find_targets(tiny_policy.model, ("o_proj", "down_proj"))
     assert len(modules) == 4
     assert {name.rpartition(".")[2] for name in modules} == {"o_proj", "down_proj"}
     assert features_of(tiny_policy, rollouts_of(2), Adapter(dim=64, targets=("o_proj",))).any()
@@ -297,7 +300,7 @@ def test_targets_by_name(tiny_policy: Policy) -> None:
 
 def test_an_unknown_target_is_named_with_those_there_are(tiny_policy: Policy) -> None:
     with pytest.raises(UsageError, match=r"no module 'query'.*down_proj.*q_proj"):
-        target_modules(tiny_policy.model, ("query",))
+        find_targets(tiny_policy.model, ("query",))
 
 
 def test_out_of_memory_halves_the_batch(

@@ -20,7 +20,8 @@ from scipy.stats import binom
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy
 from probes.verifiers.pool import VerifierPool

@@ -83,8 +83,12 @@ def test_extreme_evidence_still_gives_a_probability(file: Path) -> None:
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def test_applying_needs_no_scikit_learn() -> None:
-    script = "import sys, probes.predictor.predictor; sys.exit('sklearn' in sys.modules)"
+def test_tagging_needs_no_scikit_learn_which_takes_seconds_to_import() -> None:
+    script = (
+        "import sys, probes.tag, probes.stages.lift, probes.predictor.predictor\n"
+        "from transformers import AutoModelForCausalLM, LlamaForCausalLM\n"
+        "sys.exit(bool({'sklearn', 'scipy.stats', 'pandas'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from curate.errors import UsageError
 from probes import tagging
+from probes.machines import ray as ray_machines
+from probes.machines import ray_worker
+from probes.machines.ray_worker import Worker
 from probes.models import load as models
+from probes.models.load import describe_machine
 from tests.ray_workers import GATE, use_float32
 from tests.tag_runs import (
     ROOT,
@@ -43,9 +48,9 @@ ITEMS = 10
 # A file of rollouts holds one item. (That rounds end alike is shown without Ray.)
 ONE_ROUND = ("--min-rollouts", 8, "--tau", 0.6, "--gradient-rollouts", 4)
 SHARD_TOKENS = {"cpu": 8 * 12}
-FROM_GRADIENTS = {
-    "gradients/index.parquet", "similarity.parquet", "lift.parquet", "teaching.parquet",
-    "tags.parquet",
+ROUNDED = {
+    "gradients/index.parquet", "gold.parquet", "similarity.parquet", "lift.parquet",
+    "teaching.parquet", "tags.parquet",
 }  # fmt: skip
 MEMORY = 80 * 1024**2
 DRIVER = """
@@ -56,7 +61,11 @@ import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL",
          runtime_env={"worker_process_setup_hook": "tests.ray_workers.prepare_worker"})
 from probes.stages import sample as sampling
+from curate.errors import UsageError
 from probes import tagging
+from probes.machines import ray as ray_machines
+from probes.machines import ray_worker
+from probes.machines.ray_worker import Worker
 from curate.cli import main
 tagging._SHARD_TOKENS = %r
 real, calls = sampling.write_parquet, 0
@@ -92,14 +101,14 @@ class _TwoNodes:
 
     def kill_a_worker(self) -> None:
         """Kill a worker with a shard in hand, and its node, so that it finds no place again."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 200
         while len(list(self.gate.glob("waiting-*"))) < 2:
             assert time.monotonic() < deadline, "the workers do not come to the gate"
             time.sleep(0.05)
         worker = next(
             actor
             for actor in ray._private.state.actors().values()
-            if actor["State"] == "ALIVE" and actor["ActorClassName"].startswith("MapWorker")
+            if actor["State"] == "ALIVE" and actor["ActorClassName"] == "Worker"
         )
         os.kill(worker["Pid"], signal.SIGKILL)
         home = worker["Address"]["NodeID"]
@@ -114,6 +123,10 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(GATE, str(gate))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Idle workers would each import torch, for nobody.
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
+        # Ray's workers would yield to whatever else this machine does, and be waited for.
+        patch.setenv("RAY_worker_niceness", "0")
         # Workers find our packages and the tests where this process does.
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setattr(models, "choose_dtype", models.choose_dtype)
@@ -139,8 +152,6 @@ def local(two_nodes: _TwoNodes, tiny_model: Path, tmp_path_factory: pytest.TempP
         patch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
         ran = tag(
             *(data, "--model", tiny_model, *ONE_ROUND),
-            # The workers hold the policy, so golds are not scored there either.
-            *("--gold-prefixes", 0),
             *("--run-dir", folder / "run", "--out", folder / "out.jsonl"),
         )
     assert ran.status == 0, ran.stderr
@@ -153,10 +164,10 @@ def assert_same(folder: Path, local: Path) -> None:
     tables = {str(path.relative_to(whole)) for path in whole.rglob("*.parquet")}
     assert {str(path.relative_to(run)) for path in run.rglob("*.parquet")} == tables
     for name in tables:
-        # Gradients may differ in rounding, and what follows from them; the tagged file has it.
+        # Gradients and golds may differ in rounding, and what follows from them.
         if "rollouts/" in name:
             assert_same_rollouts(pq.read_table(run / name), pq.read_table(whole / name))
-        elif name not in FROM_GRADIENTS:
+        elif name not in ROUNDED:
             assert pq.read_table(run / name).equals(pq.read_table(whole / name)), name
     drawn = Counter(
         (rollout["item_id"], rollout["sample"]) for rollout in read_rollouts(run).to_pylist()
@@ -172,11 +183,11 @@ def assert_same(folder: Path, local: Path) -> None:
     assert not list(run.rglob("*.tmp")) and not list(run.rglob("early"))
 
 
-def command(folder: Path, local: Path, model: Path) -> tuple[object, ...]:
+def command(folder: Path, local: Path, model: Path, workers: int = 2) -> tuple[object, ...]:
     return (
         *(local / "sums.jsonl", "--model", model, *ONE_ROUND),
         *("--run-dir", folder / "run", "--out", folder / "out.jsonl"),
-        *("--executor", "ray", "--workers", 2),
+        *("--executor", "ray", "--workers", workers),
     )
 
 
@@ -192,14 +203,14 @@ def test_a_killed_driver_goes_on_and_a_killed_node_costs_nothing_but_time(
     driver = subprocess.Popen(
         [
             *(sys.executable, tmp_path / "driver.py", two_nodes.cluster.address),
-            *map(str, small_command(*asked)[3:]),
+            *map(str, small_command(*command(tmp_path, local, tiny_model, workers=1))[3:]),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 200
     try:
         while not (tmp_path / "stopped").exists():
             assert driver.poll() is None, driver.communicate()[1]
@@ -215,31 +226,17 @@ def test_a_killed_driver_goes_on_and_a_killed_node_costs_nothing_but_time(
     # The same command, and on its way a node is lost, with what its worker has in hand.
     monkeypatch.setattr(tagging, "_SHARD_TOKENS", SHARD_TOKENS)
     (two_nodes.gate / "hold").touch()
-    lost = threading.Event()
-    wave = ray_executor().RayExecutor._wave
-
-    def losing(self: Any, worker: type, rows: list[Any]) -> Iterator[Any]:
-        for result in wave(self, worker, rows):
-            if not lost.is_set():
-                lost.set()
-                two_nodes.kill_a_worker()
-            yield result
-
-    monkeypatch.setattr(ray_executor().RayExecutor, "_wave", losing)
+    losing = threading.Thread(target=two_nodes.kill_a_worker, daemon=True)
+    losing.start()
     ran = tag(*asked)
     assert ran.status == 0, ran.stderr
-    assert lost.is_set() and "they are done again" in ran.stderr
+    losing.join(60)
+    assert not losing.is_alive() and "they are done again" in ran.stderr
     assert_same(tmp_path, local)
     for name, completions in samples.items():
         assert pq.read_table(tmp_path / "run/rollouts" / name)["completion"] == completions
     engine = json.loads((tmp_path / "run/manifest.json").read_text())["engine"]
     assert engine["name"] == "transformers"
-
-
-def ray_executor() -> Any:
-    from probes.machines import ray as module
-
-    return module
 
 
 def test_checkpoints_are_scored_on_the_workers(
@@ -257,12 +254,41 @@ def test_checkpoints_are_scored_on_the_workers(
     )
 
 
+class _Here:
+    """A cluster whose workers are objects of this process, which start in no time."""
+
+    def __init__(self, settings: Any, cpus: float) -> None:
+        self.settings = settings
+
+    def start(self, gpus: float) -> Worker:
+        return Worker(self.settings)
+
+    def call(self, worker: Worker, method: str, *arguments: object) -> Any:
+        return getattr(worker, method)(*arguments)
+
+    def result(self, reply: Any) -> Any:
+        return reply
+
+    def end(self, workers: Sequence[Worker], others: Sequence[Worker] = ()) -> None:
+        for worker in workers:
+            worker.close()
+
+
 def test_what_is_wrong_on_a_worker_is_one_line(
-    two_nodes: _TwoNodes, local: Path, tiny_model: Path, tmp_path: Path
+    two_nodes: _TwoNodes,
+    local: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ray_machines, "_RayCluster", _Here)
     asked = command(tmp_path, local, tiny_model)
-    ran = tag(*asked, "--workers", 1, "--gradient-targets", "nothing_like_it")
+    ran = tag(*asked, "--gradient-targets", "nothing_like_it")
     assert ran.status == 2 and "the model has no module 'nothing_like_it'" in ran.last_line
+    monkeypatch.setattr(ray_worker, "describe_machine", lambda: {"dtype": "bfloat16", "name": "X"})
+    monkeypatch.setattr(Worker, "machine", lambda self: describe_machine())
+    ran = tag(*asked)
+    assert ran.status == 2 and "another precision is chosen on a worker" in ran.last_line
 
 
 def test_a_cluster_that_is_not_there_or_has_no_room_is_one_line(
@@ -280,5 +306,5 @@ def test_a_cluster_that_is_not_there_or_has_no_room_is_one_line(
         ran = tag(*command(tmp_path, local, tiny_model), "--config", settings)
         assert ran.status == 2 and reason in ran.last_line
     assert not (tmp_path / "run/rollouts").exists()
-    with pytest.raises(ray_executor().UsageError, match="no Ray cluster at"):
-        ray_executor()._check_reachable("127.0.0.1:9")
+    with pytest.raises(UsageError, match="no Ray cluster at"):
+        ray_machines._check_reachable("127.0.0.1:9")

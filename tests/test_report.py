@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import curate
 from cards.report import facts as report_facts
 from cards.report import gradients as gradient_facts
 from cards.report import page_items as shown
@@ -26,6 +27,7 @@ from tests.made.report import (
     ROLLOUTS,
     as_of_an_earlier_version,
     item_id,
+    with_lengths,
     write_report_run,
 )
 from tests.made.run import write_quality, write_training
@@ -182,6 +184,30 @@ def test_no_lift_is_told_with_its_reason(tmp_path: Path) -> None:
     found = report(run)
     assert "lift: it is noise" in found["not_measured"]
     assert found["certainty"]["forecast"]["lift"]["checkpoint"] == "step-50"
+
+
+def test_what_is_missing_is_what_gaps_finds(run: Path, tmp_path: Path) -> None:
+    of_lengths = shutil.copytree(run, tmp_path / "run")
+    page, facts = report_run(with_lengths(of_lengths))
+    found = facts["certainty"]["gaps"]
+    expected = curate.gaps(of_lengths, tmp_path / "gaps.jsonl")
+    assert found["items"] == expected["items"] > 0 and found["why_none"] is None
+    assert {each["reason"]: each["certain"] for each in found["reasons"]} == {
+        reason: count
+        for reason, count in expected["reasons"].items()
+        if count or expected["likely"][reason]
+    }
+    table = blocks_of(page)["items"]
+    lines = [json.loads(line) for line in (tmp_path / "gaps.jsonl").read_text().splitlines()]
+    sentences = {table["columns"]["id"][int(at)]: words for at, words in table["gaps"].items()}
+    assert sentences == {line["item_id"]: line["gap_reason"] for line in lines}
+    ids = table["columns"]["id"]
+    of_clusters = [[ids[at] for at in each["examples"]] for each in found["clusters"]]
+    assert of_clusters and of_clusters == [each["item_ids"][:5] for each in expected["clusters"]]
+    # Without lengths nothing can be told, and the page says so.
+    none = report_run(run, tmp_path / "none.html")[1]
+    assert "no gradients of rollouts with their lengths" in none["certainty"]["gaps"]["why_none"]
+    assert any(each.startswith("what is missing") for each in none["not_measured"])
 
 
 def test_cosines_are_those_of_the_gradients(run: Path, facts: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from cards.report import page_items as shown_items
 from cards.report.report import report_run
 from curate.run.tables import REWARDS
 from tests.browser import chromium, console, open_page, requests
-from tests.made.report import as_of_an_earlier_version, item_id, write_report_run
+from tests.made.report import as_of_an_earlier_version, item_id, with_lengths, write_report_run
 from tests.made.run import write_quality, write_training
 from tests.tag_runs import additions, run_curate, tag, write_jsonl
 
@@ -279,6 +279,19 @@ def test_the_keyboard_alone_is_enough(opened: Any) -> None:
     assert focused(opened) != "grid"
     outline = opened.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
+
+
+def test_what_is_missing_is_shown_and_opens_an_item(driver: Any, tmp_path: Path) -> None:
+    run = with_lengths(write_report_run(tmp_path / "run", 20, prompts=["", "", HOSTILE[0]]))
+    page, facts = report_run(run)
+    forget(driver)
+    open_page(driver, page)
+    figures = driver.find_elements("css selector", "figure")
+    shown = [each for each in figures if each.text.startswith("Items that would teach each other")]
+    shown[0].find_element("css selector", "button").click()
+    assert "What is missing: " in find(driver, "dialog[open] .gap").text
+    assert facts["certainty"]["gaps"]["reasons"][0]["reason"] in find(driver, ".reasons").text
+    assert console(driver) == [] and requests(driver) == [page.resolve().as_uri()]
 
 
 # --- A run of an earlier version ---------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from curate.errors import RunError, UsageError
+from curate.errors import RunError
 from curate.run.tables import ROLLOUTS, write_parquet
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
@@ -21,7 +21,7 @@ from probes.gradients.batch import TokenizedRollout
 from probes.models.load import Policy
 from probes.rescoring import rescore as rescoring_stage
 from probes.rescoring import teacher_forcing as rescoring
-from probes.rescoring.rescore import kept_log_probabilities, rescore_run
+from probes.rescoring.rescore import rescore_run
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.stages.sample import draw_shard
 from probes.stages.verify import verify_rollouts
@@ -268,18 +268,13 @@ def test_kept_scores_are_those_of_a_rescoring(tiny_policy: Policy, tmp_path: Pat
     table = table.set_column(table.column_names.index("reward"), "reward", rewards)
     write_parquet(tmp_path / "rollouts/00000.parquet", table)
     most = {"most_correct": 8, "most_wrong": 16}
-    kept = kept_log_probabilities(tmp_path, ITEMS, ROW_OF, **most)
     scored = rescore_run(tmp_path, ITEMS, ROW_OF, tiny_policy, **most)
-    assert kept.drop_columns("log_probability") == scored.drop_columns("log_probability")
-    np.testing.assert_allclose(
-        kept["log_probability"].to_numpy(), scored["log_probability"].to_numpy(), atol=1e-4
-    )
-    assert sum(kept["weight"].to_pylist()) == 3 * (8 + 16)
-
-
-def test_rollouts_of_an_earlier_version_have_kept_none(tiny_policy: Policy, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"00000.parquet holds rollouts without log_probability"):
-        kept_log_probabilities(drawn(tmp_path), ITEMS, ROW_OF, most_correct=1, most_wrong=0)
+    drawn_at = {
+        (row["item_id"], row["sample"]): row["log_probability"] for row in table.to_pylist()
+    }
+    kept = [drawn_at[row["item_id"], row["sample"]] for row in scored.to_pylist()]
+    np.testing.assert_allclose(kept, scored["log_probability"].to_numpy(), atol=1e-4)
+    assert sum(scored["weight"].to_pylist()) == 3 * (8 + 16)
 
 
 class AllRight:

@@ -1,7 +1,9 @@
 """A model whose blocks lie on several devices, as far as a machine without a GPU can tell."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from probes.gradients import lora
 from probes.gradients.batch import Batch
 from probes.gradients.sketch import GradientSums
 from probes.machines.ray import RayExecutor
-from probes.machines.ray_worker import Differentiator, Sampler
 from probes.models import load
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, weight_bytes
@@ -86,7 +87,11 @@ def test_a_model_goes_to_one_gpu_where_that_holds_it(
     ("gpus", "options", "said"),
     [
         (1, {}, ""),
-        (8, {}, "this machine has 8 GPUs, of which 1 are used"),
+        (
+            8,
+            {},
+            "this machine has 8 GPUs, of which 1 is used; add --executor ray to use all of them\n",
+        ),
         (8, {"engine": "vllm", "vllm": {"tensor_parallel_size": 4}}, "of which 4 are used"),
         (8, {"engine": "vllm", "vllm": {"tensor_parallel_size": 8}}, ""),
         (8, {"executor": "ray"}, ""),
@@ -108,6 +113,32 @@ def test_gpus_that_are_not_used_are_named(
     assert said in err and bool(err) == bool(said)
 
 
+def test_gpus_that_a_model_is_spread_over_are_used(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LoadedModel(TagConfig(), resolve_model(str(tiny_model)))
+    model._take_turns = True
+    places = {"model.layers.0": 0, "model.layers.1": 1, "lm_head": 1}
+    model._policy = SimpleNamespace(model=SimpleNamespace(hf_device_map=places))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model._say_idle_gpus()
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    model._say_idle_gpus()
+    assert "has 4 GPUs, of which 2 are used" in capsys.readouterr().err
+
+
+def test_where_ray_is_missing_it_is_said_how_to_get_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LoadedModel(TagConfig(), resolve_model(str(tiny_model)))
+    model._take_turns = True
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    model._say_idle_gpus()
+    assert capsys.readouterr().err.endswith("use all of them (pip install 'rl-curate[ray]')\n")
+
+
 @pytest.mark.parametrize(("ray", "size"), [({}, (8, 1)), ({"gpus_per_gradient_worker": 2}, (4, 2))])
 def test_gpus_that_sample_together_differentiate_one_by_one(
     ray: dict[str, float], size: tuple[int, float], monkeypatch: pytest.MonkeyPatch
@@ -117,5 +148,4 @@ def test_gpus_that_sample_together_differentiate_one_by_one(
     executor._workers, executor._cpus, executor._gpus = 2, 1, 4
     there = {"CPU": 64, "GPU": 8}
     monkeypatch.setattr(executor, "_places", lambda name, each: int(there[name] // each))
-    assert executor._size(Sampler) == (2, 4)
-    assert executor._size(Differentiator) == size
+    assert executor._gradient_workers() == size

@@ -13,7 +13,7 @@ import pytest
 from tests.smollm2 import gguf_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PRODUCTS, ROLLOUTS = 10, 16
+PRODUCTS, ROLLOUTS = 10, 12
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,10 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[dict
     command = [
         *(sys.executable, "-m", "curate", "tag", str(EXAMPLES / "arithmetic.jsonl")),
         *("--config", str(EXAMPLES / "arithmetic.toml"), "--model", str(gguf_file())),
-        *("--limit", str(PRODUCTS), "--min-rollouts", str(ROLLOUTS), "--max-tokens", "32"),
+        *("--limit", str(PRODUCTS), "--min-rollouts", str(ROLLOUTS), "--max-tokens", "20"),
         *("--max-rollouts", str(ROLLOUTS)),
+        # Correct rollouts are looked at here, and those that box their answers are short.
+        *("--gradient-wrong-rollouts", "1", "--gold-prefixes", "2"),
         *("--out", str(folder / "tagged.jsonl"), "--run-dir", str(folder / "run")),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)

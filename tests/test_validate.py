@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from curate.errors import UsageError
 from curate.run.folder import lock_folder
 from recipes.recipe import Recipe
 from recipes.train.tagged_run import TaggedRun
@@ -125,6 +126,15 @@ def test_outcomes_are_those_of_the_rollouts_on_disk(run):
     assert [line["step"] for line in logged if "kl" in line] == [1, 2, 3, 4]
     # Weights are dropped unless asked for.
     assert not list(folder.glob("**/*.safetensors"))
+
+
+def test_sft_of_a_model_that_one_gpu_does_not_hold_is_refused(tagged, monkeypatch):
+    run = TaggedRun(tagged / "run")
+    job = validation._Job(run, Recipe(name="sft", method="sft"), 1, Validate(tagged / "run"))
+    job.check()
+    monkeypatch.setattr(validation, "is_spread", lambda *_: True)
+    with pytest.raises(UsageError, match="sft is not spread over several"):
+        job.check()
 
 
 def test_final_rollouts_are_drawn_by_the_runs_engine(tagged, monkeypatch):

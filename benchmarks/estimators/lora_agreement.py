@@ -38,7 +38,9 @@ from scipy.stats import pearsonr, spearmanr
 from curate.run.folder import read_run_config
 from curate.run.tables import read_parquet
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe, target_modules
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import find_targets
 from probes.models.files import ModelFiles, resolve_model
 from probes.models.load import Policy, load_policy
 
@@ -79,6 +81,12 @@ def linear_layers(policy: Policy) -> Modules:
         for name, module in policy.model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not output
     }
+
+
+def attention(policy: Policy) -> Modules:
+    """The queries' and values' layers, as the paper's adapter."""
+    targets = find_targets(policy.model, ("q_proj", "v_proj"))
+    return {name: target.module for name, target in targets.items()}
 
 
 def leaves(modules: Modules) -> tuple[str, ...]:
@@ -202,7 +210,7 @@ def main() -> int:
     policy = load(files)
     dtype = str(policy.dtype).removeprefix("torch.")
     everything = linear_layers(policy)
-    subsets = {"q, v": target_modules(policy.model, ("q_proj", "v_proj")), "linear": everything}
+    subsets = {"q, v": attention(policy), "linear": everything}
     features = {}
     for layers, modules in subsets.items():
         for rank, dim in ADAPTERS:
@@ -214,7 +222,7 @@ def main() -> int:
     del policy, everything, subsets
     policy = load(files, torch.float32)
     everything = linear_layers(policy)
-    subsets = {"q, v": target_modules(policy.model, ("q_proj", "v_proj")), "linear": everything}
+    subsets = {"q, v": attention(policy), "linear": everything}
     for module in everything.values():
         module.requires_grad_(True)
     error = identity_error(policy, subsets["q, v"], rollouts[0][0])

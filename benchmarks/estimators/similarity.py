@@ -44,8 +44,9 @@ from scipy.stats import rankdata
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
 from probes.gradients.similarity import halves, measure_similarity
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import load_policy
 from probes.statistics.pass_rates import pass_rate_interval

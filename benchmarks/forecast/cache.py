@@ -20,7 +20,8 @@ from curate.run.rollouts import rollout_shards
 from curate.run.tables import GOLD, read_parquet
 from probes.forecast.pass_probability import GoldEvidence
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, load_tokenizer
 from probes.stages.gold import read_gold, score_golds

@@ -32,7 +32,9 @@ from benchmarks.gpu_check.result import Found, LeftOut
 from curate.errors import UsageError
 from probes.doctor.training_step import TrainedAdapter
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe, coverage
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import coverage
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, outline_policy
 

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
 from probes.models.attention import NAME as GROUPED
 from probes.models.attention import use_grouped_attention
 from probes.models.files import ModelFiles

@@ -42,7 +42,9 @@ import torch
 from curate.run.folder import read_run_config
 from curate.run.tables import read_parquet
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe, target_modules
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import find_targets
 from probes.models.files import ModelFiles, resolve_model
 from probes.models.load import Policy, load_policy
 
@@ -121,7 +123,7 @@ def adapted_model(files: ModelFiles) -> Any:
             lora_alpha=int(adapter.alpha),
             lora_dropout=0.0,
             target_modules=sorted(
-                {name.rpartition(".")[2] for name in target_modules(policy.model, ("auto",))}
+                {name.rpartition(".")[2] for name in find_targets(policy.model, ("auto",))}
             ),
         ),
         autocast_adapter_dtype=False,

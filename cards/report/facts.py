@@ -32,17 +32,19 @@ _SETTINGS = (
 )
 
 
-def report_facts(run: Run, items: ReportItems) -> dict[str, Any]:
+def report_facts(run: Run, items: ReportItems, gaps: dict[str, Any]) -> dict[str, Any]:
     """Collect every number of a report, in plain values; unknown numbers are None.
 
     Args:
         run: finished.
         items: of the run.
+        gaps: facts of `gap_facts`.
 
     Returns:
         `run`: what was probed and how. `dataset`: rows, tags, pass rates and source columns.
-        `certainty`: intervals, forecast, similarities, cosines, where the rollouts went, what
-        training made of it, and how it compares with an earlier policy. `not_measured`: what a
+        `certainty`: intervals, forecast, what is missing where training will not solve an item,
+        similarities, cosines, where the rollouts went, what training made of it, and how it
+        compares with an earlier policy. `not_measured`: what a
         reader might miss, each with the reason.
 
     Raises:
@@ -52,6 +54,7 @@ def report_facts(run: Run, items: ReportItems) -> dict[str, Any]:
     certainty = {
         "pass_rates": _rate_certainty(run, items),
         "forecast": forecast_facts(run, items, SHOWN_POINTS),
+        "gaps": gaps,
         "similarities": _similarity_facts(items)
         | ({} if run.config.has_policy else {"why_none": NO_POLICY}),
         "gradients": gradients,
@@ -360,6 +363,8 @@ def _not_measured(items: ReportItems, certainty: dict[str, Any]) -> list[str]:
         missing.append(
             f"lift: {certainty['forecast']['lift'].get('why_none') or 'it is known of no item'}"
         )
+    if certainty["gaps"]["why_none"] and items.correct.any():
+        missing.append(f"what is missing for unlearnable items: {certainty['gaps']['why_none']}")
     if certainty["confirmation"] is None:
         missing.append(
             "whether the predictions come true: not confirmed by GRPO (`curate validate`, then "

@@ -19,6 +19,7 @@ from typing import Any
 
 from cards.report.facts import report_facts
 from cards.report.forecast import groups_of_a_unit
+from cards.report.gaps import at_places, gap_facts
 from cards.report.items import read_report_items
 from cards.report.page_items import items_in_table, shown_items, shown_rollouts
 from curate.errors import RunError, UsageError
@@ -30,8 +31,8 @@ from curate.tagged.rows import open_tagged
 _PAGE = files("cards.report") / "page"
 # In the order in which they use each other.
 _SCRIPTS = (
-    *("text.js", "charts.js", "dataset.js", "forecast.js", "certainty.js", "similarity.js"),
-    *("training.js", "comparison.js", "table.js", "item.js", "start.js"),
+    *("text.js", "charts.js", "dataset.js", "forecast.js", "gaps.js", "certainty.js"),
+    *("similarity.js", "training.js", "comparison.js", "table.js", "item.js", "start.js"),
 )
 _POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; base-uri 'none'; "
@@ -70,10 +71,12 @@ def report_run(run_dir: Path, out: Path | None = None) -> tuple[Path, dict[str, 
     if file.is_dir():
         raise UsageError(f"-o {file}: is a folder; give the name of a file in it")
     items = read_report_items(run)
-    facts = report_facts(run, items)
+    gaps, sentences = gap_facts(run, items)
+    facts = report_facts(run, items, gaps)
     places = items_in_table(items, _linked(facts))
     shown = items.take(places)
     table = shown_items(shown, len(items), groups_of_a_unit(run, items))
+    table["gaps"] = at_places(sentences, places)
     if len(shown) < len(items):
         table["positions"] = places.tolist()
     page = render_report(facts, table, shown_rollouts(run, shown))
@@ -91,6 +94,7 @@ def _linked(facts: dict[str, Any]) -> list[int]:
     gradients = certainty["gradients"]
     return [
         *certainty["forecast"]["points"]["item"],
+        *(at for each in certainty["gaps"].get("clusters", ()) for at in each["examples"]),
         *certainty["similarities"]["points"]["item"],
         *(gradients["items"]["item"] if gradients else ()),
     ]
@@ -101,7 +105,7 @@ def render_report(facts: dict[str, Any], items: dict[str, Any], rollouts: dict[s
 
     Args:
         facts: of `report_facts`.
-        items: of `shown_items`.
+        items: of `shown_items`, with `gaps`: sentences by position.
         rollouts: of `shown_rollouts`.
     """
     style = _part("report.css")

@@ -29,8 +29,9 @@ from probes.doctor.tries import MARK, NAMES, Tried
 from probes.engines.base import Rollout, SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
 from probes.gradients.memory import free_bytes, recomputed_bytes
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import (
     Policy,

@@ -105,7 +105,6 @@ def _train() -> Facts:
 
 def _ray() -> Facts:
     import ray
-    import ray.data
 
     return {"version": ray.__version__}
 

@@ -1,7 +1,8 @@
 """One step of GRPO on a LoRA adapter, by autograd alone, and what it does to log-probabilities.
 
 It shares no code with `probes.gradients.lora`, whose gradients it is compared with: the adapter is
-added to what the model's modules give, rollouts go one by one, and nothing is shared between them.
+added to what the model's modules give, or to the tensors of experts and routers before they are
+used; rollouts go one by one, and nothing is shared between them.
 With f_r the gradient of the mean token loss of rollout r, a move of the adapter's B by d changes
 the log-probability of its completion, to first order, by −|y_r| ⟨f_r, d⟩. That is what lift and
 forecast are made of.
@@ -9,7 +10,7 @@ forecast are made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, lora_a, target_modules
+from probes.gradients.tap import Adapter, lora_a
+from probes.gradients.targets import Target, find_targets
 from probes.models.load import Policy
 
 
@@ -31,34 +33,58 @@ class TrainedAdapter:
         adapter: its rank, scale, modules and seed.
 
     Attributes:
-        b: B of every module in the model's order, (fan_out, rank) float32.
+        b: B of every matrix in the model's order, (fan_out, rank) float32, or of experts (experts,
+            fan_out, rank).
     """
 
     def __init__(self, policy: Policy, adapter: Adapter) -> None:
         self.policy, self.adapter = policy, adapter
-        self._modules = target_modules(policy.model, adapter.targets)
+        self._targets = find_targets(policy.model, adapter.targets)
         self._a: list[torch.Tensor] = []
         self.b: list[torch.Tensor] = []
-        for name, module in self._modules.items():
-            weight: Any = module.weight
-            fan_out, fan_in = weight.T.shape if isinstance(module, Conv1D) else weight.shape
+        for name, target in self._targets.items():
+            *experts, fan_out, fan_in = target.matrix.shape
             # A model may lie on several devices.
-            self._a.append(lora_a(adapter, name, int(fan_in)).to(weight.device))
-            zero = torch.zeros(int(fan_out), adapter.rank, device=weight.device)
+            device = target.matrix.device
+            self._a.append(lora_a(adapter, name, fan_in, *experts).to(device))
+            zero = torch.zeros(*experts, fan_out, adapter.rank, device=device)
             self.b.append(zero.requires_grad_())
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Have the policy's model compute with the adapter."""
-        handles = [
-            module.register_forward_hook(self._added(a, b))
-            for module, a, b in zip(self._modules.values(), self._a, self.b, strict=True)
-        ]
+        handles, others = [], dict[torch.nn.Module, dict[str, Callable[[], torch.Tensor]]]()
+        for target, a, b in zip(self._targets.values(), self._a, self.b, strict=True):
+            if target.is_product:
+                handles.append(target.module.register_forward_hook(self._added(a, b)))
+            else:
+                moved = self._moved(target, a, b)
+                others.setdefault(target.module, {})[target.parameter] = moved
+        for module, tensors in others.items():
+            before, after = _with_tensors(tensors)
+            handles += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after, always_call=True),
+            ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _moved(
+        self, target: Target, a: torch.Tensor, b: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        """Give what makes the tensor of a target with the adapter in it, float32."""
+        scale = self.adapter.alpha / self.adapter.rank
+        own: torch.Tensor = getattr(target.module, target.parameter)
+        is_turned = target.experts is not None and target.experts.module.is_transposed
+
+        def moved() -> torch.Tensor:
+            step = scale * (b @ a)
+            return own.float() + (step.transpose(-1, -2) if is_turned else step)
+
+        return moved
 
     def _added(self, a: torch.Tensor, b: torch.Tensor) -> Callable[..., torch.Tensor]:
         scale = self.adapter.alpha / self.adapter.rank
@@ -120,3 +146,30 @@ class TrainedAdapter:
         with torch.no_grad():
             for b in self.b:
                 b.mul_(factor)
+
+
+def _with_tensors(
+    tensors: Mapping[str, Callable[[], torch.Tensor]],
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Hooks for before and after a module's forward, which runs in float32 and with other tensors.
+
+    They are made anew for each run, since a backward pass ends the life of their graph.
+    """
+    dtypes: list[torch.dtype] = []
+
+    def before(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        dtypes.append(inputs[0].dtype)
+        for name, own in module.named_parameters(recurse=False):
+            # Found before the module's parameters are.
+            vars(module)[name] = tensors[name]() if name in tensors else own.float()
+        return inputs[0].float(), *inputs[1:]
+
+    def after(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        for name, _ in module.named_parameters(recurse=False):
+            vars(module).pop(name, None)
+        dtype = dtypes.pop()
+        if isinstance(output, tuple):
+            return tuple(each.to(dtype) if each.is_floating_point() else each for each in output)
+        return output.to(dtype)
+
+    return before, after

@@ -20,6 +20,10 @@ class SampleRequest:
     samples: int
 
 
+LATER = SampleRequest("", (), 0, 0)
+"""In the place of a request: there is none now, but more may come. Only while others are drawn."""
+
+
 @dataclass(frozen=True)
 class Truncation:
     """What tokens are drawn from, of the policy's distribution at the sampling temperature.
@@ -75,10 +79,12 @@ class RequestStream:
         """Whether it was seen that no more come."""
 
     def take(self, rollouts: int) -> list[SampleRequest]:
-        """Take the next requests, of so many rollouts or a few more; fewer where no more come."""
+        """Take the next requests, of so many rollouts or a few more; fewer where there are none."""
         taken: list[SampleRequest] = []
         while rollouts > 0 and not self.is_over:
             request = next(self._requests, None)
+            if request is LATER:
+                break
             if request is None:
                 self.is_over = True
             else:
@@ -120,6 +126,7 @@ class Engine(Protocol):
         Requests are taken as there is room for them, a bounded number ahead of what is drawn, so
         that whoever has more of them keeps the engine full. Randomness comes from the seed and the
         requests: so no two shards of a run share random numbers, whichever process draws them.
+        Engines that load weights here go on without more where they are given `LATER`.
         """
         ...
 

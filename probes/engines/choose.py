@@ -15,7 +15,9 @@ from curate.progress import say
 from probes.engines.base import Engine, Truncation
 from probes.engines.rehearsal import rehearse_gradients, rehearse_sampling
 from probes.engines.transformers import TransformersEngine
-from probes.gradients.lora import Adapter, GradientProbe, coverage, target_modules
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
+from probes.gradients.targets import coverage, find_targets
 from probes.models.checkpoints import Checkpoint, has_tokenizer
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, PolicyOutline, choose_device, choose_dtype, device_name
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # Engine arguments of vLLM that multiply to the GPUs that it takes.
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_RAY_MISSING = "(pip install 'rl-curate[ray]')"
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
 
@@ -135,7 +138,7 @@ class LoadedModel:
         """
         self.engine()
         outline = self.outline()
-        target_modules(outline.model, adapter.targets)
+        find_targets(outline.model, adapter.targets)
         self.check_sampling()
         rehearse_gradients(self.files, outline, adapter)
         found = coverage(outline.model, adapter.targets)
@@ -189,10 +192,15 @@ class LoadedModel:
         used = 1
         if self.choice == VLLM:
             used = math.prod(int(self.config.vllm.get(name, 1)) for name in _PARALLEL)
+        elif self._policy:
+            places = getattr(self._policy.model, "hf_device_map", {})
+            used = max(len(set(map(str, places.values()))), 1)
         if self.choice != SERVER and there > used and self.config.executor == "local":
+            has_ray = importlib.util.find_spec("ray") is not None
             say(
-                f"warning: this machine has {there} GPUs, of which {used} are used; --executor ray "
-                "uses all of them"
+                f"warning: this machine has {there} GPUs, of which {used} "
+                f"{'is' if used == 1 else 'are'} used; add --executor ray to use all of them"
+                + ("" if has_ray else f" {_RAY_MISSING}")
             )
 
     def where(self) -> str:

@@ -18,7 +18,8 @@ import torch
 from curate.errors import RunError, UsageError
 from probes.engines.base import Engine, SampleRequest
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, PolicyOutline, is_out_of_memory
 

@@ -45,8 +45,10 @@ _REFILL_SHARE = 0.25
 _SHARE_MEMORY = 0.05
 # Requests wait in lots of so many batches, the longest prompts of a lot first.
 _LOT = 4
-# Tokens of prompts run through the model in one pass.
-_PREFILL_TOKENS = 1024
+# Tokens of prompts run through the model in one pass, and rows decoded at once: on a CPU so many as
+# keep it busy, since the cache of a small model is half as large as its weights soon.
+_PREFILL_TOKENS = {"cpu": 256, "cuda": 1024}
+_MOST_ROWS = {"cpu": 48, "cuda": 512}
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -228,7 +230,7 @@ class TransformersEngine:
         self.truncation = truncation
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
-        self.max_rows = max_rows or (64 if policy.device.type == "cpu" else 512)
+        self.max_rows = max_rows or _MOST_ROWS[policy.device.type]
         self.is_plain = has_plain_attention(policy.model)
         self.stops_at = math.inf
         self._in_hand: list[_Row] = []
@@ -362,6 +364,7 @@ class TransformersEngine:
     ) -> list[SampleRequest]:
         """Take requests while rows, of which `taken` are, and tokens are free; may split one."""
         chosen: list[SampleRequest] = []
+        most = _PREFILL_TOKENS[self.policy.device.type]
         width = max((int(length) for length in batch.lengths), default=0) if batch else 0
         prefill = 0
         rows = float(taken)
@@ -371,7 +374,7 @@ class TransformersEngine:
             width = max(width, prompt)
             free = self._most_rows(width) - rows
             take = min(request.samples, int(free / self._rows_per_sample))
-            if free < 1 or take <= 0 or (chosen and prefill + prompt > _PREFILL_TOKENS):
+            if free < 1 or take <= 0 or (chosen and prefill + prompt > most):
                 break
             waiting.popleft()
             ids = request.prompt_token_ids

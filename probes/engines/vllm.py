@@ -55,7 +55,7 @@ from probes.models.files import ModelFiles
 from probes.models.load import choose_device, choose_dtype, eos_token_ids
 
 _LOG_LEVEL = "VLLM_LOGGING_LEVEL"
-_IS_VERBOSE = _LOG_LEVEL in os.environ
+_IS_VERBOSE = os.environ.get(_LOG_LEVEL, "ERROR") != "ERROR"
 # Samples of one vLLM request, of which it allows 16,384.
 _MOST_SAMPLES = 4096
 # vLLM would raise a lower temperature to this one.
@@ -69,10 +69,14 @@ _MEMORY_SLACK = 10**9
 _UTILIZATION = 0.92
 _RAW = "raw_logprobs"
 # What vLLM and what it builds on raise where a model or option does not work, or memory runs out.
-_FAILURES = (
+FAILURES = (
     *(ValueError, TypeError, RuntimeError, NotImplementedError, AssertionError, OSError),
     *(ImportError, LookupError, AttributeError, MemoryError),
 )
+# For whoever imports vLLM, and TRL does: no usage is reported to anyone, and errors are enough.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault(_LOG_LEVEL, "ERROR")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
 class VllmEngine:
@@ -146,13 +150,13 @@ class VllmEngine:
             "use_tqdm_on_load": False,
         }
         try:
-            with _quiet(), _own_process_kept():
+            with quiet(), _own_process_kept():
                 found = vllm.EngineArgs(**self._arguments).create_engine_config()
-        except _FAILURES as error:
+        except FAILURES as error:
             chosen = ", ".join(f"{name} = {value!r}" for name, value in (options or {}).items())
             raise UsageError(
                 f"vLLM cannot run {files.name} with [vllm] {chosen or 'empty'}: "
-                f"{_reason(error)}{_hint()}"
+                f"{reason_of(error)}{hint()}"
             ) from error
         self._most_room = int(found.model_config.max_model_len)
 
@@ -221,7 +225,7 @@ class VllmEngine:
 
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-        with _quiet():
+        with quiet():
             cleanup_dist_env_and_memory()  # Collects garbage and empties the GPU's cache.
         if self._free_before is not None:
             _wait_for_memory(self._free_before)
@@ -238,11 +242,11 @@ class VllmEngine:
             self._free_before = _free_memory()
             arguments = {**self._arguments, "max_model_len": room} if room else self._arguments
             try:
-                with _quiet(), _own_process_kept():
+                with quiet(), _own_process_kept():
                     self._llm = vllm.LLM(**arguments)
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise RunError(
-                    f"vLLM cannot load {self.files.name}: {_reason(error)}{_hint()}; how much "
+                    f"vLLM cannot load {self.files.name}: {reason_of(error)}{hint()}; how much "
                     "memory it takes is set by gpu_memory_utilization and kv_cache_memory_bytes "
                     "under [vllm]; the same command continues"
                 ) from error
@@ -298,20 +302,17 @@ class VllmEngine:
 
 
 def _import_vllm() -> Any:
-    # In this process, so that a kill leaves nothing behind; and no usage is reported to anyone.
+    # In this process, so that a kill leaves nothing behind.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault(_LOG_LEVEL, "ERROR")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
-        with _quiet():
+        with quiet():
             import vllm
 
             # Its parts are imported when they are first named.
             _ = vllm.EngineArgs, vllm.LLM
     except (ImportError, OSError, RuntimeError) as error:
         raise UsageError(
-            f"--engine vllm needs vLLM, which cannot be imported ({_reason(error)}): "
+            f"--engine vllm needs vLLM, which cannot be imported ({reason_of(error)}): "
             "pip install 'rl-curate[vllm]', or use --engine transformers"
         ) from error
     return vllm
@@ -408,9 +409,9 @@ def _told() -> Iterator[None]:
     """
     try:
         yield
-    except _FAILURES as error:
+    except FAILURES as error:
         raise RunError(
-            f"vLLM failed while sampling: {_reason(error)}{_hint()}; the same command continues"
+            f"vLLM failed while sampling: {reason_of(error)}{hint()}; the same command continues"
         ) from error
 
 
@@ -432,7 +433,7 @@ def _set_random_state(worker: Any, seed: int) -> None:
     torch.manual_seed(seed)  # Every GPU's too.
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What an error says in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "validation error" in lines[0]:
@@ -441,12 +442,13 @@ def _reason(error: BaseException) -> str:
     return (lines or [type(error).__name__])[0]
 
 
-def _hint() -> str:
+def hint() -> str:
+    """How to see more of it, where vLLM's log is not shown."""
     return "" if _IS_VERBOSE else f" ({_LOG_LEVEL}=INFO shows its log)"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what vLLM and its libraries print off the screen, unless its log level was set."""
     if _IS_VERBOSE:
         yield

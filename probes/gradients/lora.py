@@ -16,9 +16,10 @@ What a causal model computes at a token depends on the tokens up to it only. Rol
 share their prompt, and often the start of the completion, so during a pass the linear layers are
 run once for every distinct prefix of the batch and the result is copied to the rollouts that have
 it. The backward pass differs from rollout to rollout and is run for every token, without padding.
-The output head and its loss are needed once for every distinct prefix and next token, and are
-computed some of them at a time. Where what a pass keeps would not fit into memory, the blocks are
-run a second time instead (`recompute`).
+Experts that are one tensor a layer have an adapter each (`experts`). The output head and its loss
+are needed once for every distinct prefix and next token, and are computed some of them at a time.
+Where what a pass keeps would not fit into memory, the blocks are run a second time instead
+(`recompute`).
 
 The paper's code renders the prompt a second time for its gradients and differentiates one rollout
 a pass; here the token ids are those that were sampled, and passes are batched.
@@ -27,224 +28,30 @@ a pass; here the token ids are those that were sampled, and passes are batched.
 from __future__ import annotations
 
 import gc
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from curate.config import TagConfig
-from curate.errors import RunError, UsageError
+from curate.errors import RunError
 from probes.gradients.batch import Batch, TokenizedRollout
+from probes.gradients.experts import experts_replacement
 from probes.gradients.head import OutputHead
-from probes.gradients.memory import Limit, tokens_kept_whole, tokens_of_a_batch
+from probes.gradients.memory import Limit, adapter_bytes, tokens_kept_whole, tokens_of_a_batch
 from probes.gradients.recompute import recomputed
-from probes.gradients.sketch import GradientSums, Sketch
+from probes.gradients.sketch import GradientSums
+from probes.gradients.tap import Adapter, ExpertTap, Tap
+from probes.gradients.targets import find_targets
 from probes.models.load import Policy, give_back_freed_memory, is_out_of_memory
-from probes.models.modules import linear_layers
+from probes.models.modules import FusedExperts, ProductsWith, linear_layers
 
-# Linear layers that are never called: Mamba multiplies by the weight of its time steps itself.
-_USED_BY_WEIGHT = ("dt_proj",)
 # Of the logits of one chunk of predictions and what becomes of them, 12 bytes a number at most.
-_HEAD_BYTES = {"cpu": 2**26, "cuda": 2**30}
-# Of one module's gradients before they are projected, all rows of a block together.
-_PROJECTED_BYTES = 2**28
+_HEAD_BYTES = {"cpu": 2**25, "cuda": 2**30}
 # Giving freed memory back costs a few percent of a pass.
 _PASSES_TO_TRIM = 8
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What defines the projection of a gradient.
-
-    Attributes:
-        rank, alpha: of the LoRA adapter.
-        targets: names of the modules it sits on, or `("auto",)` for every linear layer of the
-            transformer's blocks; of a model that sees images too, those that read text.
-        dim: coordinates after projection; None keeps every coordinate of B.
-        seed: of A and of the projection.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ("auto",)
-    dim: int | None = 4096
-    seed: int = 42
-
-    @classmethod
-    def from_config(cls, config: TagConfig) -> Adapter:
-        """The adapter of a run."""
-        return cls(
-            rank=config.gradient_rank,
-            alpha=config.gradient_alpha,
-            targets=config.gradient_targets,
-            dim=config.gradient_dim,
-        )
-
-
-def target_modules(model: Any, targets: tuple[str, ...]) -> dict[str, torch.nn.Module]:
-    """Find the modules that the adapter sits on, by full name, in the model's order.
-
-    Raises:
-        UsageError: a name that no module has (lists those that could be meant).
-    """
-    candidates = linear_layers(model)
-    if targets == ("auto",):
-        head = model.get_output_embeddings()
-        reading = _reading_text(model)
-        # The blocks stand in a list, so a layer inside one has a number in its name.
-        inside = {
-            name: module
-            for name, module in candidates.items()
-            if module is not head
-            and _is_in_block(name)
-            and id(module) in reading
-            and name.rpartition(".")[2] not in _USED_BY_WEIGHT
-        }
-        if not inside:
-            raise UsageError(
-                "this architecture has no linear layers in numbered blocks; name the modules to "
-                f"differentiate with --gradient-targets, out of: {_listed(candidates)}"
-            )
-        return inside
-    leaves = {name.rpartition(".")[2] for name in candidates}
-    missing = [name for name in targets if name not in leaves]
-    if missing:
-        raise UsageError(
-            f"--gradient-targets: the model has no module {missing[0]!r}; "
-            f"it has: {_listed(candidates)}"
-        )
-    return {n: m for n, m in candidates.items() if n.rpartition(".")[2] in targets}
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How much of a model's blocks its gradients are of.
-
-    Attributes:
-        share: of the numbers in all matrices of the blocks, those in differentiated modules.
-        left_out: the other matrices, without the number of their block, the largest first.
-    """
-
-    share: float
-    left_out: tuple[str, ...]
-
-    def __str__(self) -> str:
-        names = ", ".join(self.left_out[:3]) + (", ..." if len(self.left_out) > 3 else "")
-        return (
-            f"gradients are of {self.share:.1%} of the weights in the model's blocks: "
-            f"{names} have none"
-        )
-
-
-def coverage(model: Any, targets: tuple[str, ...]) -> Coverage:
-    """Tell how much of a model is differentiated.
-
-    Experts that are one tensor a layer are no linear layers, nor are convolutions and routers.
-
-    Raises:
-        UsageError: what `target_modules` raises.
-    """
-    within = {id(module.weight) for module in target_modules(model, targets).values()}
-    read_text = _reading_text(model)
-    reading = {
-        id(parameter)
-        for module in model.modules()
-        if id(module) in read_text
-        for parameter in module.parameters(recurse=False)
-    }
-    total = covered = 0
-    left: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or not _is_in_block(name) or id(parameter) not in reading:
-            continue
-        total += parameter.numel()
-        if id(parameter) in within:
-            covered += parameter.numel()
-        else:
-            kind = re.sub(r"^.*?\.\d+\.", "", name)
-            left[kind] = left.get(kind, 0) + parameter.numel()
-    return Coverage(covered / max(total, 1), tuple(sorted(left, key=lambda kind: -left[kind])))
-
-
-def _is_in_block(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
-
-
-def _reading_text(model: Any) -> set[int]:
-    """Ids of the modules that read text: all but what sees or hears, where a model can."""
-    config = model.config
-    others = any(getattr(config, f"{sense}_config", None) for sense in ("vision", "audio"))
-    decoder = model.get_decoder() if others else model
-    return {id(module) for module in decoder.modules()}
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-
-
-def _generator(*key: object) -> np.random.Generator:
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-
-
-def lora_a(adapter: Adapter, name: str, fan_in: int) -> torch.Tensor:
-    """A of the module of a name, (rank, fan_in): uniform as in PEFT (Kaiming with a = sqrt 5)."""
-    draws = _generator(adapter.seed, "lora_A", name)
-    bound = fan_in**-0.5
-    a = draws.uniform(-bound, bound, size=(adapter.rank, fan_in))
-    return torch.from_numpy(a.astype(np.float32))
-
-
-class _Tap:
-    """One module that the adapter sits on: its A, and its share in the projection."""
-
-    def __init__(self, name: str, adapter: Adapter) -> None:
-        self.name = name
-        self.adapter = adapter
-        self._a: torch.Tensor | None = None
-        self._sketch: Sketch | None = None
-
-    def lora_a(self, fan_in: int) -> torch.Tensor:
-        """Return A, (rank, fan_in) float32."""
-        return lora_a(self.adapter, self.name, fan_in)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return A h of every distinct prefix, (prefixes, rank), in the layer's own precision."""
-        if self._a is None:
-            self._a = self.lora_a(hidden.shape[-1]).to(hidden)
-        return torch.nn.functional.linear(hidden, self._a)
-
-    def backward(
-        self, delta: torch.Tensor, down: torch.Tensor, batch: Batch, sums: GradientSums
-    ) -> None:
-        """Add dL/dB of every row to the sums.
-
-        Args:
-            delta: dL/do, (rows, columns, fan_out), zero at padding.
-            down: what `forward` returned.
-        """
-        _, _, prefix_of = batch.places(delta.device)
-        down = down.index_select(0, prefix_of).view(batch.rows, batch.columns, -1)
-        size, scale = delta.shape[2] * down.shape[2], self.adapter.alpha / self.adapter.rank
-        if self.adapter.dim is None:
-            gradient = (delta.transpose(1, 2) @ down).flatten(1).float()
-            sums.add_whole(self.name, scale * gradient)
-            return
-        if self._sketch is None:
-            draws = _generator(self.adapter.seed, "sketch", self.name)
-            self._sketch = Sketch(draws, size, self.adapter.dim, scale, delta.device)
-        # Many short rollouts have many gradients at once.
-        rows = max(1, _PROJECTED_BYTES // (4 * size))
-        for first in range(0, batch.rows, rows):
-            some = slice(first, first + rows)
-            gradient = (delta[some].transpose(1, 2) @ down[some]).flatten(1).float()
-            self._sketch.add(gradient, sums.on(delta.device)[some])
 
 
 class _Linear(torch.autograd.Function):
@@ -258,7 +65,7 @@ class _Linear(torch.autograd.Function):
         matrix: torch.Tensor,
         bias: torch.Tensor | None,
         batch: Batch,
-        tap: _Tap | None,
+        tap: Tap | None,
         sums: GradientSums,
     ) -> torch.Tensor:
         ctx.matrix, ctx.batch, ctx.tap, ctx.sums = matrix, batch, tap, sums
@@ -309,13 +116,24 @@ class GradientProbe:
     ) -> None:
         self.policy = policy
         self.adapter = adapter or Adapter()
-        most = batch_tokens or tokens_of_a_batch(policy)
-        self._batch_limit = Limit(most, most)
-        most = kept_tokens or tokens_kept_whole(policy)
-        self._kept_limit = Limit(most, most)
         self._passes = 0
-        modules = target_modules(policy.model, self.adapter.targets)
-        self._taps = {name: _Tap(name, self.adapter) for name in modules}
+        targets = find_targets(policy.model, self.adapter.targets)
+        taken = adapter_bytes(targets.values(), self.adapter.rank, policy)
+        most = batch_tokens or tokens_of_a_batch(policy, taken)
+        self._batch_limit = Limit(most, most)
+        most = kept_tokens or tokens_kept_whole(policy, taken)
+        self._kept_limit = Limit(most, most)
+        self._taps: dict[str, Tap] = {}
+        self._experts: dict[str, FusedExperts] = {}
+        self._routers: dict[str, torch.nn.Module] = {}
+        for name, target in targets.items():
+            if target.experts:
+                self._taps[name] = ExpertTap(name, self.adapter, target.experts.count)
+                self._experts[name.rpartition(".")[0]] = target.experts
+                continue
+            self._taps[name] = Tap(name, self.adapter)
+            if not target.is_product:
+                self._routers[name] = target.module
         head = policy.model.get_output_embeddings()
         self._layers = {n: m for n, m in linear_layers(policy.model).items() if m is not head}
 
@@ -445,14 +263,19 @@ class GradientProbe:
     @contextmanager
     def _layers_replaced(self, batch: Batch, sums: GradientSums) -> Iterator[None]:
         """Have the model's linear layers compute a shared prefix once and take the gradients."""
+        modules = {
+            **self._layers,
+            **self._routers,
+            **{name: experts.module for name, experts in self._experts.items()},
+        }
         # Another library may have put a forward of its own on a module.
-        own = {name: vars(module).get("forward") for name, module in self._layers.items()}
+        own = {name: vars(module).get("forward") for name, module in modules.items()}
         try:
-            for name, module in self._layers.items():
+            for name, module in modules.items():
                 vars(module)["forward"] = self._replacement(name, module, batch, sums)
             yield
         finally:
-            for name, module in self._layers.items():
+            for name, module in modules.items():
                 if own[name] is None:
                     vars(module).pop("forward", None)
                 else:
@@ -460,21 +283,41 @@ class GradientProbe:
 
     def _replacement(
         self, name: str, module: torch.nn.Module, batch: Batch, sums: GradientSums
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        weight: Any = module.weight
+    ) -> Callable[..., Any]:
+        if name in self._experts:
+            taps = {n: tap for n, tap in self._taps.items() if isinstance(tap, ExpertTap)}
+            return experts_replacement(name, self._experts[name], taps, batch, sums)
+        own = module.forward
+        product = self._product(name, batch, sums)
+        if name in self._routers:
+            weight: Any = module.weight
+
+            def route(*arguments: Any, **named: Any) -> Any:
+                with ProductsWith(weight, lambda *inputs: product(*inputs, _plain)):
+                    return own(*arguments, **named)
+
+            return route
+        matrix: Any = module.weight.T if isinstance(module, Conv1D) else module.weight
         bias: Any = module.bias
+        return lambda hidden: product(hidden, matrix, bias, lambda *_: own(hidden))
+
+    def _product(self, name: str, batch: Batch, sums: GradientSums) -> Callable[..., torch.Tensor]:
+        """Give what stands in for a module's product with its matrix."""
         tap = self._taps.get(name)
-        matrix = weight.T if isinstance(module, Conv1D) else weight
         # An input that needs no gradient itself: for the first layer of the adapter it makes the
         # graph, and nothing is computed below that layer.
         anchor = torch.zeros((), requires_grad=True) if tap else None
-        own: Callable[[torch.Tensor], torch.Tensor] = module.forward
 
-        def forward(hidden: torch.Tensor) -> torch.Tensor:
+        def product(
+            hidden: torch.Tensor,
+            matrix: torch.Tensor,
+            bias: torch.Tensor | None,
+            otherwise: Callable[..., torch.Tensor],
+        ) -> torch.Tensor:
             if hidden.numel() != batch.ids.numel() * hidden.shape[-1]:
                 if tap:
                     raise RunError(f"{name} does not see every token of a rollout once")
-                return own(hidden)
+                return otherwise(hidden, matrix, bias)
             if tap:
                 sums.modules.add(name)
             output: torch.Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
@@ -482,7 +325,10 @@ class GradientProbe:
             )
             return output
 
-        return forward
+        return product
+
+
+_plain = torch.nn.functional.linear
 
 
 def _order(rollout: TokenizedRollout) -> tuple[int, list[int], int]:

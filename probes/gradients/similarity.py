@@ -67,9 +67,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import digamma, polygamma
-from scipy.stats import t as student_t
 
 from probes.gradients.blocks import item_blocks, release
+from probes.statistics.distributions import student_t_quantile
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -166,7 +166,7 @@ def measure_similarity(
     unknown = np.isnan(measured.similarity)
     moderated[unknown] = degrees_of_freedom[unknown] = np.nan
     standard_error = np.sqrt(moderated / np.maximum(summary.rollouts_used, 1))
-    half_width = student_t.ppf((1 + confidence) / 2, degrees_of_freedom) * standard_error
+    half_width = student_t_quantile((1 + confidence) / 2, degrees_of_freedom) * standard_error
     return Similarity(
         rollouts_used=summary.rollouts_used,
         similarity=measured.similarity,

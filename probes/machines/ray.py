@@ -1,10 +1,8 @@
 """`--executor ray`: sampling and gradients on the workers of a Ray cluster.
 
-Shards go out as rows of Ray Data through an actor pool (`map_batches`), a row a shard and an engine
-an actor, in waves: so the driver never holds a whole round, and what a lost worker or node had in
-hand is in the next wave. Ray Data's own stage for vLLM keeps only the first of n samples
-(ray-project/ray#53396), and its pools wait for a lost actor that finds no place any more: here its
-task fails, and the other actors go on.
+Workers are actors, each with an engine: they are kept over the rounds of a run, and no task of
+theirs is tried again by Ray itself, so that what a lost one had in hand goes to the others at once.
+Who does what stands in `probes.machines.workers`.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,27 +29,19 @@ from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from curate.progress import say
 from probes.engines.choose import ModelFacts
-from probes.machines.ray_worker import (
-    Differentiator,
-    Row,
-    Sampler,
-    check_model,
-    features_of,
-    gradient_row,
-    rollouts_of,
-    sample_row,
-)
-from probes.models.load import describe_machine
+from probes.gradients.batch import TokenizedRollout
+from probes.machines.ray_worker import Failed, ScoreShard, Worker, WorkerModel
+from probes.machines.workers import LostError, Workers
 from probes.stages.gradients import GradientShard
 from probes.stages.sample import Advance, SampleShard
 
-Shard = TypeVar("Shard", SampleShard, GradientShard)
-
-# Shards of a worker in a wave: enough that loading the model is little beside them.
-_SHARDS_AT_ONCE = 16
 _CONNECT_SECONDS = 10
-# Waves in a row without one finished shard.
-_FRUITLESS_WAVES = 3
+# How long a worker may take to free what it holds; then it is killed.
+_END_SECONDS = 20
+# Rollouts that are scored by one worker at least: those of an item share its prompt.
+_SCORED_TOGETHER = 64
+# Options of an engine that go by the memory that is free.
+_BY_MEMORY = ("batch_tokens", "max_rows")
 
 
 class RayExecutor:
@@ -70,11 +60,16 @@ class RayExecutor:
         self._cpus = config.ray.get("cpus_per_worker", 1)
         self._gpus = config.ray.get("gpus_per_worker", 1 if self._places("GPU", 1) else 0)
         self._workers = config.workers or self._room()
-        self._settings = _settings(config)
-        self._model: dict[str, str] = {}
+        self._all = Workers(_RayCluster(_settings(config), self._cpus))
+        self._model = WorkerModel("", "")
+
+    def release(self) -> None:
+        """End the workers; they are started again if there is more to do."""
+        self._all.end()
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
+        """End the workers and leave the cluster; one that was started here ends."""
+        self.release()
         if self._connected:
             import ray
 
@@ -106,7 +101,7 @@ class RayExecutor:
         Raises:
             RunError: no worker could be started, or it lacks our packages.
         """
-        found: dict[str, str] = self._call(describe_machine)
+        found: dict[str, str] = self._all.ask_one(self._gpus, "machine")
         say(
             f"Ray: {self._workers} workers of {self._cpus:g} CPUs and {self._gpus:g} GPUs, on "
             f"{found['name']}"
@@ -115,7 +110,11 @@ class RayExecutor:
 
     def use_model(self, weight_hash: str, dtype: str) -> None:
         """Say which policy the workers must have, and in which precision."""
-        self._model = {"weight_hash": weight_hash, "dtype": dtype}
+        self._use(WorkerModel(weight_hash, dtype))
+
+    def _use(self, model: WorkerModel) -> None:
+        self._model = model
+        self._all.use_model(model)
 
     def check_model(self) -> ModelFacts:
         """Load engine and policy on a worker; return what it found.
@@ -123,34 +122,33 @@ class RayExecutor:
         Raises:
             UsageError: it cannot be loaded, or an option is wrong.
         """
-        found: Row = self._call(check_model, self._settings, self._model)
-        _raise_failure(found)
-        return ModelFacts(**found)
-
-    def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """Call a function on a worker."""
-        import ray
-
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(function)
-        try:
-            return ray.get(remote.remote(*arguments))
-        except ray.exceptions.RayError as error:
-            raise RunError(_start_failed(error)) from error
+        found: ModelFacts | Failed = self._all.ask_one(self._gpus, "check")
+        if isinstance(found, Failed):
+            raise found.as_error()
+        return found
 
     def draw(
-        self, record: Callable[[dict[str, Any]], None]
+        self, record: Callable[[dict[str, Any]], None], longest_prompt: int
     ) -> Callable[[Iterable[SampleShard], Advance], Iterator[tuple[int, pa.Table]]]:
-        """Draw shards; `record` is told what draws them."""
+        """Draw shards.
+
+        Args:
+            record: is told what draws them.
+            longest_prompt: tokens of the longest prompt that will be sampled.
+        """
 
         def draw(shards: Iterable[SampleShard], advance: Advance) -> Iterator[tuple[int, pa.Table]]:
             facts = ""
-            for number, result in self._work(Sampler, shards, sample_row, advance):
-                if facts not in ("", result["facts"]):
-                    raise RunError(f"the workers use different engines: {facts}, {result['facts']}")
+            self._use(dataclasses.replace(self._model, longest_prompt=longest_prompt))
+            for done in self._all.work(self._workers, self._gpus, shards):
+                if facts and not _is_same_engine(facts, done.facts):
+                    raise RunError(f"the workers use different engines: {facts}, {done.facts}")
                 if not facts:
-                    facts = result["facts"]
+                    facts = done.facts
                     record(json.loads(facts))
-                yield number, rollouts_of(result["data"])
+                advance(done.rollouts, done.tokens)
+                assert isinstance(done.result, pa.Table)
+                yield done.number, done.result
 
         return draw
 
@@ -158,83 +156,110 @@ class RayExecutor:
         self, shards: Iterable[GradientShard], advance: Advance
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Differentiate shards."""
-        for number, result in self._work(Differentiator, shards, gradient_row, advance):
-            yield number, features_of(result["data"])
+        workers, gpus = self._gradient_workers()
+        for done in self._all.work(workers, gpus, shards):
+            advance(done.rollouts, done.tokens)
+            assert isinstance(done.result, np.ndarray)
+            yield done.number, done.result
 
-    def _work(
-        self,
-        worker: type,
-        shards: Iterable[Shard],
-        to_row: Callable[[Shard], pa.Table],
-        advance: Advance,
-    ) -> Iterator[tuple[int, Row]]:
-        """Have the workers do shards, wave by wave; what was lost in one goes into the next."""
-        waiting = ((shard.number, to_row(shard)) for shard in shards)
-        lost: dict[int, pa.Table] = {}
-        fruitless = 0
-        workers, _ = self._size(worker)
-        while wave := lost | dict(islice(waiting, workers * _SHARDS_AT_ONCE - len(lost))):
-            left = dict(wave)
-            for result in self._wave(worker, list(wave.values())):
-                _raise_failure(result)
-                del left[result["number"]]
-                advance(result["rollouts"], result["tokens"])
-                yield result["number"], result
-            lost = left
-            fruitless = fruitless + 1 if len(lost) == len(wave) else 0
-            if fruitless == _FRUITLESS_WAVES:
-                raise RunError(
-                    f"{len(lost)} shards were lost {fruitless} times in a row: the workers die; "
-                    "see the logs of Ray"
-                )
-            if lost:
-                say(f"workers were lost, and {len(lost)} shards with them: they are done again")
+    def score(
+        self, rollouts: Sequence[TokenizedRollout], *, temperature: float
+    ) -> NDArray[np.float64]:
+        """Give the log-probabilities of completions: `probes.stages.gold.Score`."""
+        workers, gpus = self._gradient_workers()
+        parts = min(workers, -(-len(rollouts) // _SCORED_TOGETHER))
+        bounds = np.linspace(0, len(rollouts), parts + 1).astype(int).tolist()
+        shards = (
+            ScoreShard(number, rollouts[first:end], temperature)
+            for number, (first, end) in enumerate(pairwise(bounds))
+        )
+        found = {done.number: done.result for done in self._all.work(workers, gpus, shards)}
+        return np.concatenate([np.zeros(0), *(found[number] for number in range(parts))])
 
-    def _size(self, worker: type) -> tuple[int, float]:
-        """How many workers of a kind there are, and GPUs of each.
+    def _gradient_workers(self) -> tuple[int, float]:
+        """How many workers differentiate, and GPUs of each.
 
         Several GPUs that sample together, by tensor parallelism, differentiate one by one.
         """
-        if worker is not Differentiator or self._gpus <= 1:
+        if self._gpus <= 1:
             return self._workers, self._gpus
         gpus = self._config.ray.get("gpus_per_gradient_worker", 1)
         room = min(self._places("CPU", self._cpus), self._places("GPU", gpus))
         return max(self._workers, min(room, int(self._workers * self._gpus // gpus))), gpus
 
-    def _wave(self, worker: type, rows: list[pa.Table]) -> Iterator[Row]:
-        """Run rows through a pool of actors; yield what comes back, in the order in which it does.
 
-        A row whose worker died does not come back.
+class _RayCluster:
+    """Starts workers as actors of Ray: `probes.machines.workers.Cluster`.
+
+    Args:
+        settings: of the run.
+        cpus: of a worker.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], cpus: float) -> None:
+        self._settings = settings
+        self._cpus = cpus
+
+    def start(self, gpus: float) -> Any:
+        """Start a worker of so many GPUs, as soon as there is room."""
+        import ray
+
+        # Whatever is lost is started and done again by us, who know what it had in hand.
+        actor = ray.remote(max_restarts=0, max_task_retries=0)(Worker)
+        return actor.options(num_cpus=self._cpus, num_gpus=gpus).remote(self._settings)
+
+    def call(self, worker: Any, method: str, *arguments: object) -> Hashable:
+        """Call a method of a worker."""
+        reply: Hashable = getattr(worker, method).remote(*arguments)
+        return reply
+
+    def wait(self, replies: Sequence[Hashable], seconds: float) -> Sequence[Hashable]:
+        """Wait for the first of some replies; return those that are there."""
+        import ray
+
+        asked: list[Any] = list(replies)
+        if not ray.wait(asked, timeout=seconds)[0]:
+            return []
+        found: list[Hashable] = ray.wait(asked, num_returns=len(asked), timeout=0)[0]
+        return found
+
+    def result(self, reply: Hashable) -> Any:
+        """Give what a call returned, as soon as it is there.
+
+        Raises:
+            LostError: the worker is gone.
+            RunError: the method raised an error.
         """
         import ray
-        from ray.data import ActorPoolStrategy, from_arrow_refs
 
-        workers, gpus = self._size(worker)
-        pool = ActorPoolStrategy(size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1)
-        references: list[Any] = [ray.put(row) for row in rows]
-        dataset = from_arrow_refs(references).map_batches(
-            worker,
-            fn_constructor_args=(self._settings, self._model),
-            batch_size=1,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=pool,
-            num_cpus=self._cpus,
-            num_gpus=gpus,
-            # An actor is started again where it finds a place; what it had in hand fails at once.
-            max_restarts=-1,
-            max_task_retries=0,
-        )
         try:
-            batch: Any
-            for batch in dataset.iter_batches(
-                batch_size=1, batch_format="pyarrow", prefetch_batches=0
-            ):
-                yield from batch.to_pylist()
-        except (ray.exceptions.ObjectLostError, ray.exceptions.OwnerDiedError):
-            return  # Finished, and lost with its node before it was here.
+            return ray.get(reply)  # type: ignore[call-overload]
+        except ray.exceptions.RayTaskError as error:
+            raise RunError(f"a Ray worker failed: {_last_line(error)}") from error
         except ray.exceptions.RayError as error:
-            raise RunError(_start_failed(error)) from error
+            raise LostError(_last_line(error)) from error
+
+    def end(self, workers: Sequence[Any], others: Sequence[Any] = ()) -> None:
+        """End workers: some free what they hold first, others have nothing or cannot answer."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        replies = [worker.close.remote() for worker in workers]
+        if replies:
+            ray.wait(replies, num_returns=len(replies), timeout=_END_SECONDS)
+        for worker in (*workers, *others):
+            ray.kill(worker)
+
+
+def _is_same_engine(first: str, second: str) -> bool:
+    """Whether what draws is the same, however much it draws at once."""
+    found = [json.loads(first), json.loads(second)]
+    for facts in found:
+        facts["options"] = {
+            name: value for name, value in facts["options"].items() if name not in _BY_MEMORY
+        }
+    return bool(found[0] == found[1])
 
 
 def _settings(config: TagConfig) -> dict[str, Any]:
@@ -243,14 +268,6 @@ def _settings(config: TagConfig) -> dict[str, Any]:
     return dataclasses.asdict(
         config.replace(model=str(model.resolve())) if model.exists() else config
     )
-
-
-def _raise_failure(result: Row) -> None:
-    """Raise what went wrong on a worker, if something did."""
-    if result.get("error") is not None:
-        raise (
-            UsageError(result["error"]) if result["exit_status"] == 2 else RunError(result["error"])
-        )
 
 
 def _connect(address: str) -> bool:
@@ -281,7 +298,6 @@ def _connect(address: str) -> bool:
         finally:
             if is_main:
                 signal.signal(signal.SIGTERM, handler)  # Ray's own would hide an interruption.
-    _quieten()
     return is_new
 
 
@@ -296,19 +312,7 @@ def _check_reachable(address: str) -> None:
         raise UsageError(f"no Ray cluster at {address}: {error}") from error
 
 
-def _quieten() -> None:
-    """Keep Ray Data from the terminal: our progress lines say what there is to say."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # A lost shard is not the end.
-    for handler in logging.getLogger("ray.data").handlers:
-        if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.CRITICAL + 1)
-
-
-def _start_failed(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """One line of an error of Ray: its last one names what was raised on the worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"a Ray worker could not be started: {lines[-1] if lines else type(error).__name__}"
+    return lines[-1] if lines else type(error).__name__

@@ -15,6 +15,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
+from probes.models.light import import_generation
+
+import_generation()  # Before a model's code does.
+
 NAME = "curate_grouped"
 # Longer queries go to the fused kernel: the score matrix would grow with the square of the length.
 _LONGEST_QUERY = 1024

@@ -6,7 +6,7 @@ scores completions, that are token ids of the initial policy: so its tokenizer m
 the same meaning, and where it scores completions it must be the same network.
 
 An adapter stays beside the weights and is not merged into them: in bfloat16 the merged weight
-would round off most of what a few steps have changed.
+would round off most of what a few steps have changed (`probes.models.adapters`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from curate.errors import UsageError
+from probes.models.adapters import add_before_rounding
 from probes.models.export import tokenizer_with_end
 from probes.models.files import ModelFiles, hash_files, resolve_model
 from probes.models.load import (
@@ -296,7 +297,9 @@ def _with_adapter(policy: Policy, files: ModelFiles) -> Policy:
     if lost:
         side = "the adapter" if lost[0] in wanted else "the model"
         raise UsageError(f"{base}: {side} lacks {lost[0]}")
-    model = adapted.get_base_model().to(policy.device).eval().requires_grad_(False)
+    # PEFT puts an adapter's weights beside those of its layer, on whichever device these are.
+    model = adapted.get_base_model().eval().requires_grad_(False)
+    add_before_rounding(model)
     return Policy(
         files=files,
         model=model,

@@ -42,6 +42,8 @@ _NO_MEMORY = (
 # Quantised weights that transformers expands while it loads them. Others stay as they are, and have
 # no gradients, or wrong ones without a word (experts of gpt-oss by its kernels).
 _EXPANDED = ("fp8", "mxfp4")
+# Of a GPU's free memory, which weights may take where sampling and gradients need the rest.
+HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def load_policy(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
+    share: float = HALF,
 ) -> Policy:
     """Load model and tokenizer from files on this machine.
 
@@ -121,6 +124,8 @@ def load_policy(
         device, dtype: of its parameters; what suits this machine where None.
         trust_remote_code: run Python code that comes with the model.
         tokenizer: in place of the files' own, which need not have one then.
+        share: of a GPU's free memory that the weights may take; a larger model is spread over all
+            GPUs of the machine. The rest is for what is done with it.
 
     Raises:
         UsageError: the files are not a causal language model that transformers can load.
@@ -152,7 +157,7 @@ def load_policy(
                 )
                 _expand_quantized(files, options["config"])
             if device.type == "cuda":
-                options["device_map"] = _placement(files, device, dtype)
+                options["device_map"] = _placement(files, device, dtype, share)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=dtype, output_loading_info=True, **options
             )
@@ -253,15 +258,23 @@ def _expand_quantized(files: ModelFiles, config: Any) -> None:
     config.quantization_config = {**settings, "dequantize": True}
 
 
-def _placement(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Any:
-    """Where a model's weights go as they are read: to one GPU, or evenly to all if it is too small.
-
-    Half of a GPU at least is left for what sampling and gradients need there.
-    """
-    free, _ = torch.cuda.mem_get_info(device)
-    if torch.cuda.device_count() > 1 and 2 * weight_bytes(files, dtype) > free:
+def _placement(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, share: float = HALF
+) -> Any:
+    """Where a model's weights go as they are read: to one GPU, or evenly to all."""
+    if takes_several_gpus(files, device, dtype, share):
         return "balanced"
     return {"": device}
+
+
+def takes_several_gpus(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, share: float = HALF
+) -> bool:
+    """Whether `load_policy` spreads a model over the GPUs of this machine."""
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return weight_bytes(files, dtype) > share * free
 
 
 def weight_bytes(files: ModelFiles, dtype: torch.dtype) -> int:

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from scipy.stats import binom
 from typing_extensions import TypedDict
 
 from curate.config import TagConfig
@@ -39,6 +38,7 @@ from probes.predictor.features import (
     read_features,
 )
 from probes.stages.forecast import CONSTANTS, run_horizon
+from probes.statistics.distributions import binomial_tail
 from probes.tag_rules import LearnedProbability
 
 FORMAT = "curate predictor"
@@ -254,7 +254,7 @@ def outside_reasons(
             continue
         values = features.values[:, FEATURES.index(feature.name)]
         count = int(((values < feature.low) | (values > feature.high)).sum())
-        chance = binom.sf(count - 1, len(values), expected) * len(predictor.features)
+        chance = binomial_tail(count - 1, len(values), expected) * len(predictor.features)
         if count > _MANY_OUTSIDE * len(values) and chance < _CHANCE_LEVEL:
             reasons.append(
                 f"{feature.name} of {count} of {len(values)} items lies outside of "

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curate.errors import UsageError
 from curate.progress import Progress
 from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import Folder, read_parquet, write_parquet
@@ -50,7 +49,6 @@ class _Draw:
     sample: int
     reward: int
     rollout: TokenizedRollout
-    kept: float | None
     weight: int = 0
 
 
@@ -113,38 +111,6 @@ def rescore_run(
     return _joined(tables, row_of)
 
 
-def kept_log_probabilities(
-    run: Folder,
-    items: pa.Table,
-    row_of: Mapping[str, int],
-    *,
-    most_correct: int | NDArray[np.int64],
-    most_wrong: int | NDArray[np.int64],
-) -> pa.Table:
-    """Read what the engine kept of the same rollouts as `rescore_run` chooses.
-
-    The engine computed them in other batches, so that where it computes in bfloat16 its rounding
-    is not that of a later rescoring and does not cancel in a ratio; what it saves is one pass.
-
-    Returns:
-        as `rescore_run`.
-
-    Raises:
-        UsageError: the engine of the run gave no log-probabilities.
-    """
-    tables = []
-    for file, lines in _chosen(run, row_of, most_correct, most_wrong):
-        draws = _draws(file, lines, items, row_of)
-        kept = [draw.kept for draw in draws.values()]
-        if None in kept:
-            raise UsageError(
-                f"{file} holds rollouts without log_probability: their engine gave none; "
-                "score them under the initial policy instead"
-            )
-        tables.append(_table(draws, kept))
-    return _joined(tables, row_of)
-
-
 def _chosen(
     run: Folder,
     row_of: Mapping[str, int],
@@ -190,9 +156,6 @@ def _draws(
     rows = item_rows(table, row_of).tolist()
     samples, rewards = table["sample"].to_pylist(), rollout_outcomes(table).tolist()
     completions = table["completion_token_ids"]
-    # Run folders from before rollouts had their log-probability lack the column.
-    has_kept = "log_probability" in table.column_names
-    kept = table["log_probability"].to_pylist() if has_kept else [None] * len(rows)
     ids, prompts = items["item_id"], items["prompt_token_ids"]
     draws: dict[int, _Draw] = {}
     for line, row in enumerate(rows):
@@ -201,7 +164,7 @@ def _draws(
         key = _key(item_id, rewards[line], completion)
         if key not in draws:
             rollout = TokenizedRollout(prompts[row].values.to_numpy().tolist(), completion.tolist())
-            draws[key] = _Draw(item_id, samples[line], rewards[line], rollout, kept[line])
+            draws[key] = _Draw(item_id, samples[line], rewards[line], rollout)
         draws[key].weight += samples[line] not in leave_out.get(item_id, ())
     return draws
 
@@ -213,7 +176,7 @@ def _key(item_id: str, reward: int, completion: NDArray[np.int32]) -> int:
     return int.from_bytes(hashed.digest(), "little")
 
 
-def _table(draws: Mapping[int, _Draw], scores: list[float | None] | list[float]) -> pa.Table:
+def _table(draws: Mapping[int, _Draw], scores: list[float]) -> pa.Table:
     found = list(draws.values())
     return pa.table(
         {

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from curate.errors import RunError
 from probes.gradients.batch import TokenizedRollout
+from probes.models.adapters import adapted_layers
 from probes.models.load import Policy, is_out_of_memory
 from probes.models.modules import linear_layers
 
@@ -213,7 +214,11 @@ def _pass(policy: Policy, rollouts: Sequence[_Key], temperature: float) -> NDArr
 def _each_prefix_once(model: Any, batch: _Batch) -> Iterator[None]:
     """Have the model's linear layers compute a shared prefix once."""
     head = model.get_output_embeddings()
-    layers = [module for module in linear_layers(model).values() if module is not head]
+    # With its adapter a layer is one linear map, whose parts lie within it.
+    adapted = adapted_layers(model)
+    within = tuple(f"{name}." for name in adapted)
+    plain = {n: m for n, m in linear_layers(model).items() if not n.startswith(within)}
+    layers = [module for module in (adapted | plain).values() if module is not head]
     # Another library may have put a forward of its own on a module.
     own = [vars(module).get("forward") for module in layers]
     try:

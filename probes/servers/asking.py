@@ -20,9 +20,9 @@ from typing import Any
 from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
 from curate.progress import Progress, say
-from probes.servers.json_schema import schema_problem
 from probes.servers.kept_answers import KeptAnswers, Reply
 from probes.servers.pool import Failure, Json, RequestRefused, Server, ServerPool, read_api_key
+from probes.servers.structured import Structured, schema_of, structure_problem
 
 CHARACTERS_A_TOKEN = 4
 """For estimates where no tokenizer has counted."""
@@ -80,7 +80,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that fits the schema, or why there is none."""
+    """An answer that fits the structure, or why there is none."""
 
     value: Mapping[str, Any] | None
     problem: str | None = None
@@ -115,11 +115,11 @@ def estimate_tokens(text: str) -> int:
 
 
 class Asker:
-    """Asks one model for answers of one schema.
+    """Asks one model for answers of one structure.
 
     Args:
         model: who is asked.
-        schema: of the answers: what `probes.servers.json_schema` checks.
+        structure: of the answers.
         kept: where requests and answers are kept.
 
     Attributes:
@@ -127,9 +127,12 @@ class Asker:
         reused: what was answered before, and taken from `kept`.
     """
 
-    def __init__(self, model: LanguageModel, schema: Mapping[str, Any], kept: KeptAnswers) -> None:
+    def __init__(
+        self, model: LanguageModel, structure: type[Structured], kept: KeptAnswers
+    ) -> None:
         self.model = model
-        self.schema = schema
+        self.structure = structure
+        self._schema = schema_of(structure)
         self.kept = kept
         self.asked = Usage()
         self.reused = Usage()
@@ -180,7 +183,7 @@ class Asker:
             "max_tokens": self.model.max_tokens,
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "answer", "schema": self.schema, "strict": True},
+                "json_schema": {"name": "answer", "schema": self._schema, "strict": True},
             },
         }
 
@@ -271,7 +274,7 @@ class Asker:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return Answer(None, f"not JSON{cut}: {one_line(text)[:_SHOWN_CHARACTERS]}")
-        problem = schema_problem(value, self.schema)
+        problem = structure_problem(value, self.structure)
         return Answer(None, problem) if problem else Answer(value)
 
 

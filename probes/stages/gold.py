@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from curate.datasets.code_tests import is_code_gold
 from curate.progress import Progress
@@ -31,7 +33,7 @@ from probes.forecast.gold import (
 )
 from probes.forecast.pass_probability import GoldEvidence
 from probes.gradients.batch import TokenizedRollout
-from probes.models.load import Policy
+from probes.models.load import Policy, PolicyOutline
 from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.answers import given_answer
 from probes.verifiers.pool import Pair, VerifierPool
@@ -45,6 +47,16 @@ _COLUMNS = [
     "finish_reason",
     "answer_found",
 ]
+
+
+class Score(Protocol):
+    """Gives log-probabilities: `probes.rescoring.teacher_forcing.log_probabilities` of a policy."""
+
+    def __call__(
+        self, rollouts: Sequence[TokenizedRollout], *, temperature: float
+    ) -> NDArray[np.float64]:
+        """Of each rollout's completion, shape (rollouts,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,12 @@ def score_golds(
     items: pa.Table,
     row_of: Mapping[str, int],
     tokenizer: Any,
-    policy: Policy,
+    policy: Policy | PolicyOutline,
     pool: VerifierPool,
     *,
     most_prefixes: int = 16,
     temperature: float = 1.0,
+    score: Score | None = None,
 ) -> dict[str, Any]:
     """Write the gold probability of every item; return the stage's counts.
 
@@ -93,10 +106,11 @@ def score_golds(
         items: of `items.parquet`: item_id, prompt_token_ids and answer.
         row_of: position of each item by item_id.
         tokenizer: decodes as the sampling stage did.
-        policy: the one that the rollouts were drawn from.
+        policy: the one that the rollouts were drawn from; where others score, its outline will do.
         pool: of the run's verifier, not entered.
         most_prefixes: rollouts looked at of an item, 1 or more.
         temperature: at which the rollouts were drawn.
+        score: gives log-probabilities, such as on other machines; by `policy` here where None.
 
     Raises:
         RunError: a file is damaged, the verifier's workers die, or memory runs out.
@@ -112,10 +126,13 @@ def score_golds(
         for item_id in items["item_id"].to_pylist()
     ]
     scored = tokens = 0
+    if score is None:
+        assert isinstance(policy, Policy)
+        score = partial(log_probabilities, policy)
     with pool, Progress("gold", len(rows), "items") as progress:
         for block in _blocks(run, row_of, most_prefixes):
             _place_golds(block, items, tokenizer, pool, policy.context_length)
-            asked = _score(block, items, policy, temperature)
+            asked = _score(block, items, score, temperature)
             scored += len(asked)
             tokens += sum(one.tokens for one in asked)
             for item in block:
@@ -258,7 +275,7 @@ def _with_gold(rollout: _Rollout, tokenizer: Any, form: str) -> GoldCompletion |
 
 
 def _score(
-    block: Sequence[_Item], items: pa.Table, policy: Policy, temperature: float
+    block: Sequence[_Item], items: pa.Table, score: Score, temperature: float
 ) -> list[TokenizedRollout]:
     """Give each item the log-probabilities of its gold completions; return what was scored."""
     asked = [
@@ -268,7 +285,7 @@ def _score(
         for item in block
         for one in item.candidates.values()
     ]
-    found = iter(log_probabilities(policy, asked, temperature=temperature).tolist())
+    found = iter(score(asked, temperature=temperature).tolist())
     for item in block:
         item.scores = [next(found) for _ in item.candidates]
     return asked

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from curate.config import TagConfig
 from curate.errors import RunError
@@ -40,6 +39,7 @@ from curate.run.rollouts import (
 from curate.run.tables import ITEMS, LIFT, PAIRS, TEACHING, Folder, read_json
 from probes.lift.gradients import GradientLift, LiftInputs, measure_lift
 from probes.lift.rewards import ItemRewards
+from probes.statistics.distributions import student_t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -169,7 +169,7 @@ def write_lift(run: Path, lift: ItemLift, source: str, facts: Mapping[str, Any])
     if len(lift.lift) != len(item_ids):
         raise RunError(f"{run} has {len(item_ids):,} items, and the lift is of {len(lift.lift):,}")
     freedom = np.inf if lift.degrees_of_freedom is None else lift.degrees_of_freedom
-    half = student_t.ppf((1 + _CONFIDENCE) / 2, freedom) * lift.standard_error
+    half = student_t_quantile((1 + _CONFIDENCE) / 2, freedom) * lift.standard_error
     unknown = np.full(len(lift.lift), np.nan)
     table = pa.table(
         {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from curate.progress import Progress
 from curate.run.rollouts import rollout_shards
 from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
-from probes.engines.base import Engine, Rollout, SampleRequest
+from probes.engines.base import LATER, Engine, Rollout, SampleRequest
 
 # Files that were drawn before one of a lower number, until that one is there.
 _EARLY = "early"
@@ -42,6 +42,9 @@ class SampleShard:
         """How many are asked for."""
         return sum(request.samples for request in self.requests)
 
+
+NO_SHARD = SampleShard(-1, (LATER,))
+"""In the place of a shard: there is none now, but more may come while others are drawn."""
 
 DrawShards = Callable[[Iterable[SampleShard], Advance], Iterator[tuple[int, pa.Table]]]
 """Draws shards, in any order: yields the number and the table of each as it is finished."""
@@ -221,7 +224,8 @@ def draw_here(engine: Engine, tokenizer: Any) -> DrawShards:
     """Draw shards with an engine of this process, which is kept full from one to the next.
 
     The engine is asked for the rollouts of all shards in one go: so those of the next begin while
-    the last of one are in the making. Texts are decoded in a thread.
+    the last of one are in the making, which `NO_SHARD` does not keep waiting. Texts are decoded in
+    a thread.
     """
 
     def draw(shards: Iterable[SampleShard], advance: Advance) -> Iterator[tuple[int, pa.Table]]:
@@ -268,6 +272,9 @@ class _Begun:
     def requests(self, shards: Iterable[SampleShard]) -> Iterator[SampleRequest]:
         """Ask for the rollouts of one shard after the other."""
         for shard in shards:
+            if shard is NO_SHARD:
+                yield LATER
+                continue
             begun = _Shard(shard, shard.rollouts)
             for request in shard.requests:
                 self._parts.setdefault(request.item_id, []).append((request, begun))

@@ -74,8 +74,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlog1py, xlogy
-from scipy.stats import binom
 
+from probes.statistics.distributions import binomial_pmf, binomial_tail
 from probes.statistics.pass_rates import pass_rate_interval
 
 Counts = NDArray[np.int64]
@@ -319,7 +319,7 @@ def rollouts_to_come(plan: Plan, prior: PassRatePrior, *, decided: bool) -> list
     by_look = [expected]
     for look, following in reversed(list(pairwise(plan.looks))):
         c, size = np.arange(look + 1), following - look
-        ahead = prior.posterior(np.full(look + 1, look), c) @ binom.pmf(
+        ahead = prior.posterior(np.full(look + 1, look), c) @ binomial_pmf(
             np.arange(size + 1), size, prior.rates[:, None]
         )
         windows = np.lib.stride_tricks.sliding_window_view(expected, size + 1)
@@ -438,7 +438,7 @@ def _agreement(plan: Plan, prior: PassRatePrior, n: Counts, c: Counts) -> Floats
     more = np.maximum(top - n, 0)[:, None]
     posterior = prior.posterior(n, c)
     needed = (_easy_from(plan, top) - c)[:, None]
-    easy = (posterior * binom.sf(needed - 1, more, prior.rates)).sum(axis=1)
+    easy = (posterior * binomial_tail(needed - 1, more, prior.rates)).sum(axis=1)
     none = np.where(c == 0, (posterior * np.exp(xlog1py(more, -prior.rates))).sum(axis=1), 0.0)
     return np.select([c >= _easy_from(plan, n), c == 0], [easy, none], 1 - easy - none)
 
@@ -488,7 +488,7 @@ def _lattice(plan: Plan, prior: PassRatePrior) -> _Lattice:
         is_open.append(still_open(plan, n, c))
         if look < plan.max_rollouts:
             size = plan.looks[k + 1] - look
-            correct = binom.pmf(np.arange(size + 1), size, prior.rates[:, None])
+            correct = binomial_pmf(np.arange(size + 1), size, prior.rates[:, None])
             ahead.append(prior.posterior(n, c) @ correct)
     return _Lattice(plan.looks, agreement, ahead, is_open)
 
@@ -534,6 +534,6 @@ def _forecasts_per_rollout(
     chance = ((hard & ~undecided).sum() + 1) / (hard.sum() + 2)
     gain = np.zeros(len(n))
     n, c, cost = n[wanting], c[wanting], cost[wanting]
-    doubles = binom.sf(c[:, None] - 1, cost[:, None], prior.rates)
+    doubles = binomial_tail(c[:, None] - 1, cost[:, None], prior.rates)
     gain[wanting] = chance * (prior.posterior(n, c) * doubles).sum(axis=1) / cost
     return gain

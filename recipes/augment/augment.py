@@ -33,10 +33,10 @@ from probes.verifiers.pool import VerifierPool
 from recipes.augment.command import Augment
 from recipes.augment.duplicates import DuplicateIndex
 from recipes.augment.prompt import (
-    ANSWER_SCHEMA,
+    CheckedAnswer,
     checker_messages,
+    new_problems,
     problem_text,
-    problems_schema,
     writer_messages,
 )
 
@@ -99,8 +99,8 @@ def augment_run(
     try:
         with KeptAnswers(run_dir / AUGMENTATION / ANSWERS) as kept:
             askers = _Askers(
-                Asker(writer, problems_schema(settings.per_item), kept),
-                Asker(checker, ANSWER_SCHEMA, kept),
+                Asker(writer, new_problems(settings.per_item), kept),
+                Asker(checker, CheckedAnswer, kept),
             )
             questions = [_writer_question(each, settings) for each in parents.values()]
             facts = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, create_model
 
 from curate.datasets.layouts import Question as Item
 from probes.servers.asking import Messages
-from probes.servers.json_schema import json_object
+from probes.servers.structured import NotEmpty, Structured, schema_of
 
 _MOST_PROBLEM, _MOST_ANSWER, _MOST_SOLUTION = 2000, 200, 4000
 
@@ -38,32 +40,31 @@ instruction about the form of your answer.
 Answer with one JSON object of this schema and nothing else:
 {schema}"""
 
-ANSWER_SCHEMA = json_object(
-    {
-        "solution": {"type": "string", "maxLength": _MOST_SOLUTION},
-        "answer": {"type": "string", "minLength": 1, "maxLength": _MOST_ANSWER},
-    }
-)
-"""Of the one who checks."""
+
+class CheckedAnswer(Structured):
+    """Of the one who checks."""
+
+    solution: str = Field(json_schema_extra={"maxLength": _MOST_SOLUTION})
+    answer: NotEmpty = Field(json_schema_extra={"maxLength": _MOST_ANSWER})
 
 
-def problems_schema(count: int) -> dict[str, Any]:
-    """Return the schema of the writer's answer: 1 to `count` problems."""
-    problem = json_object(
-        {
-            "problem": {"type": "string", "minLength": 1, "maxLength": _MOST_PROBLEM},
-            "answer": {"type": "string", "minLength": 1, "maxLength": _MOST_ANSWER},
-        }
-    )
-    return json_object(
-        {"problems": {"type": "array", "items": problem, "minItems": 1, "maxItems": count}}
-    )
+class NewProblem(Structured):
+    """A problem and its answer, as the writer gives them."""
+
+    problem: NotEmpty = Field(json_schema_extra={"maxLength": _MOST_PROBLEM})
+    answer: NotEmpty = Field(json_schema_extra={"maxLength": _MOST_ANSWER})
+
+
+def new_problems(count: int) -> type[Structured]:
+    """The structure of the writer's answer: `problems`, 1 to `count` of them."""
+    some = Annotated[list[NewProblem], Field(min_length=1, max_length=count)]
+    return create_model("NewProblems", __base__=Structured, problems=(some, ...))
 
 
 def writer_messages(parent: Item, mode: str, count: int) -> Messages:
     """Ask for new problems from an item of the dataset."""
     system = _WRITER.format(
-        task=_TASKS[mode].format(count=count), schema=json.dumps(problems_schema(count))
+        task=_TASKS[mode].format(count=count), schema=json.dumps(schema_of(new_problems(count)))
     )
     given = f"Problem:\n{problem_text(parent)}\n\nIts answer:\n{parent.answer}"
     return ({"role": "system", "content": system}, {"role": "user", "content": given})
@@ -71,7 +72,7 @@ def writer_messages(parent: Item, mode: str, count: int) -> Messages:
 
 def checker_messages(problem: str) -> Messages:
     """Ask for the answer of a new problem, which is not told."""
-    system = _CHECKER.format(schema=json.dumps(ANSWER_SCHEMA))
+    system = _CHECKER.format(schema=json.dumps(schema_of(CheckedAnswer)))
     return ({"role": "system", "content": system}, {"role": "user", "content": problem})
 
 

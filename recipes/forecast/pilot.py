@@ -42,6 +42,7 @@ from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.settings import trainer_settings
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.train.vllm import choose_generation
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -123,6 +124,7 @@ class _Pilot:
             )
         processes = process_state().num_processes
         trainer_settings(self.recipe, self.seed, self._training.folder, processes=processes)
+        choose_generation(self.recipe, self._training.files)
 
     def work(self, *, last: bool) -> None:
         """Do what is missing, up to the policy, or with `last` up to the log-probabilities."""
@@ -194,7 +196,7 @@ class _Pilot:
         if self._why_sampled:
             say(f"its first step is sampled: the probe's rollouts are {self._why_sampled}")
         trainer = train_grpo(training)
-        progress, seconds = trainer.progress, trainer.seconds
+        progress, seconds, generation = trainer.progress, trainer.seconds, trainer.generation
         del trainer
         # What is left of the run refers to itself, and would stay beside the next model.
         gc.collect()
@@ -224,14 +226,15 @@ class _Pilot:
             },
             seconds={"training": round(seconds, 1)},
             items=len(training.items),
+            generation=generation,
             first_step=f"sampled: {self._why_sampled}" if self._why_sampled else "kept rollouts",
             **machine_facts(),
         )
 
     def _export(self) -> None:
-        """Make the policy a folder of its own: a model, or the adapter as it was trained.
+        """Make the policy a folder of its own: a model in float32, or the adapter as it is.
 
-        An adapter is not merged: in bfloat16 the weights would swallow steps as small as these.
+        In bfloat16 the weights would swallow steps as small as these, an adapter's too.
         """
         newest = checkpoints(self.folder / "checkpoints")[-1]
         if self.recipe.lora_rank:
@@ -242,7 +245,7 @@ class _Pilot:
                 shutil.copyfile(newest / name, aside / name)
             aside.rename(self._policy_folder)
         else:
-            export_policy(self._training, newest, self._policy_folder)
+            export_policy(self._training, newest, self._policy_folder, dtype=torch.float32)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def _score(self) -> None:

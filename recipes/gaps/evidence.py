@@ -26,9 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from probes.lift.gradients import Block, Work
+from probes.statistics.distributions import student_t_quantile, student_t_tail
 from recipes.gaps.span import Span
 
 Floats = NDArray[np.float64]
@@ -57,7 +57,7 @@ class Measured:
     @classmethod
     def of(cls, value: Floats, variance: Floats, freedom: Floats, most: float = np.inf) -> Measured:
         """By the variance of the value and the degrees of freedom; cut to what is possible."""
-        half = student_t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)
+        half = student_t_quantile((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)
         low = -np.inf if most == np.inf else 0.0
         return cls(*(np.clip(each, low, most) for each in (value, value - half, value + half)))
 
@@ -318,7 +318,7 @@ def _mutual(
     error = np.sqrt((variance + variance.T) / 4)
     freedom = _PRIOR + np.minimum(free[:, None], free[None, :])
     with np.errstate(invalid="ignore", divide="ignore"):
-        chance = student_t.sf(np.where(error > 0, mutual / error, np.inf), freedom)
+        chance = student_t_tail(np.where(error > 0, mutual / error, np.inf), freedom)
         value = np.where(off, mutual / np.outer(scale, scale), 0.0)
     upper = np.triu(off)
     ordered = np.sort(chance[upper])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ _NAMED = 3
 _EXAMPLES = 3
 
 
+@dataclass(frozen=True)
+class Gaps:
+    """What is missing in a run.
+
+    Attributes:
+        facts: counts, reasons and clusters, in plain values.
+        lines: an item each, as `-o` writes them.
+    """
+
+    facts: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+
 def find_gaps(path: Path, out: Path | None = None) -> dict[str, Any]:
     """Find what is missing; what is returned and raised is told in `recipes.gaps.command`.
 
@@ -41,7 +55,24 @@ def find_gaps(path: Path, out: Path | None = None) -> dict[str, Any]:
         path: the run folder.
         out: where a line an item goes; None: nowhere.
     """
-    run = Run.open(path)
+    found = gaps_of(Run.open(path))
+    if out is not None:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
+        try:
+            write_atomically(out, text)
+        except OSError as error:
+            raise RunError(f"cannot write {out}: {error.strerror or error}") from error
+    return found.facts | {"file": None if out is None else str(out)}
+
+
+def gaps_of(run: Run) -> Gaps:
+    """What is missing for the items of a run that training is not known to solve.
+
+    Raises:
+        UsageError: the run has no gradients of rollouts.
+        RunError: a file of the run is missing or damaged.
+    """
+    path = run.path
     tags = np.array(run.tags(), dtype=object)
     features = run.features()
     if features is None or features.completion_tokens is None:
@@ -79,18 +110,12 @@ def find_gaps(path: Path, out: Path | None = None) -> dict[str, Any]:
             reasons.append(reason)
             known = {"item_id": ids[item], "trainability": tags[item], "pass_rate": rates[item]}
             lines.append({**known, **line, "cluster": of.get(n)})
-    if out is not None:
-        text = "".join(json.dumps(_plain(line), ensure_ascii=False) + "\n" for line in lines)
-        try:
-            write_atomically(out, text)
-        except OSError as error:
-            raise RunError(f"cannot write {out}: {error.strerror or error}") from error
     counts = Counter(each.reason for each in reasons)
     likely = Counter(each.likely for each in reasons)
     told = dict(zip(items, reasons, strict=True))
     facts = {
         "run": str(path),
-        "file": None if out is None else str(out),
+        "file": None,
         "items": len(items),
         "tags": dict(Counter(str(tags[item]) for item in items)),
         "directions": span.directions,
@@ -101,8 +126,7 @@ def find_gaps(path: Path, out: Path | None = None) -> dict[str, Any]:
         "alone": len(items) - sum(len(each.places) for each in clusters),
         "notes": notes,
     }
-    plain: dict[str, Any] = _plain(facts)
-    return plain
+    return Gaps(_plain(facts), _plain(lines))
 
 
 def _items(

@@ -25,8 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
-
+from probes.statistics.distributions import student_t_quantile
 from recipes.gaps.evidence import CONFIDENCE
 
 LUCK, COMPETES, NOBODY = "luck", "competes", "nobody teaches"
@@ -55,7 +54,7 @@ class Estimate:
     @classmethod
     def by_error(cls, value: float, error: float, freedom: float) -> Estimate:
         """An interval of `CONFIDENCE`."""
-        half = float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+        half = float(student_t_quantile((1 + CONFIDENCE) / 2, freedom)) * error
         return cls(value, value - half, value + half)
 
     def __str__(self) -> str:

@@ -33,7 +33,7 @@ from probes.gradients.alignment import FEWEST_ITEMS
 from probes.servers.asking import Answer, Asker, LanguageModel, Question, estimate_tokens
 from probes.servers.kept_answers import KeptAnswers
 from recipes.judge.command import Judge
-from recipes.judge.prompt import PASSES, SCORE_SCHEMA, Rubric, judge_messages, read_rubric
+from recipes.judge.prompt import PASSES, Rubric, Score, judge_messages, read_rubric
 from recipes.statistics.changes import mean_interval
 from recipes.statistics.kappa import score_agreement
 
@@ -84,7 +84,7 @@ def judge_run(
     lock = lock_folder(folder, "stop it")
     try:
         with KeptAnswers(folder / ANSWERS) as kept:
-            asker = Asker(model, SCORE_SCHEMA, kept)
+            asker = Asker(model, Score, kept)
             groups, groups_from = run.groups(run.ids)
             group_of = dict(zip(run.ids.to_pylist(), groups, strict=True))
             work = _work(run, group_of, settings, rubric, _secret(folder))

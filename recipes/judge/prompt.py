@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from curate.errors import UsageError
 from probes.servers.asking import Messages
-from probes.servers.json_schema import json_object
+from probes.servers.structured import Structured, schema_of
 
 SCORES = tuple(range(6))
 """From no reasoning at all to sound and complete."""
@@ -27,14 +30,23 @@ PASSES = 2
 
 _MOST_CHARACTERS = 50_000
 
-SCORE_SCHEMA = json_object(
-    {
-        # The reason first, so that the score follows from it. Its length binds servers that keep
-        # to the schema, and nobody else.
-        "reason": {"type": "string", "maxLength": 400},
-        "score": {"type": "integer", "enum": list(SCORES)},
-    }
-)
+
+def _on_the_scale(score: int) -> int:
+    if score not in SCORES:
+        raise ValueError(f"not one of {', '.join(map(str, SCORES))}")
+    return score
+
+
+class Score(Structured):
+    """What a judge answers."""
+
+    # The reason first, so that the score follows from it. Its length binds servers that keep to
+    # the schema, and nobody else.
+    reason: str = Field(json_schema_extra={"maxLength": 400})
+    score: Annotated[int, AfterValidator(_on_the_scale)] = Field(
+        json_schema_extra={"enum": [*SCORES]}
+    )
+
 
 _PREAMBLE = """\
 {rubric}
@@ -117,7 +129,7 @@ def judge_messages(
         for name, text in texts.items()
     ]
     system = _PREAMBLE.format(
-        rubric=rubric.ordered(number), marker=marker, schema=json.dumps(SCORE_SCHEMA)
+        rubric=rubric.ordered(number), marker=marker, schema=json.dumps(schema_of(Score))
     )
     return (
         {"role": "system", "content": system},

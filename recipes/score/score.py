@@ -240,13 +240,14 @@ class _Job:
                 self._begin(machine, engine)
 
             def draw() -> DrawShards:
+                lengths = pc.list_value_length(self.items["prompt_token_ids"])
+                longest = pc.max(lengths).as_py()
                 if self.is_on_ray:
                     # Before anything is drawn: the weights may be of another precision there.
                     self._refuse_other_dtype(machine["dtype"])
-                    return ray.draw(begin)
+                    return ray.draw(begin, longest)
                 model = stack.enter_context(closing(LoadedModel(config, loading.files, loading)))
-                lengths = pc.list_value_length(self.items["prompt_token_ids"])
-                model.longest_prompt = pc.max(lengths).as_py()
+                model.longest_prompt = longest
                 model.check_sampling()
                 begin({**model.engine().facts(), "why": model.why})
                 return draw_here(model.engine(), loading.tokenizer)

@@ -33,6 +33,8 @@ class Group:
         truncated: whether each was cut at the length limit.
         samples: of a group made of the probe's rollouts, as it was made, their numbers there.
         threshold: the reward from which on a completion is correct.
+        log_probs: of each completion's tokens, in what drew them; empty for a completion, or for
+            all, where they are not known or not needed.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Group:
     truncated: Sequence[bool]
     samples: Sequence[int] = ()
     threshold: float = 1
+    log_probs: Sequence[Sequence[float]] = ()
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
@@ -74,6 +77,7 @@ class Group:
             rewards=[self.rewards[i] for i in places],
             truncated=[self.truncated[i] for i in places],
             samples=(),
+            log_probs=[self.log_probs[i] for i in places] if self.log_probs else (),
         )
 
 
@@ -208,5 +212,14 @@ def _swap(group: Group, place: int, completion: list[int], reward: float) -> Gro
     """Put a correct rollout in the place of another."""
     completions, rewards = list(group.completions), list(group.rewards)
     truncated = list(group.truncated)
+    log_probs = list(group.log_probs)
     completions[place], rewards[place], truncated[place] = completion, reward, False
-    return replace(group, completions=completions, rewards=rewards, truncated=truncated)
+    if log_probs:
+        log_probs[place] = ()
+    return replace(
+        group,
+        completions=completions,
+        rewards=rewards,
+        truncated=truncated,
+        log_probs=log_probs,
+    )

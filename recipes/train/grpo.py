@@ -1,9 +1,10 @@
 """GRPO as the paper runs it: TRL's trainer with dynamic sampling, replay, and a log of groups.
 
-TRL 1.16 has no dynamic sampling (trl#3708). Here a step samples groups, through
-`GRPOTrainer._generate_and_score_completions`, until enough of them have unequal rewards; what TRL
-returns is then replaced by the groups that were kept. Every process decides on the groups of all
-processes, gathered, and so decides the same.
+Rollouts are drawn by the probe's sampler from the model that is trained, or by TRL's vLLM
+(`recipes.train.vllm`). TRL 1.16 has no dynamic sampling (trl#3708). Here a step samples groups,
+through `GRPOTrainer._generate_and_score_completions`, until enough of them have unequal rewards;
+what TRL returns is then replaced by the groups that were kept. Every process decides on the groups
+of all processes, gathered, and so decides the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, pad
 
 from probes.engines.base import Rollout, SampleRequest
+from probes.engines.choose import TRANSFORMERS, VLLM
 from probes.engines.transformers import TransformersEngine
+from probes.models.adapters import add_before_rounding
 from probes.models.load import Policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
@@ -40,6 +43,7 @@ from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.packing import can_pack, pack, packed_log_probs
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import TrainingProgress
+from recipes.train.vllm import TrainingVllm, importance_ratios, starting
 
 # Of prompts that one round of sampling asks for at most, in those of a step: a round is held whole.
 _ROUND = 4
@@ -65,6 +69,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # Of the base class, whose types are not read.
     num_generations: int
+    use_vllm: bool
     _buffered_inputs: list[dict[str, Any]] | None
 
     def __init__(
@@ -98,6 +103,9 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         # By place, the numbers in the probe of the rollouts of a group made of its rollouts.
         self._samples: dict[int, list[int]] = {}
         self._truncated: list[bool] = []
+        # Of each rollout that vLLM drew for this turn, and of those in the turn's order.
+        self._drawn_log_probs: dict[tuple[str, int], list[float]] = {}
+        self._log_probs: list[Sequence[float]] = []
         self._local_rewards: list[float] = []
         self._score_later = False
         self._last_log_probs: torch.Tensor | None = None
@@ -105,21 +113,38 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._clipped: dict[int, list[float]] = {}
         # TRL would load the reference by a name, which a GGUF file does not have.
         settings.beta = recipe.beta if adapter else 0.0
-        super().__init__(
-            model=policy.model,
-            reward_funcs=[self._verified],
-            args=settings,
-            # TRL hands out rows of a dataset; ours come from the stream, so these stand for them.
-            train_dataset=Dataset.from_dict({"prompt": [""] * recipe.prompts_per_step}),
-            processing_class=policy.tokenizer,
-            peft_config=adapter,
-            callbacks=list(callbacks),
-        )
+        with starting(policy.files) if settings.use_vllm else nullcontext():
+            super().__init__(
+                model=policy.model,
+                reward_funcs=[self._verified],
+                args=settings,
+                # TRL hands out rows of a dataset; ours come from the stream, and these stand for
+                # them.
+                train_dataset=Dataset.from_dict({"prompt": [""] * recipe.prompts_per_step}),
+                processing_class=policy.tokenizer,
+                peft_config=adapter,
+                callbacks=list(callbacks),
+            )
 
+        self._vllm: TrainingVllm | None = None
+        if self.use_vllm:
+            self._vllm = TrainingVllm(self.vllm_generation, policy.eos_token_ids, seed)
+        add_before_rounding(self.model)
         self.beta = recipe.beta
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    @property
+    def generation(self) -> str:
+        """What draws the training rollouts, as a recipe calls it."""
+        return VLLM if self.use_vllm else TRANSFORMERS
+
+    def close(self) -> None:
+        """Free what draws rollouts, where that is not the model that is trained."""
+        if self._vllm:
+            self._vllm.close(alone=self.accelerator.num_processes == 1)
+            self._vllm = None
 
     @property
     def step_in_hand(self) -> int:
@@ -197,11 +222,12 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     def _only_sampling(self, size: int) -> Iterator[None]:
         """Have TRL sample and judge groups of `size`; the loss's inputs come later."""
         num_generations, self.num_generations = self.num_generations, size
+        use_vllm, self.use_vllm = self.use_vllm, False
         self._score_later = True
         try:
             yield
         finally:
-            self.num_generations = num_generations
+            self.num_generations, self.use_vllm = num_generations, use_vllm
             self._score_later = False
 
     def _groups_of(self, sampled: dict[str, Any]) -> list[Group]:
@@ -224,6 +250,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                     truncated=self._truncated[part],
                     samples=self._samples.get(place, ()),
                     threshold=self.pool.thresholds[item.verifier or self.pool.verifier],
+                    log_probs=self._log_probs[part],
                 )
             )
         return groups
@@ -273,7 +300,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], None]:
-        """Draw with the probe's sampler; what drives it depends on seed and group alone."""
+        """Draw with the probe's sampler or vLLM; what drives it depends on seed and groups."""
         size = self.recipe.rollouts_per_group
         groups = self._kept_groups(size)
         self._samples = {place: [each.sample for each in groups[place]] for place in groups}
@@ -283,12 +310,15 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             if place not in groups
         }
         place_of = {request.item_id: place for place, request in requests.items()}
+        self._drawn_log_probs = {}
         for rollout in self._sample(list(requests.values()), self.recipe.temperature):
             groups.setdefault(place_of[rollout.item_id], []).append(rollout)
         for place in requests:
             groups[place].sort(key=lambda rollout: rollout.sample)
         rollouts = [rollout for place, _ in self._drawn for rollout in groups[place]]
         self._truncated = [rollout.finish_reason == "length" for rollout in rollouts]
+        drawn = self._drawn_log_probs
+        self._log_probs = [drawn.get((each.item_id, each.sample), ()) for each in rollouts]
         return [list(rollout.completion_token_ids) for rollout in rollouts], None
 
     def _kept_groups(self, size: int) -> dict[int, list[Rollout]]:
@@ -299,6 +329,12 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _sample(self, requests: Sequence[SampleRequest], temperature: float) -> Iterator[Rollout]:
         """Draw from the policy as it is now."""
+        if self._vllm:
+            step = int(self.state.global_step)
+            for rollout, log_probs in self._vllm.draw(requests, temperature, step):
+                self._drawn_log_probs[rollout.item_id, rollout.sample] = log_probs
+                yield rollout
+            return
         model = self.accelerator.unwrap_model(self.model)
         engine = TransformersEngine(
             Policy(**{**vars(self.policy), "model": model}),
@@ -366,11 +402,45 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             "num_items_in_batch": self.accelerator.gather(completion_mask.sum()).sum(),
             "group": torch.tensor(numbers, device=device),
         }
-        if self.recipe.updates_per_step > 1:
+        is_corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        if self.recipe.updates_per_step > 1 or is_corrected:
             batch["old_per_token_logps"] = self._log_probs_of(self.model, batch)
+        if is_corrected:
+            batch["importance_sampling_ratio"] = self._importance_ratios(batch, groups)
         if self.beta:
             batch["ref_per_token_logps"] = self._reference_log_probs(batch)
         return batch
+
+    def _importance_ratios(
+        self, batch: dict[str, torch.Tensor], groups: Sequence[Group]
+    ) -> torch.Tensor:
+        """The ratios by which the loss corrects for what vLLM computes differently, and a log."""
+        trained, mask = batch["old_per_token_logps"], batch["completion_mask"]
+        drawn = torch.full_like(trained, float("nan"))
+        rows = [log_probs for group in groups for log_probs in group.log_probs]
+        # Kept and replayed rollouts have none: as without vLLM, they count as drawn just now.
+        for row, log_probs in zip(drawn, rows, strict=True):
+            row[: len(log_probs)] = torch.tensor(log_probs, dtype=row.dtype)
+        ratios = importance_ratios(
+            trained,
+            drawn,
+            mask,
+            mode=self.vllm_importance_sampling_mode,
+            most=self.vllm_importance_sampling_clip_max,
+        )
+        is_known = mask.bool() & ~drawn.isnan()
+        counted = ratios if ratios.shape[1] == 1 else ratios[is_known]
+        log = self._metrics["train"]
+        for name, values in (
+            ("importance_sampling_ratio", counted.flatten()),
+            ("sampling_logp_difference", (trained - drawn).abs()[is_known]),
+        ):
+            # Of all processes; those of a process without any stay out.
+            every = torch.tensor(gather_object(values.tolist()))
+            if len(every):
+                log[f"sampling/{name}/mean"].append(every.mean().item())
+                log[f"sampling/{name}/max"].append(every.max().item())
+        return ratios
 
     def _log_probs_of(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
@@ -424,7 +494,11 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 compute_aux_loss=compute_aux_loss,
                 **kwargs,
             )
-            log_probs, entropies, loss = found
+            # The head of a model that is spread over GPUs lies on another one than the tokens.
+            log_probs, entropies, loss = (
+                None if values is None else values.to(input_ids.device) for values in found
+            )
+            assert log_probs is not None
             if unused:
                 log_probs = _wider(log_probs, unused)
                 entropies = None if entropies is None else _wider(entropies, unused)

@@ -50,7 +50,9 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
     file = folder / RECIPE
     if not file.exists():
         return
-    old, new = read_config_file(file), tomllib.loads(recipe.to_toml())
+    # Keys that came later stood at their defaults.
+    defaults = tomllib.loads(Recipe(name=recipe.name).to_toml())
+    old, new = defaults | read_config_file(file), tomllib.loads(recipe.to_toml())
     changed = [key for key in new if old.get(key) != new[key]]
     if changed:
         what = ", ".join(f"{k}: {old.get(k)!r} -> {new[k]!r}" for k in changed)

@@ -122,13 +122,13 @@ def attention_mask(
     itself alone, so that no row of the softmax is empty.
     """
     segment = torch.from_numpy(segments).to(device)
-    same = segment[:, :, None] == segment[:, None, :]
-    of_prompt = (segment == 0)[:, None, :] & (segment > 0)[:, :, None]
+    same = segment.unsqueeze(2) == segment.unsqueeze(1)
+    of_prompt = (segment == 0).unsqueeze(1) & (segment > 0).unsqueeze(2)
     columns = segments.shape[1]
     earlier = torch.ones(columns, columns, dtype=torch.bool, device=device).tril()
     allowed = (same | of_prompt) & earlier
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    return mask.masked_fill_(allowed.logical_not(), torch.finfo(dtype).min).unsqueeze(1)
 
 
 def packed_log_probs(
@@ -157,13 +157,15 @@ def packed_log_probs(
         labels=torch.from_numpy(packing.labels).to(device),
         fused_lm_head=True,
     )
-    rows = torch.from_numpy(packing.row_of).to(device)
-    columns = torch.from_numpy(packing.column_of).to(device) - 1
+    width = packing.ids.shape[1] - 1
+    places = torch.from_numpy(packing.row_of * width + packing.column_of - 1).to(device)
     where = completion_mask.bool()
 
     def unpacked(values: torch.Tensor) -> torch.Tensor:
+        # The head of a model that is spread over GPUs lies on another one than the tokens.
+        values = values.to(device)
         empty = values.new_zeros(where.shape)
-        return empty.masked_scatter(where, values[rows, columns])
+        return empty.masked_scatter(where, values.flatten().index_select(0, places))
 
     entropies = None if outputs.entropy is None else unpacked(outputs.entropy)
     return unpacked(outputs.log_probs), entropies

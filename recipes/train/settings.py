@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,8 +60,19 @@ class TrainingProgress:
         return {name: value for name, value in vars(self).items() if isinstance(value, int)}
 
 
-def trainer_settings(recipe: Recipe, seed: int, folder: Path, *, processes: int = 1) -> GRPOConfig:
+def trainer_settings(
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    *,
+    processes: int = 1,
+    generation: Mapping[str, Any] = MappingProxyType({}),
+) -> GRPOConfig:
     """TRL's settings for a recipe; checkpoints go to `folder`.
+
+    Args:
+        processes: that train.
+        generation: further settings, of `vllm_settings`.
 
     Raises:
         RunError: the batch cannot be shared out among so many processes.
@@ -110,6 +123,7 @@ def trainer_settings(recipe: Recipe, seed: int, folder: Path, *, processes: int 
         shuffle_dataset=False,
         ddp_find_unused_parameters=False,
         ddp_timeout=int(COLLECTIVES.total_seconds()),
+        **generation,
     )
     use_one_gpu(settings)
     return settings

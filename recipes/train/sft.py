@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from curate.errors import RunError
 from curate.progress import Progress
+from probes.models.adapters import add_before_rounding
 from recipes.train.checkpoints import checkpoints, load_state, remove_older, save_state
 from recipes.train.settings import COLLECTIVES, use_one_gpu
 from recipes.train.train import Training, lora_config, process_state, trainable_policy
@@ -116,6 +117,7 @@ def train_sft(
         peft_config=lora_config(recipe) if recipe.lora_rank else None,
         callbacks=[_Saving(training, len(demonstrations), before)],
     )
+    add_before_rounding(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     return load_state(checkpoints(training.folder)[-1])[0]

@@ -22,15 +22,20 @@ from transformers import PrinterCallback, TrainerCallback
 
 from curate.errors import UsageError
 from curate.progress import Progress
+from probes.engines.choose import VLLM
+from probes.models.adapters import merge
+from probes.models.export import exported_folder
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, choose_device, choose_dtype, forget_quantization, load_policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
+from recipes.train.form import REFERENCE_SHARE, is_spread, trained_form
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.kept_rollouts import KeptRollouts
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import COLLECTIVES, trainer_settings
+from recipes.train.vllm import choose_generation, vllm_settings
 
 
 def process_state() -> Any:
@@ -70,22 +75,35 @@ class Training:
     trust_remote_code: bool = False
     kept: KeptRollouts | None = None
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt, of held-out items too."""
+        return max(len(item.prompt_token_ids) for item in (*self.items, *self.held_out))
+
 
 def trainable_policy(training: Training) -> Policy:
     """Load the initial policy in the form that it is trained in.
 
-    An adapter is trained on frozen weights in the precision of the probe. All parameters are
-    trained in float32: in bfloat16 updates as small as the paper's would be lost to rounding.
+    A model that is too large for one GPU is spread over all.
+
+    Raises:
+        UsageError: it does not suit the recipe, or several processes cannot have one each.
     """
-    device = choose_device()
-    dtype = choose_dtype(device) if training.recipe.lora_rank else torch.float32
+    processes = process_state().num_processes
+    if processes > 1 and is_spread(training.recipe, training.files):
+        raise UsageError(
+            f"model {training.files.name} is too large to be trained on one GPU, and each of "
+            f"{processes} processes trains it whole; without `accelerate launch` one process "
+            "spreads it over all GPUs"
+        )
+    dtype, share = trained_form(training.recipe)
     policy = load_policy(
         training.files,
-        device=device,
         dtype=dtype,
+        share=share,
         trust_remote_code=training.trust_remote_code,
     )
-    longest = max(len(item.prompt_token_ids) for item in (*training.items, *training.held_out))
+    longest = training.longest_prompt
     if longest + training.max_tokens > policy.context_length:
         raise UsageError(
             f"recipe {training.recipe.name}: completions of {training.max_tokens:,} tokens after a "
@@ -107,7 +125,10 @@ def trainable_policy(training: Training) -> Policy:
 def initial_policy(training: Training) -> Any:
     """The model that the KL term holds on to where all parameters are trained, frozen."""
     return load_policy(
-        training.files, dtype=torch.float32, trust_remote_code=training.trust_remote_code
+        training.files,
+        dtype=torch.float32,
+        share=REFERENCE_SHARE,
+        trust_remote_code=training.trust_remote_code,
     ).model
 
 
@@ -196,13 +217,14 @@ class _Following(TrainerCallback):
 def train_grpo(training: Training) -> RecipeTrainer:
     """Train until the recipe's end, from the newest whole checkpoint if there is one.
 
+    Raises:
+        UsageError: the model or the machine does not suit the recipe.
+
     Returns:
         the trainer, whose newest checkpoint in `training.folder` holds the final policy.
     """
-    state = process_state()
-    settings = trainer_settings(
-        training.recipe, training.seed, training.folder, processes=state.num_processes
-    )
+    recipe, processes = training.recipe, process_state().num_processes
+    generation = choose_generation(recipe, training.files)
     following = _Following(training)
     stream = PromptStream(
         training.items, seed=training.seed, shuffle=training.recipe.order == "shuffle"
@@ -211,10 +233,24 @@ def train_grpo(training: Training) -> RecipeTrainer:
         # Advice on settings that the recipe decides, repeated at every start.
         warnings.simplefilter("ignore")
         policy = trainable_policy(training)
-        is_full = not training.recipe.lora_rank
+        is_full = not recipe.lora_rank
+        vllm: dict[str, Any] = {}
+        if generation == VLLM:
+            # Where vLLM finds the configuration; the weights it is given.
+            policy.model.name_or_path = str(exported_folder(training.files))
+            vllm = vllm_settings(
+                recipe,
+                policy,
+                training.longest_prompt,
+                training.max_tokens,
+                trust_remote_code=training.trust_remote_code,
+            )
+        settings = trainer_settings(
+            recipe, training.seed, training.folder, processes=processes, generation=vllm
+        )
         trainer = RecipeTrainer(
             policy,
-            training.recipe,
+            recipe,
             stream,
             pool,
             seed=training.seed,
@@ -222,39 +258,48 @@ def train_grpo(training: Training) -> RecipeTrainer:
             settings=settings,
             keep_checkpoints=training.keep_checkpoints,
             kept=training.kept,
-            adapter=None if is_full else lora_config(training.recipe),
+            adapter=None if is_full else lora_config(recipe),
             # An adapter that is switched off is the initial policy.
-            reference=initial_policy(training) if is_full and training.recipe.beta else None,
+            reference=initial_policy(training) if is_full and recipe.beta else None,
             callbacks=[following],
         )
         trainer.remove_callback(PrinterCallback)
         following.trainer = trainer
         whole = checkpoints(training.folder)
-        if whole:
-            trainer.restore(whole[-1])
-        # A run that its budget ended is at its end, whatever `max_steps` says.
-        if not (whole and 0 < training.recipe.rollout_budget <= trainer.progress.rollouts):
-            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        try:
+            if whole:
+                trainer.restore(whole[-1])
+            # A run that its budget ended is at its end, whatever `max_steps` says.
+            if not (whole and 0 < recipe.rollout_budget <= trainer.progress.rollouts):
+                trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        finally:
+            trainer.close()
     return trainer
 
 
-def export_policy(training: Training, checkpoint: Path, folder: Path) -> None:
+def export_policy(
+    training: Training, checkpoint: Path, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
     """Write the policy of a checkpoint as a plain Hugging Face folder, an adapter merged into it.
 
-    In the precision of the initial policy; written aside and renamed when it is whole.
+    It is written aside and renamed when it is whole.
+
+    Args:
+        dtype: of the weights; None for that of the initial policy, in which what an adapter adds is
+            rounded at random (see `probes.models.adapters`).
     """
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     policy = load_policy(
         training.files,
         device=torch.device("cpu"),
-        dtype=choose_dtype(choose_device()),
+        dtype=dtype or choose_dtype(choose_device()),
         trust_remote_code=training.trust_remote_code,
     )
     forget_quantization(policy.model)
     model = policy.model
     if training.recipe.lora_rank:
-        model = PeftModel.from_pretrained(model, checkpoint).merge_and_unload()
+        model = merge(PeftModel.from_pretrained(model, checkpoint))
     else:
         _load_weights(model, checkpoint)
     model.save_pretrained(aside)

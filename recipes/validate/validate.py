@@ -39,6 +39,7 @@ from probes.models.load import load_tokenizer
 from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
+from recipes.train.form import is_spread
 from recipes.train.items import select_items
 from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
 from recipes.train.prompts import TrainingItem
@@ -46,6 +47,7 @@ from recipes.train.settings import trainer_settings
 from recipes.train.sft import train_sft
 from recipes.train.tagged_run import TaggedRun
 from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.train.vllm import choose_generation
 from recipes.validate.command import Validate
 from recipes.validate.evaluation import FINAL_SEED, evaluate, write_outcomes
 
@@ -69,7 +71,7 @@ def validate_run(wanted: Validate, recipes: Sequence[Recipe]) -> list[Path]:
     for job in jobs:
         job.check()
     alone = process_state().num_processes == 1
-    if alone and torch.cuda.device_count() > 1:
+    if alone and torch.cuda.device_count() > 1 and not all(job.is_spread for job in jobs):
         say(
             f"one of {torch.cuda.device_count()} GPUs trains; all do with accelerate launch "
             "--multi_gpu -m curate validate ..."
@@ -96,18 +98,29 @@ class _Job:
     def folder(self) -> Path:
         return self.run.path / VALIDATION / self.recipe.name / str(self.seed)
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether its model is spread over all GPUs."""
+        return is_spread(self.recipe, self._training.files)
+
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
         check_recipe(self.folder.parent, self.recipe)
         self.run.files(self.recipe, str(self.wanted.model))
         training = self._training
         if self.recipe.method == "sft":
+            if self.is_spread:
+                raise UsageError(
+                    f"recipe {self.recipe.name}: {training.files.name} is too large to be trained "
+                    "on one GPU, and sft is not spread over several; recipes with method grpo are"
+                )
             self._demonstrations()
             if training.held_out:
                 say(f"{self.recipe.name}: sft is not evaluated on held-out items")
         else:
             processes = process_state().num_processes
             trainer_settings(self.recipe, self.seed, self.folder, processes=processes)
+            choose_generation(self.recipe, training.files)
 
     def work(self, *, outcomes: bool) -> None:
         """Do what is missing, up to the exported policy or up to the outcomes."""
@@ -169,7 +182,7 @@ class _Job:
             f"{self.recipe.max_steps} steps"
         )
         if self.recipe.method == "sft":
-            counts = train_sft(training, self._demonstrations())
+            counts, generation = train_sft(training, self._demonstrations()), {}
             rows: list[dict[str, Any]] = []
             held_out: list[dict[str, Any]] = []
             metrics: list[dict[str, Any]] = []
@@ -177,7 +190,7 @@ class _Job:
             trainer = train_grpo(training)
             counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
             rows, held_out = trainer.progress.rows, trainer.progress.held_out
-            metrics = trainer.progress.metrics
+            metrics, generation = trainer.progress.metrics, {"generation": trainer.generation}
             del trainer
         # What is left of the run refers to itself, and would stay beside the next model.
         gc.collect()
@@ -195,6 +208,7 @@ class _Job:
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},
             items=len(training.items),
+            **generation,
             **machine_facts(),
         )
 

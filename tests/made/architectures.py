@@ -68,8 +68,36 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "moe_layers": [1],
         "attention_chunk_size": 128,
     },
-    # Experts as one tensor a layer.
+    # Experts as one tensor a layer, and a router that multiplies by its weight itself.
     "qwen3_moe": _ATTENTION | _EXPERTS,
+    "mixtral": _ATTENTION
+    | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    # With biases, its matrices the other way round, and gate and up projection interleaved.
+    "gpt_oss": _ATTENTION
+    | {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 8,
+    },
+    # A dense layer first; a router in float32 that chooses among groups; shared experts.
+    "deepseek_v3": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 256,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
 }
 
 _IMAGES_TOO = {

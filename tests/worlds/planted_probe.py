@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from probes.engines.base import SampleRequest
 from probes.engines.transformers import TransformersEngine
 from probes.gradients.batch import TokenizedRollout
-from probes.gradients.lora import Adapter, GradientProbe
+from probes.gradients.lora import GradientProbe
+from probes.gradients.tap import Adapter
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy
 from probes.stages.render import render

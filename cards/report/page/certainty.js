@@ -9,6 +9,7 @@ function showCertainty(facts, tags, open) {
       "div",
       { class: "figures" },
       forecastFigure(certainty.forecast, tags, open),
+      ...gapFigures(certainty.gaps, open),
       ...confirmation(certainty.confirmation, tags),
       ...rollouts(certainty.rollouts, tags),
       ...rewards(certainty.rewards, tags, certainty.confirmation),

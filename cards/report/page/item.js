@@ -48,6 +48,7 @@ class ItemView {
         el("nav", { "aria-label": "Items" }, steps, close),
       ),
       el("p", { class: "reason" }, visible(this.reason(at))),
+      this.data.gaps[at] ? el("p", { class: "gap" }, "What is missing: ", visible(this.data.gaps[at])) : null,
       this.measures(at),
       el("h3", null, "Prompt"), this.prompt(at),
       el("h3", null, "Gold answer"), quoted(columns.answer[at], this.data.cut_answers[at]),
