@@ -9,7 +9,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.selection import grown_table
-from benchmarks.selection.grown import ARMS, FULL, LONG, PRIMARY, SCHEDULE, SHORT, curve_file
+from benchmarks.selection.grown import (
+    ARMS,
+    FULL,
+    LONG,
+    PRIMARY,
+    SCHEDULE,
+    SHORT,
+    TARGETED,
+    curve_file,
+)
 from benchmarks.selection.grown_training import (
     Grpo,
     Texts,
@@ -144,7 +153,8 @@ def test_training_counts_what_it_throws_away_and_raises_the_pass_rate(taught):
 def test_the_tables_compare_within_worlds_and_seeds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(grown_table, "_REPLICATES", 40)
     rng = np.random.default_rng(0)
-    worlds, seeds = {"p1": 600, "p2": 800, "p3": 700}, (1, 2)
+    cost, seeds = {"p1": 600, "p2": 800, "p3": 700}, (1, 2)
+    worlds = {world: {PRIMARY: n, TARGETED: 2 * n} for world, n in cost.items()}
     x = np.linspace(0, LONG, 25)
     for n, world in enumerate(worlds):
         for seed in seeds:
@@ -168,7 +178,8 @@ def test_the_tables_compare_within_worlds_and_seeds(tmp_path, capsys, monkeypatc
                     )
     curve_file(tmp_path / "p1", FULL, LONG, 3).write_text("{}")  # Not finished elsewhere.
     curves = grown_table.read_curves(tmp_path, worlds, LONG)
-    assert curves.rates[FULL].shape == (3, 2, 97) and curves.probe == 700
+    assert curves.rates[FULL].shape == (3, 2, 97)
+    assert curves.probe == {PRIMARY: 700, TARGETED: 1400}
     mean, half = grown_table.over_worlds(
         grown_table.final(curves.rates[PRIMARY]) - grown_table.final(curves.rates[FULL])
     )
@@ -180,6 +191,7 @@ def test_the_tables_compare_within_worlds_and_seeds(tmp_path, capsys, monkeypatc
     assert grown_table.verdict(curves).startswith("Goal met")
     grown_table.print_tables(tmp_path, worlds)
     printed = capsys.readouterr().out
+    assert "24,576 rollouts: a target does not pay" in printed
     assert f"**{PRIMARY}**" in printed and "6,144 rollouts, 3 worlds, 2 seeds" in printed
 
 

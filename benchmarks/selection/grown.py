@@ -18,6 +18,16 @@ each time by an interval over worlds (`grown_table.over_worlds`) that leaves out
 in their order, as many as are finished. Worlds whose names begin with t are thrown away: they chose
 the kind of world, learning rate, lengths and `PRIMARY`. All arms have dynamic sampling. Of the
 oracles `EXACT_OF_ITEMS` was added when the outcomes of the others were known.
+
+So was a target, after those, and this rule for it was fixed before anything was trained on it. As
+many other questions as are held out, of the same skills and chosen by pass probability in the same
+way, with a seed of their own, are neither trained on nor judged. `curate tag --target` probes them
+beside the items, as it does by default, and `select --by teaching` chooses for them: `TARGETED`,
+the only arm that is judged here. Naming a target pays at a budget where the final held-out rate of
+`TARGETED` is ahead of that of `full` by more than its interval over worlds; that it is ahead of
+`random` is told beside, and so is the cost of its probe, with the target's rollouts.
+`EXACT_OF_TARGET` is an oracle that knows the teaching of these questions exactly: what it lacks to
+`EXACT` is the change of questions, and what `TARGETED` lacks to it the probe's noise.
 """
 
 from __future__ import annotations
@@ -41,9 +51,10 @@ import curate
 from benchmarks.selection.grown_oracle import exact_teaching, signal_of
 from benchmarks.selection.grown_training import Grpo, train
 from curate.files import atomic_writer
+from curate.run.names import MANIFEST, TARGET
 from recipes.sampler.items import ItemSampler, SamplerSettings
 from recipes.train.prompts import PromptStream, TrainingItem
-from tests.worlds.grown import WorldSettings, grow_world, pass_probability
+from tests.worlds.grown import WorldSettings, grow_world, other_questions, pass_probability
 from tests.worlds.grown_skills import SKILLS, Question
 
 GROUP = 8
@@ -58,6 +69,7 @@ TRAINING = Grpo(learning_rate=7e-4, groups=16, group_size=GROUP)
 FULL, RANDOM, SCHEDULE, SAMPLER = "full", "random", "order --by schedule", "the sampler"
 UNPROBED = "the sampler, without a probe"
 PRIMARY = SAMPLER
+TARGETED = "select --by teaching, for a target"
 OURS = (
     "filter: easy, learnable",
     "filter: and undetermined",
@@ -66,10 +78,12 @@ OURS = (
     SCHEDULE,
     SAMPLER,
     UNPROBED,
+    TARGETED,
 )
 RIVALS = (FULL, RANDOM, "largest p(1 − p)", "band 0.1 to 0.9")
 EXACT, EXACT_OF_ITEMS = "exact teaching", "exact teaching, of the items"
-ORACLES = (EXACT, EXACT_OF_ITEMS, "exact chance of a signal")
+EXACT_OF_TARGET = "exact teaching, of a target"
+ORACLES = (EXACT, EXACT_OF_ITEMS, EXACT_OF_TARGET, "exact chance of a signal")
 ARMS = (*RIVALS, *OURS, *ORACLES)
 NEEDS_PROBE = frozenset((*OURS, "largest p(1 − p)", "band 0.1 to 0.9")) - {UNPROBED}
 
@@ -119,8 +133,8 @@ class Probed:
     """Of each arm that trains on some items, or in an order: their numbers."""
     counts: Mapping[str, list[Any]]
     """What `ItemSampler.of` reads."""
-    rollouts: int
-    """Of the probe."""
+    rollouts: Mapping[str, int]
+    """Of the probe that an arm needs; an arm that needs none is not there."""
 
 
 def prepare(world: PayoffWorld, folder: Path) -> Probed:
@@ -151,9 +165,18 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
             policy = LlamaForCausalLM.from_pretrained(model)
             size = len(arms["select"])
             arms[EXACT], arms[EXACT_OF_ITEMS] = exact_teaching(
-                policy, questions[:trained], questions[trained:], size, GROUP
+                policy, questions[:trained], [questions[trained:], None], size, GROUP
             )
             _write(kept, arms)
+    with_target = folder / "run-target"
+    if TARGETED not in arms:
+        with _clock(f"{world.name}: chosen for a target"):
+            arms |= _choose_for_target(world, folder, with_target, questions, trained)
+            _write(kept, arms)
+    about = json.loads((with_target / TARGET / MANIFEST).read_text("utf-8"))
+    spent = sum(row["total_rollouts"] for row in found)
+    rollouts = dict.fromkeys(NEEDS_PROBE, spent)
+    rollouts[TARGETED] = spent + about["stages"]["sample"]["rollouts"]
     names = ("item_id", "total_correct_rollouts", "total_rollouts")
     return Probed(
         model,
@@ -161,8 +184,34 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
         tuple(questions[trained:]),
         arms,
         {name: [row[name] for row in found] for name in names},
-        sum(row["total_rollouts"] for row in found),
+        rollouts,
     )
+
+
+def _choose_for_target(
+    world: PayoffWorld, folder: Path, run: Path, questions: Sequence[Question], trained: int
+) -> dict[str, list[int]]:
+    """What teaches other questions of the world: as `curate` measures it, and exactly."""
+    policy = LlamaForCausalLM.from_pretrained(folder / "model")
+    # Their order is random, so that the first are like all.
+    target = other_questions(policy, world.settings, 1_000 + world.settings.seed, questions)
+    target = target[: len(questions) - trained]
+    file, tagged = folder / "target.jsonl", folder / "tagged-target.jsonl"
+    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in target]
+    with atomic_writer(file) as out:
+        out.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    about = json.loads((folder / "world.json").read_text("utf-8"))
+    curate.tag(
+        folder / "train.jsonl", target=str(file), model=str(folder / "model"), out=tagged,
+        run_dir=run, instruction="", prompt_end="", verifier="exact", verifier_workers=1,
+        max_tokens=about["max_tokens"],
+    )  # fmt: skip
+    number = {row["item_id"]: n for n, row in enumerate(_rows(tagged))}
+    chosen = folder / "chosen.jsonl"
+    curate.select(run, out=chosen, budget=str(SHARE), by="teaching")
+    ours = [number[row["item_id"]] for row in _rows(chosen)]
+    (exact,) = exact_teaching(policy, questions[:trained], [target], len(ours), GROUP)
+    return {TARGETED: ours, EXACT_OF_TARGET: exact}
 
 
 def _choose(run: Path, found: Sequence[dict[str, Any]], folder: Path) -> dict[str, list[int]]:

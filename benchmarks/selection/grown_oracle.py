@@ -31,17 +31,24 @@ def signal_of(p: Floats, group_size: int) -> Floats:
 def exact_teaching(
     model: LlamaForCausalLM,
     items: Sequence[Question],
-    held_out: Sequence[Question],
+    pupils: Sequence[Sequence[Question] | None],
     size: int,
     group_size: int,
-) -> tuple[list[int], list[int]]:
+) -> list[list[int]]:
     """The items that `select --by teaching` would choose if it knew all.
 
     Vectors as in `probes.lift.item_gradients`, of all parameters: w_j and correct gradients exact,
     those of wrong rollouts from many of them.
 
+    Args:
+        model: the policy.
+        items: to choose from.
+        pupils: those that are to be taught, a choice each; None: the items.
+        size: how many are chosen.
+        group_size: of GRPO.
+
     Returns:
-        the items that teach the held-out ones most, and those that teach the items most.
+        of each of `pupils` the items that teach them most.
     """
     texts = Texts(items)
     p = pass_probability(model, items)
@@ -61,9 +68,10 @@ def exact_teaching(
     step = np.stack(steps)
     candidates = Candidates(np.zeros(len(items)), np.zeros(len(items)), p, [""] * len(items))
 
-    def choose(pupils: Sequence[Question], own: NDArray[np.intp] | None) -> list[int]:
-        slopes, of_pupils, room = [], Texts(pupils), 1 - pass_probability(model, pupils)
-        for place in range(len(pupils)):
+    def choose(taught_ones: Sequence[Question], own: NDArray[np.intp] | None) -> list[int]:
+        slopes, of_pupils = [], Texts(taught_ones)
+        room = 1 - pass_probability(model, taught_ones)
+        for place in range(len(taught_ones)):
             ids = of_pupils.answers[place : place + 1]
             first = torch.zeros(1, dtype=torch.long)
             means, lengths = completion_log_probs(model, of_pupils, [place], first, ids)
@@ -72,7 +80,10 @@ def exact_teaching(
         chosen = choose_items(candidates, "teaching", {"": size}, 0.05, taught).chosen
         return [int(item) for item in np.flatnonzero(chosen)]
 
-    return choose(held_out, None), choose(items, np.arange(len(items)))
+    return [
+        choose(items, np.arange(len(items))) if each is None else choose(each, None)
+        for each in pupils
+    ]
 
 
 def _gradient(model: LlamaForCausalLM, value: torch.Tensor) -> NDArray[np.float32]:

@@ -24,13 +24,14 @@ from benchmarks.selection.grown import (
     ARMS,
     FULL,
     LONG,
-    NEEDS_PROBE,
     OURS,
     PRIMARY,
+    RANDOM,
     RIVALS,
     SCHEDULE,
     SEEDS,
     SHORT,
+    TARGETED,
     curve_file,
 )
 
@@ -52,16 +53,18 @@ class Curves:
         rollouts: (points,), evenly from 0.
         rates: of each arm, (worlds, seeds, points).
         trained: of each arm, (worlds, seeds): pass rates at the end of all items of the dataset.
-        probe: rollouts of the probe, mean over worlds.
+        probe: rollouts of the probe of each arm that needs one, mean over worlds.
     """
 
     rollouts: Floats
     rates: Mapping[str, Floats]
     trained: Mapping[str, Floats]
-    probe: float
+    probe: Mapping[str, float]
 
 
-def read_curves(folder: Path, probes: Mapping[str, int], budget: int) -> Curves | None:
+def read_curves(
+    folder: Path, probes: Mapping[str, Mapping[str, int]], budget: int
+) -> Curves | None:
     """The seeds that are finished in every world; None where there is none."""
     own = {SCHEDULE: budget}
     seeds = [
@@ -89,7 +92,12 @@ def read_curves(folder: Path, probes: Mapping[str, int], budget: int) -> Curves 
         found = [[read(world, arm, seed) for seed in seeds] for world in probes]
         rates[arm] = np.array([[curve for curve, _ in each] for each in found])
         trained[arm] = np.array([[rate for _, rate in each] for each in found])
-    return Curves(points, rates, trained, float(np.mean([*probes.values()])))
+    probe = {
+        arm: float(np.mean([each[arm] for each in probes.values()]))
+        for arm in ARMS
+        if all(arm in each for each in probes.values())
+    }
+    return Curves(points, rates, trained, probe)
 
 
 def over_worlds(values: Floats) -> tuple[float, float]:
@@ -176,7 +184,7 @@ def _table(curves: Curves) -> list[str]:
         mine = curves.rates[arm]
         less = mine - curves.rates[FULL]
         shares = reached_shares(curves, arm)
-        probe = curves.probe / curves.rollouts[-1] if arm in NEEDS_PROBE else 0.0
+        probe = curves.probe.get(arm, 0.0) / curves.rollouts[-1]
         name = f"**{arm}**" if arm == PRIMARY else arm
         cells = [
             name,
@@ -184,7 +192,7 @@ def _table(curves: Curves) -> list[str]:
             "" if arm == FULL else _difference(final(less)),
             "" if arm == FULL else _difference(less.mean(axis=2)),
             f"{_percent(shares[0])} ({_interval(shares[1:])})",
-            _percent(shares[0] + probe) if arm in NEEDS_PROBE else "",
+            _percent(shares[0] + probe) if arm in curves.probe else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -257,15 +265,32 @@ def verdict(curves: Curves) -> str:
     )
 
 
-def print_tables(folder: Path, probes: Mapping[str, int]) -> None:
+def target_verdict(curves: Curves) -> str:
+    """Whether naming a target pays, by the rule that was fixed for it, and how it fares."""
+    mine = final(curves.rates[TARGETED])
+    full, random = (mine - final(curves.rates[arm]) for arm in (FULL, RANDOM))
+    mean, half = over_worlds(full)
+    return (
+        f"{curves.rollouts[-1]:,.0f} rollouts: a target {'pays' if mean > half else 'does not pay'}"
+        f": {TARGETED} less full {_difference(full)}, less random {_difference(random)}."
+    )
+
+
+def print_tables(folder: Path, probes: Mapping[str, Mapping[str, int]]) -> None:
     """Print what is finished in all worlds, as Markdown."""
     long = read_curves(folder, probes, LONG)
     if long is None:
         print("no seed is finished in all worlds yet: run the same command again")
         return
-    print(f"\n{verdict(long)}\nThe probe: {long.probe:,.0f} rollouts.\n")
-    print("\n".join(_table(long)), "\n")
     short = read_curves(folder, probes, SHORT)
+    print(f"\n{verdict(long)}\n{target_verdict(long)}")
+    if short is not None:
+        print(target_verdict(short))
+    print(
+        f"The probe: {long.probe[PRIMARY]:,.0f} rollouts; with a target "
+        f"{long.probe[TARGETED]:,.0f}.\n"
+    )
+    print("\n".join(_table(long)), "\n")
     if short is not None:
         print("\n".join(_table(short)), "\n")
     print("\n".join(_paired(long)), "\n")

@@ -171,6 +171,38 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
     )
 
 
+def other_questions(
+    model: LlamaForCausalLM,
+    settings: WorldSettings,
+    seed: int,
+    without: Sequence[Question],
+) -> tuple[Question, ...]:
+    """Draw more questions of a grown world, chosen by pass probability as its items are.
+
+    Args:
+        model: the policy of the world.
+        settings: of the world; its skills answer directly.
+        seed: of these questions.
+        without: questions that are not to come again.
+
+    Raises:
+        ValueError: a skill writes lines of working.
+    """
+    if settings.working_skills:
+        raise ValueError(f"{settings.working_skills} write working: pass rates are not exact")
+    rng = np.random.default_rng(seed)
+    known = {question.prompt for question in without}
+    candidates = [
+        question
+        for skill in settings.skills
+        for question in _candidates(settings, skill, rng)
+        if question.prompt not in known
+    ]
+    skills = np.array([question.skill for question in candidates])
+    chosen = _choose(pass_probability(model, candidates), skills, settings, rng)
+    return tuple(candidates[i] for i in chosen)
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a symbol."""
     made = Tokenizer(models.WordLevel(_ID, unk_token="<unk>"))
