@@ -36,7 +36,7 @@ from recipes.train.grpo import RecipeTrainer
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import trainer_settings
 from recipes.train.train import Training, trainable_policy
-from tests.worlds.grown import pass_probability, tokenizer
+from tests.worlds.grown import WorldSettings, other_questions, pass_probability, tokenizer
 from tests.worlds.grown_skills import Question
 
 QUESTIONS = (
@@ -148,6 +148,20 @@ def test_training_counts_what_it_throws_away_and_raises_the_pass_rate(taught):
     assert curve.rates[0] == pytest.approx(before) and curve.rates[-1] > 0.6
     assert len(curve.rates) >= 4 and (np.diff(curve.rollouts) > 0).all()
     assert 0 < curve.with_signal < 1  # What is learned gives no signal, and is paid for.
+
+
+def test_questions_of_a_target_are_new_and_of_the_world():
+    settings = WorldSettings(("first", "max"), items=60, candidates=100)
+    policy = new_policy()
+    first = other_questions(policy, settings, 1, ())
+    assert {question.skill for question in first} == {"first", "max"}
+    assert other_questions(policy, settings, 1, ()) == first
+    again = other_questions(policy, settings, 1, first[:5])
+    left = {question.prompt for question in first[5:]}
+    assert {question.prompt for question in again}.isdisjoint(q.prompt for q in first[:5])
+    assert left & {question.prompt for question in again}
+    with pytest.raises(ValueError, match="write working"):
+        other_questions(policy, WorldSettings(("first",), ("first",)), 1, ())
 
 
 def test_the_tables_compare_within_worlds_and_seeds(tmp_path, capsys, monkeypatch):
