@@ -115,7 +115,8 @@ class Workers:
         if model != self._model:
             self._model = model
             for seat in self._seats:
-                seat.is_ready = False
+                # A call that is still out told of the model before.
+                seat.is_ready, seat.reply = False, None
 
     def ask_one(self, gpus: float, method: str) -> Any:
         """Call a method of a worker, of one more where the first is lost.
@@ -130,6 +131,7 @@ class Workers:
             seat = self._seats[0]
             try:
                 if self._model and not seat.is_ready:
+                    seat.reply = None  # A `use` that is still out: this one stands for it.
                     self._cluster.result(self._cluster.call(seat.worker, "use", self._model))
                     seat.is_ready = True
                 found = self._cluster.result(self._cluster.call(seat.worker, method))
@@ -175,9 +177,11 @@ class Workers:
                         else:
                             seat.wants = True
         finally:
-            # Where it was broken off.
-            for seat in [seat for seat in self._seats if seat.shards]:
-                self._drop(seat, kindly=True)
+            # Where it was broken off. All at once: each may take long to stop.
+            busy = [seat for seat in self._seats if seat.shards]
+            self._seats = [seat for seat in self._seats if not seat.shards]
+            if busy:
+                self._cluster.end([seat.worker for seat in busy])
 
     def end(self) -> None:
         """End all workers."""
