@@ -191,7 +191,7 @@ class _Threads:
 
     def kill(self, worker: Worker) -> None:
         self._dead.add(id(worker))
-        worker._feed.stop()
+        worker._queue.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -273,7 +273,7 @@ def test_what_a_lost_worker_had_in_hand_is_done_again_with_the_same_result(
     def draw(some: Iterable[SampleShard], advance: Any) -> Iterator[tuple[int, pa.Table]]:
         for at, done in enumerate(workers.work(2, 0, some)):
             if at == dies_at:
-                busy = next(seat for seat in workers._seats if seat.shards)
+                busy = next(state for state in workers._states if state.shards)
                 cluster.kill(busy.worker)
             counted[0] += done.rollouts
             counted[1] += done.tokens
@@ -346,10 +346,10 @@ def test_work_that_is_broken_off_leaves_no_worker_at_it() -> None:
     cluster = _Threads()
     workers = _workers(cluster)
     running = workers.work(2, 0, _cut(4000, 4, 8))
-    while len(workers._seats) < 2 or not all(seat.shards for seat in workers._seats):
+    while len(workers._states) < 2 or not all(state.shards for state in workers._states):
         next(running)
     running.close()
-    assert not workers._seats
+    assert not workers._states
     # Both stop at the same time, and not one after the other.
     assert cluster.ends == [2]
 
