@@ -19,7 +19,7 @@ from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.pool import VerifierPool
 from recipes.forecast.pilot import _Pilot
 from recipes.recipe import Recipe
-from recipes.train import form, train
+from recipes.train import placement, train
 from recipes.train.prompts import TrainingItem
 from recipes.train.train import Training, export_policy, train_grpo
 from tests.tiny import WORDS
@@ -151,7 +151,7 @@ def test_rollouts_are_scored_with_an_adapter(tiny_model: Path) -> None:
 def test_a_trained_policy_in_bfloat16_keeps_its_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (form, train):
+    for module in (placement, train):
         monkeypatch.setattr(module, "choose_dtype", lambda _: torch.bfloat16)
     recipe = Recipe(
         name="small-steps",

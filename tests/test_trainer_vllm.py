@@ -14,7 +14,7 @@ from probes.models.files import resolve_model
 from probes.models.load import load_policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.train import form, vllm
+from recipes.train import placement, vllm
 from recipes.train.groups import Group
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.prompts import PromptStream, TrainingItem
@@ -75,7 +75,7 @@ def training(model, pool, folder, items=ITEMS, **changes):
 
 @pytest.fixture
 def make_trainer(tiny_model, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(form, "choose_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(placement, "choose_dtype", lambda _: torch.float32)
 
     def make(items=ITEMS, **changes):
         run = training(tiny_model, pool, tmp_path, items, **changes)

@@ -30,9 +30,9 @@ from probes.models.load import Policy, choose_device, choose_dtype, forget_quant
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
-from recipes.train.form import REFERENCE_SHARE, is_spread, trained_form
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.kept_rollouts import KeptRollouts
+from recipes.train.placement import REFERENCE_SHARE, is_spread, training_dtype_and_share
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import COLLECTIVES, trainer_settings
 from recipes.train.vllm import choose_generation, vllm_settings
@@ -96,7 +96,7 @@ def trainable_policy(training: Training) -> Policy:
             f"{processes} processes trains it whole; without `accelerate launch` one process "
             "spreads it over all GPUs"
         )
-    dtype, share = trained_form(training.recipe)
+    dtype, share = training_dtype_and_share(training.recipe)
     policy = load_policy(
         training.files,
         dtype=dtype,

@@ -32,7 +32,7 @@ from probes.models.adapters import adapted_layers, merged_weight
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, choose_dtype, weight_bytes
 from recipes.recipe import Recipe
-from recipes.train.form import TRAINED_BYTES, is_spread
+from recipes.train.placement import TRAINED_BYTES, is_spread
 
 # Of the memory that vLLM is given, which weights may take: the rest is for keys and values.
 _WEIGHTS_OF_VLLM = 0.8

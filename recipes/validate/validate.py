@@ -39,9 +39,9 @@ from probes.models.load import load_tokenizer
 from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
-from recipes.train.form import is_spread
 from recipes.train.items import select_items
 from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
+from recipes.train.placement import is_spread
 from recipes.train.prompts import TrainingItem
 from recipes.train.settings import trainer_settings
 from recipes.train.sft import train_sft

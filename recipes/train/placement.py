@@ -16,7 +16,7 @@ REFERENCE_SHARE = _WEIGHT_BYTES / (TRAINED_BYTES - _WEIGHT_BYTES)
 """Of a GPU's free memory that the reference of the KL term may take, once the policy is there."""
 
 
-def trained_form(recipe: Recipe) -> tuple[torch.dtype, float]:
+def training_dtype_and_share(recipe: Recipe) -> tuple[torch.dtype, float]:
     """The precision of a policy in training, and the share of a GPU that its weights may take.
 
     An adapter is trained on frozen weights in the precision of the probe. All parameters are
@@ -29,5 +29,5 @@ def trained_form(recipe: Recipe) -> tuple[torch.dtype, float]:
 
 def is_spread(recipe: Recipe, files: ModelFiles) -> bool:
     """Whether a model is spread over the GPUs of this machine where a recipe trains it."""
-    dtype, share = trained_form(recipe)
+    dtype, share = training_dtype_and_share(recipe)
     return takes_several_gpus(files, choose_device(), dtype, share)
