@@ -17,7 +17,7 @@ from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, takes_several_gpus
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.train import placement, train, vllm
+from recipes.train import placement, vllm
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.packing import pack, packed_log_probs
 from recipes.train.prompts import PromptStream, TrainingItem
@@ -160,11 +160,17 @@ def test_a_model_is_spread_where_training_it_takes_more_than_a_gpu(
             assert placement.is_spread(recipe, files) is expected
     assert not takes_several_gpus(files, torch.device("cpu"), torch.bfloat16)
     # Each of several processes would spread it over the GPUs of the others.
-    monkeypatch.setattr(train, "process_state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(placement, "process_state", lambda: SimpleNamespace(num_processes=2))
     with VerifierPool("tests.scripted_reward:reward", workers=1) as pool:
         run = _training(tiny_model, pool, tmp_path, recipe)
         with pytest.raises(UsageError, match="too large to be trained on one GPU"):
             trainable_policy(run)
+        # One process whose GPU is too full is enough.
+        monkeypatch.setattr(placement, "is_spread", lambda *_: False)
+        placement.refuse_to_spread_in_each_process(recipe, files)
+        monkeypatch.setattr(placement, "gathered", lambda own: [own, True])
+        with pytest.raises(UsageError, match="each of 2 processes trains it whole"):
+            placement.refuse_to_spread_in_each_process(recipe, files)
     # TRL's vLLM lies on the GPU of its process.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "spread over several GPUs" in vllm._obstacle(recipe, files)
+    assert "spread over several GPUs" in vllm._obstacle(recipe, files, False)
