@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from tests.vllm_servers import RealServer, real_servers
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
+
+# A suite that was started in the background inherits that interruptions are ignored, and so would
+# the commands that it interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that share what takes a minute to start: they run one after the other, and first.
 TOGETHER = ("test_vllm_servers.py", "test_real_language_model.py", "test_vllm_engine.py")

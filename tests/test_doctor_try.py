@@ -35,7 +35,9 @@ def of(found: Iterator[Tried] | list[Tried]) -> dict[str, Tried]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_pass_on_a_cpu(dtype: torch.dtype) -> None:
+def test_all_pass_on_a_cpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever other tests take of this machine's memory.
+    monkeypatch.setattr(doctor_checks, "free_bytes", lambda device: 2**36)
     names = NAMES if dtype == torch.bfloat16 else [name for name in NAMES if name != "verifying"]
     began: list[str] = []
     found = of(run_checks(trial(dtype), names, begins=began.append))

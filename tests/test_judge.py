@@ -126,6 +126,13 @@ ANSWERS: dict[str, tuple[object, object, int | None, str]] = {
     ),
     "off the scale": (score(9), score(-1), None,
                       "not one of 0, 1, 2, 3, 4, 5; asked again: score: value error, not one of"),
+    "half of a character": (
+        json.dumps({"reason": "\ud800", "score": 3}), score(2), 2, ""
+    ),
+    "half of a character twice": (
+        json.dumps({"reason": "\ud800", "score": 3}), json.dumps({"reason": "\udfff", "score": 3}),
+        None, "half of a surrogate pair is no text",
+    ),
     "two objects": (score(1) + score(5), score(1)[:-1] + ', "x": 1}', None,
                     "asked again: x: extra inputs are not permitted"),
     "prose in another language": ("Ich kann das nicht.", "Nein.", None, "not JSON: Ich kann"),

@@ -13,6 +13,7 @@ import pytest
 
 import curate
 from cards.report import facts as report_facts
+from cards.report import gaps
 from cards.report import gradients as gradient_facts
 from cards.report import page_items as shown
 from cards.report.items import TAGS, read_report_items, sample_by_tag
@@ -186,7 +187,9 @@ def test_no_lift_is_told_with_its_reason(tmp_path: Path) -> None:
     assert found["certainty"]["forecast"]["lift"]["checkpoint"] == "step-50"
 
 
-def test_what_is_missing_is_what_gaps_finds(run: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_what_gaps_finds(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of_lengths = shutil.copytree(run, tmp_path / "run")
     page, facts = report_run(with_lengths(of_lengths))
     found = facts["certainty"]["gaps"]
@@ -204,6 +207,9 @@ def test_what_is_missing_is_what_gaps_finds(run: Path, tmp_path: Path) -> None:
     ids = table["columns"]["id"]
     of_clusters = [[ids[at] for at in each["examples"]] for each in found["clusters"]]
     assert of_clusters and of_clusters == [each["item_ids"][:5] for each in expected["clusters"]]
+    monkeypatch.setattr(gaps, "MOST_GRADIENTS", 10)
+    many = report_run(of_lengths, tmp_path / "many.html")[1]
+    assert "`curate gaps` tells" in many["certainty"]["gaps"]["why_none"]
     # Without lengths nothing can be told, and the page says so.
     none = report_run(run, tmp_path / "none.html")[1]
     assert "no gradients of rollouts with their lengths" in none["certainty"]["gaps"]["why_none"]

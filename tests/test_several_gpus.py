@@ -90,7 +90,7 @@ def test_a_model_goes_to_one_gpu_where_that_holds_it(
         (
             8,
             {},
-            "this machine has 8 GPUs, of which 1 is used; add --executor ray to use all of them\n",
+            "8 GPUs, of which 1 is used; add --executor ray to use the others too\n",
         ),
         (8, {"engine": "vllm", "vllm": {"tensor_parallel_size": 4}}, "of which 4 are used"),
         (8, {"engine": "vllm", "vllm": {"tensor_parallel_size": 8}}, ""),
@@ -136,7 +136,7 @@ def test_where_ray_is_missing_it_is_said_how_to_get_it(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     model._say_idle_gpus()
-    assert capsys.readouterr().err.endswith("use all of them (pip install 'rl-curate[ray]')\n")
+    assert capsys.readouterr().err.endswith("others too (pip install 'rl-curate[ray]')\n")
 
 
 @pytest.mark.parametrize(("ray", "size"), [({}, (8, 1)), ({"gpus_per_gradient_worker": 2}, (4, 2))])

@@ -13,6 +13,7 @@ others; here it is kept from it (vLLM 0.31), so that all else can be tried.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import tempfile
@@ -69,6 +70,10 @@ def _keep_weights_plain() -> None:
 
 def main() -> int:
     """Train, print, and tell by the exit status whether vLLM has the policy's weights."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     if not torch.cuda.is_available():
         _keep_weights_plain()
     prompts = {"a": ("what", "is", "3"), "b": ("=", "?")}

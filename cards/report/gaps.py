@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from cards.report.items import ReportItems
-from curate.errors import UsageError
 from curate.run.run import Run
 from probes.stages.without_policy import NO_POLICY
 from recipes.gaps.gaps import gaps_of
 from recipes.gaps.reasons import REASONS
 
+# The lift is measured from all of them again: some ten seconds.
+MOST_GRADIENTS = 200_000
 _MOST_CLUSTERS = 12
 _MOST_EXAMPLES = 5
 
@@ -37,10 +38,14 @@ def gap_facts(run: Run, items: ReportItems) -> tuple[dict[str, Any], dict[int, s
     """
     if not run.config.has_policy:
         return {"why_none": NO_POLICY}, {}
-    try:
-        found = gaps_of(run)
-    except UsageError:  # The gradients were removed, or an earlier version kept no lengths.
+    features = run.features()
+    # The gradients were removed, or an earlier version kept no lengths.
+    if features is None or features.completion_tokens is None:
         return {"why_none": "the run folder has no gradients of rollouts with their lengths"}, {}
+    if len(features.item) > MOST_GRADIENTS:
+        why = f"{len(features.item):,} gradients take minutes: `curate gaps` tells"
+        return {"why_none": why}, {}
+    found = gaps_of(run)
     place = {str(name): at for at, name in enumerate(items.ids)}
     facts = found.facts
     clusters = [

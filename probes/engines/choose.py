@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # Engine arguments of vLLM that multiply to the GPUs that it takes.
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-_RAY_MISSING = "(pip install 'rl-curate[ray]')"
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 
 
@@ -199,8 +198,8 @@ class LoadedModel:
             has_ray = importlib.util.find_spec("ray") is not None
             say(
                 f"warning: this machine has {there} GPUs, of which {used} "
-                f"{'is' if used == 1 else 'are'} used; add --executor ray to use all of them"
-                + ("" if has_ray else f" {_RAY_MISSING}")
+                f"{'is' if used == 1 else 'are'} used; add --executor ray to use the others too"
+                + ("" if has_ray else " (pip install 'rl-curate[ray]')")
             )
 
     def where(self) -> str:

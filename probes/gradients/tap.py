@@ -143,7 +143,9 @@ class ExpertTap(Tap):
         """Return A of every expert, (experts, rank, fan_in) float32."""
         return lora_a(self.adapter, self.name, fan_in, self.experts)
 
-    def forward(self, hidden: torch.Tensor, expert: int = 0) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: torch.Tensor, expert: int
+    ) -> torch.Tensor:
         """Return A h of an expert's own tokens, (tokens, rank)."""
         if self._a is None:
             self._a = self.lora_a(hidden.shape[-1]).to(hidden)
@@ -168,9 +170,8 @@ class ExpertTap(Tap):
         fan_out = delta_of(slice(0, 0)).shape[1]
         size = self.experts * fan_out * rank
         # One product takes an expert's gradients of several rows, each with columns of its own.
-        together = min(self._rows_at_once(size, rows), max(1, _ROWS_COLUMNS // rank))
-        if self.adapter.dim is None:
-            together = rows
+        few = min(self._rows_at_once(size, rows), max(1, _ROWS_COLUMNS // rank))
+        together = rows if self.adapter.dim is None else few
         for first in range(0, rows, together):
             last = min(first + together, rows)
             shape = (last - first, self.experts, fan_out, rank)

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from curate.errors import one_line
 
 _SHOWN_CHARACTERS = 100
 
-NotEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+def _whole(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""A text that can be written: JSON may hold half of a character."""
+NotEmpty = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_whole)
+]
 """A text of more than spaces."""
 
 

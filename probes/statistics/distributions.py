@@ -1,6 +1,6 @@
 """Binomial and Student's t, by the functions of scipy.special.
 
-`scipy.stats` has them too. Importing it takes a second and 50 MB, in every run of every command.
+`scipy.stats` has them too. Importing it takes a second and 50 MB, in every process that tags.
 """
 
 from __future__ import annotations

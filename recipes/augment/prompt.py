@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Annotated
 
 from pydantic import Field, create_model
 
 from curate.datasets.layouts import Question as Item
 from probes.servers.asking import Messages
-from probes.servers.structured import NotEmpty, Structured, schema_of
+from probes.servers.structured import NotEmpty, Structured, Text, schema_of
 
 _MOST_PROBLEM, _MOST_ANSWER, _MOST_SOLUTION = 2000, 200, 4000
 
@@ -44,7 +45,7 @@ Answer with one JSON object of this schema and nothing else:
 class CheckedAnswer(Structured):
     """Of the one who checks."""
 
-    solution: str = Field(json_schema_extra={"maxLength": _MOST_SOLUTION})
+    solution: Text = Field(json_schema_extra={"maxLength": _MOST_SOLUTION})
     answer: NotEmpty = Field(json_schema_extra={"maxLength": _MOST_ANSWER})
 
 
@@ -55,6 +56,7 @@ class NewProblem(Structured):
     answer: NotEmpty = Field(json_schema_extra={"maxLength": _MOST_ANSWER})
 
 
+@cache
 def new_problems(count: int) -> type[Structured]:
     """The structure of the writer's answer: `problems`, 1 to `count` of them."""
     some = Annotated[list[NewProblem], Field(min_length=1, max_length=count)]

@@ -115,7 +115,6 @@ def gaps_of(run: Run) -> Gaps:
     told = dict(zip(items, reasons, strict=True))
     facts = {
         "run": str(path),
-        "file": None,
         "items": len(items),
         "tags": dict(Counter(str(tags[item]) for item in items)),
         "directions": span.directions,

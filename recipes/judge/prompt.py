@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field
 
 from curate.errors import UsageError
 from probes.servers.asking import Messages
-from probes.servers.structured import Structured, schema_of
+from probes.servers.structured import Structured, Text, schema_of
 
 SCORES = tuple(range(6))
 """From no reasoning at all to sound and complete."""
@@ -42,7 +42,7 @@ class Score(Structured):
 
     # The reason first, so that the score follows from it. Its length binds servers that keep to
     # the schema, and nobody else.
-    reason: str = Field(json_schema_extra={"maxLength": 400})
+    reason: Text = Field(json_schema_extra={"maxLength": 400})
     score: Annotated[int, AfterValidator(_on_the_scale)] = Field(
         json_schema_extra={"enum": [*SCORES]}
     )

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import bootstrap
-from scipy.stats import t as student_t
+
+from probes.statistics.distributions import student_t_quantile
 
 if TYPE_CHECKING:
     from curate.run.run import Run
@@ -99,7 +100,7 @@ def similarity_change(before: Three, after: Three, confidence: float = 0.95) -> 
     square = old_error**2 + new_error**2
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = square**2 / (old_error**4 / old_freedom + new_error**4 / new_freedom)
-        half = student_t.ppf((1 + confidence) / 2, freedom) * np.sqrt(square)
+        half = student_t_quantile((1 + confidence) / 2, freedom) * np.sqrt(square)
     change = new - old
     # Two cosines are 2 apart at most.
     return change, np.clip(change - half, -2, 2), np.clip(change + half, -2, 2)

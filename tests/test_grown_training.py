@@ -1,0 +1,165 @@
+"""The compact training of the benchmarks' grown worlds: its loss is TRL's, and it learns."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.study.grown_training import (
+    EOS,
+    Batch,
+    Grpo,
+    Log,
+    Problem,
+    _finished,
+    as_batch,
+    as_stream,
+    draw_on,
+    log_probabilities,
+    loss_of,
+    problem,
+    sample,
+    train_grpo,
+    train_sft,
+)
+from probes.models.files import resolve_model
+from probes.verifiers.pool import VerifierPool
+from recipes.recipe import Recipe
+from recipes.train.groups import Group
+from recipes.train.grpo import RecipeTrainer
+from recipes.train.prompts import PromptStream, TrainingItem
+from recipes.train.settings import trainer_settings
+from recipes.train.train import Training, initial_policy, trainable_policy
+from tests.tiny import save_tiny_model
+from tests.worlds.grown import pass_probability
+from tests.worlds.grown_skills import Question
+
+GROUPS = [
+    Group(0, "0", (5, 6, 7), [(8, EOS), (8, EOS), (9, 10, EOS), (11,)], [1, 1, 0, 0], [False] * 4),
+    Group(1, "1", (7, 6), [(4, EOS), (9, EOS), (9, EOS), (9, EOS)], [1, 0, 0, 0], [False] * 4),
+]
+SETTINGS = Grpo(steps=1, learning_rate=1e-3, beta=0.05, epsilon=0.2, epsilon_high=0.28)
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.3])
+def test_the_loss_and_its_gradient_are_those_of_the_recipes_trainer(tmp_path, moved) -> None:
+    files = resolve_model(str(save_tiny_model(tmp_path / "model")))
+    recipe = Recipe(
+        name="test", max_steps=1, prompts_per_step=2, num_generations=4, updates_per_step=2,
+        beta=SETTINGS.beta, epsilon=SETTINGS.epsilon, epsilon_high=SETTINGS.epsilon_high,
+        entropy_coefficient=0.0, max_completion_length=8, save_every=1,
+    )  # fmt: skip
+    items = [TrainingItem(str(n), tuple(GROUPS[n].prompt_token_ids), "") for n in range(2)]
+    with VerifierPool("tests.scripted_reward:reward", workers=1) as pool:
+        run = Training(
+            recipe=recipe, seed=1, files=files, items=items, held_out=(), max_tokens=8, pool=pool,
+            folder=tmp_path,
+        )  # fmt: skip
+        trainer = RecipeTrainer(
+            trainable_policy(run), recipe, PromptStream(items, seed=1, shuffle=False), pool,
+            seed=1, max_tokens=8, settings=trainer_settings(recipe, 1, tmp_path),
+            reference=initial_policy(run),
+        )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.train()
+    theirs = trainer._to_tensors(GROUPS)
+    batch = as_batch(GROUPS)
+    with torch.no_grad():
+        start = log_probabilities(model, batch)
+        batch = Batch(**vars(batch) | {"old": start, "reference": start})
+        torch.manual_seed(0)
+        for weights in model.parameters():
+            weights += moved * weights.std() * torch.randn_like(weights)
+    log = Log.of(2)
+    gradients = []
+    losses = []
+    for loss in (
+        trainer.compute_loss(trainer.model, theirs),
+        loss_of(model, batch, SETTINGS, log),
+    ):
+        model.zero_grad()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append(torch.cat([each.grad.flatten() for each in model.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+    assert log.tokens.tolist() == [2 + 2 + 3 + 1, 8]
+    # What is clipped is counted, and counted as the trainer counts it.
+    trainer.settle_clipping()
+    counted = log.clipped_above + log.clipped_below
+    assert (counted.sum() > 0) == (moved > 0)
+
+
+def tiny() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+        eos_token_id=EOS, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def test_rollouts_are_drawn_as_often_as_the_policy_says() -> None:
+    model, prompts = tiny(), [(5, 6), (7, 8, 9)]
+    train_sft(
+        model, [Problem((5, 6), (3, EOS)), Problem((5, 6), (4, 3, EOS))],
+        steps=60, batch=8, learning_rate=1e-2, seed=0,
+    )  # fmt: skip
+    drawn = sample(model, prompts, 4000, 3, torch.Generator().manual_seed(1))
+    assert [len(each) for each in drawn] == [4000, 4000]
+    assert all(EOS not in each[:-1] and (each[-1] == EOS or len(each) == 3) for each in drawn[0])
+    groups = [Group(0, "0", prompts[0], [(3, EOS), (4, 3, EOS)], [1, 0], [False] * 2)]
+    with torch.no_grad():
+        wanted = log_probabilities(model, as_batch(groups)).sum(dim=1).exp()
+    found = [drawn[0].count((3, EOS)) / 4000, drawn[0].count((4, 3, EOS)) / 4000]
+    assert min(found) > 0.3
+    assert found == pytest.approx(wanted.tolist(), abs=4 * 0.5 / np.sqrt(4000))
+
+
+def test_completions_that_went_wrong_are_drawn_to_their_end_as_if_at_once() -> None:
+    model, prompt, right = tiny(), (5, 6), (4, 3, EOS)
+    wrong = [(4, 7, EOS), (8, 3, EOS), (8, 7, EOS)]
+    train_sft(
+        model, [Problem(prompt, each) for each in (right, *wrong)],
+        steps=80, batch=8, learning_rate=1e-2, seed=0,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    drawn = draw_on(model, [prompt], {(0, ()): 4000}, 3, generator, [right])[0]
+    assert (8,) in drawn and (8, 3, EOS) not in drawn and right in drawn
+    rewards = [float(each == right) for each in drawn]
+    group = Group(0, "0", prompt, drawn, rewards, [False] * len(drawn))
+    (ended,) = _finished(model, [group], 3, generator)
+    assert sum(ended.rewards) == sum(rewards) and len(ended.completions) == 4000
+    assert [each == right for each in ended.completions] == [r == 1 for r in ended.rewards]
+    wanted = [Group(0, "0", prompt, [right, *wrong], [1, 0, 0, 0], [False] * 4)]
+    with torch.no_grad():
+        chances = log_probabilities(model, as_batch(wanted)).sum(dim=1).exp()
+    found = [ended.completions.count(each) / 4000 for each in (right, *wrong)]
+    assert min(found) > 0.05
+    assert found == pytest.approx(chances.tolist(), abs=4 * 0.5 / np.sqrt(4000))
+
+
+def test_a_training_learns_what_is_sometimes_right_and_counts_what_it_did() -> None:
+    model = tiny()
+    questions = [Question("plus", f"plus {n} 1", str(n), ()) for n in range(1, 5)]
+    problems = [problem(each) for each in questions]
+    # Each is answered by any of the four, so that a quarter is right.
+    train_sft(
+        model, [Problem(a.prompt, b.right) for a in problems for b in problems],
+        steps=100, batch=16, learning_rate=5e-3, seed=0,
+    )  # fmt: skip
+    before = pass_probability(model, questions)
+    stream = as_stream(range(3), seed=0)
+    settings = Grpo(steps=25, learning_rate=1e-2, prompts=8, updates=2)
+    steps: list[int] = []
+    log = train_grpo(
+        model, problems, settings, 1, stream_of=lambda step: stream, at_step=steps.append
+    )
+    after = pass_probability(model, questions)
+    assert np.all(before > 0.1) and np.all(before < 0.5)
+    assert np.all(after[:3] > 0.6)
+    assert steps == list(range(1, 26))
+    assert log.visits[3] == 0 and log.rollouts == 8 * log.visits.sum()
+    assert np.all(log.right[:3] > 0) and np.all(log.clipped_above <= log.tokens)
