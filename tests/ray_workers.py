@@ -28,14 +28,14 @@ def prepare_worker() -> None:
     from probes.machines import ray_worker
 
     use_float32()
-    tell = ray_worker.Feed.tell
+    tell = ray_worker.ShardQueue.tell
 
     def held(self: Any, news: Any) -> None:
         if isinstance(news, ray_worker.Finished):
             _wait(Path(os.environ[GATE]))
         tell(self, news)
 
-    ray_worker.Feed.tell = held  # type: ignore[method-assign]
+    ray_worker.ShardQueue.tell = held  # type: ignore[method-assign]
 
 
 def _wait(gate: Path) -> None:

@@ -19,7 +19,7 @@ from probes.rescoring.teacher_forcing import log_probabilities
 from probes.verifiers.pool import VerifierPool
 from recipes.forecast.pilot import _Pilot
 from recipes.recipe import Recipe
-from recipes.train import form, train
+from recipes.train import placement, train
 from recipes.train.prompts import TrainingItem
 from recipes.train.train import Training, export_policy, train_grpo
 from tests.tiny import WORDS
@@ -77,6 +77,22 @@ def test_a_small_adapter_arrives_in_a_layers_output(kind: str) -> None:
         add_before_rounding(adapted)
     assert np.mean(kept["peft"]) < 0.3  # Else there is nothing to mend.
     assert np.mean(kept["ours"]) == pytest.approx(1, abs=0.15)
+
+
+def test_a_small_adapter_arrives_beside_a_bias_too() -> None:
+    adapted = adapted_model()
+    layers = [each for each in adapted_layers(adapted).values() if each.base_layer.bias is not None]
+    assert len(layers) == 3  # q, k and v.
+    add_before_rounding(adapted)
+    kept = []
+    for layer in layers:
+        torch.nn.init.normal_(layer.base_layer.bias, std=10)
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=3e-3)  # Below its bias's step.
+        x = torch.randn(2, 3000, layer.lora_A["default"].weight.shape[1]).bfloat16()
+        exact = x.float() @ layer.base_layer.weight.float().T + layer.base_layer.bias.float()
+        added = layer.lora_B["default"](layer.lora_A["default"](x.float())) * 2
+        kept.append(share_kept(layer(x).float() - exact, added))
+    assert kept == pytest.approx([1] * 3, abs=0.1)
 
 
 def test_gradients_and_what_peft_does_besides_stay() -> None:
@@ -151,7 +167,7 @@ def test_rollouts_are_scored_with_an_adapter(tiny_model: Path) -> None:
 def test_a_trained_policy_in_bfloat16_keeps_its_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (form, train):
+    for module in (placement, train):
         monkeypatch.setattr(module, "choose_dtype", lambda _: torch.bfloat16)
     recipe = Recipe(
         name="small-steps",
@@ -194,7 +210,7 @@ def test_a_trained_policy_in_bfloat16_keeps_its_training(
     assert share_kept(torch.cat(moved), torch.cat(wanted)) == pytest.approx(1, abs=0.3)
 
 
-def test_a_pilot_of_all_parameters_is_scored_as_it_was_trained(
+def test_a_pilot_of_all_parameters_is_exported_in_float32(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "choose_dtype", lambda _: torch.bfloat16)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,15 @@ ROUNDED = {
 }  # fmt: skip
 MEMORY = 80 * 1024**2
 DRIVER = """
-import os, pathlib, sys, time
+import pathlib, sys, time
 from tests.ray_workers import use_float32
 use_float32()
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL",
          runtime_env={"worker_process_setup_hook": "tests.ray_workers.prepare_worker"})
-from probes.stages import sample as sampling
-from curate.errors import UsageError
-from probes import tagging
-from probes.machines import ray as ray_machines
-from probes.machines import ray_worker
-from probes.machines.ray_worker import Worker
 from curate.cli import main
+from probes import tagging
+from probes.stages import sample as sampling
 tagging._SHARD_TOKENS = %r
 real, calls = sampling.write_parquet, 0
 
@@ -158,6 +154,13 @@ def local(two_nodes: _TwoNodes, tiny_model: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+        for name, value in row.items()
+    }
+
+
 def assert_same(folder: Path, local: Path) -> None:
     """The same files with the same content: nothing tells who drew the rollouts."""
     run, whole = folder / "run", local / "run"
@@ -169,6 +172,9 @@ def assert_same(folder: Path, local: Path) -> None:
             assert_same_rollouts(pq.read_table(run / name), pq.read_table(whole / name))
         elif name not in ROUNDED:
             assert pq.read_table(run / name).equals(pq.read_table(whole / name)), name
+    golds = pq.read_table(whole / "gold.parquet").to_pylist()
+    assert any(gold["gold_probability"] for gold in golds)
+    assert pq.read_table(run / "gold.parquet").to_pylist() == [_rounded(gold) for gold in golds]
     drawn = Counter(
         (rollout["item_id"], rollout["sample"]) for rollout in read_rollouts(run).to_pylist()
     )
@@ -176,10 +182,7 @@ def assert_same(folder: Path, local: Path) -> None:
     for row, expected in zip(
         read_jsonl(folder / "out.jsonl"), read_jsonl(local / "out.jsonl"), strict=True
     ):
-        assert row == {
-            name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
-            for name, value in expected.items()
-        }
+        assert row == _rounded(expected)
     assert not list(run.rglob("*.tmp")) and not list(run.rglob("early"))
 
 

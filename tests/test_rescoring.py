@@ -23,7 +23,7 @@ from probes.rescoring import rescore as rescoring_stage
 from probes.rescoring import teacher_forcing as rescoring
 from probes.rescoring.rescore import rescore_run
 from probes.rescoring.teacher_forcing import log_probabilities
-from probes.stages.sample import draw_shard
+from probes.stages.sample import SampleShard, draw_here
 from probes.stages.verify import verify_rollouts
 from probes.verifiers.load import Verdict
 from probes.verifiers.pool import Pair
@@ -262,7 +262,8 @@ def test_kept_scores_are_those_of_a_rescoring(tiny_policy: Policy, tmp_path: Pat
     requests = [
         SampleRequest(row["item_id"], row["prompt_token_ids"], 0, 30) for row in ITEMS.to_pylist()
     ]
-    table = draw_shard(requests, engine, tiny_policy.tokenizer, lambda rollouts, tokens: None)
+    draw = draw_here(engine, tiny_policy.tokenizer)
+    ((_, table),) = draw([SampleShard(0, requests)], lambda rollouts, tokens: None)
     assert table.schema == ROLLOUTS.schema
     rewards = pa.array([sample % 3 == 0 for sample in table["sample"].to_pylist()]).cast(pa.int8())
     table = table.set_column(table.column_names.index("reward"), "reward", rewards)

@@ -17,7 +17,7 @@ from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, takes_several_gpus
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.train import form, train, vllm
+from recipes.train import placement, vllm
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.packing import pack, packed_log_probs
 from recipes.train.prompts import PromptStream, TrainingItem
@@ -61,7 +61,7 @@ def _training(model: Path, pool: VerifierPool, folder: Path, recipe: Recipe) -> 
 def test_loss_and_gradients_are_those_of_one_device(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_rank: int
 ) -> None:
-    monkeypatch.setattr(form, "choose_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(placement, "choose_dtype", lambda _: torch.float32)
     recipe = dataclasses.replace(RECIPE, lora_rank=lora_rank)
     found = []
     with VerifierPool("tests.scripted_reward:reward", workers=1) as pool:
@@ -150,21 +150,27 @@ def test_a_model_is_spread_where_training_it_takes_more_than_a_gpu(
     files, gpu = resolve_model(str(tiny_model)), torch.device("cuda", 0)
     parameters = load.weight_bytes(files, torch.bfloat16) // 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(form, "choose_device", lambda: gpu)
-    monkeypatch.setattr(form, "choose_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(placement, "choose_device", lambda: gpu)
+    monkeypatch.setattr(placement, "choose_dtype", lambda _: torch.bfloat16)
     for lora_rank, each in ((0, 22), (4, 4)):
         recipe = dataclasses.replace(RECIPE, lora_rank=lora_rank)
         for spare, expected in ((1, False), (-1, True)):
             free = each * parameters + spare
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
-            assert form.is_spread(recipe, files) is expected
+            assert placement.is_spread(recipe, files) is expected
     assert not takes_several_gpus(files, torch.device("cpu"), torch.bfloat16)
     # Each of several processes would spread it over the GPUs of the others.
-    monkeypatch.setattr(train, "process_state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(placement, "process_state", lambda: SimpleNamespace(num_processes=2))
     with VerifierPool("tests.scripted_reward:reward", workers=1) as pool:
         run = _training(tiny_model, pool, tmp_path, recipe)
         with pytest.raises(UsageError, match="too large to be trained on one GPU"):
             trainable_policy(run)
+        # One process whose GPU is too full is enough.
+        monkeypatch.setattr(placement, "is_spread", lambda *_: False)
+        placement.refuse_to_spread_in_each_process(recipe, files)
+        monkeypatch.setattr(placement, "gathered", lambda own: [own, True])
+        with pytest.raises(UsageError, match="each of 2 processes trains it whole"):
+            placement.refuse_to_spread_in_each_process(recipe, files)
     # TRL's vLLM lies on the GPU of its process.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "spread over several GPUs" in vllm._obstacle(recipe, files)
+    assert "spread over several GPUs" in vllm._obstacle(recipe, files, False)

@@ -21,7 +21,7 @@ from curate.errors import UsageError
 from probes.models.files import resolve_model
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.train import train
+from recipes.train import processes
 from recipes.train.groups import Group, prompts_to_ask
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.packing import attention_mask, can_pack, pack
@@ -355,8 +355,8 @@ def test_a_process_that_sees_eight_gpus_takes_one(make_trainer, tmp_path, monkey
 
 def test_the_process_group_outlasts_exports(monkeypatch):
     asked = {}
-    monkeypatch.setattr(train, "PartialState", lambda **settings: asked.update(settings))
-    train.process_state()
+    monkeypatch.setattr(processes, "PartialState", lambda **settings: asked.update(settings))
+    processes.process_state()
     assert asked["timeout"] >= timedelta(hours=1)
     assert trainer_settings(RECIPE, 1, Path("x")).ddp_timeout == asked["timeout"].total_seconds()
 

@@ -14,13 +14,14 @@ from probes.models.files import resolve_model
 from probes.models.load import load_policy
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
-from recipes.train import form, vllm
+from recipes.train import grpo, placement, vllm
 from recipes.train.groups import Group
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.prompts import PromptStream, TrainingItem
 from recipes.train.settings import trainer_settings
 from recipes.train.train import Training, lora_config, train_grpo, trainable_policy
 from recipes.train.vllm import choose_generation, importance_ratios, vllm_settings
+from tests.made.architectures import save_architecture
 from tests.stand_ins.colocated_vllm import ColocatedLLM
 from tests.tiny import WORDS
 
@@ -75,7 +76,7 @@ def training(model, pool, folder, items=ITEMS, **changes):
 
 @pytest.fixture
 def make_trainer(tiny_model, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(form, "choose_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(placement, "choose_dtype", lambda _: torch.float32)
 
     def make(items=ITEMS, **changes):
         run = training(tiny_model, pool, tmp_path, items, **changes)
@@ -173,9 +174,8 @@ def test_what_vllm_computes_differently_is_corrected(make_trainer):
     log = trainer._metrics["train"]
     assert log["sampling/sampling_logp_difference/mean"] == [pytest.approx(0.5, abs=1e-4)]
 
-    trainer = make_trainer(
-        **changes
-    )  # TRL's default: of whole rollouts, and far ones are left out.
+    # TRL's default: of whole rollouts, and far ones are left out.
+    trainer = make_trainer(**changes)
     ColocatedLLM.made[1].shift = -0.5
     batch = batch_of(trainer)
     lengths = batch["completion_mask"].sum(1)
@@ -191,7 +191,7 @@ def test_ratios_are_bounded_as_trl_bounds_them():
     trained = torch.tensor([[-1.0, -1.0, -9.0], [-1.0, -3.0, -1.0]])
     drawn = torch.tensor([[-1.0, -3.0, 0.0], [-1.0, float("nan"), -1.1]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    two, small = torch.tensor(2.0).exp().item(), torch.tensor(0.1).exp().item()
+    small = torch.tensor(0.1).exp().item()
 
     def ratios(mode):
         return importance_ratios(trained, drawn, mask, mode=mode, most=3.0).flatten().tolist()
@@ -200,7 +200,6 @@ def test_ratios_are_bounded_as_trl_bounds_them():
     assert ratios("token_mask") == pytest.approx([1, 0, 1, 1, 1, small])
     assert ratios("sequence_truncate") == pytest.approx([3, small])
     assert ratios("sequence_mask") == pytest.approx([0, small])
-    assert two > 3
 
 
 def test_refills_rewards_and_cut_rollouts_are_as_without_vllm(make_trainer):
@@ -250,6 +249,29 @@ def test_rollouts_of_the_probe_and_replayed_ones_count_as_drawn_just_now(make_tr
     assert trainer._to_tensors([group.take([1])])["importance_sampling_ratio"].item() == 1
 
 
+def test_ratios_are_logged_of_all_processes_and_one_row_of_numbers_is_sent(
+    make_trainer, monkeypatch
+):
+    trainer = make_trainer(vllm_importance_sampling_mode="token_truncate", beta=0.0)
+    sent = []
+
+    def gather(rows):
+        sent.append(rows)
+        return [*rows, (6.0, 3, 4.0)]  # As if another process had three tokens.
+
+    monkeypatch.setattr(grpo, "gather_object", gather)
+    ids, drawn = [[4, 5], [6, 7, 1]], [[-2.0, -2.0], ()]
+    group = Group(0, "a", ITEMS[0].prompt_token_ids, ids, [1, 0], [False] * 2, log_probs=drawn)
+    trainer.model.train()
+    ratios = trainer._to_tensors([group])["importance_sampling_ratio"][0, :2].tolist()
+    log = trainer._metrics["train"]
+    assert log["sampling/importance_sampling_ratio/mean"] == [pytest.approx((6 + sum(ratios)) / 5)]
+    assert log["sampling/importance_sampling_ratio/max"] == [4.0]
+    assert [len(rows) for rows in sent] == [1, 1] and sent[0][0][1] == 2
+    trainer._to_tensors([group.take([1])])  # Of which vLLM drew nothing.
+    assert sent[-1] == [] and log["sampling/sampling_logp_difference/max"][-1] == 4.0
+
+
 def test_trls_settings_reach_vllm(make_trainer, tiny_model):
     trainer = make_trainer(vllm_gpu_memory_utilization=0.55)
     (llm,) = ColocatedLLM.made
@@ -269,7 +291,7 @@ def test_a_whole_run_evaluates_goes_on_and_shuts_vllm_down(tiny_model, pool, tmp
     held_out = [dataclasses.replace(ITEMS[0], item_id="c")]
     run = dataclasses.replace(run, held_out=held_out)
     trainer = train_grpo(run)
-    assert trainer.generation == "vllm"
+    assert trainer.use_vllm
     assert [row["total_rollouts"] for row in trainer.progress.held_out] == [4, 4]
     # Held-out items are drawn at their own temperature.
     temperatures = {each.temperature for each in ColocatedLLM.made[0].asked}
@@ -289,7 +311,7 @@ def test_what_vllm_fails_with_is_one_line(make_trainer, monkeypatch):
         raise RuntimeError("EngineCore died\nat length")
 
     monkeypatch.setattr(ColocatedLLM, "generate", fail)
-    with pytest.raises(RunError, match="while it drew training rollouts: EngineCore died"):
+    with pytest.raises(RunError, match="while drawing training rollouts: EngineCore died"):
         batch_of(trainer)
     monkeypatch.setattr(ColocatedLLM, "__init__", fail)
     with pytest.raises(RunError, match="beside the model that is trained: EngineCore died"):
@@ -328,3 +350,58 @@ def test_auto_takes_vllm_where_a_gpu_seems_to_hold_both(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), int(80e9)))
     recipe = dataclasses.replace(RECIPE, generation="auto", lora_rank=lora_rank)
     assert choose_generation(recipe, resolve_model(str(tiny_model))) == chosen
+
+
+def test_an_adapter_on_float32_weights_counts_four_bytes_a_parameter(tiny_model, monkeypatch):
+    monkeypatch.setattr(vllm, "choose_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(vllm, "weight_bytes", lambda *_: int(18e9))
+    recipe = dataclasses.replace(RECIPE, generation="auto", lora_rank=32)
+    files = resolve_model(str(tiny_model))
+    for free, chosen in ((50e9, "vllm"), (45e9, "transformers")):  # 18 GB, and 24 GB for vLLM.
+        memory = int(free), int(80e9)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda memory=memory: memory)
+        assert choose_generation(recipe, files) == chosen
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "llama4_text", "gpt_oss"])
+def test_rollouts_of_a_mixture_are_drawn_by_transformers(tmp_path, tiny_model, monkeypatch, kind):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(vllm, "_fits", lambda *_: True)
+    monkeypatch.setattr(vllm, "is_spread", lambda *_: False)
+    auto = dataclasses.replace(RECIPE, generation="auto")
+    assert choose_generation(auto, resolve_model(str(tiny_model))) == "vllm"
+    files = resolve_model(str(save_architecture(tmp_path / "model", kind)))
+    assert choose_generation(auto, files) == "transformers"
+    with pytest.raises(UsageError, match="cannot work here: the model is a mixture of experts"):
+        choose_generation(RECIPE, files)
+
+
+def test_processes_that_disagree_draw_alike(tiny_model, monkeypatch):
+    files, auto = resolve_model(str(tiny_model)), dataclasses.replace(RECIPE, generation="auto")
+
+    def chosen(own_fits, other, recipe=auto, begun_with=""):
+        monkeypatch.setattr(vllm, "_fits", lambda *_: own_fits)
+        monkeypatch.setattr(vllm, "gathered", lambda own: [other, own])
+        return choose_generation(recipe, files, begun_with=begun_with)
+
+    assert chosen(True, ("", "", True)) == "vllm"
+    assert chosen(True, ("", "", False)) == chosen(False, ("", "", True)) == "transformers"
+    assert chosen(True, ("", "it has no GPU", False)) == "transformers"
+    # The first process says how the training was begun.
+    assert chosen(False, ("vllm", "", False)) == "vllm"
+    assert chosen(True, ("", "", True), begun_with="transformers") == "vllm"
+    with pytest.raises(UsageError, match="cannot work here: it has no GPU"):
+        chosen(True, ("", "it has no GPU", False), RECIPE)
+
+
+def test_a_training_goes_on_with_what_drew_its_rollouts(tiny_model, monkeypatch):
+    files, auto = resolve_model(str(tiny_model)), dataclasses.replace(RECIPE, generation="auto")
+    for fits in (True, False):
+        monkeypatch.setattr(vllm, "_fits", lambda *_, fits=fits: fits)
+        for name in ("vllm", "transformers"):
+            assert choose_generation(auto, files, begun_with=name) == name
+    monkeypatch.setattr(vllm, "_obstacle", lambda *_: "vLLM is not installed")
+    with pytest.raises(UsageError, match="so far, and cannot go on here: vLLM is not installed"):
+        choose_generation(auto, files, begun_with="vllm")
+    assert choose_generation(auto, files, begun_with="transformers") == "transformers"

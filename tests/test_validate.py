@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM
 from curate.errors import UsageError
 from curate.run.folder import lock_folder
 from recipes.recipe import Recipe
+from recipes.train import vllm
+from recipes.train.job_folder import read_facts
 from recipes.train.tagged_run import TaggedRun
 from recipes.validate import validate as validation
 from recipes.validate.command import Validate
@@ -135,6 +137,31 @@ def test_sft_of_a_model_that_one_gpu_does_not_hold_is_refused(tagged, monkeypatc
     monkeypatch.setattr(validation, "is_spread", lambda *_: True)
     with pytest.raises(UsageError, match="sft is not spread over several"):
         job.check()
+
+
+def test_what_draws_is_noted_before_the_first_step_and_kept_from_a_checkpoint_on(run, monkeypatch):
+    monkeypatch.setattr(vllm, "_obstacle", lambda *_: "")
+    begun = []
+
+    def killed(training):
+        begun.append((training.generation, read_facts(training.folder.parent)["generation"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validation, "train_grpo", killed)
+
+    def begin(*, fits):
+        monkeypatch.setattr(vllm, "_fits", lambda *_: fits)
+        with pytest.raises(KeyboardInterrupt):
+            validation.validate_run(Validate(run, seeds=[1, 2]), [Recipe(name="auto")])
+        return begun[-1]
+
+    assert begin(fits=False) == ("transformers", "transformers")
+    # Nothing is trained yet.
+    assert begin(fits=True) == ("vllm", "vllm")
+    newest = run / "validation" / "auto" / "1" / "checkpoints" / "checkpoint-1"
+    newest.mkdir(parents=True)
+    (newest / "curate.json").write_text("{}", encoding="utf-8")
+    assert begin(fits=False) == ("vllm", "vllm")
 
 
 def test_final_rollouts_are_drawn_by_the_runs_engine(tagged, monkeypatch):

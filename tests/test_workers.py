@@ -1,5 +1,6 @@
 """Workers without Ray: kept over work, replaced when lost, and their engines never without work."""
 
+import copy
 import math
 import re
 import threading
@@ -17,9 +18,12 @@ from curate.config import TagConfig
 from curate.errors import RunError, UsageError
 from probes.engines.base import RequestStream, Rollout, SampleRequest, rollouts_to_add
 from probes.gradients.batch import TokenizedRollout
+from probes.machines import ray as ray_machines
 from probes.machines import ray_worker
 from probes.machines.ray_worker import Worker, WorkerModel
 from probes.machines.workers import LostError, Workers
+from probes.models.load import Policy, describe_machine
+from probes.rescoring.teacher_forcing import log_probabilities
 from probes.stages import sample as sampling
 from probes.stages.gradients import GradientShard
 from probes.stages.sample import SampleShard, draw_here, sample_items, shards
@@ -100,8 +104,12 @@ class _Model:
     why = "a test"
     files = None
 
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, policy: Policy | None = None) -> None:
         self._engine = engine
+        self._policy = policy
+
+    def policy(self) -> Policy | None:
+        return self._policy
 
     def engine(self) -> _Engine:
         return self._engine
@@ -119,32 +127,46 @@ class _Threads:
     Attributes:
         workers: every one that was started, with its engine, in order.
         ended: those that were ended and could free what they held.
-        room: workers at once; further ones wait.
+        ends: how many of them each call of `end` had.
         prepare: is told of each engine.
+        starts: by the number of a worker that starts late: when it does.
+        models: of every worker: the models that it had with the shards that it was given.
+        policy: that workers score with, each with a copy.
     """
 
-    def __init__(self, room: int = 2) -> None:
+    def __init__(self) -> None:
         self.workers: list[tuple[Worker, _Engine]] = []
         self.ended: list[Worker] = []
-        self.room = room
+        self.ends: list[int] = []
         self.prepare: Any = lambda number, engine: None
+        self.starts: dict[int, threading.Event] = {}
+        self.models: list[set[WorkerModel | None]] = []
+        self.policy: Policy | None = None
         self._calls: dict[int, ThreadPoolExecutor] = {}
         self._dead: set[int] = set()
 
     def start(self, gpus: float) -> Worker:
         engine = _Engine()
-        self.prepare(len(self.workers), engine)
+        number = len(self.workers)
+        self.prepare(number, engine)
         worker = Worker({})
-        worker._model = lambda: (TagConfig(), _Model(engine))  # type: ignore[method-assign,assignment]
+        model = _Model(engine, copy.deepcopy(self.policy))
+        worker._model = lambda: (TagConfig(), model)  # type: ignore[method-assign,assignment]
         worker._tokenizer = _Words()
         self._calls[id(worker)] = ThreadPoolExecutor(1)
+        if number in self.starts:
+            self._calls[id(worker)].submit(self.starts[number].wait, 20)
         self.workers.append((worker, engine))
+        self.models.append(set())
         return worker
 
     def call(self, worker: Worker, method: str, *arguments: object) -> Hashable:
         def run() -> Any:
             if id(worker) in self._dead:
                 raise LostError("it was killed")
+            if method == "exchange" and arguments[0]:
+                number = [each for each, _ in self.workers].index(worker)
+                self.models[number].add(worker._wanted)
             found = getattr(worker, method)(*arguments)
             if id(worker) in self._dead:
                 raise LostError("it was killed")
@@ -163,12 +185,13 @@ class _Threads:
         for worker in workers:
             worker.close()
         self.ended += workers
+        self.ends.append(len(workers))
         for worker in (*workers, *others):
             self.kill(worker)
 
     def kill(self, worker: Worker) -> None:
         self._dead.add(id(worker))
-        worker._feed.stop()
+        worker._queue.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +273,7 @@ def test_what_a_lost_worker_had_in_hand_is_done_again_with_the_same_result(
     def draw(some: Iterable[SampleShard], advance: Any) -> Iterator[tuple[int, pa.Table]]:
         for at, done in enumerate(workers.work(2, 0, some)):
             if at == dies_at:
-                busy = next(seat for seat in workers._seats if seat.shards)
+                busy = next(state for state in workers._states if state.shards)
                 cluster.kill(busy.worker)
             counted[0] += done.rollouts
             counted[1] += done.tokens
@@ -322,11 +345,69 @@ def test_what_is_wrong_on_every_worker_is_told(error: Exception, started: int) -
 def test_work_that_is_broken_off_leaves_no_worker_at_it() -> None:
     cluster = _Threads()
     workers = _workers(cluster)
-    running = workers.work(2, 0, _cut(400, 4, 8))
-    next(running)
+    running = workers.work(2, 0, _cut(4000, 4, 8))
+    while len(workers._states) < 2 or not all(state.shards for state in workers._states):
+        next(running)
     running.close()
-    assert not any(seat.shards for seat in workers._seats)
-    assert cluster.ended
+    assert not workers._states
+    # Both stop at the same time, and not one after the other.
+    assert cluster.ends == [2]
+
+
+def _starting_late(number: int) -> tuple[_Threads, Workers]:
+    """Two workers, of which one starts when all the work was done by the other."""
+    cluster = _Threads()
+    cluster.prepare = lambda number, engine: setattr(engine, "seconds", 0.002)
+    cluster.starts[number] = threading.Event()
+    workers = _workers(cluster)
+    assert len(list(workers.work(2, 0, _cut(8, 4, 8)))) == 4
+    assert cluster.models[1 - number] == {MODEL} and not cluster.models[number]
+    return cluster, workers
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_worker_that_starts_late_has_the_model_that_is_wanted_then(late: int) -> None:
+    cluster, workers = _starting_late(late)
+    other = WorkerModel("trained weights", "float32")
+    workers.use_model(other)
+    cluster.starts[late].set()
+    cut = _cut(100, 4, 8)
+    assert {done.number for done in workers.work(2, 0, cut)} == set(range(len(cut)))
+    assert cluster.models == [{MODEL, other} - ({MODEL} if late == n else set()) for n in (0, 1)]
+
+
+def test_a_worker_that_starts_late_is_asked_and_then_works() -> None:
+    cluster, workers = _starting_late(0)
+    cluster.starts[0].set()
+    assert workers.ask_one(0, "machine") == describe_machine()
+    cut = _cut(100, 4, 8)
+    assert {done.number for done in workers.work(2, 0, cut)} == set(range(len(cut)))
+    assert cluster.models == [{MODEL}, {MODEL}] and len(cluster.workers) == 2
+
+
+def test_completions_are_scored_in_parts_and_come_back_in_order(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = np.random.default_rng(0)
+    rollouts = [
+        TokenizedRollout([4, 5, 6 + n % 3], draws.integers(3, 18, size=1 + n % 5).tolist())
+        for n in range(23)
+    ]
+    cluster = _Threads()
+    cluster.policy = tiny_policy
+    monkeypatch.setattr(ray_machines, "_connect", lambda address: False)
+    monkeypatch.setattr(ray_machines, "_RayCluster", lambda settings, cpus: cluster)
+    monkeypatch.setattr(ray_machines.RayExecutor, "_places", lambda self, resource, each: 0)
+    monkeypatch.setattr(ray_machines, "_SCORED_TOGETHER", 4)
+    executor = ray_machines.RayExecutor(TagConfig(workers=5))
+    executor.use_model("weights", "float32")
+    found = executor.score(rollouts, temperature=0.7)
+    expected = log_probabilities(tiny_policy, rollouts, temperature=0.7)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert np.ptp(expected) > 1
+    assert executor.score([], temperature=0.7).shape == (0,)
+    executor.close()
+    assert sum(cluster.ends) == len(cluster.workers) >= 1
 
 
 def test_the_last_shards_go_to_those_who_can_begin_them() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from recipes.recipe import read_recipe
-from recipes.train.train import process_state
+from recipes.train.processes import process_state
 from recipes.validate import validate as validation
 from recipes.validate.command import Validate
 

@@ -45,15 +45,16 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from probes.engines.base import RequestStream, Rollout, SampleRequest, rollouts_to_add
 from probes.machines.ray_worker import ShardStream
-from probes.stages.sample import SampleShard, draw_here, draw_shard, shards
+from probes.stages.sample import Advance, SampleShard, draw_here, rollout_table, shards
 from probes.tagging import _SHARD_ROLLOUTS
 
 GOAL = 0.9
@@ -163,6 +164,17 @@ class NoText:
         return ""
 
 
+def draw_shard(
+    requests: Sequence[SampleRequest], engine: SimulatedGpu, advance: Advance
+) -> pa.Table:
+    """Draw one shard alone, so that the engine runs empty at its end."""
+    finished: list[Rollout] = []
+    for rollout in engine.sample(requests):
+        finished.append(rollout)
+        advance(1, len(rollout.completion_token_ids))
+    return rollout_table(requests, finished, NoText())
+
+
 @dataclass(frozen=True)
 class Found:
     """What one way came to.
@@ -196,7 +208,7 @@ def simulate(items: int, mean: float, max_tokens: int) -> dict[str, tuple[int, F
 
     def by_turns(engine: SimulatedGpu, cut: Iterable[SampleShard], advance: Any) -> Iterator[int]:
         for shard in cut:
-            yield draw_shard(shard.requests, engine, NoText(), advance).num_rows
+            yield draw_shard(shard.requests, engine, advance).num_rows
 
     def joined(engine: SimulatedGpu, cut: Iterable[SampleShard], advance: Any) -> Iterator[int]:
         for _, table in draw_here(engine, NoText())(cut, advance):
@@ -324,7 +336,7 @@ def simulate_workers(
             while first := shared.next(worker):
                 if by_turns:
                     table = draw_shard(
-                        first.requests, engines[worker], NoText(), lambda rollouts, tokens: None
+                        first.requests, engines[worker], lambda rollouts, tokens: None
                     )
                     written.append(table.num_rows)
                     continue

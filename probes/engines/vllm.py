@@ -194,7 +194,7 @@ class VllmEngine:
                 if lot and not (waiting and self._is_too_small(llm, _longest(lot))):
                     llm = self._loaded(_longest(lot))
                     self._check_length(llm, _longest(lot))
-                    with _told():
+                    with one_line_failures("sampling"):
                         state = _state_after(handed_over, lot)
                         llm.collective_rpc(_set_random_state, args=(state,))
                         for request in _of_allowed_size(lot):
@@ -204,7 +204,7 @@ class VllmEngine:
                     lot = []
                 if not waiting:
                     break
-                with _told():
+                with one_line_failures("sampling"):
                     outputs = llm.llm_engine.step()
                 for output in outputs:
                     if output.finished:
@@ -400,21 +400,6 @@ def _rollouts(request: SampleRequest, output: Any) -> Iterator[Rollout]:
         )
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell in one line what vLLM fails with.
-
-    Raises:
-        RunError: it does.
-    """
-    try:
-        yield
-    except FAILURES as error:
-        raise RunError(
-            f"vLLM failed while sampling: {reason_of(error)}{hint()}; the same command continues"
-        ) from error
-
-
 def _longest(requests: Iterable[SampleRequest]) -> int:
     return max(len(request.prompt_token_ids) for request in requests)
 
@@ -431,6 +416,24 @@ def _set_random_state(worker: Any, seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # Every GPU's too.
+
+
+@contextmanager
+def one_line_failures(doing: str) -> Iterator[None]:
+    """Tell in one line what vLLM fails with.
+
+    Args:
+        doing: what it does meanwhile, such as `sampling`.
+
+    Raises:
+        RunError: it fails.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        raise RunError(
+            f"vLLM failed while {doing}: {reason_of(error)}{hint()}; the same command continues"
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:

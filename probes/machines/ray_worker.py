@@ -156,7 +156,7 @@ class ShardStream:
         self._unfinished -= rollouts
 
 
-class Feed:
+class ShardQueue:
     """What the driver sent and the engine's thread has not taken yet, and news for the driver."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class Worker:
         self._loaded: LoadedModel | None = None
         self._engine: Engine | None = None
         self._tokenizer: Any = None
-        self._feed = Feed()
+        self._queue = ShardQueue()
         # One thread loads, works and frees: vLLM binds threads to the one that it is loaded in.
         self._thread = ThreadPoolExecutor(1, "engine")
 
@@ -272,13 +272,13 @@ class Worker:
 
     def exchange(self, shards: Sequence[Shard]) -> list[News]:
         """Take shards to do, if any; give the news as soon as there is some, or after a while."""
-        if self._feed.add(shards):
+        if self._queue.add(shards):
             self._thread.submit(self._serve)
-        return self._feed.news(_NEWS_SECONDS)
+        return self._queue.news(_NEWS_SECONDS)
 
     def close(self) -> None:
         """Stop, and free what is loaded: the next worker may want this GPU."""
-        self._feed.stop()
+        self._queue.stop()
         if self._engine:
             self._engine.stops_at = time.monotonic()
         with suppress(TimeoutError):
@@ -303,7 +303,7 @@ class Worker:
 
     def _serve(self) -> None:
         try:
-            for shard in self._feed.serve():
+            for shard in self._queue.serve():
                 if isinstance(shard, SampleShard):
                     self._draw(shard)
                 elif isinstance(shard, GradientShard):
@@ -311,7 +311,7 @@ class Worker:
                 else:
                     self._score(shard)
         except Exception as error:  # noqa: BLE001
-            self._feed.end_with(_failure(error))
+            self._queue.end_with(_failure(error))
 
     def _draw(self, first: SampleShard) -> None:
         """Draw a shard and those that follow, in one stream."""
@@ -321,11 +321,11 @@ class Worker:
         if self._tokenizer is None:
             trusts = config.trust_remote_code
             self._tokenizer = load_tokenizer(model.files, trust_remote_code=trusts)
-        stream = ShardStream(self._feed, first)
+        stream = ShardStream(self._queue, first)
         draw = draw_here(self._engine, self._tokenizer)
         for number, table in draw(stream.shards(), stream.advance):
             tokens = len(table["completion_token_ids"].combine_chunks().values)
-            self._feed.tell(Finished(number, table, table.num_rows, tokens, facts))
+            self._queue.tell(Finished(number, table, table.num_rows, tokens, facts))
 
     def _differentiate(self, shard: GradientShard) -> None:
         config, model = self._model()
@@ -338,20 +338,20 @@ class Worker:
             done[0] += rollouts
             done[1] += tokens
             if not has_asked and wanted - done[0] <= _LEFT * wanted:
-                self._feed.ask()
+                self._queue.ask()
                 has_asked = True
 
         features = differentiate_shard(shard, probe, advance)
-        self._feed.tell(Finished(shard.number, features, done[0], done[1]))
+        self._queue.tell(Finished(shard.number, features, done[0], done[1]))
         if not has_asked:  # Nothing of it could be differentiated.
-            self._feed.ask()
+            self._queue.ask()
 
     def _score(self, shard: ScoreShard) -> None:
         _, model = self._model()
         found = log_probabilities(model.policy(), shard.rollouts, temperature=shard.temperature)
         tokens = sum(rollout.tokens for rollout in shard.rollouts)
-        self._feed.tell(Finished(shard.number, found, len(shard.rollouts), tokens))
-        self._feed.ask()
+        self._queue.tell(Finished(shard.number, found, len(shard.rollouts), tokens))
+        self._queue.ask()
 
 
 def _check_same(found: str, wanted: str, what: str) -> None:

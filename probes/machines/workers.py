@@ -55,7 +55,7 @@ class Cluster(Protocol):
 
 
 @dataclass(eq=False)
-class _Seat:
+class _WorkerState:
     """A worker, and what it is at.
 
     Attributes:
@@ -106,7 +106,7 @@ class Workers:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._seats: list[_Seat] = []
+        self._states: list[_WorkerState] = []
         self._gpus = 0.0
         self._model: WorkerModel | None = None
 
@@ -114,8 +114,9 @@ class Workers:
         """Say which policy the workers must have."""
         if model != self._model:
             self._model = model
-            for seat in self._seats:
-                seat.is_ready = False
+            for state in self._states:
+                # A call that is still out told of the model before.
+                state.is_ready, state.reply = False, None
 
     def ask_one(self, gpus: float, method: str) -> Any:
         """Call a method of a worker, of one more where the first is lost.
@@ -125,18 +126,19 @@ class Workers:
         """
         self._have(gpus)
         for tries_left in (1, 0):
-            if not self._seats:
-                self._seats.append(_Seat(self._cluster.start(gpus)))
-            seat = self._seats[0]
+            if not self._states:
+                self._states.append(_WorkerState(self._cluster.start(gpus)))
+            state = self._states[0]
             try:
-                if self._model and not seat.is_ready:
-                    self._cluster.result(self._cluster.call(seat.worker, "use", self._model))
-                    seat.is_ready = True
-                found = self._cluster.result(self._cluster.call(seat.worker, method))
-                seat.has_answered = True
+                if self._model and not state.is_ready:
+                    state.reply = None  # A `use` that is still out: this one stands for it.
+                    self._cluster.result(self._cluster.call(state.worker, "use", self._model))
+                    state.is_ready = True
+                found = self._cluster.result(self._cluster.call(state.worker, method))
+                state.has_answered = True
                 return found
             except LostError as error:
-                self._drop(seat)
+                self._drop(state)
                 if not tries_left:
                     raise RunError(f"a Ray worker could not be started: {error}") from error
         raise AssertionError  # The second try returns or raises.
@@ -155,35 +157,37 @@ class Workers:
         """
         self._have(gpus)
         work = _Work(iter(shards))
-        for seat in self._seats:
-            seat.wants, seat.has_finished, seat.is_second = True, False, False
+        for state in self._states:
+            state.wants, state.has_finished, state.is_second = True, False, False
         try:
-            while work.has(1) or any(seat.shards for seat in self._seats):
+            while work.has(1) or any(state.shards for state in self._states):
                 self._hand_out(work)
                 self._start(work, most, gpus)
-                at_work = {seat.reply: seat for seat in self._seats if seat.reply is not None}
+                at_work = {state.reply: state for state in self._states if state.reply is not None}
                 for reply in self._cluster.wait(list(at_work), _WAIT_SECONDS):
                     for news in self._news(at_work[reply], work):
-                        seat = at_work[reply]
+                        state = at_work[reply]
                         if isinstance(news, Failed):
-                            self._replace(seat, news, work, gpus)
+                            self._replace(state, news, work, gpus)
                             break
                         if isinstance(news, Finished):
-                            del seat.shards[news.number]
-                            seat.has_finished, work.lost = True, 0.0
+                            del state.shards[news.number]
+                            state.has_finished, work.lost = True, 0.0
                             yield news
                         else:
-                            seat.wants = True
+                            state.wants = True
         finally:
-            # Where it was broken off.
-            for seat in [seat for seat in self._seats if seat.shards]:
-                self._drop(seat, kindly=True)
+            # Where it was broken off. All at once: each may take long to stop.
+            busy = [state for state in self._states if state.shards]
+            self._states = [state for state in self._states if not state.shards]
+            if busy:
+                self._cluster.end([state.worker for state in busy])
 
     def end(self) -> None:
         """End all workers."""
-        seats, self._seats = self._seats, []
-        there = [seat.worker for seat in seats if seat.has_answered]
-        self._cluster.end(there, [seat.worker for seat in seats if not seat.has_answered])
+        states, self._states = self._states, []
+        there = [state.worker for state in states if state.has_answered]
+        self._cluster.end(there, [state.worker for state in states if not state.has_answered])
 
     def _have(self, gpus: float) -> None:
         """End workers of another size: they hold what is wanted now."""
@@ -193,48 +197,48 @@ class Workers:
 
     def _hand_out(self, work: _Work) -> None:
         """Give every worker that can begin one a shard, and hear of the others."""
-        free = [seat for seat in self._seats if seat.is_ready and seat.reply is None]
-        for seat in sorted(free, key=lambda seat: len(seat.shards)):
+        free = [state for state in self._states if state.is_ready and state.reply is None]
+        for state in sorted(free, key=lambda state: len(state.shards)):
             given: list[Shard] = []
-            if seat.wants and work.has(1):
+            if state.wants and work.has(1):
                 given = [work.ahead.popleft()]
-                seat.shards[given[0].number] = given[0]
-                seat.wants = False
-            if seat.shards:
-                seat.reply = self._cluster.call(seat.worker, "exchange", given)
+                state.shards[given[0].number] = given[0]
+                state.wants = False
+            if state.shards:
+                state.reply = self._cluster.call(state.worker, "exchange", given)
 
     def _start(self, work: _Work, most: int, gpus: float) -> None:
         """Start workers for shards that none can begin yet."""
-        starting = sum(not seat.is_ready for seat in self._seats)
-        while len(self._seats) < most and work.has(starting + 1):
-            self._seats.append(_Seat(self._cluster.start(gpus)))
+        starting = sum(not state.is_ready for state in self._states)
+        while len(self._states) < most and work.has(starting + 1):
+            self._states.append(_WorkerState(self._cluster.start(gpus)))
             starting += 1
-        for seat in self._seats:
-            if not seat.is_ready and seat.reply is None:
-                seat.reply = self._cluster.call(seat.worker, "use", self._model)
+        for state in self._states:
+            if not state.is_ready and state.reply is None:
+                state.reply = self._cluster.call(state.worker, "use", self._model)
 
-    def _news(self, seat: _Seat, work: _Work) -> list[News]:
+    def _news(self, state: _WorkerState, work: _Work) -> list[News]:
         """What a worker has answered."""
-        reply, seat.reply = seat.reply, None
+        reply, state.reply = state.reply, None
         assert reply is not None
         try:
             found = self._cluster.result(reply)
         except LostError as error:
-            self._lose(seat, work, str(error))
+            self._lose(state, work, str(error))
             return []
-        if not seat.is_ready:
-            seat.is_ready = seat.has_answered = True
+        if not state.is_ready:
+            state.is_ready = state.has_answered = True
             return []
         news: list[News] = found
         return news
 
-    def _lose(self, seat: _Seat, work: _Work, why: str) -> None:
+    def _lose(self, state: _WorkerState, work: _Work, why: str) -> None:
         """Have done again what a lost worker had in hand."""
-        at_work = sum(bool(each.shards) or not each.is_ready for each in self._seats)
+        at_work = sum(bool(each.shards) or not each.is_ready for each in self._states)
         work.lost += 1 / max(at_work, 1)
-        count = len(seat.shards)
-        self._give_back(seat, work)
-        self._drop(seat)
+        count = len(state.shards)
+        self._give_back(state, work)
+        self._drop(state)
         if work.lost > _FRUITLESS - 0.01:
             raise RunError(
                 f"the workers were lost {_FRUITLESS} times with nothing done between: {why}; see "
@@ -244,23 +248,23 @@ class Workers:
             shards = "1 shard" if count == 1 else f"{count} shards"
             say(f"a worker was lost, and {shards} with it: they are done again")
 
-    def _replace(self, seat: _Seat, news: Failed, work: _Work, gpus: float) -> None:
+    def _replace(self, state: _WorkerState, news: Failed, work: _Work, gpus: float) -> None:
         """Give one that failed as it began a second try, such as where memory was not free yet.
 
         Raises:
             CurateError: it is not for a second try.
         """
-        if news.exit_status == 2 or seat.has_finished or seat.is_second:
+        if news.exit_status == 2 or state.has_finished or state.is_second:
             raise news.as_error()
         say(f"a worker failed as it began, another takes its place: {news.error}")
-        self._give_back(seat, work)
-        self._drop(seat, kindly=True)
-        self._seats.append(_Seat(self._cluster.start(gpus), is_second=True))
+        self._give_back(state, work)
+        self._drop(state, kindly=True)
+        self._states.append(_WorkerState(self._cluster.start(gpus), is_second=True))
 
-    def _give_back(self, seat: _Seat, work: _Work) -> None:
-        work.ahead.extendleft(seat.shards[number] for number in sorted(seat.shards, reverse=True))
-        seat.shards = {}
+    def _give_back(self, state: _WorkerState, work: _Work) -> None:
+        work.ahead.extendleft(state.shards[number] for number in sorted(state.shards, reverse=True))
+        state.shards = {}
 
-    def _drop(self, seat: _Seat, *, kindly: bool = False) -> None:
-        self._seats.remove(seat)
-        self._cluster.end([seat.worker] if kindly else [], [] if kindly else [seat.worker])
+    def _drop(self, state: _WorkerState, *, kindly: bool = False) -> None:
+        self._states.remove(state)
+        self._cluster.end([state.worker] if kindly else [], [] if kindly else [state.worker])

@@ -4,9 +4,14 @@ An adapter of few or small steps gives far less than its layer does. PEFT adds t
 layer's output is rounded, and what is below half a rounding step of a number that is rounded
 already is lost: not on average but always. Merging loses it in the same way, since weights in
 bfloat16 are such numbers. Of a first step at usual learning rates nearly nothing is left
-(docs/benchmarks.md). So here an adapter is added before the one rounding, and weights that it is
-merged into are rounded up or down at random, in proportion to how near either is: what it has
-learned is then kept on average.
+(docs/benchmarks.md). So here an adapter is added before a layer's product is rounded, and weights
+that it is merged into are rounded up or down at random, in proportion to how near either is: what
+it has learned is then kept on average.
+
+A layer's bias is added after that, and rounds once more. Nothing of the adapter is lost to it on
+average; added to a bias before the product, it would be, as it is to any number that is rounded
+already. But an adapter that gives nothing yet leaves some outputs of such a layer a rounding step
+away from the layer's own.
 
 PEFT is imported by whoever has an adapter; nothing here needs it.
 """
@@ -34,7 +39,7 @@ def adapted_layers(model: Any) -> dict[str, Any]:
 
 
 def add_before_rounding(model: Any) -> None:
-    """Have a model's adapters added to their layers' outputs before these are rounded, in place.
+    """Have a model's adapters added to their layers' products before these are rounded, in place.
 
     The adapters compute in their own precision, float32 by PEFT's default. Layers in float32 stay
     as they are, and so does what PEFT does with adapters that are switched off or merged, or are
@@ -43,10 +48,10 @@ def add_before_rounding(model: Any) -> None:
     for layer in adapted_layers(model).values():
         if layer.base_layer.weight.dtype.itemsize < torch.float32.itemsize:
             # Hooks that spread a model over devices have put a forward of their own on modules.
-            layer.forward = _rounded_once(layer, layer.forward)
+            layer.forward = _added_in_product(layer, layer.forward)
 
 
-def _rounded_once(layer: Any, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _added_in_product(layer: Any, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base, names = layer.base_layer, layer.active_adapters
         is_plain = (
@@ -66,6 +71,7 @@ def _rounded_once(layer: Any, own: Callable[..., torch.Tensor]) -> Callable[...,
         # A product of low precision is summed in float32, beginning with what is added to it.
         output: torch.Tensor = torch.addmm(added.flatten(0, -2), x.flatten(0, -2), matrix)
         if base.bias is not None:
+            # Not with what is added: of that a bias in low precision would swallow all but noise.
             output = output + base.bias
         return output.view(*x.shape[:-1], -1)
 

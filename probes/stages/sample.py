@@ -302,17 +302,6 @@ class _Begun:
         return begun
 
 
-def draw_shard(
-    requests: Sequence[SampleRequest], engine: Engine, tokenizer: Any, advance: Advance
-) -> pa.Table:
-    """Draw one shard; return the table of its file."""
-    finished: list[Rollout] = []
-    for rollout in engine.sample(requests):
-        finished.append(rollout)
-        advance(1, len(rollout.completion_token_ids))
-    return rollout_table(requests, finished, tokenizer)
-
-
 def rollout_table(
     shard: Sequence[SampleRequest], rollouts: Sequence[Rollout], tokenizer: Any
 ) -> pa.Table:

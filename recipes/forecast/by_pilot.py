@@ -31,7 +31,7 @@ from recipes.forecast.forecast import check_run, finish
 from recipes.forecast.pilot import run_pilot
 from recipes.recipe import Recipe
 from recipes.train.job_folder import read_facts
-from recipes.train.train import process_state
+from recipes.train.processes import process_state
 
 _PRIOR_FREEDOM = 4.0
 

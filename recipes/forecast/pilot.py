@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -37,11 +37,13 @@ from probes.rescoring.rollout_scores import RolloutScores
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
 from recipes.train.items import select_items
-from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
+from recipes.train.job_folder import begun_with, check_recipe, is_done, machine_facts, note, say
 from recipes.train.kept_rollouts import KeptRollouts
+from recipes.train.placement import refuse_to_spread_in_each_process
+from recipes.train.processes import process_state
 from recipes.train.settings import trainer_settings
 from recipes.train.tagged_run import TaggedRun
-from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.train.train import Training, export_policy, train_grpo
 from recipes.train.vllm import choose_generation
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -114,6 +116,20 @@ class _Pilot:
     def _policy_folder(self) -> Path:
         return self.folder / POLICY
 
+    @property
+    def _is_trained(self) -> bool:
+        return is_done(self.folder) or self._policy_folder.exists()
+
+    @cached_property
+    def _generation(self) -> str:
+        """What draws its training rollouts; every process must ask."""
+        return choose_generation(
+            self.recipe,
+            self._training.files,
+            begun_with=begun_with(self.folder),
+            trust_remote_code=self.run.config.trust_remote_code,
+        )
+
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
         check_recipe(self.folder.parent, self.recipe)
@@ -124,7 +140,9 @@ class _Pilot:
             )
         processes = process_state().num_processes
         trainer_settings(self.recipe, self.seed, self._training.folder, processes=processes)
-        choose_generation(self.recipe, self._training.files)
+        if not self._is_trained:
+            refuse_to_spread_in_each_process(self.recipe, self._training.files)
+            _ = self._generation  # While no model is loaded, and for all seeds alike.
 
     def work(self, *, last: bool) -> None:
         """Do what is missing, up to the policy, or with `last` up to the log-probabilities."""
@@ -136,7 +154,7 @@ class _Pilot:
             write_atomically(self.folder.parent / RECIPE, self.recipe.to_toml())
             note(self.folder, recipe=self.recipe.name, seed=self.seed, state="started")
         try:
-            if not self._policy_folder.exists():
+            if not self._is_trained:
                 self._train()
                 if process_state().is_main_process:
                     self._export()
@@ -195,8 +213,10 @@ class _Pilot:
         )
         if self._why_sampled:
             say(f"its first step is sampled: the probe's rollouts are {self._why_sampled}")
-        trainer = train_grpo(training)
-        progress, seconds, generation = trainer.progress, trainer.seconds, trainer.generation
+        if process_state().is_main_process:
+            note(self.folder, generation=self._generation)
+        trainer = train_grpo(replace(training, generation=self._generation))
+        progress, seconds = trainer.progress, trainer.seconds
         del trainer
         # What is left of the run refers to itself, and would stay beside the next model.
         gc.collect()
@@ -226,7 +246,6 @@ class _Pilot:
             },
             seconds={"training": round(seconds, 1)},
             items=len(training.items),
-            generation=generation,
             first_step=f"sampled: {self._why_sampled}" if self._why_sampled else "kept rollouts",
             **machine_facts(),
         )

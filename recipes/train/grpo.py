@@ -25,7 +25,6 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, pad
 
 from probes.engines.base import Rollout, SampleRequest
-from probes.engines.choose import TRANSFORMERS, VLLM
 from probes.engines.transformers import TransformersEngine
 from probes.models.adapters import add_before_rounding
 from probes.models.load import Policy
@@ -134,11 +133,6 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-
-    @property
-    def generation(self) -> str:
-        """What draws the training rollouts, as a recipe calls it."""
-        return VLLM if self.use_vllm else TRANSFORMERS
 
     def close(self) -> None:
         """Free what draws rollouts, where that is not the model that is trained."""
@@ -436,10 +430,12 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             ("sampling_logp_difference", (trained - drawn).abs()[is_known]),
         ):
             # Of all processes; those of a process without any stay out.
-            every = torch.tensor(gather_object(values.tolist()))
-            if len(every):
-                log[f"sampling/{name}/mean"].append(every.mean().item())
-                log[f"sampling/{name}/max"].append(every.max().item())
+            own = [(values.sum().item(), len(values), values.max().item())] if len(values) else []
+            every = gather_object(own)
+            if every:
+                sums, counts, largest = zip(*every, strict=True)
+                log[f"sampling/{name}/mean"].append(sum(sums) / sum(counts))
+                log[f"sampling/{name}/max"].append(max(largest))
         return ratios
 
     def _log_probs_of(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -20,7 +20,8 @@ from curate.errors import UsageError
 from curate.files import write_atomically
 from curate.run.names import RECIPE, TRAINING
 from recipes.recipe import Recipe
-from recipes.train.train import process_state
+from recipes.train.checkpoints import checkpoints
+from recipes.train.processes import process_state
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -43,6 +44,12 @@ def note(folder: Path, **facts: Any) -> None:
 def is_done(folder: Path) -> bool:
     """Whether everything that the folder is to hold is there."""
     return read_facts(folder).get("state") == "done"
+
+
+def begun_with(folder: Path) -> str:
+    """What drew the rollouts of a training that has a checkpoint to go on from; "" where none."""
+    known: str = read_facts(folder).get("generation", "")
+    return known if checkpoints(folder / "checkpoints") else ""
 
 
 def check_recipe(folder: Path, recipe: Recipe) -> None:

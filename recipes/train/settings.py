@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,10 +14,7 @@ from trl import GRPOConfig
 
 from curate.errors import RunError
 from recipes.recipe import Recipe
-
-# Rank 0 exports and writes alone, through main memory, while the others wait in a collective: for
-# a 7B with every checkpoint kept half an hour and more. NCCL's own limit is 10 minutes.
-COLLECTIVES = timedelta(hours=2)
+from recipes.train.processes import COLLECTIVES
 
 
 @dataclass

@@ -16,8 +16,9 @@ from curate.errors import RunError
 from curate.progress import Progress
 from probes.models.adapters import add_before_rounding
 from recipes.train.checkpoints import checkpoints, load_state, remove_older, save_state
-from recipes.train.settings import COLLECTIVES, use_one_gpu
-from recipes.train.train import Training, lora_config, process_state, trainable_policy
+from recipes.train.processes import COLLECTIVES, process_state
+from recipes.train.settings import use_one_gpu
+from recipes.train.train import Training, lora_config, trainable_policy
 
 _NO_LOSS = -100  # the label of a token that the loss leaves out
 

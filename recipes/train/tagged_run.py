@@ -24,8 +24,8 @@ from probes.verifiers.by_row import RowVerifiers, run_pool
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.items import TaggedItem
+from recipes.train.processes import process_state
 from recipes.train.prompts import TrainingItem
-from recipes.train.train import process_state
 
 
 class TaggedRun:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -11,12 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Both must be set before TRL is imported; neither is of use to who reads our output.
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
@@ -30,19 +24,17 @@ from probes.models.load import Policy, choose_device, choose_dtype, forget_quant
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
-from recipes.train.form import REFERENCE_SHARE, is_spread, trained_form
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.kept_rollouts import KeptRollouts
+from recipes.train.placement import (
+    REFERENCE_SHARE,
+    refuse_to_spread_in_each_process,
+    training_dtype_and_share,
+)
+from recipes.train.processes import process_state
 from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import COLLECTIVES, trainer_settings
+from recipes.train.settings import trainer_settings
 from recipes.train.vllm import choose_generation, vllm_settings
-
-
-def process_state() -> Any:
-    """Which of the processes of `accelerate launch` this is, and how many there are."""
-    # Without the hint two processes without a GPU would take themselves for one each.
-    # The first call makes the process group, whose limit of time holds from then on.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=COLLECTIVES)
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,8 @@ class Training:
         keep_checkpoints: all of them, not only the newest.
         trust_remote_code: run Python code that comes with the model.
         kept: rollouts of the probe for the first step; None: all are sampled.
+        generation: what draws training rollouts, `vllm` or `transformers`; where "", GRPO chooses
+            as it begins (`choose_generation`), knowing nothing of how it was begun.
     """
 
     recipe: Recipe
@@ -74,6 +68,7 @@ class Training:
     keep_checkpoints: bool = False
     trust_remote_code: bool = False
     kept: KeptRollouts | None = None
+    generation: str = ""
 
     @property
     def longest_prompt(self) -> int:
@@ -89,14 +84,8 @@ def trainable_policy(training: Training) -> Policy:
     Raises:
         UsageError: it does not suit the recipe, or several processes cannot have one each.
     """
-    processes = process_state().num_processes
-    if processes > 1 and is_spread(training.recipe, training.files):
-        raise UsageError(
-            f"model {training.files.name} is too large to be trained on one GPU, and each of "
-            f"{processes} processes trains it whole; without `accelerate launch` one process "
-            "spreads it over all GPUs"
-        )
-    dtype, share = trained_form(training.recipe)
+    refuse_to_spread_in_each_process(training.recipe, training.files)
+    dtype, share = training_dtype_and_share(training.recipe)
     policy = load_policy(
         training.files,
         dtype=dtype,
@@ -224,7 +213,9 @@ def train_grpo(training: Training) -> RecipeTrainer:
         the trainer, whose newest checkpoint in `training.folder` holds the final policy.
     """
     recipe, processes = training.recipe, process_state().num_processes
-    generation = choose_generation(recipe, training.files)
+    generation = training.generation or choose_generation(
+        recipe, training.files, trust_remote_code=training.trust_remote_code
+    )
     following = _Following(training)
     stream = PromptStream(
         training.items, seed=training.seed, shuffle=training.recipe.order == "shuffle"

@@ -16,6 +16,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
@@ -27,43 +28,62 @@ from peft import PeftModel
 from curate.errors import RunError, UsageError
 from probes.engines.base import Rollout, SampleRequest
 from probes.engines.choose import TRANSFORMERS, VLLM
-from probes.engines.vllm import FAILURES, hint, quiet, reason_of
+from probes.engines.vllm import FAILURES, hint, one_line_failures, quiet, reason_of
 from probes.models.adapters import adapted_layers, merged_weight
 from probes.models.files import ModelFiles
-from probes.models.load import Policy, choose_dtype, weight_bytes
+from probes.models.load import Policy, choose_dtype, outline_policy, weight_bytes
 from recipes.recipe import Recipe
-from recipes.train.form import TRAINED_BYTES, is_spread
+from recipes.train.placement import TRAINED_BYTES, is_spread
+from recipes.train.processes import gathered
 
 # Of the memory that vLLM is given, which weights may take: the rest is for keys and values.
 _WEIGHTS_OF_VLLM = 0.8
 # Of what is free on the GPU, which training and vLLM may take together before the first pass.
 _MOST_TAKEN = 0.9
-# Bytes that a parameter takes in training where only an adapter of it is trained.
-_FROZEN_BYTES = 2
+# What fails where vLLM does.
+_DRAWING = "drawing training rollouts"
 # What vLLM's start puts there for torch.distributed, as `accelerate launch` would.
 _LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def choose_generation(recipe: Recipe, files: ModelFiles) -> str:
-    """What draws training rollouts here: `vllm` or `transformers`.
+def choose_generation(
+    recipe: Recipe, files: ModelFiles, *, begun_with: str = "", trust_remote_code: bool = False
+) -> str:
+    """What draws training rollouts, `vllm` or `transformers`: the same in all processes.
+
+    Each process asks its own GPU, and every one must call this: they take vLLM where all can.
+
+    Args:
+        begun_with: what drew them so far, where a training goes on.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        UsageError: the recipe asks for vLLM, and here it cannot draw them.
+        UsageError: vLLM is asked for, or drew them so far, and here it cannot.
     """
     if recipe.generation == TRANSFORMERS:
         return TRANSFORMERS
-    obstacle = _obstacle(recipe, files)
+    obstacle = _obstacle(recipe, files, trust_remote_code)
+    fits = recipe.generation == VLLM or (not obstacle and _fits(recipe, files))
+    every = gathered((begun_with, obstacle, fits))
+    # One folder is every process's, unless one does not see it yet.
+    begun_with = every[0][0]
+    obstacle = next((each for _, each, _ in every if each), "")
+    if begun_with == TRANSFORMERS:
+        return TRANSFORMERS
+    if obstacle and begun_with == VLLM:
+        raise UsageError(
+            f"recipe {recipe.name}: vLLM drew the rollouts of this training so far, and cannot go "
+            f"on here: {obstacle}; go on where it can, or remove the checkpoints to begin anew"
+        )
     if obstacle and recipe.generation == VLLM:
         raise UsageError(
             f'recipe {recipe.name}: generation = "vllm" cannot work here: {obstacle}; '
             f'"auto" and "{TRANSFORMERS}" can'
         )
-    if obstacle or (recipe.generation != VLLM and not _fits(recipe, files)):
-        return TRANSFORMERS
-    return VLLM
+    return VLLM if begun_with == VLLM or all(each for _, _, each in every) else TRANSFORMERS
 
 
-def _obstacle(recipe: Recipe, files: ModelFiles) -> str:
+def _obstacle(recipe: Recipe, files: ModelFiles, trust_remote_code: bool) -> str:
     """Why vLLM cannot draw training rollouts on this machine; "" where it can."""
     if not torch.cuda.is_available():
         return (
@@ -74,18 +94,34 @@ def _obstacle(recipe: Recipe, files: ModelFiles) -> str:
         return "vLLM is not installed (pip install 'rl-curate[vllm]')"
     if is_spread(recipe, files):
         return "the model is spread over several GPUs, and TRL's vLLM has that of its process"
+    if _is_mixture(files, trust_remote_code):
+        return (
+            "the model is a mixture of experts, whose weights vLLM names and stores otherwise than "
+            "the model that is trained, so that it would not take them after an update"
+        )
     return ""
+
+
+@lru_cache
+def _is_mixture(files: ModelFiles, trust_remote_code: bool) -> bool:
+    """Whether a model has experts, be they one tensor a layer or in a form of their own."""
+    model = outline_policy(files, trust_remote_code=trust_remote_code).model
+    return any(
+        name.rpartition(".")[2] == "experts" or "Experts" in type(module).__name__
+        for name, module in model.named_modules()
+    )
 
 
 def _fits(recipe: Recipe, files: ModelFiles) -> bool:
     """Whether a GPU seems to hold the model twice: as it is trained, and in vLLM."""
     free, total = torch.cuda.mem_get_info()
-    weights = weight_bytes(files, choose_dtype(torch.device("cuda")))
+    dtype = choose_dtype(torch.device("cuda"))
+    weights = weight_bytes(files, dtype)
     if not weights:
         return False  # A GGUF file does not say how large it is when it is expanded.
     share = recipe.vllm_gpu_memory_utilization * total
-    each = _FROZEN_BYTES if recipe.lora_rank else TRAINED_BYTES
-    training = weights / choose_dtype(torch.device("cuda")).itemsize * each
+    # Beside an adapter the weights are frozen, in the precision of the probe.
+    training = weights if recipe.lora_rank else weights / dtype.itemsize * TRAINED_BYTES
     return weights <= _WEIGHTS_OF_VLLM * share and training + share <= _MOST_TAKEN * free
 
 
@@ -150,12 +186,12 @@ class TrainingVllm:
         if not requests:
             return
         if step != self._step:
-            with _told():
+            with one_line_failures(_DRAWING):
                 self.generation.sync_weights()
             self._step = step
         self.generation.temperature = temperature
         prompts = [list(each.prompt_token_ids) for each in requests for _ in range(each.samples)]
-        with _told(), _random_numbers(_seed_of(self.seed, requests)):
+        with one_line_failures(_DRAWING), _random_numbers(_seed_of(self.seed, requests)):
             _, drawn, logs, _ = self.generation.generate(
                 prompts=prompts, images=None, num_generations=1
             )
@@ -281,15 +317,3 @@ def starting(files: ModelFiles) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell in one line what vLLM fails with."""
-    try:
-        yield
-    except FAILURES as error:
-        raise RunError(
-            f"vLLM failed while it drew training rollouts: {reason_of(error)}{hint()}; "
-            "the same command continues"
-        ) from error

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,15 @@ from probes.models.load import load_tokenizer
 from probes.stages.sample import DrawShards, draw_here
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
-from recipes.train.form import is_spread
 from recipes.train.items import select_items
-from recipes.train.job_folder import check_recipe, is_done, machine_facts, note, say
+from recipes.train.job_folder import begun_with, check_recipe, is_done, machine_facts, note, say
+from recipes.train.placement import is_spread, refuse_to_spread_in_each_process
+from recipes.train.processes import gathered, process_state
 from recipes.train.prompts import TrainingItem
 from recipes.train.settings import trainer_settings
 from recipes.train.sft import train_sft
 from recipes.train.tagged_run import TaggedRun
-from recipes.train.train import Training, export_policy, process_state, train_grpo
+from recipes.train.train import Training, export_policy, train_grpo
 from recipes.train.vllm import choose_generation
 from recipes.validate.command import Validate
 from recipes.validate.evaluation import FINAL_SEED, evaluate, write_outcomes
@@ -100,8 +101,22 @@ class _Job:
 
     @property
     def is_spread(self) -> bool:
-        """Whether its model is spread over all GPUs."""
-        return is_spread(self.recipe, self._training.files)
+        """Whether its model is spread over all GPUs; every process must ask."""
+        return any(gathered(is_spread(self.recipe, self._training.files)))
+
+    @property
+    def _is_trained(self) -> bool:
+        return is_done(self.folder) or (self.folder / POLICY / "config.json").exists()
+
+    @cached_property
+    def _generation(self) -> str:
+        """What draws its training rollouts; every process must ask."""
+        return choose_generation(
+            self.recipe,
+            self._training.files,
+            begun_with=begun_with(self.folder),
+            trust_remote_code=self.run.config.trust_remote_code,
+        )
 
     def check(self) -> None:
         """Refuse what cannot be trained, before anything is spent."""
@@ -120,7 +135,9 @@ class _Job:
         else:
             processes = process_state().num_processes
             trainer_settings(self.recipe, self.seed, self.folder, processes=processes)
-            choose_generation(self.recipe, training.files)
+            if not self._is_trained:
+                refuse_to_spread_in_each_process(self.recipe, training.files)
+                _ = self._generation  # While no model is loaded, and for all seeds alike.
 
     def work(self, *, outcomes: bool) -> None:
         """Do what is missing, up to the exported policy or up to the outcomes."""
@@ -133,7 +150,7 @@ class _Job:
             write_atomically(self.folder.parent / RECIPE, self.recipe.to_toml())
             self._note(state="started")
         try:
-            if not (self.folder / POLICY / "config.json").exists():
+            if not self._is_trained:
                 self._train()
                 if state.is_main_process:
                     self._export()
@@ -182,15 +199,17 @@ class _Job:
             f"{self.recipe.max_steps} steps"
         )
         if self.recipe.method == "sft":
-            counts, generation = train_sft(training, self._demonstrations()), {}
+            counts = train_sft(training, self._demonstrations())
             rows: list[dict[str, Any]] = []
             held_out: list[dict[str, Any]] = []
             metrics: list[dict[str, Any]] = []
         else:
-            trainer = train_grpo(training)
+            if process_state().is_main_process:
+                self._note(generation=self._generation)
+            trainer = train_grpo(replace(training, generation=self._generation))
             counts = {**trainer.progress.counts(), "seconds": trainer.seconds}
             rows, held_out = trainer.progress.rows, trainer.progress.held_out
-            metrics, generation = trainer.progress.metrics, {"generation": trainer.generation}
+            metrics = trainer.progress.metrics
             del trainer
         # What is left of the run refers to itself, and would stay beside the next model.
         gc.collect()
@@ -208,7 +227,6 @@ class _Job:
             counts={k: v for k, v in counts.items() if k != "seconds"},
             seconds={"training": round(counts["seconds"], 1)},
             items=len(training.items),
-            **generation,
             **machine_facts(),
         )
 
