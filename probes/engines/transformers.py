@@ -45,10 +45,12 @@ _REFILL_SHARE = 0.25
 _SHARE_MEMORY = 0.05
 # Requests wait in lots of so many batches, the longest prompts of a lot first.
 _LOT = 4
-# Tokens of prompts run through the model in one pass, and rows decoded at once: on a CPU so many as
-# keep it busy, since the cache of a small model is half as large as its weights soon.
+# Tokens of prompts run through the model in one pass: on a CPU so many as keep it busy.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 1024}
-_MOST_ROWS = {"cpu": 48, "cuda": 512}
+# Rows decoded at once. On a CPU their cache soon takes half as much as a small model's weights;
+# in float32 a row's is twice as large.
+_MOST_ROWS = {"cpu": 64, "cuda": 512}
+_MOST_ROWS_OF_FLOAT32 = 48
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -230,7 +232,7 @@ class TransformersEngine:
         self.truncation = truncation
         self.max_tokens = max_tokens
         self.batch_tokens = batch_tokens or _default_batch_tokens(policy)
-        self.max_rows = max_rows or _MOST_ROWS[policy.device.type]
+        self.max_rows = max_rows or _default_rows(policy)
         self.is_plain = has_plain_attention(policy.model)
         self.stops_at = math.inf
         self._in_hand: list[_Row] = []
@@ -525,6 +527,12 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
         if place + 1 == len(numbers) or numbers[place + 1] != number + 1:
             yield numbers[first], place + 1 - first
             first = place + 1
+
+
+def _default_rows(policy: Policy) -> int:
+    if policy.device.type == "cpu" and policy.dtype == torch.float32:
+        return _MOST_ROWS_OF_FLOAT32
+    return _MOST_ROWS[policy.device.type]
 
 
 def _default_batch_tokens(policy: Policy) -> int:
