@@ -86,7 +86,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_recipes_trainer(tmp_path, mo
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
     assert log.tokens.tolist() == [2 + 2 + 3 + 1, 8]
     # What is clipped is counted, and counted as the trainer counts it.
-    trainer.settle_clipping()
+    trainer.clipped.settle(trainer.progress.rows)
     counted = log.clipped_above + log.clipped_below
     assert (counted.sum() > 0) == (moved > 0)
 
