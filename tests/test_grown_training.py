@@ -26,10 +26,8 @@ from probes.models.files import resolve_model
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.groups import Group
-from recipes.train.grpo import RecipeTrainer
-from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import trainer_settings
-from recipes.train.train import Training, initial_policy, trainable_policy
+from recipes.train.prompts import TrainingItem
+from tests.made.trainer import made_trainer, made_training
 from tests.tiny import save_tiny_model
 from tests.worlds.grown import pass_probability
 from tests.worlds.grown_skills import Question
@@ -51,15 +49,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_recipes_trainer(tmp_path, mo
     )  # fmt: skip
     items = [TrainingItem(str(n), tuple(GROUPS[n].prompt_token_ids), "") for n in range(2)]
     with VerifierPool("tests.scripted_reward:reward", workers=1) as pool:
-        run = Training(
-            recipe=recipe, seed=1, files=files, items=items, held_out=(), max_tokens=8, pool=pool,
-            folder=tmp_path,
-        )  # fmt: skip
-        trainer = RecipeTrainer(
-            trainable_policy(run), recipe, PromptStream(items, seed=1, shuffle=False), pool,
-            seed=1, max_tokens=8, settings=trainer_settings(recipe, 1, tmp_path),
-            reference=initial_policy(run),
-        )  # fmt: skip
+        trainer = made_trainer(made_training(files, pool, tmp_path, recipe, items))
     trainer.current_gradient_accumulation_steps = 1
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.train()
@@ -86,7 +76,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_recipes_trainer(tmp_path, mo
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
     assert log.tokens.tolist() == [2 + 2 + 3 + 1, 8]
     # What is clipped is counted, and counted as the trainer counts it.
-    trainer.settle_clipping()
+    trainer.clipped.settle(trainer.progress.rows)
     counted = log.clipped_above + log.clipped_below
     assert (counted.sum() > 0) == (moved > 0)
 

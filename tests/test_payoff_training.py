@@ -32,10 +32,8 @@ from probes.models.files import resolve_model
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train.groups import Group
-from recipes.train.grpo import RecipeTrainer
-from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import trainer_settings
-from recipes.train.train import Training, trainable_policy
+from recipes.train.prompts import TrainingItem
+from tests.made.trainer import made_trainer, made_training
 from tests.worlds.grown import WorldSettings, other_questions, pass_probability, tokenizer
 from tests.worlds.grown_skills import Question
 
@@ -96,14 +94,8 @@ def test_the_gradient_is_that_of_the_recipes_trainer(tmp_path):
     )  # fmt: skip
     items = [TrainingItem("0", (1,), "a")]
     with VerifierPool("exact", workers=1) as pool:
-        run = Training(
-            recipe=recipe, seed=1, files=resolve_model(str(tmp_path / "model")), items=items,
-            held_out=(), max_tokens=4, pool=pool, folder=tmp_path,
-        )  # fmt: skip
-        trainer = RecipeTrainer(
-            trainable_policy(run), recipe, PromptStream(items, seed=1, shuffle=False), pool,
-            seed=1, max_tokens=4, settings=trainer_settings(recipe, 1, tmp_path),
-        )  # fmt: skip
+        files = resolve_model(str(tmp_path / "model"))
+        trainer = made_trainer(made_training(files, pool, tmp_path, recipe, items))
         trainer.model.float().train()
         trainer.current_gradient_accumulation_steps = 1
         trainer.compute_loss(trainer.model, trainer._to_tensors(groups)).backward()
