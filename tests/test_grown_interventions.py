@@ -20,7 +20,7 @@ from benchmarks.study.grown_interventions import (
     open_world,
 )
 from benchmarks.study.grown_interventions_page import Interval, Study
-from benchmarks.study.grown_training import problem
+from benchmarks.training.rollouts import problem
 from tests.worlds.grown import WorldSettings, pass_probability, tokenizer
 
 SKILLS = ("codes0", "compare", "gcd", "plus", "times")

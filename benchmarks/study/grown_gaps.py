@@ -48,8 +48,8 @@ from benchmarks.study.grown_interventions import (
     open_world,
 )
 from benchmarks.study.grown_interventions_page import Interval
-from benchmarks.study.grown_training import problem
 from benchmarks.study.smollm2 import run_curate
+from benchmarks.training.rollouts import problem
 from curate import gaps
 from curate.files import write_atomically
 from recipes.gaps.clusters import CANDIDATE, PERHAPS, TAUGHT

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.study.grown_interventions import BASELINE, TAU, World, groups_of
+from benchmarks.study.grown_interventions import BASELINE, STEPS, TAU, World, groups_of
 
 Floats = NDArray[np.float64]
 Trainings = Mapping[tuple[int, str], Sequence[Mapping[str, Any]]]
@@ -41,10 +41,10 @@ page but for the last two sections. The paper's interventions in five grown worl
 (`tests/worlds/grown.py`): Llamas of a hundred thousand parameters, pretrained on 20 to 26 skills
 of unequal share and label noise (sums, codes, sorting, ...), with items out of their own
 failures; nothing about learnability is planted. Questions are answered directly, so that pass
-probabilities are exact, by teacher forcing. Training is GRPO of all parameters: {BASELINE.steps}
+probabilities are exact, by teacher forcing. Training is GRPO of all parameters: {STEPS}
 steps of {BASELINE.prompts} groups of {BASELINE.group}, {BASELINE.updates} updates a step, dynamic
 sampling, clipping at {BASELINE.epsilon:g}, KL {BASELINE.beta:g}
-(`benchmarks/study/grown_training.py`, a test holds its loss to TRL's).
+(`benchmarks/training/grpo.py`, a test holds its loss to TRL's).
 
 Groups, comparisons and what counts as the finding holding were fixed and committed before any
 outcome of these worlds was there (the head of `benchmarks/study/grown_interventions.py`). In
