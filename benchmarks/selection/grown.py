@@ -52,10 +52,17 @@ import curate
 from benchmarks.selection.grown_oracle import exact_teaching, signal_of
 from benchmarks.training.grpo import Draw, Grpo, Hear, grpo, in_epochs
 from benchmarks.training.rollouts import draw_each, problem
-from curate.files import atomic_writer
+from curate.files import write_atomically
 from curate.run.names import MANIFEST, TARGET
 from recipes.sampler.items import ItemSampler, SamplerSettings
-from tests.worlds.grown import WorldSettings, grow_world, other_questions, pass_probability
+from tests.worlds.grown import (
+    WorldSettings,
+    grow_world,
+    other_questions,
+    pass_probability,
+    read_questions,
+    write_questions,
+)
 from tests.worlds.grown_skills import SKILLS, Question
 
 GROUP = 8
@@ -144,20 +151,13 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
     if not (folder / "world.json").exists():
         with _clock(f"{world.name}: grown"):
             grow_world(folder, world.settings)
-    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text("utf-8").splitlines()]
-    questions = [Question(row["skill"], row["prompt"], row["answer"], ()) for row in rows]
-    trained = len(rows) * 2 // 3
-    model, file = folder / "model", folder / "train.jsonl"
-    run, tagged = folder / "run", folder / "tagged.jsonl"
+    questions = read_questions(folder / "items.jsonl")
+    trained = len(questions) * 2 // 3
+    model, run, tagged = folder / "model", folder / "run", folder / "tagged.jsonl"
     if not tagged.exists():
         with _clock(f"{world.name}: probed"):
-            with atomic_writer(file) as out:
-                out.write("".join(json.dumps(row) + "\n" for row in rows[:trained]).encode())
-            about = json.loads((folder / "world.json").read_text("utf-8"))
-            curate.tag(
-                file, model=str(model), out=tagged, run_dir=run, instruction="", prompt_end="",
-                verifier="exact", verifier_workers=1, max_tokens=about["max_tokens"],
-            )  # fmt: skip
+            write_questions(folder / "train.jsonl", questions[:trained])
+            _tag(folder, tagged, run)
     found = _rows(tagged)
     kept = folder / "arms.json"
     arms = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
@@ -190,6 +190,15 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
     )
 
 
+def _tag(folder: Path, out: Path, run: Path, **more: Any) -> None:
+    """Probe the items that are trained on."""
+    about = json.loads((folder / "world.json").read_text("utf-8"))
+    curate.tag(
+        folder / "train.jsonl", model=str(folder / "model"), out=out, run_dir=run, instruction="",
+        prompt_end="", verifier="exact", verifier_workers=1, max_tokens=about["max_tokens"], **more,
+    )  # fmt: skip
+
+
 def _choose_for_target(
     world: PayoffWorld, folder: Path, run: Path, questions: Sequence[Question], trained: int
 ) -> dict[str, list[int]]:
@@ -199,15 +208,8 @@ def _choose_for_target(
     target = other_questions(policy, world.settings, 1_000 + world.settings.seed, questions)
     target = target[: len(questions) - trained]
     file, tagged = folder / "target.jsonl", folder / "tagged-target.jsonl"
-    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in target]
-    with atomic_writer(file) as out:
-        out.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-    about = json.loads((folder / "world.json").read_text("utf-8"))
-    curate.tag(
-        folder / "train.jsonl", target=str(file), model=str(folder / "model"), out=tagged,
-        run_dir=run, instruction="", prompt_end="", verifier="exact", verifier_workers=1,
-        max_tokens=about["max_tokens"],
-    )  # fmt: skip
+    write_questions(file, target)
+    _tag(folder, tagged, run, target=str(file))
     number = {row["item_id"]: n for n, row in enumerate(_rows(tagged))}
     chosen = folder / "chosen.jsonl"
     curate.select(run, out=chosen, budget=str(SHARE), by="teaching")
@@ -336,8 +338,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _write(file: Path, value: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(file) as out:
-        out.write(json.dumps(value).encode())
+    write_atomically(file, json.dumps(value))
 
 
 @contextmanager

@@ -57,7 +57,13 @@ from benchmarks.training.rollouts import Problem, problem
 from benchmarks.training.supervised import Row, train_more, train_sft
 from curate.files import write_atomically
 from recipes.train.groups import Group, ReplayBuffer, with_replay
-from tests.worlds.grown import HARD_RANGE, WorldSettings, grow_world, pass_probability
+from tests.worlds.grown import (
+    HARD_RANGE,
+    WorldSettings,
+    grow_world,
+    pass_probability,
+    read_questions,
+)
 from tests.worlds.grown_skills import SKILLS, Question, draw_question
 
 TAU = 0.1
@@ -133,8 +139,7 @@ def open_world(folder: Path, settings: WorldSettings) -> World:
     if not (folder / "world.json").exists():
         grow_world(folder, settings)
     about = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-    rows = map(json.loads, (folder / "items.jsonl").read_text(encoding="utf-8").splitlines())
-    questions = [Question(row["skill"], row["prompt"], row["answer"], ()) for row in rows]
+    questions = read_questions(folder / "items.jsonl")
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     initial = pass_probability(model, questions)
     skills = [about["skills"][name] for name in settings.skills]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from curate.files import write_atomically
 from tests.worlds.grown_skills import MARK, SKILLS, SYMBOLS, Question, draw_question
 
 HARD_RANGE = (0.001, 0.1)
@@ -144,9 +145,8 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
     model.save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     questions = tuple(candidates[i] for i in chosen)
-    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in questions]
     items = folder / "items.jsonl"
-    items.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_questions(items, questions)
     max_tokens = _longest(candidates, settings)
     about = {
         "settings": asdict(settings),
@@ -171,6 +171,18 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
         is_exact=is_exact[chosen],
         max_tokens=max_tokens,
     )
+
+
+def write_questions(file: Path, questions: Sequence[Question]) -> None:
+    """Write a dataset of questions, JSONL."""
+    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in questions]
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_questions(file: Path) -> list[Question]:
+    """What `write_questions` wrote, without the lines of working."""
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [Question(row["skill"], row["prompt"], row["answer"], ()) for row in rows]
 
 
 def other_questions(
