@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from curate.datasets.source import SourceRow
+from curate.datasets.row import SourceRow
 from curate.errors import UsageError
 from curate.rollout_files.bounded_zip import BoundedZip
 from curate.rollout_files.record import (
