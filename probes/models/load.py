@@ -348,7 +348,10 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
         UsageError: the files hold no tokenizer that transformers can load.
     """
     try:
-        return _read_tokenizer(files.folder, files.gguf_file, files.weight_hash, trust_remote_code)
+        with _gguf_read_once(files):
+            return _read_tokenizer(
+                files.folder, files.gguf_file, files.weight_hash, trust_remote_code
+            )
     except _UNREADABLE as error:
         raise UsageError(
             f"the tokenizer of {files.name} cannot be loaded: {_first_line(error)}"
