@@ -251,12 +251,13 @@ def _gguf_read_once(files: ModelFiles) -> Iterator[None]:
     except ImportError:  # transformers says so.
         yield
         return
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = lru_cache(maxsize=1)(reader)
+    module: Any = gguf
+    reader = module.GGUFReader
+    module.GGUFReader = lru_cache(maxsize=1)(reader)
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        module.GGUFReader = reader
 
 
 def _expand_quantized(files: ModelFiles, config: Any) -> None:
