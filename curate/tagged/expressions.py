@@ -19,6 +19,7 @@ import ast
 import difflib
 import math
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ def plain_value(value: Any) -> Any:
 
 def as_number(value: Any) -> int | float | Decimal | None:
     """A number, or the number that a text is; None for everything else."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return math.copysign(math.inf, value > 0 or -1)
     if isinstance(value, int | float | Decimal):
         return value
     if isinstance(value, str):

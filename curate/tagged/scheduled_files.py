@@ -161,8 +161,8 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
 def _rate(value: dict[str, Any], place: int) -> float | None:
     given = plain_value(value.get("pass_rate"))
     number = None if given is None else as_number(given)
-    if given is not None and number is None:
-        raise UsageError(f"row {place + 1}: pass_rate is {given!r:.60}, not a number")
+    if given is not None and (number is None or not 0 <= number <= 1):
+        raise UsageError(f"row {place + 1}: pass_rate is {given!r:.60}, no number from 0 to 1")
     return None if number is None else float(number)
 
 

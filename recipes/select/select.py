@@ -6,6 +6,7 @@ of items teaches together.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Budget:
         if is_percent or 0 < number < 1:
             if 0 < number <= 1:
                 return cls(share=number)
-        elif number >= 1 and number == int(number):
+        elif number >= 1 and number.is_integer():
             return cls(rows=int(number))
         raise UsageError(
             f"--budget is {text!r}; it must be a number of rows, or a share such as 0.4 or 40%"
@@ -249,7 +250,8 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
         numbers.append((forecast - rate, teaching, rate))
         tag = value.get(PREDICTED)
         rows.tag.append(str(tag or NO_TAG))
-        rows.item_id.append(value.get("item_id"))
+        item_id = value.get("item_id")
+        rows.item_id.append(item_id if isinstance(item_id, str) else None)
         kind = plain_value(value.get(settings.quota)) if settings.quota else None
         rows.kind.append(
             None if kind is None else kind if isinstance(kind, str) else json_text(kind)
@@ -273,7 +275,7 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
 def _number(value: dict[str, Any], name: str, place: int) -> float:
     given = plain_value(value.get(name))
     number = None if given is None else as_number(given)
-    if given is not None and number is None:
+    if given is not None and (number is None or not math.isfinite(number)):
         raise UsageError(f"row {place + 1}: {name} is {given!r:.60}, not a number")
     return float("nan") if number is None else float(number)
 
