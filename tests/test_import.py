@@ -1,6 +1,8 @@
 """`curate import`: a run folder of rollouts that exist, with a policy and without one."""
 
 import json
+import os
+import shutil
 import time
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +18,7 @@ from curate.config import TagConfig, changed_settings, config_from_mapping
 from curate.errors import UsageError
 from curate.rollout_files import own_prompts
 from curate.rollout_files.read import open_rollouts
-from curate.run.folder import read_manifest
+from curate.run.folder import lock_folder, read_manifest
 from curate.run.run import Run
 from curate.run.tables import LIFT, PASS_RATES, SIMILARITY, TAGS, TEACHING
 from probes.statistics.pass_rates import pass_rate_interval
@@ -317,6 +319,37 @@ def test_the_library_function_and_a_run_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it is no run folder"):
         curate.import_rollouts(log, run_dir=str(tmp_path / "notes"), out=out)
     assert [each.name for each in (tmp_path / "notes").iterdir()] == ["todo.txt"]
+
+
+def test_a_log_that_has_grown_is_not_taken_for_what_was_imported(tmp_path: Path) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", rollouts())
+    assert take(tmp_path, log).status == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    write_jsonl(log, [*rollouts(), *rollouts()])
+    ran = take(tmp_path, log)
+    assert ran.status == 2 and "it has changed since: give this run its own --run-dir" in ran.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    # Nor is a run of ours that has others now; what is gone was taken, and is not needed again.
+    again = ("--dataset", write_jsonl(tmp_path / "sums.jsonl", QUESTIONS))
+    again += ("--run-dir", tmp_path / "again", "--out", tmp_path / "again.jsonl")
+    assert run_curate("import", tmp_path / "run", *again).status == 0
+    (shard,) = (tmp_path / "run/rollouts").iterdir()
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    ran = run_curate("import", tmp_path / "run", *again)
+    assert ran.status == 2 and "it has changed since" in ran.stderr
+    shutil.rmtree(tmp_path / "run")
+    assert run_curate("import", tmp_path / "run", *again).status == 0
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", rollouts())
+    lock = lock_folder(tmp_path / "run", "")
+    try:
+        ran = take(tmp_path, log)
+    finally:
+        os.close(lock)
+    assert ran.status == 2 and f"in use by process {os.getpid()}; wait for it" in ran.last_line
+    assert not list((tmp_path / "run").rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from curate.datasets.source import SourceRow, open_source
 from curate.errors import UsageError
+from curate.files import file_sha256
 from curate.rollout_files import by_step, inspect_ai, own_run
 from curate.rollout_files.inspect_ai import INSPECT
 from curate.rollout_files.lm_eval import LM_EVAL
@@ -22,6 +24,7 @@ from curate.rollout_files.table import TABLE
 from curate.rollout_files.trl import TRL
 from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES, drawn_beside
 from curate.rollout_files.verl import VERL
+from curate.run.rollouts import rollout_shards
 from curate.settings import did_you_mean
 
 T = TypeVar("T")
@@ -91,6 +94,23 @@ class RolloutFiles:
             if seen != last:
                 yield from batch
             last = seen
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the names and bytes of all files; of a run of curate, of its rollouts.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        parts = [
+            part
+            for file in self.files
+            for part in (rollout_shards(file) if file.is_dir() else [file])
+        ]
+        try:
+            content = "".join(f"{part.name}\0{file_sha256(part)}\n" for part in parts)
+        except OSError as error:
+            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+        return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
     def drawn(self) -> Drawn:
         """Who drew the rollouts, and how: what all files tell alike.

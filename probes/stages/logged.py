@@ -68,10 +68,10 @@ def take_rollouts(
         correct_from: the reward from which a rollout is correct, where it does not.
 
     Returns:
-        `rollouts` taken, `most` of an item, `matched_by` what, `unmatched` with an `example`,
-        `encoded` (of text only), `several_turns`, `without_tokens` (of one turn, of which no tokens
-        are known), `without_reward`, `graded`, `unreadable` rows with an `unreadable_example`, and
-        `drawn`, what the files tell of who drew them.
+        `sha256` of the files, `rollouts` taken, `most` of an item, `matched_by` what, `unmatched`
+        with an `example`, `encoded` (of text only), `several_turns`, `without_tokens` (of one turn,
+        of which no tokens are known), `without_reward`, `graded`, `unreadable` rows with an
+        `unreadable_example`, and `drawn`, what the files tell of who drew them.
 
     Raises:
         UsageError: none is of an item of the run, rewards are means, or none can be right.
@@ -112,6 +112,7 @@ def take_rollouts(
     return {
         "path": files.where,
         "files": len(files.files),
+        "sha256": files.fingerprint(),
         "format": files.format,
         "rollouts": int(drawn.sum()),
         "most": int(drawn.max()),
