@@ -22,3 +22,8 @@ class RunError(CurateError):
 def one_line(text: str) -> str:
     """Text on one line, with control characters, which may be a dataset's, made visible."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\n", " "))
+
+
+def error_line(error: BaseException) -> str:
+    """What another library's error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -71,7 +71,21 @@ def argument(help: str, *, metavar: str, default: Any = MISSING, **more: Any) ->
     return option(help, default=default, metavar=metavar, by_place=True, **more)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(option, argument))
+def option_of(cls: Any, name: str, *, default: Any, **changes: Any) -> Any:
+    """Declare a field as another class of settings has it, so that the two cannot drift apart.
+
+    Args:
+        cls: that class.
+        name: of its field.
+        default: `...` for the one that it has there.
+        changes: what is different here, of what `option` takes.
+    """
+    there: dataclasses.Field[Any] = cls.__dataclass_fields__[name]
+    default = there.default if default is ... else default
+    return option(**{**there.metadata, **changes}, default=default)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option, argument, option_of))
 def settings(cls: type[T]) -> type[T]:
     """Make a class of settings; what is to be given by keyword alone comes after `_: KW_ONLY`."""
     return dataclass(frozen=True)(cls)

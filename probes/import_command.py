@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from curate.command import Command, library_function
 from curate.config import AUTO, TagConfig
 from curate.errors import UsageError
-from curate.settings import argument, option, settings
+from curate.settings import argument, option, option_of, settings
 
 _DATASET = "whose rollouts they are (default: the prompts in the files)"
 _DRAWN = "how they were drawn, for the card"
@@ -103,14 +103,8 @@ class Import(Command):
         "the reward of the files from which a rollout is correct",
         default=1.0, group=_REWARDS, metavar="R",
     )  # fmt: skip
-    tau: float = option(
-        "an item is hard below this pass rate",
-        default=0.1, group=_REWARDS, metavar="RATE", above=0, below=1,
-    )  # fmt: skip
-    k: Sequence[int] = option(
-        "write pass@k for these k",
-        default=(1, 8), group=_REWARDS, metavar="K", least=1, spread=True,
-    )  # fmt: skip
+    tau: float = option_of(TagConfig, "tau", default=..., group=_REWARDS)
+    k: Sequence[int] = option_of(TagConfig, "k", default=..., group=_REWARDS)
 
     def work(self) -> dict[str, Any]:
         """Make the run, or continue it.

@@ -229,10 +229,10 @@ def test_a_pilot_of_all_parameters_is_exported_in_float32(
         for parameter in model.parameters():
             parameter.mul_(1 + 1e-5)  # Less than a step of bfloat16.
     pilot = _Pilot(SimpleNamespace(path=tmp_path), training.recipe, 1, "", False)  # type: ignore[arg-type]
-    vars(pilot)["_training"] = training
+    vars(pilot)["training"] = training
     model.save_pretrained(pilot.folder / "checkpoints" / "checkpoint-4")
     (pilot.folder / "checkpoints" / "checkpoint-4" / "curate.json").write_text("{}")
-    pilot._export()
+    pilot.export()
     files = resolve_model(str(pilot.folder / "policy"))
     scored = load_policy(files, device=torch.device("cpu"), dtype=torch.float32).model
     for wanted, found in zip(model.parameters(), scored.parameters(), strict=True):

@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.datasets.json_rows import MAX_NESTING
 from curate.datasets.layouts import read_question, recognise_layout
-from curate.datasets.source import MAX_NESTING, RAW_LIMIT, SourceRow, json_text, open_source
+from curate.datasets.row import RAW_LIMIT, SourceRow, json_text
+from curate.datasets.source import open_source
 from curate.errors import RunError, UsageError
 from curate.tagged.write import check_out
 

@@ -17,7 +17,8 @@ import pytest
 
 from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError
-from probes.servers.pool import Failure, ServerPool, read_api_key
+from probes.servers.pool import Failure, ServerPool
+from probes.servers.server import read_api_key
 from tests.stand_ins.server import (
     DROPPED,
     SILENT,
@@ -299,7 +300,7 @@ def test_a_request_that_is_refused_or_always_fails_does_not_stop_the_others() ->
 
 
 def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probes.servers.pool._MOST_BYTES", 10_000)
+    monkeypatch.setattr("probes.servers.server._MOST_BYTES", 10_000)
     with _servers(1) as servers, _pool(servers, attempts=1) as pool:
         servers[0].faults.append(instead(b'{"doubled": "%s"}' % (b"x" * 100_000)))
         failure = _post(pool, 1)[0]

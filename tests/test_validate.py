@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from curate.errors import UsageError
 from curate.run.folder import lock_folder
 from recipes.recipe import Recipe
+from recipes.train import job as training_job
 from recipes.train import vllm
-from recipes.train.job_folder import read_facts
+from recipes.train.job import read_facts
 from recipes.train.tagged_run import TaggedRun
 from recipes.validate import validate as validation
 from recipes.validate.command import Validate
@@ -147,7 +148,7 @@ def test_what_draws_is_noted_before_the_first_step_and_kept_from_a_checkpoint_on
         begun.append((training.generation, read_facts(training.folder.parent)["generation"]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(validation, "train_grpo", killed)
+    monkeypatch.setattr(training_job, "train_grpo", killed)
 
     def begin(*, fits):
         monkeypatch.setattr(vllm, "_fits", lambda *_: fits)

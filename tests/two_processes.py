@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from recipes.recipe import read_recipe
+from recipes.train import job
 from recipes.train.processes import process_state
-from recipes.validate import validate as validation
 from recipes.validate.command import Validate
+from recipes.validate.validate import validate_run
 
 
 def main(run: str, recipe: str) -> None:
-    original = validation.train_grpo
+    original = job.train_grpo
 
     def noting(training):
         trainer = original(training)
@@ -32,9 +33,9 @@ def main(run: str, recipe: str) -> None:
         file.write_text(json.dumps(said), encoding="utf-8")
         return trainer
 
-    validation.train_grpo = noting
+    job.train_grpo = noting
     torch.set_num_threads(1)
-    validation.validate_run(Validate(run, seeds=[1]), [read_recipe(recipe)])
+    validate_run(Validate(run, seeds=[1]), [read_recipe(recipe)])
 
 
 if __name__ == "__main__":

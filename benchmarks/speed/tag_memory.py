@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.tag_memory                    15,000 rollouts of 20 tokens, SmolLM2
     python -m benchmarks.speed.tag_memory --rollouts 3000    fewer
+    python -m benchmarks.speed.tag_memory --folder runs/memory    kept there; once more goes on
 
 tags items of examples/arithmetic.jsonl, repeated with other numbers, in a process of its own and
 looks at its resident memory (VmRSS) ten times a second; the stage is the last one that the manifest
@@ -32,9 +33,10 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=20, metavar="N")
     parser.add_argument("--limit", type=float, default=1.5, metavar="GB")
     parser.add_argument("--model", default="", metavar="MODEL", help="default: SmolLM2-135M")
+    parser.add_argument("--folder", type=Path, metavar="PATH", help="default: a temporary one")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        highest = watch(Path(folder), options)
+    with tempfile.TemporaryDirectory() as temporary:
+        highest = watch(options.folder or Path(temporary), options)
     for stage, size in highest.items():
         print(f"{stage:<12}{size / GB:>8.2f} GB")
     most = max(highest.values())
@@ -50,6 +52,7 @@ def watch(folder: Path, options: argparse.Namespace) -> dict[str, int]:
         for n in range(items)
     ]
     dataset, run = folder / "sums.jsonl", folder / "run"
+    folder.mkdir(parents=True, exist_ok=True)
     dataset.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     words = [
         *(sys.executable, "-m", "curate", "tag", str(dataset), "--model"),

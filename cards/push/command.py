@@ -5,10 +5,11 @@ from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cards.card.command import Card
 from curate.command import Command, library_function
 from curate.errors import UsageError
 from curate.run.names import check_run_folder, is_joined
-from curate.settings import argument, option, settings
+from curate.settings import argument, option, option_of, settings
 
 
 @settings
@@ -53,14 +54,8 @@ class Push(Command):
         "replace files of the repository that no push of this run wrote", default=False
     )
     create_pr: bool = option("open a pull request instead of committing", default=False)
-    language: Sequence[str] = option(
-        "language of the items, as en; repeatable (default: none, or the card's)",
-        default=(), metavar="CODE",
-    )  # fmt: skip
-    license: str = option(
-        "license of the dataset, as apache-2.0 (default: none, or the card's)",
-        default="", metavar="ID",
-    )  # fmt: skip
+    language: Sequence[str] = option_of(Card, "language", default=...)
+    license: str = option_of(Card, "license", default=...)
 
     def work(self) -> dict[str, Any]:
         """Upload the run.

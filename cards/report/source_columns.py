@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.datasets.kinds import MOST_KINDS, WORK_COLUMNS, is_kind_name
-from curate.datasets.source import Source, SourceRow, open_source
+from curate.datasets.row import SourceRow
+from curate.datasets.source import Source, open_source
 from curate.errors import CurateError
 from curate.run.run import Run
 from curate.tags import tag_schema

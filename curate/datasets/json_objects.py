@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from curate.datasets.source import SourceRow
+from curate.datasets.row import SourceRow
 
 # Huge integers pass as text: what matters here is where a value ends, not what it is.
 _DECODER = json.JSONDecoder(parse_int=str)

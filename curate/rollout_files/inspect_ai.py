@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from curate.datasets.source import SourceRow, json_row
+from curate.datasets.json_rows import json_row
+from curate.datasets.row import SourceRow
 from curate.errors import UsageError
 from curate.rollout_files.bounded_zip import BoundedZip
 from curate.rollout_files.record import (

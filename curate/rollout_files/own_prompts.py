@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from curate.datasets.fields import RowRejected
 from curate.datasets.messages import read_messages
-from curate.datasets.source import Source, json_text
+from curate.datasets.row import json_text
+from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
 from curate.rollout_files.matching import shown

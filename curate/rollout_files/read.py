@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from curate.datasets.source import SourceRow, open_source
+from curate.datasets.row import SourceRow
+from curate.datasets.source import open_source
 from curate.errors import UsageError
 from curate.files import file_sha256
 from curate.rollout_files import by_step, inspect_ai, own_run

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from curate.datasets.fields import RowRejected
 from curate.datasets.golds import decimal_text
 from curate.datasets.layouts import Layout, Question, read_question
-from curate.datasets.source import json_text
+from curate.datasets.row import json_text
 from curate.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.datasets.json_objects import row_object, with_members, with_value
-from curate.datasets.source import Source, json_text, open_source
+from curate.datasets.row import json_text
+from curate.datasets.source import Source, open_source
 from curate.errors import CurateError, RunError, UsageError
 from curate.files import atomic_writer
 from curate.run.run import Run

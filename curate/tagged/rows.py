@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from curate.config import TagConfig
 from curate.datasets.json_objects import row_object, with_names, without_members
-from curate.datasets.source import Source, SourceRow, open_source
+from curate.datasets.row import SourceRow
+from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.run.folder import find_run, read_manifest, read_run_config
 from curate.run.names import MANIFEST, runs_here

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from curate.datasets.source import json_text
+from curate.datasets.row import json_text
 from curate.errors import UsageError
 from curate.tagged.expressions import Expression, as_number, plain_value
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from curate.datasets.source import json_text
+from curate.datasets.row import json_text
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.tagged.expressions import as_number, plain_value, unknown_column

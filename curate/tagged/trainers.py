@@ -33,7 +33,8 @@ from curate.datasets.layouts import (
     read_question,
 )
 from curate.datasets.rendered import rendered_opening
-from curate.datasets.source import Source, json_text
+from curate.datasets.row import json_text
+from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.settings import did_you_mean
 from curate.tagged.joined import column_of

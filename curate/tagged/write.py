@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.datasets.json_objects import row_object, with_members, without_members
-from curate.datasets.source import Source, SourceRow, json_text
+from curate.datasets.row import SourceRow, json_text
+from curate.datasets.source import Source
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
 from curate.tagged.csv_files import as_string, csv_cell, csv_writer

@@ -228,7 +228,7 @@ class LoadedModel:
             )
         if self.choice == SERVER:
             from probes.engines.server import ServerEngine
-            from probes.servers.pool import read_api_key
+            from probes.servers.server import read_api_key
 
             return ServerEngine(
                 self.files,

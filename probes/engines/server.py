@@ -30,15 +30,8 @@ from curate.progress import say
 from probes.engines.base import WHOLE, Rollout, SampleRequest, Truncation
 from probes.models.files import ModelFiles
 from probes.models.load import Policy, PolicyOutline
-from probes.servers.pool import (
-    Failure,
-    Json,
-    RequestRefused,
-    Server,
-    ServerBroke,
-    ServerFault,
-    ServerPool,
-)
+from probes.servers.pool import Failure, ServerPool
+from probes.servers.server import Json, RequestRefused, Server, ServerBroke, ServerFault
 
 # Digits, accents, another script, LaTeX, white space: where tokenizers differ.
 _TEXT = "Curate 12 x 7 = 84,\n\tnaïve café, 東京; \\boxed{x^{2}} isn't THE end 3.14159"

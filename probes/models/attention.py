@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask
 
-from probes.models.light import import_generation
+from probes.models.light import import_lightly
 
-import_generation()  # Before a model's code does.
+import_lightly()  # Before a model's code does.
+
+from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
+from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
+from transformers.masking_utils import eager_mask  # noqa: E402
 
 NAME = "curate_grouped"
 # Longer queries go to the fused kernel: the score matrix would grow with the square of the length.

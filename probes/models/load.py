@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from curate.errors import UsageError
 from probes.models.attention import use_grouped_attention
 from probes.models.files import ModelFiles
+from probes.models.light import import_gguf
 
 # What the readers of safetensors, GGUF and JSON raise on damaged files.
 _UNREADABLE = (
@@ -137,11 +138,11 @@ def load_policy(
 
     device = device or choose_device()
     dtype = dtype or choose_dtype(device)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    if files.gguf_file:
-        options["gguf_file"] = files.gguf_file
-    else:
-        options["use_safetensors"] = True
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": True,
+        **(_gguf_options(files.gguf_file) or {"use_safetensors": True}),
+    }
     if tokenizer is None:
         tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     # Its bars and its report of a bad load fill the screen; ours is one line.
@@ -219,7 +220,7 @@ def outline_policy(
 
     if tokenizer is None:
         tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-    options = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    options = _gguf_options(files.gguf_file)
     try:
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
@@ -341,10 +342,20 @@ def _read_tokenizer(
     """That of a GGUF file takes seconds to build, and a run has several uses of it."""
     from transformers import AutoTokenizer
 
-    options = {"gguf_file": gguf_file} if gguf_file else {}
     return AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+        folder,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        **_gguf_options(gguf_file),
     )
+
+
+def _gguf_options(gguf_file: str | None) -> dict[str, str]:
+    """What transformers is told of a GGUF file that it is to read, if it is one."""
+    if gguf_file is None:
+        return {}
+    import_gguf()
+    return {"gguf_file": gguf_file}
 
 
 def _first_line(error: BaseException) -> str:

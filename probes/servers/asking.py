@@ -21,7 +21,8 @@ from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
 from curate.progress import Progress, say
 from probes.servers.kept_answers import KeptAnswers, Reply
-from probes.servers.pool import Failure, Json, RequestRefused, Server, ServerPool, read_api_key
+from probes.servers.pool import Failure, ServerPool
+from probes.servers.server import Json, RequestRefused, Server, read_api_key
 from probes.servers.structured import Structured, schema_of, structure_problem
 
 CHARACTERS_A_TOKEN = 4

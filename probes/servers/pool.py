@@ -14,47 +14,41 @@ can be abandoned at once (Ctrl-C), and a caller needs no event loop and may have
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import os
 import queue
 import random
-import re
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any, TypeVar
 
-import httpx
-
-from curate.addresses import DEFAULT_KEY_VARIABLE, check_base_url, check_key_variable
+from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
 from curate.progress import say
+from probes.servers.server import (
+    Busy,
+    Clients,
+    Json,
+    RequestRefused,
+    Server,
+    ServerBroke,
+    ServerFault,
+    Unreachable,
+    is_well,
+)
 
-Json = dict[str, Any]
 T = TypeVar("T")
 
-_CONNECT_SECONDS = 10.0
-# httpx looks at all connections of a client whenever one changes: at 256 that is 10 ms a request.
-_CONNECTIONS_OF_A_CLIENT = 8
-_PROBE_SECONDS = 30.0
 _LONGEST_WAIT = 60.0
-# More than any honest answer: 1,000 completions of 8,000 tokens have about 90 MB.
-_MOST_BYTES = 256 * 1024**2
 _MOST_MESSAGE = 300
 # Faults in a row after which a server leaves, and times that it may come back without an answer.
 _FAULTS_TO_LEAVE = 3
 _RETURNS = 3
 # A key that is refused, or an empty account: waiting does not help.
 _NO_ENTRY = {401: "refuses the API key", 402: "asks for payment"}
-_TRY_AGAIN = {408, 409, 425, 429}
 # What reading a wrong answer raises in a `check`.
 _WRONG_ANSWER = (ValueError, KeyError, IndexError, TypeError, AttributeError)
 
@@ -64,132 +58,6 @@ class Failure:
     """A request that got no answer: refused by a server, or tried too often."""
 
     reason: str
-
-
-class RequestRefused(Exception):
-    """A server says that the request itself is wrong, so that no other try can help.
-
-    Attributes:
-        status: the HTTP status, 300 to 499.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class ServerFault(Exception):
-    """A server gave no answer, or none that can be used; another try may help."""
-
-
-class ServerBroke(ServerFault):
-    """The server answered 5xx, or went away: it may have crashed."""
-
-
-class _Unreachable(ServerBroke):
-    """Nothing listens there: the request was never sent."""
-
-
-class _Busy(ServerFault):
-    """429, or 503 with a time: the server asks to come later."""
-
-    def __init__(self, message: str, seconds: float | None) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-def read_api_key(variable: str = "") -> str | None:
-    """Read the API key from the environment; None where the usual variable is not set.
-
-    Args:
-        variable: the variable's name; OPENAI_API_KEY where empty.
-
-    Raises:
-        UsageError: the variable was named but is not set, or holds what cannot be a key, or the
-            name cannot be that of a variable.
-    """
-    check_key_variable(variable)
-    name = variable or DEFAULT_KEY_VARIABLE
-    key = os.environ.get(name, "").strip()
-    if not key:
-        if variable:
-            raise UsageError(f"the environment variable {variable} for the API key is not set")
-        return None
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise UsageError(f"what the environment variable {name} holds cannot be an API key")
-    return key
-
-
-class Server:
-    """One server of a pool: how to ask it, and how it has been doing.
-
-    Attributes:
-        url: its address, which holds no secret.
-        is_in: whether it gets requests.
-        reason: why it is not in the pool.
-        broke: whether it answered 5xx to a request of the caller's, or went away, and has answered
-            none since.
-    """
-
-    def __init__(self, url: str, pool: ServerPool) -> None:
-        self.url = url
-        self.is_in = False
-        self.reason = "not asked yet"
-        self.broke = False
-        self.in_flight = 0
-        self.room = float(pool.in_flight)
-        self.faults = 0
-        self.returns = 0
-        self.busy_answers = 0
-        self.busy_since: float | None = None
-        self.rests_until = 0.0
-        self._pool = pool
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it may get another request now."""
-        return self.in_flight < self.room
-
-    async def ask(
-        self, path: str, body: Json | None = None, *, seconds: float = _PROBE_SECONDS
-    ) -> Json:
-        """Send one request, once: a POST with a body, else a GET.
-
-        Args:
-            path: below the address (`completions`); with a slash before it, beside `/v1`
-                (`/tokenize`).
-            body: what is posted, as JSON.
-            seconds: the answer must be here whole by then.
-
-        Raises:
-            RequestRefused: the server says that the request is wrong.
-            ServerFault: no answer, or not a JSON object.
-        """
-        root = self.url.removesuffix("/v1") if path.startswith("/") else f"{self.url}/"
-        client, hide = self._pool.next_client(), self._pool.hide_key
-        try:
-            async with asyncio.timeout(seconds):
-                method = "GET" if body is None else "POST"
-                async with client.stream(method, f"{root}{path}", json=body) as response:
-                    content = await _read(response)
-        except TimeoutError:
-            raise ServerFault(f"no answer within {seconds:g} s") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _Unreachable(f"cannot be reached ({hide(_name(error))})") from None
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise ServerBroke(f"the connection broke ({hide(_name(error))})") from None
-        if response.status_code == 200:
-            return _parse(content)
-        message = hide(f"HTTP {response.status_code}{_message(content)}")
-        if response.status_code == 429 or (
-            response.status_code == 503 and "retry-after" in response.headers
-        ):
-            raise _Busy(message, _retry_after(response))
-        if response.status_code >= 500:
-            raise ServerBroke(message)
-        if response.status_code in _TRY_AGAIN:
-            raise ServerFault(message)
-        raise RequestRefused(response.status_code, message)
 
 
 @dataclass(eq=False)
@@ -204,70 +72,7 @@ class _Place:
         return self.server.done()
 
 
-async def _read(response: httpx.Response) -> bytes:
-    content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
-        if len(content) > _MOST_BYTES:
-            raise ServerFault(f"its answer is longer than {_MOST_BYTES:,} bytes")
-    return bytes(content)
-
-
-def _parse(content: bytes) -> Json:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ServerFault(f"its answer of {len(content):,} bytes is not JSON") from None
-    if not isinstance(found, dict):
-        raise ServerFault("its answer is not a JSON object")
-    return found
-
-
-def _message(content: bytes) -> str:
-    """What a server says about an error, for one line: `: model not found`."""
-    try:
-        found = json.loads(content[:_MOST_BYTES])
-        while isinstance(found, dict):
-            found = next(found[k] for k in ("error", "message", "detail") if k in found)
-        text = found if isinstance(found, str) else json.dumps(found)
-    except (ValueError, RecursionError, StopIteration):
-        text = content[:_MOST_MESSAGE].decode(errors="replace")
-    text = one_line(text.strip())
-    return f": {text[:_MOST_MESSAGE]}" if text else ""
-
-
-def _name(error: Exception) -> str:
-    return one_line(str(error))[:_MOST_MESSAGE] or type(error).__name__
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that a server asks to wait; None where it does not say, or not in a known form."""
-    text = response.headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d*)?", text):
-        return float(text)
-    try:
-        until = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
-        return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
-
-
 Admit = Callable[[Server], Awaitable[None]]
-
-
-async def is_well(server: Server) -> None:
-    """Admit a server that lists its models, or has no such list.
-
-    Raises:
-        UsageError: it refuses the key.
-        ServerFault: no answer.
-    """
-    try:
-        await server.ask("models")
-    except RequestRefused as refusal:
-        if refusal.status in (401, 403):
-            raise UsageError(f"the server {server.url} refuses the API key ({refusal})") from None
 
 
 class ServerPool:
@@ -309,10 +114,10 @@ class ServerPool:
         self.patience_seconds = patience_seconds
         self.first_wait_seconds = first_wait_seconds
         self.admit = admit
-        self._api_key = api_key
-        self.servers = [
-            Server(url, self) for url in dict.fromkeys(check_base_url(url) for url in base_urls)
-        ]
+        self._clients = Clients(api_key)
+        self.hide_key = self._clients.hide_key
+        urls = dict.fromkeys(check_base_url(url) for url in base_urls)
+        self.servers = [Server(url, self._clients, in_flight) for url in urls]
         if not self.servers:
             raise UsageError("no server given: name one by --base-url http://HOST:PORT/v1")
         self._waiting: deque[_Place] = deque()
@@ -320,14 +125,6 @@ class ServerPool:
         self._lost_timer: asyncio.TimerHandle | None = None
         self._is_lost = False
         self._thread: threading.Thread | None = None
-
-    def hide_key(self, text: str) -> str:
-        """Take the key out of a text that a server wrote."""
-        return text.replace(self._api_key, "***") if self._api_key else text
-
-    def next_client(self) -> httpx.AsyncClient:
-        """Take turns, so that each has few connections."""
-        return next(self._next_clients)
 
     # --- From the caller's thread ------------------------------------------------------------
 
@@ -339,25 +136,7 @@ class ServerPool:
 
     def open(self) -> ServerPool:
         """Look at every server, and be ready; to be followed by `close`."""
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        most = self.in_flight * len(self.servers)
-        certificates = httpx.create_ssl_context()
-        self._clients = [
-            httpx.AsyncClient(
-                headers={**headers, "User-Agent": "curate"},
-                verify=certificates,
-                limits=httpx.Limits(
-                    max_connections=None,
-                    max_keepalive_connections=None,
-                    # Shorter than the 5 s of uvicorn, so that the server never closes first.
-                    keepalive_expiry=2.0,
-                ),
-                # The time for the whole answer is limited in `Server.ask`.
-                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            )
-            for _ in range(math.ceil(most / _CONNECTIONS_OF_A_CLIENT))
-        ]
-        self._next_clients = cycle(self._clients)
+        self._clients.open(self.in_flight * len(self.servers))
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._live(started)), name="servers", daemon=True
@@ -425,9 +204,7 @@ class ServerPool:
         """Be there until `close`, then end whatever is still under way."""
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        async with AsyncExitStack() as clients:
-            for client in self._clients:
-                await clients.enter_async_context(client)
+        async with self._clients:
             started.set_result(None)
             await self._stopped.wait()
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -460,18 +237,18 @@ class ServerPool:
             server = await self._free_server(server)
             try:
                 answer = check(body, await server.ask(path, body, seconds=self.timeout_seconds))
-                self._answered(server)
+                server.answered()
                 return answer
             except RequestRefused as refusal:
                 if refusal.status not in _NO_ENTRY:
-                    self._answered(server)
+                    server.answered()
                     return Failure(f"{server.url}: {refusal}")
                 self._leave(server, f"{_NO_ENTRY[refusal.status]} ({refusal})", for_good=True)
                 continue
-            except _Busy as busy:
+            except Busy as busy:
                 self._rest(server, busy)
                 continue
-            except _Unreachable as fault:
+            except Unreachable as fault:
                 server.broke = True
                 self._leave(server, str(fault))
                 continue
@@ -538,13 +315,7 @@ class ServerPool:
 
     # How a server is doing.
 
-    def _answered(self, server: Server) -> None:
-        server.faults = server.returns = server.busy_answers = 0
-        server.broke = False
-        server.busy_since = None
-        server.room = min(self.in_flight, server.room + 1 / server.room)
-
-    def _rest(self, server: Server, busy: _Busy) -> None:
+    def _rest(self, server: Server, busy: Busy) -> None:
         """Leave a server that says 429 alone for a while; then ask it for half as much at once."""
         now = self._loop.time()
         if not server.is_in or server.rests_until > now:

@@ -7,8 +7,9 @@ from dataclasses import KW_ONLY
 from typing import TYPE_CHECKING, Any
 
 from curate.command import Command
+from curate.config import TagConfig
 from curate.errors import UsageError
-from curate.settings import option, settings
+from curate.settings import option, option_of, settings
 
 if TYPE_CHECKING:
     from probes.verifiers.verdict import Verdict
@@ -47,10 +48,7 @@ class Verify(Command):
         "the column of golds (default: gold, ground_truth, answer, solution, …)",
         default="", group=_READ, metavar="NAME",
     )  # fmt: skip
-    split: str = option(
-        "the split of a Hub dataset or datasets folder", default="train", group=_READ,
-        metavar="NAME",
-    )  # fmt: skip
+    split: str = option_of(TagConfig, "split", default=..., group=_READ)
     limit: int = option(
         "judge the first N answers (0: all)", default=0, group=_READ, metavar="N", least=0
     )
@@ -64,13 +62,8 @@ class Verify(Command):
         "of a run, its own)",
         default=None, group=_JUDGE, metavar="X",
     )  # fmt: skip
-    verifier_seconds: float = option(
-        "CPU time one answer may take before it counts as not judged",
-        default=5.0, group=_JUDGE, metavar="S", above=0,
-    )  # fmt: skip
-    verifier_workers: int = option(
-        "worker processes (0: one a core)", default=0, group=_JUDGE, metavar="N", least=0
-    )
+    verifier_seconds: float = option_of(TagConfig, "verifier_seconds", default=..., group=_JUDGE)
+    verifier_workers: int = option_of(TagConfig, "verifier_workers", default=..., group=_JUDGE)
     show: int = option(
         "print the first N answers that are not correct", default=20, metavar="N", least=0
     )

@@ -30,7 +30,7 @@ from probes.stages.lift import ItemLift
 from recipes.forecast.forecast import check_run, finish
 from recipes.forecast.pilot import run_pilot
 from recipes.recipe import Recipe
-from recipes.train.job_folder import read_facts
+from recipes.train.job import read_facts
 from recipes.train.processes import process_state
 
 _PRIOR_FREEDOM = 4.0

@@ -9,42 +9,35 @@ because they were trained on, and would tell of them and not of the item. (Wheth
 out depends on the rewards of its group alone, not on what it says, so that means over the correct
 and over the wrong ones that are left stay means over draws.)
 
-Each step is skipped where its result is there already, so that a killed pilot goes on: training
-from its newest checkpoint, scoring from its last file. Weights are dropped in the end.
+Each step is done once (`recipes.train.job`); scoring goes on from its last file. Weights are
+dropped in the end.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from curate.errors import UsageError
-from curate.files import write_atomically
-from curate.run.folder import lock_folder
-from curate.run.names import METRICS, PILOTS, POLICY, RECIPE
-from curate.run.tables import REWARDS, SCORED, TRAINED
+from curate.run.names import PILOTS
+from curate.run.tables import SCORED, TRAINED
 from probes.rescoring.rollout_scores import RolloutScores
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
 from recipes.train.items import select_items
-from recipes.train.job_folder import begun_with, check_recipe, is_done, machine_facts, note, say
+from recipes.train.job import Trained, TrainingJob, say
 from recipes.train.kept_rollouts import KeptRollouts
-from recipes.train.placement import refuse_to_spread_in_each_process
 from recipes.train.processes import process_state
-from recipes.train.settings import trainer_settings
 from recipes.train.tagged_run import TaggedRun
-from recipes.train.train import Training, export_policy, train_grpo
-from recipes.train.vllm import choose_generation
+from recipes.train.train import Training, export_policy
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -99,73 +92,27 @@ def _check(recipe: Recipe) -> None:
 
 
 @dataclass
-class _Pilot:
-    """One recipe with one seed."""
+class _Pilot(TrainingJob):
+    """One recipe with one seed, under whose policy the kept rollouts are scored."""
 
-    run: TaggedRun
-    recipe: Recipe
-    seed: int
+    place = PILOTS
+    what = "pilot "
+
     model: str
     keep: bool
 
-    @property
-    def folder(self) -> Path:
-        return self.run.path / PILOTS / self.recipe.name / str(self.seed)
-
-    @property
-    def _policy_folder(self) -> Path:
-        return self.folder / POLICY
-
-    @property
-    def _is_trained(self) -> bool:
-        return is_done(self.folder) or self._policy_folder.exists()
-
-    @cached_property
-    def _generation(self) -> str:
-        """What draws its training rollouts; every process must ask."""
-        return choose_generation(
-            self.recipe,
-            self._training.files,
-            begun_with=begun_with(self.folder),
-            trust_remote_code=self.run.config.trust_remote_code,
-        )
-
     def check(self) -> None:
-        """Refuse what cannot be trained, before anything is spent."""
-        check_recipe(self.folder.parent, self.recipe)
-        if self.keep and is_done(self.folder) and not self._policy_folder.exists():
+        """Refuse what cannot be trained, and weights that are gone."""
+        super().check()
+        if self.keep and self.is_done and not self.policy.exists():
             raise UsageError(
                 f"{self.folder} was run without --keep and its weights are gone; "
                 "remove it to run it again"
             )
-        processes = process_state().num_processes
-        trainer_settings(self.recipe, self.seed, self._training.folder, processes=processes)
-        if not self._is_trained:
-            refuse_to_spread_in_each_process(self.recipe, self._training.files)
-            _ = self._generation  # While no model is loaded, and for all seeds alike.
-
-    def work(self, *, last: bool) -> None:
-        """Do what is missing, up to the policy, or with `last` up to the log-probabilities."""
-        if is_done(self.folder):
-            return
-        lock = None
-        if process_state().is_main_process:
-            lock = lock_folder(self.folder, "choose another seed")
-            write_atomically(self.folder.parent / RECIPE, self.recipe.to_toml())
-            note(self.folder, recipe=self.recipe.name, seed=self.seed, state="started")
-        try:
-            if not self._is_trained:
-                self._train()
-                if process_state().is_main_process:
-                    self._export()
-            if last:
-                self._score()
-        finally:
-            if lock is not None:
-                os.close(lock)
 
     @cached_property
-    def _training(self) -> Training:
+    def training(self) -> Training:
+        """Its first step is on rollouts of the probe where that can be."""
         recipe, config = self.recipe, self.run.config
         items = [each.item for each in select_items(recipe, self.run.tagged, self.seed)]
         max_tokens = recipe.max_completion_length or config.max_tokens
@@ -186,7 +133,7 @@ class _Pilot:
             held_out=(),
             max_tokens=max_tokens,
             pool=self.run.pool(),
-            folder=self.folder / "checkpoints",
+            folder=self.checkpoints,
             trust_remote_code=config.trust_remote_code,
             kept=kept,
         )
@@ -205,69 +152,51 @@ class _Pilot:
             return "of an engine that gave text and not the tokens that it drew"
         return ""
 
-    def _train(self) -> None:
-        training = self._training
-        say(
-            f"pilot {self.recipe.name}, seed {self.seed}: {len(training.items):,} items, "
-            f"{self.recipe.max_steps} steps"
-        )
+    def train(self) -> Trained:
+        """Say whether the first step is sampled, and train."""
         if self._why_sampled:
             say(f"its first step is sampled: the probe's rollouts are {self._why_sampled}")
-        if process_state().is_main_process:
-            note(self.folder, generation=self._generation)
-        trainer = train_grpo(replace(training, generation=self._generation))
-        progress, seconds = trainer.progress, trainer.seconds
-        del trainer
-        # What is left of the run refers to itself, and would stay beside the next model.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not process_state().is_main_process:
-            return
-        rows = [{name: row.get(name) for name in REWARDS.columns} for row in progress.rows]
-        trained = [
+        return super().train()
+
+    def log(self, trained: Trained) -> dict[str, Any]:
+        """The kept rollouts that were trained on, and what the first step was."""
+        rows = [
             {"item_id": row["item_id"], "sample": sample}
-            for row in progress.rows
+            for row in trained.progress.rows
             if row["trained"]
             for sample in row["samples"]
         ]
-        for table, found in ((REWARDS, rows), (TRAINED, trained)):
-            table.write(self.folder, pa.Table.from_pylist(found, schema=table.schema))
-        lines = "".join(json.dumps(line) + "\n" for line in progress.metrics)
-        write_atomically(self.folder / METRICS, lines)
-        counts = progress.counts()
-        note(
-            self.folder,
-            counts={
+        TRAINED.write(self.folder, pa.Table.from_pylist(rows, schema=TRAINED.schema))
+        counts = trained.counts
+        return {
+            "counts": {
                 **counts,
                 "sampled_rollouts": counts["rollouts"] - counts["kept_rollouts"],
                 "sampled_tokens": counts["tokens"] - counts["kept_tokens"],
-                "trained_on_kept": len(trained),
+                "trained_on_kept": len(rows),
             },
-            seconds={"training": round(seconds, 1)},
-            items=len(training.items),
-            first_step=f"sampled: {self._why_sampled}" if self._why_sampled else "kept rollouts",
-            **machine_facts(),
-        )
+            "first_step": f"sampled: {self._why_sampled}" if self._why_sampled else "kept rollouts",
+        }
 
-    def _export(self) -> None:
+    def export(self) -> None:
         """Make the policy a folder of its own: a model in float32, or the adapter as it is.
 
         In bfloat16 the weights would swallow steps as small as these, an adapter's too.
         """
-        newest = checkpoints(self.folder / "checkpoints")[-1]
+        newest = checkpoints(self.checkpoints)[-1]
         if self.recipe.lora_rank:
             aside = self.folder / ".policy.tmp"
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             for name in _ADAPTER_FILES:
                 shutil.copyfile(newest / name, aside / name)
-            aside.rename(self._policy_folder)
+            aside.rename(self.policy)
         else:
-            export_policy(self._training, newest, self._policy_folder, dtype=torch.float32)
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            export_policy(self.training, newest, self.policy, dtype=torch.float32)
+        self.drop_checkpoints()
 
-    def _score(self) -> None:
+    def measure(self) -> None:
+        """Score the kept rollouts that were not trained on."""
         start = time.monotonic()
         trained = TRAINED.read(self.folder)
         leave_out: dict[str, set[int]] = {}
@@ -275,22 +204,19 @@ class _Pilot:
             leave_out.setdefault(row["item_id"], set()).add(row["sample"])
         scores = RolloutScores(
             self.run.path,
-            self._training.files,
+            self.training.files,
             trust_remote_code=self.run.config.trust_remote_code,
         )
         scored = scores.under(
-            scores.open(str(self._policy_folder)),
+            scores.open(str(self.policy)),
             self.folder / "scored",
             leave_out=leave_out,
             label=f"scoring, pilot {self.seed}",
         )
         SCORED.write(self.folder, scored)
         shutil.rmtree(self.folder / "scored", ignore_errors=True)
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        if not self.keep:
-            shutil.rmtree(self._policy_folder, ignore_errors=True)
-        note(
-            self.folder,
+        self.drop_checkpoints()
+        self.note(
             state="done",
             counts={
                 "scored_rollouts": int(scored["weight"].to_numpy().sum()),
@@ -298,3 +224,5 @@ class _Pilot:
             },
             seconds={"scoring": round(time.monotonic() - start, 1)},
         )
+        if not self.keep:
+            shutil.rmtree(self.policy, ignore_errors=True)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from curate.addresses import DEFAULT_KEY_VARIABLE
 from curate.command import Command, library_function
+from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.names import check_run_folder
-from curate.settings import argument, option, settings
+from curate.settings import argument, option, option_of, settings
 
 SCORED = "scored"
 """What outcomes of checkpoints are called where no name is given."""
@@ -67,41 +68,35 @@ class Score(Command):
         "a completion is cut here and counts as wrong (default: as in the run)",
         default=None, group=_SAMPLING, metavar="N", least=1,
     )  # fmt: skip
-    engine: str = option(
-        "what draws the rollouts (auto: vllm where it and a CUDA GPU are there, else transformers; "
-        "adapters are drawn from by transformers)",
-        default="auto", group=_SAMPLING, choices=("auto", "transformers", "vllm", "server"),
+    engine: str = option_of(
+        TagConfig, "engine", default=..., group=_SAMPLING,
+        help="what draws the rollouts (auto: vllm where it and a CUDA GPU are there, else "
+        "transformers; adapters are drawn from by transformers)",
     )  # fmt: skip
     vllm: Sequence[str] = option(
         "an engine argument of vLLM, such as tensor_parallel_size=4, beside those of the run; "
         "repeatable",
         default=(), group=_SAMPLING, metavar="NAME=VALUE",
     )  # fmt: skip
-    base_url: Sequence[str] = option(
-        "with --engine server: where a server answers that serves the checkpoint; repeatable",
-        default=(), group=_MACHINES, metavar="URL",
+    base_url: Sequence[str] = option_of(
+        TagConfig, "base_url", default=..., group=_MACHINES,
+        help="with --engine server: where a server answers that serves the checkpoint; repeatable",
     )  # fmt: skip
-    served_model: str = option(
-        "the servers' name for it, where it is not that of --model",
-        default="", group=_MACHINES, metavar="NAME",
+    served_model: str = option_of(
+        TagConfig, "served_model", default=..., group=_MACHINES,
+        help="the servers' name for it, where it is not that of --model",
     )  # fmt: skip
     api_key_env: str = option(
         f"the environment variable that holds the API key (default: {DEFAULT_KEY_VARIABLE}, if "
         "set)",
         default="", group=_MACHINES, metavar="VARIABLE",
     )  # fmt: skip
-    executor: str = option(
-        "where rollouts are drawn: in this process, or by the workers of a Ray cluster",
-        default="local", group=_MACHINES, choices=("local", "ray"),
+    executor: str = option_of(
+        TagConfig, "executor", default=..., group=_MACHINES,
+        help="where rollouts are drawn: in this process, or by the workers of a Ray cluster",
     )  # fmt: skip
-    ray_address: str = option(
-        "the Ray cluster (default: RAY_ADDRESS, or one that is started here)",
-        default="", group=_MACHINES, metavar="HOST:PORT",
-    )  # fmt: skip
-    workers: int = option(
-        "Ray workers, each with an engine of its own (0: as many as find room)",
-        default=0, group=_MACHINES, metavar="N", least=0,
-    )  # fmt: skip
+    ray_address: str = option_of(TagConfig, "ray_address", default=..., group=_MACHINES)
+    workers: int = option_of(TagConfig, "workers", default=..., group=_MACHINES)
 
     def work(self) -> dict[str, Any]:
         """Draw, judge and write the outcomes.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from curate.datasets.fields import RowRejected
 from curate.datasets.kinds import KindCounts
 from curate.datasets.layouts import Layout, choose_layout, read_question
-from curate.datasets.source import json_text
+from curate.datasets.row import json_text
 from curate.errors import RunError, UsageError
 from curate.run.features import joined
 from curate.run.names import MANIFEST, TARGET
