@@ -82,9 +82,9 @@ from probes.verifiers.pool import VerifierPool
 if TYPE_CHECKING:
     from probes.machines.ray import RayExecutor
 
-# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard is about two
-# minutes of sampling.
-_SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
+# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard is some twenty
+# seconds to a minute of sampling.
+_SHARD_TOKENS = {"cpu": 8 * 1024, "cuda": 4 * 1024 * 1024}
 # Rollouts of a shard at least, however long they may become: a GPU has a thousand in hand at once.
 _SHARD_ROLLOUTS = {"cpu": 1, "cuda": 8192}
 # Share of the weights in a model's blocks without gradients from which on it is said.
