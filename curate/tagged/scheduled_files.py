@@ -158,7 +158,19 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
     }
 
 
+<<<<<<< HEAD
 def _by_epoch(times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
+=======
+def _rate(value: dict[str, Any], place: int) -> float | None:
+    given = plain_value(value.get("pass_rate"))
+    number = None if given is None else as_number(given)
+    if given is not None and (number is None or not 0 <= number <= 1):
+        raise UsageError(f"row {place + 1}: pass_rate is {given!r:.60}, no number from 0 to 1")
+    return None if number is None else float(number)
+
+
+def _by_epoch(found: Schedule, times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
+>>>>>>> breaker
     epochs = times.shape[1]
     return [
         {
