@@ -432,8 +432,6 @@ class Tagging:
         say(taken_words(found))
         return {"rounds": 1} | self._verify()
 
-<<<<<<< HEAD
-=======
     def _refuse_other_rollouts(self) -> None:
         """Refuse files that are no longer what was taken of them, such as a log that has grown."""
         # Runs of earlier versions do not know.
@@ -448,23 +446,6 @@ class Tagging:
                 "it has changed since: give this run its own --run-dir, or remove the folder"
             )
 
-    def _matcher(self, files: RolloutFiles) -> Matcher:
-        if is_own(self.run.path, self.source):
-            rows = ROWS.read(self.run, "row", "item_id").to_pydict()
-            item_of_row = dict(zip(rows["row"], rows["item_id"], strict=True))
-            places = dict(own_places(self.source, item_of_row, self._row_of))
-            decode = self._tokenizer.decode if self._tokenizer else None
-            return OwnPrompts(list(self._row_of), files, decode, places)
-        items = ITEMS.read(self.run).to_pydict()
-        return ItemMatcher(
-            items["item_id"],
-            items["prompt"],
-            items["prompt_token_ids"],
-            items["answer"],
-            last_turns(self.source, run_layout(self.source, self.config), self._row_of),
-        )
-
->>>>>>> breaker
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
         is_served = self.model.choice == SERVER
         is_first = len(ROUNDS.files(self.run)) == 1

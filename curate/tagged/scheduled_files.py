@@ -110,7 +110,7 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
     inside: list[int] = []
     for place, value in enumerate(tagged.values()):
         ids.append(value.get("item_id"))
-        rate = number_in(value, "pass_rate", place)
+        rate = _rate(value, place)
         kind = plain_value(value.get(plan.quota)) if plan.quota else ""
         if value.get(PREDICTED) is None:
             left_out["not tagged"] += 1
@@ -158,19 +158,14 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
     }
 
 
-<<<<<<< HEAD
-def _by_epoch(times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
-=======
 def _rate(value: dict[str, Any], place: int) -> float | None:
-    given = plain_value(value.get("pass_rate"))
-    number = None if given is None else as_number(given)
-    if given is not None and (number is None or not 0 <= number <= 1):
-        raise UsageError(f"row {place + 1}: pass_rate is {given!r:.60}, no number from 0 to 1")
-    return None if number is None else float(number)
+    rate = number_in(value, "pass_rate", place)
+    if rate is not None and not 0 <= rate <= 1:
+        raise UsageError(f"row {place + 1}: pass_rate is {rate:g}, no number from 0 to 1")
+    return rate
 
 
-def _by_epoch(found: Schedule, times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
->>>>>>> breaker
+def _by_epoch(times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
     epochs = times.shape[1]
     return [
         {
