@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.interval import Interval
+from benchmarks.study.interval import Interval
 from benchmarks.study import grown_interventions as study
 from benchmarks.study.grown_gaps import choose
 from benchmarks.study.grown_gradients import measure

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from benchmarks.interval import Interval
+from benchmarks.study.interval import Interval
 from benchmarks.selection.grown import (
     ARMS,
     FULL,

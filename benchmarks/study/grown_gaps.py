@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import LlamaForCausalLM
 
-from benchmarks.interval import Interval
+from benchmarks.study.interval import Interval
 from benchmarks.study.grown_interventions import (
     COMPARED_SEEDS,
     WORLDS,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.interval import Interval
+from benchmarks.study.interval import Interval
 from benchmarks.study.grown_interventions import BASELINE, STEPS, TAU, World, groups_of
 
 Floats = NDArray[np.float64]

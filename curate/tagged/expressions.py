@@ -105,7 +105,7 @@ def as_number(value: Any) -> int | float | Decimal | None:
 
 
 def number_in(row: Mapping[str, Any], name: str, place: int) -> float | None:
-    """The number in a cell of the row at a place, from 0; None where there is none.
+    """The finite number in a cell of the row at a place, from 0; None where there is none.
 
     Raises:
         UsageError: something else is in it.
