@@ -433,7 +433,7 @@ def test_odd_values_of_a_file_are_no_traceback(tmp_path: Path) -> None:
         assert ran.status == 0, ran.stderr
         write_tagged_file(file, [{**rows[0], "pass_rate": 1.5}])
         ran = run_curate("order", file, "--by", "schedule", "-o", "o.jsonl")
-        assert "row 1: pass_rate is 1.5, no number from 0 to 1" in ran.last_line
+        assert "row 1: pass_rate is 1.5, not from 0 to 1" in ran.last_line
 
 
 def test_csv_that_another_program_wrote_again_is_read(tagged: Path) -> None:

@@ -110,7 +110,9 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
     inside: list[int] = []
     for place, value in enumerate(tagged.values()):
         ids.append(value.get("item_id"))
-        rate = _rate(value, place)
+        rate = number_in(value, "pass_rate", place)
+        if rate is not None and not 0 <= rate <= 1:
+            raise UsageError(f"row {place + 1}: pass_rate is {rate:g}, not from 0 to 1")
         kind = plain_value(value.get(plan.quota)) if plan.quota else ""
         if value.get(PREDICTED) is None:
             left_out["not tagged"] += 1
@@ -156,13 +158,6 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
         "weights": None if weights is None else str(weights),
         "notes": [*notes, *found.notes],
     }
-
-
-def _rate(value: dict[str, Any], place: int) -> float | None:
-    rate = number_in(value, "pass_rate", place)
-    if rate is not None and not 0 <= rate <= 1:
-        raise UsageError(f"row {place + 1}: pass_rate is {rate:g}, no number from 0 to 1")
-    return rate
 
 
 def _by_epoch(times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
