@@ -44,7 +44,7 @@ from probes.doctor.expected_size import (
     MEMORY_BYTES_AN_ITEM,
 )
 from probes.statistics.distributions import binomial_pmf, binomial_tail, student_t_quantile
-from probes.statistics.plan import PassRatePrior, Plan, rate_grid, rollouts_to_come
+from probes.statistics.plan import PassRatePrior, Plan, rate_grid, rollouts_to_come, with_trace
 
 Floats = NDArray[np.float64]
 
@@ -457,7 +457,7 @@ def fit_rates(judged: ArrayLike, correct: ArrayLike, cut_share: float = 0.0) -> 
     """
     n, c = np.asarray(judged, np.int64), np.asarray(correct, np.int64)
     rates = rate_grid()
-    base = _paper_weights(rates / max(1 - cut_share, 1e-3))
+    base = with_trace(_paper_weights(rates / max(1 - cut_share, 1e-3)))
     weights = base
     for _ in range(_EM_STEPS if len(n) else 0):
         responsible = PassRatePrior(rates, weights).posterior(n, c).sum(axis=0)

@@ -85,6 +85,17 @@ def test_where_none_has_ended_all_may_be_cut() -> None:
     assert cost.seconds["gradients"].middle < 1 and cost.seconds["gold"].middle < 5.1
 
 
+def test_where_all_are_cut_any_counts_still_have_a_posterior() -> None:
+    prior = fit_rates([], [], cut_share=1.0)
+    with np.errstate(all="raise", under="ignore"):
+        posterior = prior.posterior([128, 1024, 8], [60, 1024, 8])
+    assert posterior.sum(axis=1) == pytest.approx(1)
+    assert (posterior @ prior.rates)[1] > 0.9
+    in_rounds = _work(plan=Plan(min_rollouts=32, max_rollouts=1024))
+    low, middle, high = estimate(in_rounds, _sample([], unfinished=[7]), PRICES).rollouts
+    assert 3200 <= low <= middle <= high <= 100 * 1024
+
+
 # --- Costs ---------------------------------------------------------------------------------------
 
 
