@@ -89,8 +89,8 @@ _SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
 _SHARD_ROLLOUTS = {"cpu": 1, "cuda": 8192}
 # Share of the weights in a model's blocks without gradients from which on it is said.
 _UNCOVERED = 0.01
-# Above this share the tags say next to nothing of the policy.
-_NEARLY_ALL = 0.9
+# Above this share the tags say little of the policy, as of an item whose rollouts are mostly cut.
+_MOST = 0.5
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _TRUNCATED_WARNING = 0.2
 
@@ -534,8 +534,8 @@ class Tagging:
         )
         drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
         if truncated > _TRUNCATED_WARNING * drawn:
-            little = "so little was measured, whatever p_unlearnable is; "
-            little = little if truncated > _NEARLY_ALL * drawn else ""
+            little = "so little was measured, whatever the tags say; "
+            little = little if truncated > _MOST * drawn else ""
             remedy = (
                 f"; {little}a run of its own (--run-dir) with more, or with an --instruction that "
                 "asks for shorter answers, may tell more"
