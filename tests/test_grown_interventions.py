@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.interval import Interval
 from benchmarks.study import grown_interventions as study
 from benchmarks.study.grown_gaps import choose
 from benchmarks.study.grown_gradients import measure
@@ -19,8 +20,8 @@ from benchmarks.study.grown_interventions import (
     groups_of,
     open_world,
 )
-from benchmarks.study.grown_interventions_page import Interval, Study
-from benchmarks.study.grown_training import problem
+from benchmarks.study.grown_interventions_page import Study
+from benchmarks.training.rollouts import problem
 from tests.worlds.grown import WorldSettings, pass_probability, tokenizer
 
 SKILLS = ("codes0", "compare", "gcd", "plus", "times")

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import LlamaForCausalLM
 
+from benchmarks.interval import Interval
 from benchmarks.study.grown_interventions import (
     COMPARED_SEEDS,
     WORLDS,
@@ -47,9 +48,8 @@ from benchmarks.study.grown_interventions import (
     more_pretraining,
     open_world,
 )
-from benchmarks.study.grown_interventions_page import Interval
-from benchmarks.study.grown_training import problem
 from benchmarks.study.smollm2 import run_curate
+from benchmarks.training.rollouts import problem
 from curate import gaps
 from curate.files import write_atomically
 from recipes.gaps.clusters import CANDIDATE, PERHAPS, TAUGHT

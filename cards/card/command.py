@@ -21,6 +21,8 @@ class Card(Command):
     markers the card is written anew each time; what else stands in it stays.
     """
 
+    resumes = False
+
     run: str | Path = argument(
         "the folder of a finished `curate tag`, or a file of `curate join`", metavar="RUN"
     )
@@ -45,10 +47,6 @@ class Card(Command):
         "license of the dataset, as apache-2.0 (default: none, or the card's)",
         default="", metavar="ID",
     )  # fmt: skip
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the card.

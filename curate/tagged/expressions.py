@@ -101,6 +101,19 @@ def as_number(value: Any) -> int | float | Decimal | None:
     return None
 
 
+def number_in(row: Mapping[str, Any], name: str, place: int) -> float | None:
+    """The number in a cell of the row at a place, from 0; None where there is none.
+
+    Raises:
+        UsageError: something else is in it.
+    """
+    given = plain_value(row.get(name))
+    number = None if given is None else as_number(given)
+    if given is not None and number is None:
+        raise UsageError(f"row {place + 1}: {name} is {given!r:.60}, not a number")
+    return None if number is None else float(number)
+
+
 class _Parser:
     """Makes functions of the parts of one expression."""
 

@@ -29,6 +29,8 @@ class Order(TrainingFile):
     train.parquet. Exit status: 0 done, 1 the disk failed, 2 bad usage or input.
     """
 
+    resumes = False
+
     more_help: ClassVar[tuple[str, ...]] = (
         *(
             f"--by {name}: {each.summary}. Helps: {each.helps}. The paper: {each.paper}."
@@ -85,10 +87,6 @@ class Order(TrainingFile):
         ".jsonl or .csv",
         "FILE",
     )
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the rows.
