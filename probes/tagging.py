@@ -275,6 +275,8 @@ class Tagging:
     def _probe_items(self) -> None:
         self._read_inputs()
         if self.config.rollouts:
+            if self.run.is_done("plan"):
+                self._refuse_other_rollouts()
             self._stage("plan", self._take_rollouts)
             most = self.run.manifest["rollouts"]["most"]
             # As many as there are were drawn: nothing stopped early.
@@ -429,6 +431,20 @@ class Tagging:
         self.run.update(rollouts=found)
         say(taken_words(found))
         return {"rounds": 1} | self._verify()
+
+    def _refuse_other_rollouts(self) -> None:
+        """Refuse files that are no longer what was taken of them, such as a log that has grown."""
+        # Runs of earlier versions do not know.
+        known = self.run.manifest["rollouts"].get("sha256")
+        try:
+            files = open_rollouts(self.config.rollouts, read_columns(self.config.column))
+        except UsageError:
+            return  # They are gone: the run has all of them.
+        if known not in (None, files.fingerprint()):
+            raise UsageError(
+                f"run folder {self.run.path} has the rollouts of {files.where} as it was then, and "
+                "it has changed since: give this run its own --run-dir, or remove the folder"
+            )
 
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
         is_served = self.model.choice == SERVER

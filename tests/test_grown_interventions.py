@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.interval import Interval
 from benchmarks.study import grown_interventions as study
 from benchmarks.study.grown_gaps import choose
 from benchmarks.study.grown_gradients import measure
@@ -21,6 +20,7 @@ from benchmarks.study.grown_interventions import (
     open_world,
 )
 from benchmarks.study.grown_interventions_page import Study
+from benchmarks.study.interval import Interval
 from benchmarks.training.rollouts import problem
 from tests.worlds.grown import WorldSettings, pass_probability, tokenizer
 

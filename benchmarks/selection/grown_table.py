@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from benchmarks.interval import Interval
 from benchmarks.selection.grown import (
     ARMS,
     FULL,
@@ -34,6 +33,7 @@ from benchmarks.selection.grown import (
     TARGETED,
     curve_file,
 )
+from benchmarks.study.interval import Interval
 
 Floats = NDArray[np.float64]
 

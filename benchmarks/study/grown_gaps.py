@@ -39,7 +39,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import LlamaForCausalLM
 
-from benchmarks.interval import Interval
 from benchmarks.study.grown_interventions import (
     COMPARED_SEEDS,
     WORLDS,
@@ -48,6 +47,7 @@ from benchmarks.study.grown_interventions import (
     more_pretraining,
     open_world,
 )
+from benchmarks.study.interval import Interval
 from benchmarks.study.smollm2 import run_curate
 from benchmarks.training.rollouts import problem
 from curate import gaps

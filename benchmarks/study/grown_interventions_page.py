@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.interval import Interval
 from benchmarks.study.grown_interventions import BASELINE, STEPS, TAU, World, groups_of
+from benchmarks.study.interval import Interval
 
 Floats = NDArray[np.float64]
 Trainings = Mapping[tuple[int, str], Sequence[Mapping[str, Any]]]

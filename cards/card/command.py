@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.command import Command, library_function
+from curate.errors import UsageError
 from curate.files import path_or_none
 from curate.run.names import check_run_folder, is_joined
 from curate.settings import argument, option, settings
@@ -60,6 +61,11 @@ class Card(Command):
 
             write = write_joined_card
         else:
+            if Path(self.run).is_file():
+                raise UsageError(
+                    f"{self.run} is a file without the summary that `curate join` writes beside "
+                    "it: give a run folder, or a file of `curate join`"
+                )
             check_run_folder(self.run)
             from cards.card.card import write_card
 

@@ -64,8 +64,9 @@ class Order(TrainingFile):
         "and when it ends; the target falls, or rises, evenly (default: 0.2)", "X", least=0
     )
     width: float | None = _of_schedule(
-        "how far a batch spreads around it, as a standard deviation (default: 0.2)", "X", above=0
-    )
+        "how far a batch spreads around it, as a standard deviation (default: 0.2)", "X",
+        least=0.001,  # Pass rates are told apart to a thousandth.
+    )  # fmt: skip
     band: str | Sequence[str] | None = _of_schedule(
         "in the place of a target: rows with a pass rate from LOW to HIGH, for an equal part of "
         "the training for each time that it is given; other rows are left out",

@@ -111,6 +111,8 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
     for place, value in enumerate(tagged.values()):
         ids.append(value.get("item_id"))
         rate = number_in(value, "pass_rate", place)
+        if rate is not None and not 0 <= rate <= 1:
+            raise UsageError(f"row {place + 1}: pass_rate is {rate:g}, not from 0 to 1")
         kind = plain_value(value.get(plan.quota)) if plan.quota else ""
         if value.get(PREDICTED) is None:
             left_out["not tagged"] += 1

@@ -108,10 +108,10 @@ def take_rollouts(
         correct_from: the reward from which a rollout is correct, where it does not.
 
     Returns:
-        `rollouts` taken, `most` of an item, `matched_by` what, `unmatched` with an `example`,
-        `encoded` (of text only), `several_turns`, `without_tokens` (of one turn, of which no tokens
-        are known), `without_reward`, `graded`, `unreadable` rows, and `drawn`, what the files tell
-        of who drew them.
+        `sha256` of the files, `rollouts` taken, `most` of an item, `matched_by` what, `unmatched`
+        with an `example`, `encoded` (of text only), `several_turns`, `without_tokens` (of one turn,
+        of which no tokens are known), `without_reward`, `graded`, `unreadable` rows with an
+        `unreadable_example`, and `drawn`, what the files tell of who drew them.
 
     Raises:
         UsageError: none is of an item of the run, rewards are means, or none can be right.
@@ -154,6 +154,7 @@ def take_rollouts(
     return {
         "path": files.where,
         "files": len(files.files),
+        "sha256": files.fingerprint(),
         "format": files.format,
         "rollouts": int(drawn.sum()),
         "most": int(drawn.max()),
@@ -162,6 +163,7 @@ def take_rollouts(
         "unmatched": matcher.unmatched,
         "example": matcher.example or None,
         "unreadable": len(files.unreadable),
+        "unreadable_example": files.unreadable[0] if files.unreadable else None,
         "has_policy": tokenizer is not None,
         "drawn": asdict(files.drawn()),
         **counts,
@@ -183,7 +185,7 @@ def taken_words(found: Mapping[str, Any]) -> str:
         else "have no token ids, which only a policy's tokenizer gives",
         "without_reward": "have no reward, and do not count",
         "graded": "have a reward between 0 and --correct-from, and count as wrong",
-        "unreadable": "rows could not be read",
+        "unreadable": f"rows could not be read, such as {found.get('unreadable_example')}",
     }.items():
         if found[key]:
             lines.append(f"    {found[key]:,} {words}")

@@ -87,7 +87,7 @@ class Budget:
         if is_percent or 0 < number < 1:
             if 0 < number <= 1:
                 return cls(share=number)
-        elif number >= 1 and number == int(number):
+        elif number >= 1 and number.is_integer():
             return cls(rows=int(number))
         raise UsageError(
             f"--budget is {text!r}; it must be a number of rows, or a share such as 0.4 or 40%"
@@ -250,7 +250,8 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
         numbers.append((forecast - rate, teaching, rate))
         tag = value.get(PREDICTED)
         rows.tag.append(str(tag or NO_TAG))
-        rows.item_id.append(value.get("item_id"))
+        item_id = value.get("item_id")
+        rows.item_id.append(item_id if isinstance(item_id, str) else None)
         kind = plain_value(value.get(settings.quota)) if settings.quota else None
         rows.kind.append(
             None if kind is None else kind if isinstance(kind, str) else json_text(kind)
