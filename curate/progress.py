@@ -50,6 +50,8 @@ class Progress:
         self.unit = unit
         self.done = done
         self.note = ""
+        self.seconds_left: float | None = None
+        """Where the caller knows it better than the rate of what is finished tells."""
         self._first = done
         self._first_finished: float | None = None
         self._stream = stream or sys.stderr
@@ -93,7 +95,9 @@ class Progress:
             text += f" of {self.total:,}"
         text += f" {self.unit}, {_rate(rate)}"
         if self.total is not None and rate > 0 and self._tells_time_left(now):
-            text += f", {duration((self.total - self.done) / rate)} left"
+            by_rate = (self.total - self.done) / rate
+            left = by_rate if self.seconds_left is None else self.seconds_left
+            text += f", {duration(left)} left"
         return text + (f", {self.note}" if self.note else "")
 
     def _tells_time_left(self, now: float) -> bool:

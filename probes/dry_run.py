@@ -144,6 +144,12 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
         lines += _read_lines(found["target"])
     judged, correct = sample["judged"], sample["correct"]
     making = f"; {sample['unfinished']:,} in the making" if sample["unfinished"] else ""
+    tried = (
+        f"{counted(sample['rollouts'], 'rollout')} of {counted(sample['prompts'], 'prompt')}: "
+        f"{correct:,} of {judged:,} correct, {sample['cut']:,} cut{making}"
+    )
+    if sample["unfinished"] and not sample["rollouts"]:
+        tried = f"{counted(sample['unfinished'], 'rollout')}, of which none was finished"
     there = "there already, and continued" if found["continues"] else "not there yet"
     if found["of_another_run"]:
         there = "belongs to another run, so this one needs its own --run-dir"
@@ -151,9 +157,7 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
         [
             *lines,
             f"engine    {engine['name']}: {engine['why']}; {engine['where']}",
-            f"tried     {counted(sample['rollouts'], 'rollout')} of "
-            f"{counted(sample['prompts'], 'prompt')}: {correct:,} of {judged:,} correct, "
-            f"{sample['cut']:,} cut{making}",
+            f"tried     {tried}",
             f"run       {found['run_dir']}: {there}; tagged file: {found['tagged_file']}",
             "",
             f"estimate, {found['basis']}:",

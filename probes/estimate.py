@@ -6,7 +6,8 @@
                 A budget caps each.
     length      mean tokens of a completion that is cut at max_tokens: the area under the share of
                 completions that are longer (Kaplan and Meier 1958), in which those that are still
-                in the making count as far as they are
+                in the making count as far as they are. Where none is finished it is unknown: from
+                what is in the making to max_tokens, which is what counts as expected
     sampling    rollouts × length × seconds a token
     verifying   rollouts × seconds a rollout
     gradients   of an item its first gradient_rollouts correct rollouts and, where it has one, its
@@ -44,12 +45,12 @@ from probes.doctor.expected_size import (
     MEMORY_BYTES_AN_ITEM,
 )
 from probes.statistics.distributions import binomial_pmf, binomial_tail, student_t_quantile
-from probes.statistics.plan import PassRatePrior, Plan, rate_grid, rollouts_to_come
+from probes.statistics.plan import PassRatePrior, Plan, rate_grid, rollouts_to_come, with_trace
 
 Floats = NDArray[np.float64]
 
-DAY = 86_400.0
-"""Seconds; for a run of more the smaller plans are told."""
+DAY, HOUR = 86_400.0, 3600.0
+"""Seconds; for a run that may take more than a day the smaller plans are told."""
 SAMPLED_TOKEN = (1 / 3, 1.0, 2.0)
 """Of a gradient's token, where none was taken: its seconds in those of a sampled token."""
 GOLD_TOKEN = 0.5
@@ -164,8 +165,11 @@ class Sample:
         return len(np.asarray(self.lengths))
 
     def cut_share(self, most: int) -> float:
-        """Share of the completions that a limit of `most` tokens cuts, as `length`."""
-        return self._restricted(most)[2]
+        """Share of the completions that a limit of `most` tokens cuts, as `length`.
+
+        0 where none is finished: then none is known to be cut.
+        """
+        return self._restricted(most)[2] if self.rollouts else 0.0
 
     def _restricted(self, most: int) -> tuple[float, float, float]:
         finished, cut = np.asarray(self.lengths, float), np.asarray(self.is_cut, bool)
@@ -175,6 +179,10 @@ class Sample:
 
     def length(self, most: int) -> Span:
         """Mean tokens of a completion that is cut at `most`, at most the sample's max_tokens."""
+        if not self.rollouts:
+            making = np.asarray(self.unfinished, float)
+            least = float(making.mean()) if len(making) else 1.0
+            return Span(least, most, most).within(1.0, float(most))
         mean, deviation, _ = self._restricted(most)
         finished, prompt_of = np.minimum(np.asarray(self.lengths, float), most), self.prompt_of
         groups = [finished[np.asarray(prompt_of) == prompt] for prompt in range(self.prompts)]
@@ -272,8 +280,8 @@ class Estimate:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is expected to take more than a day."""
-        return self.whole.middle > DAY
+        """Whether it may take more than a day."""
+        return self.whole.high > DAY
 
     def facts(self) -> dict[str, Any]:
         """In plain values."""
@@ -457,7 +465,7 @@ def fit_rates(judged: ArrayLike, correct: ArrayLike, cut_share: float = 0.0) -> 
     """
     n, c = np.asarray(judged, np.int64), np.asarray(correct, np.int64)
     rates = rate_grid()
-    base = _paper_weights(rates / max(1 - cut_share, 1e-3))
+    base = with_trace(_paper_weights(rates / max(1 - cut_share, 1e-3)))
     weights = base
     for _ in range(_EM_STEPS if len(n) else 0):
         responsible = PassRatePrior(rates, weights).posterior(n, c).sum(axis=0)
@@ -529,11 +537,13 @@ def _candidates(work: Work, sample: Sample, now: float) -> list[tuple[str, str, 
         add(f"--max-rollouts {few}", "one round, as many rollouts for every item", **one_round)
     half = work.max_tokens // 2
     if half and sample.length(half).middle < 0.9 * sample.length(work.max_tokens).middle:
-        loses = f"{sample.cut_share(half):.0%} of the completions are cut, and count as wrong"
+        share = f"{sample.cut_share(half):.0%} of the" if sample.rollouts else "maybe more"
+        loses = f"{share} completions are cut, and count as wrong"
         add(f"--max-tokens {half}", loses, max_tokens=half)
-    if now > DAY and items > 1:
-        fewer = _round_down(items * DAY / now)
-        add(f"--limit {fewer}", "the first rows alone, in a day", items=fewer)
+    time, name = (DAY, "a day") if now > DAY else (HOUR, "an hour")
+    if now > time and items > 1:
+        fewer = _round_down(items * time / now)
+        add(f"--limit {fewer}", f"the first rows alone, in {name}", items=fewer)
         if many > few:
             cheap = replace(work, plan=replace(plan, **one_round))
             found.append(_both(cheap, few, fewer))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from probes.estimate import SAMPLED_TOKEN, Estimate, Prices, Sample, SmallerPlan, Span, Work
+import numpy as np
+
+from probes.estimate import DAY, SAMPLED_TOKEN, Estimate, Prices, Sample, SmallerPlan, Span, Work
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _UNITS = ((2 * _DAY, _DAY, "days"), (1.5 * _HOUR, _HOUR, "h"), (1.5 * _MINUTE, _MINUTE, "min"))
@@ -13,27 +15,32 @@ _UNITS = ((2 * _DAY, _DAY, "days"), (1.5 * _HOUR, _HOUR, "h"), (1.5 * _MINUTE, _
 def estimate_lines(
     work: Work, sample: Sample, prices: Prices, cost: Estimate, smaller: Sequence[SmallerPlan]
 ) -> list[str]:
-    """Tell an estimate, and the smaller plans where it is of more than a day.
+    """Tell an estimate, and the smaller plans where it may be of more than a day.
 
     Args:
         work, sample, prices: what it was reckoned from.
         cost: the estimate.
         smaller: plans that cost less, dearest first; told only where the run is long.
     """
-    cut = f", {sample.cut_share(work.max_tokens):.0%} cut at --max-tokens {work.max_tokens:,}"
+    limit = f"--max-tokens {work.max_tokens:,}"
+    length = f"{_of(cost.length)} a rollout"
+    if sample.rollouts:
+        length += f", {sample.cut_share(work.max_tokens):.0%} cut at {limit}"
+    else:
+        length += f", were all as long as {limit}: none was finished, so lengths are unknown"
     at_most = f", at most {about(cost.most_seconds)}" if _has_rounds(work) else ""
     stages = [f"{name} {about(span.middle)}" for name, span in cost.seconds.items() if span.middle]
     disk = f", at most {size(cost.most_disk_bytes)}"
     memory = "" if prices.gradient_token else " so far, and more for gradients"
     lines = [
         f"  rollouts  {_rollouts(work, cost)}",
-        f"  tokens    about {count(cost.tokens.middle)}: {_of(cost.length)} a rollout{cut}",
+        f"  tokens    about {count(cost.tokens.middle)}: {length}",
         f"  time      {duration_of(cost.whole)}{at_most}: {', '.join(stages)}",
         f"  disk      about {size(cost.disk_bytes.middle)}{disk}",
         f"  memory    about {size(cost.memory_bytes)}{memory}",
     ]
     if cost.is_long:
-        lines += smaller_lines(smaller)
+        lines += smaller_lines(smaller, may="" if cost.whole.middle > DAY else "maybe ")
     return lines
 
 
@@ -56,14 +63,7 @@ def basis(
         differentiated: rollouts that were, for that.
         first: whether they are of the run's first prompts, and not of some from anywhere.
     """
-    prompts = counted(sample.prompts, "prompt")
-    if first:
-        prompts = f"its first {prompts}" if sample.prompts > 1 else "its first prompt"
-    text = f"from {counted(sample.rollouts, 'rollout')} of {prompts}"
-    unfinished = len(list(sample.unfinished))  # type: ignore[arg-type]
-    if unfinished:
-        text += f" and {unfinished:,} in the making"
-    text += f" ({tokens:,} tokens in {about(seconds)})"
+    text = f"from {_drawn(sample, first=first)} ({tokens:,} tokens in {about(seconds)})"
     if prices.gradient_token:
         return f"{text}; gradients from {counted(differentiated, 'rollout')}"
     low, _, high = SAMPLED_TOKEN
@@ -73,13 +73,24 @@ def basis(
     )
 
 
-def smaller_lines(smaller: Sequence[SmallerPlan]) -> list[str]:
-    """Tell what each smaller plan costs."""
+def _drawn(sample: Sample, *, first: bool) -> str:
+    unfinished = len(np.asarray(sample.unfinished))
+    if unfinished and not sample.rollouts:
+        return f"{counted(unfinished, 'rollout')} in the making, of which none was finished"
+    prompts = counted(sample.prompts, "prompt")
+    if first:
+        prompts = f"its first {prompts}" if sample.prompts > 1 else "its first prompt"
+    making = f" and {unfinished:,} in the making" if unfinished else ""
+    return f"{counted(sample.rollouts, 'rollout')} of {prompts}{making}"
+
+
+def smaller_lines(smaller: Sequence[SmallerPlan], *, may: str = "") -> list[str]:
+    """Tell what each smaller plan costs; `may` stands before how long the run is."""
     if not smaller:
-        return ["  more than a day"]
+        return [f"  {may}more than a day"]
     width = max(len(each.options) for each in smaller)
     return [
-        "  more than a day; smaller plans, by what is added to the command:",
+        f"  {may}more than a day; smaller plans, by what is added to the command:",
         *(
             f"    {each.options:<{width}}  {about(each.estimate.whole.middle):>8}  {each.loses}"
             for each in smaller

@@ -68,6 +68,7 @@ def summarize(run_dir: Path) -> dict[str, Any]:
         "predictor": manifest.get("predictor", {}),
         "answers": manifest.get("answers", {}),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "tries": {name: stage.get("tries", 1) for name, stage in stages.items()},
     }
 
 
@@ -88,8 +89,14 @@ def _taken(manifest: Mapping[str, Any], config: TagConfig) -> dict[str, Any]:
     return {"taken": {**taken, "words": words}}
 
 
-def _speed(tokens_per_second: float | None) -> str:
-    return f" at {tokens_per_second:,.0f} tokens/s" if tokens_per_second is not None else ""
+def _speed(summary: Mapping[str, Any]) -> str:
+    speed = summary["tokens_per_second"]
+    return "" if speed is None else f" at {speed:,.0f} tokens/s{_over(summary['tries']['sample'])}"
+
+
+def _over(tries: int) -> str:
+    """Said of seconds in which there is what was lost when a process ended."""
+    return f" over {tries:,} tries" if tries > 1 else ""
 
 
 def tag_meanings(tau: float, *, learned: bool) -> dict[Trainability, str]:
@@ -135,7 +142,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{summary['rollouts_truncated']:,} cut{'' if taken else ' at --max-tokens'}, "
         f"{summary['rollouts_not_judged']:,} not judged)"
         + (
-            f", {summary['completion_tokens']:,} tokens{_speed(summary['tokens_per_second'])}"
+            f", {summary['completion_tokens']:,} tokens{_speed(summary)}"
             # Text that was taken from files has none that are known.
             if summary["completion_tokens"] or not taken
             else ""
@@ -148,7 +155,9 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]
     lines += answer_lines(summary["answers"])
     seconds = [f"{name} {duration(value)}" for name, value in summary["seconds"].items()]
-    lines.append(f"time: {', '.join(seconds)}; {duration(sum(summary['seconds'].values()))} in all")
+    whole = f"{duration(sum(summary['seconds'].values()))} in all"
+    whole += _over(max(summary["tries"].values()))
+    lines.append(f"time: {', '.join(seconds)}; {whole}")
     lines.append("")
     lines.append(f"tagged file: {summary['tagged_file']}")
     lines.append(f"evidence:    {summary['run_dir']}")

@@ -96,8 +96,8 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     Args:
         dataset: a file, folder or Hub id.
         model: a model folder, a Hub id (`org/name@revision`) or a .gguf file.
-        settings: the options of `curate tag`, with underscores: `min_rollouts=64`. What a run would
-            cost tells `probes.dry_run.dry_run`.
+        settings: the options of `curate tag`, with underscores: `min_rollouts=64`. Not `dry_run`:
+            what a run would cost tells `probes.dry_run.dry_run`.
 
     Returns:
         the tagged dataset, a row for every row of the input, as it stands in the tagged file: an
@@ -114,6 +114,11 @@ def tag(dataset: str | Path, model: str | Path, **settings: Any) -> TaggedTable:
     from curate.tagged.write import read_table, with_types
     from probes.tag import tag_dataset
 
+    if settings.pop("dry_run", False):
+        raise UsageError(
+            "tag() returns what was tagged; what it would cost tells another function: "
+            "probes.dry_run.dry_run(curate.config.TagConfig(dataset=..., model=...))"
+        )
     values = {"dataset": dataset, "model": model, **settings}
     config, out = tag_dataset(config_from_mapping(values, "tag()"))
     source, run_dir = open_source(out), Path(config.run_dir)

@@ -13,7 +13,8 @@ p_unlearnable is the probability that the item ends below τ by the forecast
 (`probes.forecast.model`), or what a predictor of `curate calibrate` gives. A doubt of 0.1 means
 that of the items with a tag at most one in ten is expected to become the contrary; mostly far
 fewer, since most lie beyond it. The forecast is a posterior, so it holds whatever made sampling
-stop, and several looks widen nothing.
+stop, and several looks widen nothing. Where none is correct and most were cut at the limit of
+tokens there is no forecast: that says how short the limit was, and little of the policy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from curate.tags import CUT, Trainability
+from curate.tags import Trainability
 
 DEFAULT_TAU = 0.1
 DOUBT = 0.1
@@ -51,8 +52,8 @@ class Evidence:
     """Expected pass rate after training."""
     forecast_low: float | None = None
     forecast_high: float | None = None
-    mostly_cut: bool = False
-    """Whether none is correct and most were cut at --max-tokens."""
+    truncated_rollouts: int = 0
+    """Rollouts that were cut at the limit of tokens."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.total_correct_rollouts <= self.total_rollouts:
@@ -65,15 +66,20 @@ class Evidence:
             if isinstance(value, float) and math.isnan(value):
                 object.__setattr__(self, field.name, None)
 
+    @property
+    def mostly_cut(self) -> bool:
+        """Whether none is correct and most were cut, so that little was measured."""
+        drawn = self.total_rollouts + self.unjudged_rollouts
+        return self.total_correct_rollouts == 0 and 2 * self.truncated_rollouts > drawn
+
     @classmethod
     def from_rows(
         cls,
         rate: Mapping[str, Any],
         lifted: Mapping[str, Any],
         forecast: Mapping[str, Any],
-        no_positive_kind: str | None = None,
     ) -> Evidence:
-        """Evidence on an item from its rows of pass rates, lift and forecast, and its kind."""
+        """Evidence on an item from its rows of pass rates, lift and forecast."""
         return cls(
             total_rollouts=rate["total_rollouts"],
             total_correct_rollouts=rate["total_correct_rollouts"],
@@ -87,7 +93,7 @@ class Evidence:
             forecast=forecast["forecast_pass_rate"],
             forecast_low=forecast["forecast_low"],
             forecast_high=forecast["forecast_high"],
-            mostly_cut=no_positive_kind == CUT,
+            truncated_rollouts=rate["truncated_rollouts"],
         )
 
 
@@ -114,7 +120,7 @@ class Prediction:
 
     trainability: Trainability
     p_unlearnable: float | None
-    """Only for hard items: easy ones are solved."""
+    """Only for hard items, easy ones are solved; and not where most rollouts were cut."""
     tag_reason: str
 
 
@@ -145,10 +151,14 @@ def predict(
     p = probability.p_unlearnable
     if c == 0:
         reason = f"0 of {n} rollouts correct{_could_still_be(evidence)}"
+        if evidence.mostly_cut:
+            reason += (
+                "; most rollouts were cut at the limit of tokens, so little was measured and "
+                "nothing is forecast"
+            )
+            return Prediction(Trainability.NO_POSITIVE, None, reason + unjudged)
         if p is not None and evidence.forecast is not None:
             reason += f"; {_expected(evidence)} all the same, p_unlearnable {_number(p)}"
-        if evidence.mostly_cut:
-            reason += "; little was measured: most rollouts were cut at --max-tokens"
         return Prediction(Trainability.NO_POSITIVE, p, reason + unjudged)
     if p is None:
         trainability, ground = Trainability.UNDETERMINED, "there is no forecast"

@@ -463,6 +463,7 @@ class Tagging:
             self.opening = self._opening(drawn, target)
         opening = self.opening if self.opening and not self.opening.is_told else None
         longest = int(self.prompt_tokens().max())
+        engine: Engine | None = None  # Ray's workers have their own.
         if self.ray and self.model.choice != SERVER:
             draw = self.ray.draw(lambda facts: self.run.update(engine=facts), longest)
         else:
@@ -479,6 +480,8 @@ class Tagging:
             draw,
             shard_rollouts(self.config, self.machine["device"], is_served=is_served),
             cut.saw if is_first else lambda table: None,
+            engine,
+            self.config.max_tokens,
         )
         if is_first:
             cut.end()

@@ -230,13 +230,15 @@ def peak_memory() -> int:
 
 
 @contextmanager
-def _ticking(progress: Progress, begun: float, most: float) -> Iterator[None]:
-    """Show how far the time is while nothing is finished, too."""
+def _ticking(
+    progress: Progress, begun: float, most: float, note: Callable[[], str] = lambda: ""
+) -> Iterator[None]:
+    """Show how far the time is while nothing is finished, too, after a `note`."""
     is_over = threading.Event()
 
     def tick() -> None:
         while not is_over.wait(_TICK_SECONDS):
-            progress.tick(f"{time.monotonic() - begun:.0f} s of at most {most:.0f} s")
+            progress.tick(f"{note()}{time.monotonic() - begun:.0f} s of at most {most:.0f} s")
 
     ticker = threading.Thread(target=tick, daemon=True)
     ticker.start()
@@ -259,10 +261,15 @@ def _draw(engine: Engine, items: pa.Table, config: TagConfig, *, grows: bool) ->
     room = int(_at_once(engine, items, config)) if grows else max(size for size, _ in sizes)
     waves: list[_Wave] = []
     begun = time.monotonic()
+
+    def making() -> str:
+        tokens = sum(engine.unfinished() or ())
+        return f"{tokens:,} tokens in the making, " if tokens else ""
+
     try:
         with (
             Progress("trying", None, "rollouts") as progress,
-            _ticking(progress, begun, SECONDS),
+            _ticking(progress, begun, SECONDS, making),
         ):
             while sizes:
                 size, most = sizes[0]

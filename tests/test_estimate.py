@@ -76,13 +76,48 @@ def test_rollouts_in_the_making_count_as_far_as_they_are() -> None:
     assert seen.cut_share(50) == pytest.approx((lengths > 50).mean(), abs=0.04)
 
 
-def test_where_none_has_ended_all_may_be_cut() -> None:
-    sample = _sample([], unfinished=[7, 9])
+def test_where_all_were_cut_nothing_is_differentiated() -> None:
+    sample = _sample([100] * 8, is_cut=np.ones(8, bool))
     assert sample.length(100).middle == 100 and sample.cut_share(100) == 1
     cost = estimate(_work(), sample, PRICES)
     # What is cut is wrong, and so there is nothing to differentiate and no gold to score.
     assert cost.seconds["sampling"].middle == pytest.approx(80)
     assert cost.seconds["gradients"].middle < 1 and cost.seconds["gold"].middle < 5.1
+
+
+def test_where_none_is_finished_lengths_and_cuts_are_unknown() -> None:
+    sample = _sample([], prompts=0, unfinished=[7, 9])
+    assert sample.length(100) == (8, 100, 100) and sample.cut_share(100) == 0
+    work, prices = _work(), replace(PRICES, gradient_token=None)
+    cost = estimate(work, sample, prices)
+    low, middle, high = cost.seconds["sampling"]
+    assert middle == high == pytest.approx(80) and low == pytest.approx(80 * 8 / 100)
+    # Nothing says that all would be cut, so that gradients come on top.
+    assert cost.seconds["gradients"].middle > 10
+    lines = "\n".join(estimate_lines(work, sample, prices, cost, ()))
+    assert "100 (8 to 100) a rollout, were all as long as --max-tokens 100: none was fin" in lines
+    assert "% cut" not in lines and ", gradients " in lines
+    told = basis(sample, 16, 60.0, prices)
+    assert told.startswith("from 2 rollouts in the making, of which none was finished (16 tokens")
+    assert "gradients not measured" in told
+    # Whether that is long nobody knows, so what would make it smaller is told.
+    slow = replace(prices, token=exactly(0.4))
+    cost = estimate(work, sample, slow)
+    assert cost.whole.middle < DAY < cost.whole.high
+    told = "\n".join(estimate_lines(work, sample, slow, cost, smaller_plans(work, sample, slow)))
+    assert "maybe more than a day; smaller plans" in told
+    assert "maybe more completions are cut" in told and "in an hour" in told
+
+
+def test_where_all_are_cut_any_counts_still_have_a_posterior() -> None:
+    prior = fit_rates([], [], cut_share=1.0)
+    with np.errstate(all="raise", under="ignore"):
+        posterior = prior.posterior([128, 1024, 8], [60, 1024, 8])
+    assert posterior.sum(axis=1) == pytest.approx(1)
+    assert (posterior @ prior.rates)[1] > 0.9
+    in_rounds = _work(plan=Plan(min_rollouts=32, max_rollouts=1024))
+    low, middle, high = estimate(in_rounds, _sample([], unfinished=[7]), PRICES).rollouts
+    assert 3200 <= low <= middle <= high <= 100 * 1024
 
 
 # --- Costs ---------------------------------------------------------------------------------------

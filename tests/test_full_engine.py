@@ -5,16 +5,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.speed.full_engine import GOAL, simulate, simulate_workers
 from curate.errors import RunError
+from curate.progress import Progress
 from probes import tagging
 from probes.engines.base import RequestStream, Rollout, SampleRequest, rollouts_to_add
 from probes.stages.cut import ENOUGH, CutRollouts
-from probes.stages.sample import SampleShard, draw_here, sample_items, shards
+from probes.stages.sample import SampleShard, draw_here, sample_items, shards, tokens_left
 from tests.tag_runs import additions, tag, write_jsonl
 
 PROMPT = [7, 8, 9]
@@ -119,6 +121,47 @@ def test_whole_shards_are_kept_where_the_engine_breaks(tmp_path: Path) -> None:
     # At most three shards of 16 were begun and not whole.
     assert len(files) >= (100 - 3 * 16) // 16
     assert all(pq.read_metadata(file).num_rows == 16 for file in files)
+
+
+def test_what_is_in_the_making_counts_for_the_time_left() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1 / 100, 120), 128)
+    # All run side by side, a token a step, until a quarter has ended.
+    step = int(np.sort(lengths)[29])
+    done = lengths <= step
+    tokens, making = int(lengths[done].sum()), [step] * int((~done).sum())
+    left = tokens_left(0, making, int(done.sum()), tokens, 128)
+    truth = int((lengths[~done] - step).sum())
+    assert left == pytest.approx(truth, rel=0.25)
+    # By finished rollouts alone it would be another size.
+    assert tokens / done.sum() * (~done).sum() < truth / 3
+    assert tokens_left(0, [], 120, 9000, 128) == 0
+    # What is not begun is as long as the others were.
+    ended = int(lengths.sum()), math.inf
+    assert tokens_left(7, [], 120, *ended) == pytest.approx(7 * lengths.mean())
+
+
+class _TellsWhatIsInTheMaking(_FewAtOnce):
+    def unfinished(self) -> list[int]:  # type: ignore[override]
+        return [50, 50]
+
+
+def test_progress_tells_the_tokens_that_are_in_the_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr(Progress, "advance", lambda self, *_: left.append(self.seconds_left))
+    engine = _TellsWhatIsInTheMaking(2)
+    items = pa.table({"item_id": ["0", "1"], "prompt_token_ids": [PROMPT] * 2})
+    none, target = np.array([0, 0]), np.array([2, 2])
+    draw = draw_here(engine, _Words())
+    sample_items(tmp_path, items, none, target, draw, 16, engine=engine, max_tokens=60)
+    assert len(left) == 4 and all(each is not None for each in left)
+    silent = _FewAtOnce(2)
+    left.clear()
+    draw = draw_here(silent, _Words())
+    sample_items(tmp_path / "b", items, none, target, draw, 16, engine=silent)
+    assert left == [None] * 4
 
 
 def test_requests_are_taken_as_there_is_room() -> None:

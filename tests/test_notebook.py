@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+import curate
 from curate import Run
 from curate.datasets.layouts import Layout
 from curate.errors import RunError, UsageError
@@ -316,6 +317,13 @@ def test_what_a_run_does_not_know_is_null(tmp_path: Path) -> None:
     assert items["reasoning_quality"].to_pylist() == [None, 3.5]
     assert items["reasoning_quality_n"].to_pylist() == [0, 4]
     assert items["total_correct_rollouts"].to_pylist() == [0, 8]
+
+
+def test_a_dry_run_is_another_function_and_the_message_names_it() -> None:
+    with pytest.raises(UsageError, match=r"probes\.dry_run\.dry_run\(curate\.config\.TagConfig\("):
+        curate.tag("sums.jsonl", "model", dry_run=True)
+    with pytest.raises(UsageError, match=r"(?!.*dry_run)"):
+        curate.tag("none.jsonl", "model", dry_run=False)
 
 
 def test_a_run_of_a_version_without_forecasts_opens_too(tmp_path: Path) -> None:

@@ -188,18 +188,30 @@ def test_evidence_refuses_impossible_counts():
 def test_evidence_is_read_from_the_rows_of_the_tables():
     rate = {
         "total_rollouts": 64, "total_correct_rollouts": 3, "pass_rate_low": 0.01,
-        "pass_rate_high": 0.13, "unjudged_rollouts": 2,
+        "pass_rate_high": 0.13, "unjudged_rollouts": 2, "truncated_rollouts": 7,
     }  # fmt: skip
     lifted = {"lift": 1.0, "lift_low": 0.5, "lift_high": 1.5, "from_others": None}
     forecast = {"forecast_pass_rate": 0.3, "forecast_low": 0.1, "forecast_high": 0.6}
     assert Evidence.from_rows(rate, lifted, forecast) == Evidence(
-        64, 3, 0.01, 0.13, 2, 1.0, 0.5, 1.5, None, 0.3, 0.1, 0.6
+        64, 3, 0.01, 0.13, 2, 1.0, 0.5, 1.5, None, 0.3, 0.1, 0.6, truncated_rollouts=7
     )
 
 
 def test_an_item_whose_rollouts_were_cut_says_that_little_was_measured() -> None:
-    given = Evidence(8, 0, forecast=0.2, forecast_low=0.1, forecast_high=0.3, mostly_cut=True)
-    reason = predict(given, 0.6).tag_reason
-    assert "p_unlearnable 0.6; little was measured: most rollouts were cut at --max-tok" in reason
-    other = predict(replace(given, mostly_cut=False), 0.6)
-    assert "cut" not in other.tag_reason
+    expected = {"forecast": 0.2, "forecast_low": 0.1, "forecast_high": 0.3}
+    given = passing(0, 8, truncated_rollouts=5, **expected)
+    said = predict(given, 0.6)
+    assert said.trainability is Trainability.NO_POSITIVE and said.p_unlearnable is None
+    assert said.tag_reason == (
+        "0 of 8 rollouts correct; the true pass rate could still be up to 0.369; most rollouts "
+        "were cut at the limit of tokens, so little was measured and nothing is forecast"
+    )
+    # Half of them is not most, nor are five of ten that were drawn; and one right is a count.
+    for other in (
+        replace(given, truncated_rollouts=4),
+        replace(given, unjudged_rollouts=2),
+        replace(given, total_correct_rollouts=1),
+    ):
+        assert not other.mostly_cut
+    half = predict(replace(given, truncated_rollouts=4), 0.6)
+    assert half.p_unlearnable == 0.6 and "cut" not in half.tag_reason

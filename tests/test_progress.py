@@ -19,6 +19,15 @@ def test_time_left_is_told_once_some_of_the_work_is_finished() -> None:
     assert progress.line(now + 10).endswith(" left")
 
 
+def test_the_caller_may_know_better_how_long_it_takes() -> None:
+    progress = Progress("sampling", 100, "rollouts", stream=io.StringIO())
+    now = time.monotonic()
+    progress.advance(10)
+    assert progress.line(now + 60).endswith(", 9 min 0 s left")
+    progress.seconds_left = 61
+    assert progress.line(now + 60).endswith(", 1 min 1 s left")
+
+
 def test_what_was_done_before_does_not_count() -> None:
     progress = Progress("sampling", 1000, "rollouts", done=500, stream=io.StringIO())
     progress.advance(5)

@@ -263,7 +263,7 @@ def test_what_gains_most_is_written_and_everything_else_says_why_not(folder: Pat
     assert summary["reasons"] == {
         "worth less than those chosen": 14,
         "the same item as another row": 1,
-        "nothing was judged, so that no gain is known": 1,
+        "no forecast, so that no gain is known": 1,
         "rejected": 1,
     }
     dropped = read_jsonl(folder / "d.jsonl")

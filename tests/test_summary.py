@@ -1,12 +1,15 @@
 """The final table of `curate tag`, from what the manifest says."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from curate.errors import RunError
+from curate.errors import RunError, UsageError
+from curate.run.folder import RunFolder, read_run_config
+from curate.tagged.rows import open_tagged
 from probes.summary import summarize, summary_text
 from tests.made.published import FORECAST, write_published_run
 
@@ -59,3 +62,63 @@ def test_a_run_of_an_earlier_version_says_so(tmp_path: Path) -> None:
 def test_a_damaged_forecast_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"manifest\.json is damaged: its forecast says no 'spread'"):
         summary_of(tmp_path, FORECAST | {"constants": {"drift": 0.1, "gain": 1}})
+
+
+def test_rates_and_times_say_over_how_many_tries_they_are(tmp_path: Path) -> None:
+    summary = summary_of(tmp_path, FORECAST)
+    assert summary["tries"] == {"tags": 1, "sample": 1} and "tries" not in summary_text(summary)
+    run = tmp_path / "run"
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"]["sample"]["tries"] = 2
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    text = summary_text(summarize(run))
+    assert "700 tokens at 100 tokens/s over 2 tries" in text
+    assert text.splitlines()[-4].endswith(" in all over 2 tries")
+
+
+def test_a_tagged_file_is_found_from_another_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_in, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (started_in / "run").mkdir(parents=True)
+    written = {"stages": {"write": {"state": "done", "seconds": 1.0}}}
+    settings = {"out": "tagged.jsonl", "run_dir": "run"}
+    run = write_published_run(started_in, settings=settings, manifest=written)
+    monkeypatch.chdir(started_in)
+    assert read_run_config(Path("run")).out == "tagged.jsonl"
+    monkeypatch.chdir(elsewhere)
+    for path in (run, Path("../work/run")):
+        found = open_tagged(path)
+        assert found.config and Path(found.config.out) == started_in / "tagged.jsonl"
+        assert found.source.path == started_in / "tagged.jsonl"
+    # A run folder that was moved says nothing of where it was started.
+    run.rename(elsewhere / "moved")
+    with pytest.raises(UsageError, match=r"its tagged file to tagged\.jsonl, which is not there"):
+        open_tagged(Path("moved"))
+    # What is there as seen from here is the file that is meant.
+    (elsewhere / "tagged.jsonl").write_text("")
+    assert read_run_config(elsewhere / "moved").out == "tagged.jsonl"
+
+
+def _opened(folder: Path) -> RunFolder:
+    lock = os.open(folder / "lock", os.O_CREAT)
+    return RunFolder(folder, lock, json.loads((folder / "manifest.json").read_text()))
+
+
+def test_a_try_counts_where_the_one_before_did_not_end_its_stage(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"stages": {}}')
+    for _ in range(2):  # Both of them are stopped.
+        with _opened(folder) as run:
+            with run.stage("items"):
+                pass
+            with pytest.raises(KeyboardInterrupt), run.stage("sample"):
+                raise KeyboardInterrupt
+    with _opened(folder) as run:
+        for _ in range(2):  # Rounds of one process are one try.
+            with run.stage("sample") as entry:
+                entry["state"] = "started"
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    assert stages["sample"]["tries"] == 3 and "tries" not in stages["items"]

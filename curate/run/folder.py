@@ -63,9 +63,13 @@ class RunFolder:
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Run a stage: its state, its seconds (over all tries) and the counts put into the dict.
 
+        `tries` counts the processes that were at it, where one ended before it was done.
+
         A block that puts in another `state` has not finished the stage: it will be run again.
         """
         entry = self.manifest["stages"].setdefault(name, {"seconds": 0.0})
+        if entry.get("state") == "started" and name not in self.seconds:
+            entry["tries"] = entry.get("tries", 1) + 1
         entry["state"] = "started"
         self.update()
         start = time.monotonic()
@@ -330,7 +334,25 @@ def _has_written(path: Path) -> bool:
 
 
 def read_run_config(path: Path) -> TagConfig:
-    """Read the resolved settings of a run, less those that only earlier versions had."""
+    """Read the resolved settings of a run, less those that only earlier versions had.
+
+    Where its tagged file is not there as seen from here, `out` is as seen from the folder that the
+    run was started in, if it is there.
+    """
     file = path / CONFIG
     values = {k: v for k, v in read_config_file(file).items() if k not in RETIRED_SETTINGS}
-    return config_from_mapping(values, str(file))
+    config = config_from_mapping(values, str(file))
+    started_in = _started_in(path, config)
+    if started_in and config.out and not Path(config.out).exists():
+        out = started_in / config.out
+        config = config.replace(out=str(out)) if out.exists() else config
+    return config
+
+
+def _started_in(path: Path, config: TagConfig) -> Path | None:
+    """The folder that a run was started in, where its own folder was given from there."""
+    ending = Path(config.run_dir).parts
+    whole = path.resolve()
+    if not ending or ".." in ending or whole.parts[-len(ending) :] != ending:
+        return None
+    return Path(*whole.parts[: -len(ending)])

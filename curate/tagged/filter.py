@@ -55,7 +55,7 @@ class Filter(TrainingFile):
     min_similarity: float | None = _bound(f"gradient_similarity at least X{_NULL}")
     min_reliability: float | None = _bound(f"gradient_reliability at least X{_NULL}")
     max_p_unlearnable: float | None = _bound(
-        "p_unlearnable at most X; rows without one, because they are easy, stay"
+        "p_unlearnable at most X; rows without one, as easy ones are, stay"
     )
     expr: str = option(
         'a condition on any columns, such as "pass_rate < 0.9 and gradient_reliability > 0.3": '

@@ -19,8 +19,6 @@ takes long: the first to finish are the shortest."""
 _TOO_MANY = 0.5
 # Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
 _WARNED_OF = 0.2
-# Above this share the tags say next to nothing of the policy.
-_NEARLY_ALL = 0.9
 
 
 class CutRollouts:
@@ -105,7 +103,7 @@ def warn_of_cut(config: TagConfig, drawn: int, cut: int) -> None:
             "the pass rates say as much of that limit as of the policy"
         )
         return
-    little = "so little was measured, whatever p_unlearnable is; " * (cut > _NEARLY_ALL * drawn)
+    little = "so little was measured, whatever the tags say; " * (cut > _TOO_MANY * drawn)
     say(
         f"warning: {cut / drawn:.0%} of the completions were cut at --max-tokens "
         f"{config.max_tokens} and count as wrong; {little}a run of its own (--run-dir) with more, "

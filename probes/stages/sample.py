@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from array import array
 from collections import deque
@@ -99,6 +100,8 @@ def sample_items(
     draw: DrawShards,
     shard_size: int,
     saw: Callable[[pa.Table], None] = lambda table: None,
+    engine: Engine | None = None,
+    max_tokens: float = math.inf,
 ) -> dict[str, Any]:
     """Draw what is missing until every item has its target; return the stage's counts.
 
@@ -117,6 +120,9 @@ def sample_items(
         shard_size: rollouts of a file, at most.
         saw: told of every shard that is finished; what it raises ends the stage, and what is
             finished is kept.
+        engine: what draws, where it is in this process: what it has in the making counts for the
+            time that is left.
+        max_tokens: of a rollout, for that too.
     """
     files = rollout_shards(run)
     first = int(files[-1].stem) + 1 if files else 0
@@ -139,7 +145,13 @@ def sample_items(
         def advance(rollouts: int, new_tokens: int) -> None:
             nonlocal tokens, count
             tokens, count = tokens + new_tokens, count + rollouts
-            progress.advance(rollouts, f"{tokens / progress.seconds:,.0f} tokens/s")
+            making = engine.unfinished() if engine else None
+            drawn = tokens + sum(making or ())
+            if making is not None and count:
+                waiting = max(total - progress.done - rollouts - len(making), 0)
+                left = tokens_left(waiting, making, count, tokens, max_tokens)
+                progress.seconds_left = left * progress.seconds / max(drawn, 1)
+            progress.advance(rollouts, f"{drawn / progress.seconds:,.0f} tokens/s")
 
         with ThreadPoolExecutor(1, "writing") as thread:
             written: deque[Future[None]] = deque()
@@ -157,6 +169,27 @@ def sample_items(
         "tokens_this_time": tokens,
         "seconds_this_time": progress.seconds,
     }
+
+
+def tokens_left(
+    waiting: int, making: Sequence[int], finished: int, tokens: int, most: float
+) -> float:
+    """How many tokens are to be drawn yet, of rollouts that run side by side.
+
+    The first to finish are short ones, so that their mean says too little. Rollouts are taken to
+    end as often late as early: one in as many tokens as were drawn for each that ended.
+
+    Args:
+        waiting: rollouts that are not begun.
+        making: tokens so far of those that are.
+        finished: rollouts, at least 1.
+        tokens: of these.
+        most: of a rollout.
+    """
+    apart = max(tokens + sum(making), 1) / finished
+    room = most - np.array([0.0, *making])
+    rest = -apart * np.expm1(-room / apart)
+    return float(waiting * rest[0] + rest[1:].sum())
 
 
 class _Files:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curate.config import TagConfig
 from curate.run.folder import RunFolder
-from curate.run.tables import FORECAST, ITEM_ANSWERS, LIFT, PASS_RATES, TAGS
+from curate.run.tables import FORECAST, LIFT, PASS_RATES, TAGS
 from curate.tags import Trainability
 from probes.stages.forecast import forecast_columns, read_forecast
 from probes.stages.without_policy import NO_POLICY
@@ -40,9 +40,6 @@ def tag_items(
         RunError: a file of the run is missing or damaged.
     """
     rates, lifted = PASS_RATES.read(run), LIFT.read(run)
-    kinds: list[str | None] = [None] * rates.num_rows
-    if ITEM_ANSWERS.is_in(run):  # Runs of earlier versions have none.
-        kinds = ITEM_ANSWERS.read(run, "no_positive_kind")["no_positive_kind"].to_pylist()
     if config.has_policy:
         made = read_forecast(run.path, config, fitted)
         run.update(forecast=made.facts())
@@ -59,9 +56,7 @@ def tag_items(
         p = np.full(rates.num_rows, np.nan)
     expected = pa.table({"item_id": rates["item_id"], **columns})
     parts = [
-        _tags_of(
-            rates[part], lifted[part], expected[part], p[part], learned, config.tau, kinds[part]
-        )
+        _tags_of(rates[part], lifted[part], expected[part], p[part], learned, config.tau)
         for start in range(0, rates.num_rows, _ITEMS_AT_ONCE)
         for part in (slice(start, start + _ITEMS_AT_ONCE),)
     ]
@@ -83,30 +78,32 @@ def _tags_of(
     p_unlearnable: NDArray[np.float64],
     learned: Mapping[str, LearnedProbability],
     tau: float,
-    kinds: list[str | None],
 ) -> pa.Table:
     """Tag some items, whose rows stand in the same order in all tables."""
+    evidence = [
+        Evidence.from_rows(*rows)
+        for rows in zip(rates.to_pylist(), lifted.to_pylist(), expected.to_pylist(), strict=True)
+    ]
     predictions = [
         predict(
-            Evidence.from_rows(rate, lift, forecast, kind),
-            learned.get(rate["item_id"]) or BuiltInProbability(None if np.isnan(p) else float(p)),
+            each,
+            learned.get(item_id) or BuiltInProbability(None if np.isnan(p) else float(p)),
             tau=tau,
         )
-        for rate, lift, forecast, p, kind in zip(
-            rates.to_pylist(),
-            lifted.to_pylist(),
-            expected.to_pylist(),
-            p_unlearnable,
-            kinds,
-            strict=True,
+        for each, item_id, p in zip(
+            evidence, rates["item_id"].to_pylist(), p_unlearnable, strict=True
         )
     ]
+    is_known = pa.array([not each.mostly_cut for each in evidence])
     return pa.table(
         {
             "item_id": rates["item_id"],
             "trainability": pa.array([str(p.trainability) for p in predictions]),
             "p_unlearnable": pa.array([p.p_unlearnable for p in predictions], pa.float64()),
-            **{name: expected[name] for name in expected.column_names[1:]},
+            **{
+                name: pc.if_else(is_known, expected[name], None)
+                for name in expected.column_names[1:]
+            },
             "tag_reason": pa.array([p.tag_reason for p in predictions]),
         }
     )

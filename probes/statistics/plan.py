@@ -276,8 +276,12 @@ def fit_prior(n: ArrayLike, c: ArrayLike) -> PassRatePrior:
     for _ in range(_EM_STEPS):
         share = likelihood * weights
         weights = items @ (share / share.sum(axis=1, keepdims=True)) / items.sum()
-    # A trace of every rate, so that counts unlike any in the run have a posterior as well.
-    return PassRatePrior(rates, (1 - _TRACE) * weights + _TRACE / len(rates))
+    return PassRatePrior(rates, with_trace(weights))
+
+
+def with_trace(weights: Floats) -> Floats:
+    """(grid,): with a trace of every rate, so that any counts at all have a posterior."""
+    return (1 - _TRACE) * weights + _TRACE / len(weights)
 
 
 def label_risk(

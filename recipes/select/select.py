@@ -262,7 +262,7 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
             reason = str(value.get("tag_reason") or "not tagged")
             drop = Drop(reason.partition(":")[0], reason)
         elif settings.by != "teaching" and np.isnan(forecast - rate):
-            drop = _drop("nothing was judged, so that no gain is known")
+            drop = _drop("no forecast, so that no gain is known")
         elif settings.by == "teaching" and np.isnan(teaching):
             drop = _drop("no teaching is known")
         elif settings.quota and kind is None:

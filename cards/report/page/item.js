@@ -93,7 +93,7 @@ class ItemView {
     const level = percent(this.forecast.confidence).replace(".0", "");
     const others = value("from_others");
     return [
-      ["forecast", value("forecast") === null ? "none: nothing was judged" :
+      ["forecast", value("forecast") === null ? "none: too little was measured" :
         `${rate(value("forecast"))} after training (${between(value("forecast_low"), value("forecast_high"))}, ${level})`],
       p,
       ["lift", value("lift") === null ? "not measured: it is taken to be moved as the other hard items are" :
