@@ -19,6 +19,7 @@ from curate.cli import read
 from curate.config import TagConfig
 from probes import estimate, opening, tagging, trial
 from probes.engines.base import Rollout, SampleRequest
+from probes.engines.transformers import TransformersEngine
 from probes.estimate import Span
 from probes.gradients.batch import TokenizedRollout
 from probes.trial import _draw, _token_price, _up_to, _Wave
@@ -348,8 +349,10 @@ def test_a_run_opens_with_it_and_draws_as_ever(
         patch.setattr(opening.Opening, "tell", lambda self, *_: setattr(self, "is_told", True))
         silent = tag(*command, "--run-dir", "silent")
     assert not _estimates(silent.stderr)
-    if when == "in the making":
+    if when != "after round one":
         monkeypatch.setattr(opening, "SECONDS", 0.0)
+    if when == "after a file":
+        monkeypatch.setattr(TransformersEngine, "unfinished", lambda self: None)
     ran = tag(*command, "--run-dir", "run")
     assert ran.status == 0, ran.stderr
     (line,) = _estimates(ran.stderr)

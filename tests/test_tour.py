@@ -1,5 +1,6 @@
 """The commands of docs/tour.md, one after the other, on a run of the tiny model."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,11 @@ def test_every_command_of_the_tour_shows_what_it_printed() -> None:
     for block in PAGE.split("```console\n")[1:]:
         lines = block.split("```")[0].strip().splitlines()
         assert len(lines) > sum(line.startswith("$ ") for line in lines)
+
+
+def test_the_tour_is_of_the_run_that_readme_shows() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for tag_name in ("easy", "learnable", "unlearnable", "no_positive", "undetermined"):
+        (shown,) = re.findall(rf"^{tag_name} +(\d+) ", readme, re.MULTILINE)
+        first = re.findall(rf"^{tag_name} +(\d+) ", PAGE, re.MULTILINE)[0]
+        assert first == shown, tag_name
