@@ -130,7 +130,7 @@ class Setting:
         text, default = str(self.declared["help"]), self.default
         if self.is_many and default:
             default = ("," if self.declared.get("commas") else " ").join(map(str, default))
-        if default in (None, "", ()) or self.kind in (bool, Mapping) or "default" in text:
+        if default in (None, "", ()) or self.kind in (bool, Mapping) or "(default:" in text:
             return text
         return text if f"({default}:" in text else f"{text} (default: {default})"
 

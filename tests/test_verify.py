@@ -249,6 +249,19 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert "did you mean 'truth'" in ran.last_line
 
 
+def test_the_columns_that_an_error_asks_for_can_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("task,gold_number\nwhat is 1+1,2\nwhat is 1+2,3\n", encoding="utf-8")
+    ran = run_curate("verify", file)
+    assert ran.status == 2
+    assert "name it with --prompt-field (and the gold answer's with --answer-field)" in ran.stderr
+    gold = ("--answer-field", "gold_number")
+    for options in (gold, (*gold, "--prompt-field", "task")):
+        assert facts(file, *options)["counts"] == {"correct": 2}
+    ran = run_curate("verify", file, *gold, "--prompt-field", "tusk")
+    assert ran.status == 2 and "did you mean 'task'" in ran.last_line
+
+
 def test_golds_alone_are_judged_against_themselves(tmp_path: Path) -> None:
     rows = [
         {"question": "one?", "answer": "so\n#### 1,000"},

@@ -48,7 +48,13 @@ class Verify(Command):
         "the column of golds (default: gold, ground_truth, answer, solution, …)",
         default="", group=_READ, metavar="NAME",
     )  # fmt: skip
+    prompt_field: str = option(
+        "the column of the prompt, of a dataset without answers whose golds can only be read "
+        "beside it (default: prompt, question, problem, …)",
+        default="", group=_READ, metavar="NAME", or_number=True,
+    )  # fmt: skip
     split: str = option_of(TagConfig, "split", default=..., group=_READ)
+    subset: str = option_of(TagConfig, "subset", default=..., group=_READ)
     limit: int = option(
         "judge the first N answers (0: all)", default=0, group=_READ, metavar="N", least=0
     )
