@@ -55,8 +55,8 @@ def option(
         above, below: limits, themselves not allowed.
         more: `spread=True`: several values follow one flag (`--k 1 8`); `commas=True`: they stand
             in one word (`1,42`); else a flag is given several times. `or_number=True`: a number is
-            taken for text. What else there is is for who
-            declared it.
+            taken for text. `unset`: what errors call the value that is none. What else there is
+            is for who declared it.
     """
     bounds = {"choices": choices, "least": least, "above": above, "below": below}
     metadata = {"help": help, "group": group, "metavar": metavar, "flags": flags, **bounds, **more}
