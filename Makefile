@@ -33,7 +33,7 @@ tag-demo:
 	@echo "Three things to look at:"
 	@echo "  1. runs/demo/report.html in a browser: pass rate now against forecast, every item with its answers"
 	@echo "  2. why an item has its tag, the column tag_reason: head -n 3 examples/demo.tagged.jsonl"
-	@echo "  3. what to train on: $(BIN)/curate filter runs/demo --keep easy --keep learnable -o chosen.jsonl"
+	@echo "  3. what to train on: $(BIN)/curate filter runs/demo --keep easy --keep learnable --keep undetermined -o chosen.jsonl"
 
 # A slice of GSM8K, which SmolLM2 almost never solves: most of it is no_positive.
 gsm8k: install

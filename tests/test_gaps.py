@@ -14,7 +14,7 @@ import curate
 from curate.errors import UsageError
 from recipes.gaps.reasons import COMPETES, LUCK, NOBODY, NOTHING, UNKNOWN, WEAK, Estimate, why_not
 from recipes.gaps.span import _of
-from recipes.gaps.text import _ending, _short
+from recipes.gaps.text import _shared, _short, gaps_text
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import read_jsonl, run_curate
 
@@ -218,13 +218,17 @@ def test_of_a_prompt_its_question_is_shown() -> None:
     asked = ("Double 41.", "What is 7 + 8?")
     prompts = [f"<user>{'Be brief. ' * 9}{each}<end>\n<assistant>" for each in asked]
     examples = [{"item_id": str(n), "prompt": each} for n, each in enumerate(prompts)]
-    ending = _ending([{"examples": examples}])
-    shown = [_short(each, ending) for each in prompts]
+    shared = _shared([{"examples": examples}])
+    shown = [_short(each, *shared) for each in prompts]
     assert all(
         line.startswith("…") and line.endswith(each)
         for line, each in zip(shown, asked, strict=True)
     )
-    assert _short("a\nb\x1b", 0) == "a b\\x1b" and _ending([]) == 0
+    assert _short("a\nb\x1b", 0, 0) == "a b\\x1b" and _shared([]) == (0, 0)
+    asked = ("Double 41.", "Double 7.")
+    chat = [f"<|im_end|>\n<|im_start|>user\n{each}<|im_end|>\n<|im_start|>ai\n" for each in asked]
+    shared = _shared([{"examples": [{"item_id": "1", "prompt": each} for each in chat]}])
+    assert [_short(each, *shared) for each in chat] == list(asked)
 
 
 def test_a_run_without_gradients_is_refused(planted: Path, tmp_path: Path) -> None:
@@ -241,7 +245,9 @@ def test_a_run_of_easy_items_asks_for_nothing(tmp_path: Path) -> None:
     facts = curate.gaps(run, tmp_path / "o.jsonl")
     assert facts["items"] == 0 and facts["clusters"] == []
     assert (tmp_path / "o.jsonl").read_text() == ""
-    assert "nothing to tell" in run_curate("gaps", run).stdout
+    assert "rarely right: nothing is missing\n" in run_curate("gaps", run).stdout
+    none_right = gaps_text({"items": 0, "without_correct": 50, "notes": []})
+    assert "50 items have no correct rollout" in none_right and "nothing" not in none_right
 
 
 def test_where_a_step_takes_nothing_of_any_item_nobody_teaches(tmp_path: Path) -> None:

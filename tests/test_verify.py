@@ -346,3 +346,8 @@ def test_golds_that_cannot_be_read_for_one_reason_share_a_line(tmp_path: Path) -
     )
     assert said.count("finds no finite") == 1 and "is this the answer column?" in said
     assert "is this the answer" not in run_curate("verify", file, *ONE).stdout
+    # All of them are counted, however few lines are asked for, and with --out as well.
+    out = ("--out", tmp_path / "verdicts.csv")
+    for more in ((), out):
+        said = run_curate("verify", file, *options, "--show", "1", *more, *ONE).stdout
+        assert said.startswith("7 x error: ") and "more that are not correct" not in said

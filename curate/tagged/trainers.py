@@ -217,9 +217,9 @@ def make_formatter(
             ending = (
                 f"end with its instruction {instruction!r:.60}"
                 if instruction
-                else "are as in the dataset"
+                else "are as in the dataset, without one"
             )
-            notes = (f"{tagged.run} tagged these rows, so prompts {ending}",)
+            notes = (f"{tagged.run} tagged these rows, so prompts {ending}: nothing to do",)
     if config and (config.chat_template or config.chat_template_kwargs):
         notes = (
             *notes,

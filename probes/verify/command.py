@@ -71,7 +71,11 @@ class Verify(Command):
     verifier_seconds: float = option_of(TagConfig, "verifier_seconds", default=..., group=_JUDGE)
     verifier_workers: int = option_of(TagConfig, "verifier_workers", default=..., group=_JUDGE)
     show: int = option(
-        "print the first N answers that are not correct", default=20, metavar="N", least=0
+        "print the first N answers that are not correct; those that cannot be judged for the same "
+        "reason share a line",
+        default=20,
+        metavar="N",
+        least=0,
     )
     out: str = option(
         "write every verdict to this file: .jsonl, .csv or .parquet",

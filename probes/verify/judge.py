@@ -142,7 +142,7 @@ def judge_source(wanted: Verify) -> dict[str, Any]:
     if out is not None:
         _write(out, found)
         facts["file"] = str(out)
-        return facts | {"shown": [e for e in found if e["verdict"] != "correct"][: wanted.show]}
+        return facts | {"shown": [each for each in found if each["verdict"] != "correct"]}
     return facts | {"verdicts": found}
 
 

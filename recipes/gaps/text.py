@@ -21,8 +21,9 @@ def gaps_text(found: dict[str, Any]) -> str:
     """Write what `curate gaps` found as a table of reasons and a list of clusters."""
     items = found["items"]
     if not items:
-        lines = ["no item is unlearnable, or undetermined and rarely right: nothing to tell"]
-        return "\n".join([*lines, *_notes(found)])
+        line = "no item is unlearnable, or undetermined and rarely right"
+        line += "" if found["without_correct"] else ": nothing is missing"
+        return "\n".join([line, *_without_correct(found), *_notes(found)])
     of = ", ".join(f"{count:,} {tag}" for tag, count in sorted(found["tags"].items()))
     width = max(map(len, REASONS))
     lines = [
@@ -39,34 +40,51 @@ def gaps_text(found: dict[str, Any]) -> str:
     if found["reasons"][UNKNOWN]:
         lines.append("likely: by the values without their errors")
     clusters = found["clusters"]
-    ending = _ending(clusters)
+    shared = _shared(clusters)
     for number, cluster in enumerate(clusters[:_CLUSTERS_SHOWN], 1):
-        lines += ["", *_cluster(number, cluster, ending)]
+        lines += ["", *_cluster(number, cluster, shared)]
     more = len(clusters) - _CLUSTERS_SHOWN
     if more > 0:
         lines += ["", f"{more:,} smaller clusters more: --json has them all"]
-    lines += ["", _alone(found["alone"], bool(clusters))]
+    lines += ["", _alone(found["alone"], bool(clusters)), *_without_correct(found)]
     if found["file"]:
         lines.append(f"a line an item: {found['file']}")
     return "\n".join([*lines, *_notes(found)])
 
 
-def _ending(clusters: list[dict[str, Any]]) -> int:
-    """How much of the end is a template's, the same in all prompts."""
+def _shared(clusters: list[dict[str, Any]]) -> tuple[int, int]:
+    """How much of the start and of the end is a template's, the same in all prompts."""
     prompts = [each["prompt"] or "" for cluster in clusters for each in cluster["examples"]]
     if not prompts:
-        return 0
-    shortest = min(map(len, prompts))
-    alike = next(
-        (n for n in range(shortest) if len({each[-1 - n] for each in prompts}) > 1), shortest
-    )
+        return 0, 0
+    # They end and begin with a line or a mark of a template: questions may be alike there too.
+    start = prompts[0][: _alike(prompts)]
+    start = start[: max(start.rfind("\n"), start.rfind(">")) + 1]
+    alike = _alike([each[::-1] for each in prompts])
     ending = prompts[0][len(prompts[0]) - alike :]
-    # It begins with a line or a mark of a template: questions may end alike too.
     starts = [place for place in (ending.find("\n"), ending.find("<")) if place >= 0]
-    return alike - min(starts) if starts else 0
+    return len(start), alike - min(starts) if starts else 0
 
 
-def _cluster(number: int, cluster: dict[str, Any], ending: int) -> list[str]:
+def _alike(texts: list[str]) -> int:
+    """How many characters all of them begin with."""
+    shortest = min(map(len, texts))
+    return next((n for n in range(shortest) if len({each[n] for each in texts}) > 1), shortest)
+
+
+def _without_correct(found: dict[str, Any]) -> list[str]:
+    """Of how many items nothing can be told here."""
+    count = found["without_correct"]
+    if not count:
+        return []
+    items = "1 item has" if count == 1 else f"{count:,} items have"
+    return [
+        f"{items} no correct rollout, and so no gradient that tells what is missing: more "
+        "rollouts may find one, or a larger --max-tokens where most were cut"
+    ]
+
+
+def _cluster(number: int, cluster: dict[str, Any], shared: tuple[int, int]) -> list[str]:
     examples = cluster["examples"]
     inside = "an unknown share"
     if cluster["inside"] is not None:
@@ -77,7 +95,7 @@ def _cluster(number: int, cluster: dict[str, Any], ending: int) -> list[str]:
         f"cluster {number}: {cluster['items']:,} items; {_VERDICTS[cluster['verdict']]}",
         f"  {inside} of it lies within the span of the items outside; they do for each other "
         f"{cluster['alignment']:.2f} of what they do for themselves; likely: {why}",
-        *(f"  {each['item_id']}  {_short(each['prompt'], ending)}" for each in examples),
+        *(f"  {each['item_id']}  {_short(each['prompt'], *shared)}" for each in examples),
     ]
 
 
@@ -91,8 +109,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
     return [f"note: {note}" for note in found["notes"]]
 
 
-def _short(prompt: str | None, ending: int) -> str:
+def _short(prompt: str | None, start: int, ending: int) -> str:
     """The end of a prompt, where its question is: examples and instructions come before."""
     text = prompt or ""
-    line = one_line(text[: len(text) - ending])
+    line = one_line(text[start : len(text) - ending])
     return line if len(line) <= _PROMPT_SHOWN else f"…{line[1 - _PROMPT_SHOWN :]}"
