@@ -14,7 +14,7 @@ import curate
 from curate.errors import UsageError
 from recipes.gaps.reasons import COMPETES, LUCK, NOBODY, NOTHING, UNKNOWN, WEAK, Estimate, why_not
 from recipes.gaps.span import _of
-from recipes.gaps.text import _shared, _short, gaps_text
+from recipes.gaps.text import _ending, _short, gaps_text
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import read_jsonl, run_curate
 
@@ -218,17 +218,15 @@ def test_of_a_prompt_its_question_is_shown() -> None:
     asked = ("Double 41.", "What is 7 + 8?")
     prompts = [f"<user>{'Be brief. ' * 9}{each}<end>\n<assistant>" for each in asked]
     examples = [{"item_id": str(n), "prompt": each} for n, each in enumerate(prompts)]
-    shared = _shared([{"examples": examples}])
-    shown = [_short(each, *shared) for each in prompts]
+    ending = _ending([{"examples": examples}])
+    shown = [_short(each, ending) for each in prompts]
     assert all(
         line.startswith("…") and line.endswith(each)
         for line, each in zip(shown, asked, strict=True)
     )
-    assert _short("a\nb\x1b", 0, 0) == "a b\\x1b" and _shared([]) == (0, 0)
-    asked = ("Double 41.", "Double 7.")
-    chat = [f"<|im_end|>\n<|im_start|>user\n{each}<|im_end|>\n<|im_start|>ai\n" for each in asked]
-    shared = _shared([{"examples": [{"item_id": "1", "prompt": each} for each in chat]}])
-    assert [_short(each, *shared) for each in chat] == list(asked)
+    assert _short("a\nb\x1b", 0) == "a b\\x1b" and _ending([]) == 0
+    turns = "<|im_start|>user\nDouble 83.<|im_end|>\n<|im_start|>assistant\n166<|im_end|>\n"
+    assert _short(f"{turns}<|im_start|>user\nDouble 41.<|im_end|>\n", 0) == "Double 41."
 
 
 def test_a_run_without_gradients_is_refused(planted: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from curate.errors import one_line
@@ -10,6 +11,8 @@ from recipes.gaps.reasons import REASONS, UNKNOWN
 
 _CLUSTERS_SHOWN = 20
 _PROMPT_SHOWN = 60
+# Of chat templates, with the name of the one who asks.
+_MARKS = re.compile(r"(?:<\|[^<|>]*\|>|<(?:start|end)_of_turn>)(?:user\b)?|\[/?INST\]")
 _VERDICTS = {
     CANDIDATE: "nobody else teaches it: a candidate for mid-training",
     PERHAPS: "perhaps nobody else teaches it: not certain",
@@ -40,9 +43,9 @@ def gaps_text(found: dict[str, Any]) -> str:
     if found["reasons"][UNKNOWN]:
         lines.append("likely: by the values without their errors")
     clusters = found["clusters"]
-    shared = _shared(clusters)
+    ending = _ending(clusters)
     for number, cluster in enumerate(clusters[:_CLUSTERS_SHOWN], 1):
-        lines += ["", *_cluster(number, cluster, shared)]
+        lines += ["", *_cluster(number, cluster, ending)]
     more = len(clusters) - _CLUSTERS_SHOWN
     if more > 0:
         lines += ["", f"{more:,} smaller clusters more: --json has them all"]
@@ -52,24 +55,19 @@ def gaps_text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *_notes(found)])
 
 
-def _shared(clusters: list[dict[str, Any]]) -> tuple[int, int]:
-    """How much of the start and of the end is a template's, the same in all prompts."""
+def _ending(clusters: list[dict[str, Any]]) -> int:
+    """How much of the end is a template's, the same in all prompts."""
     prompts = [each["prompt"] or "" for cluster in clusters for each in cluster["examples"]]
     if not prompts:
-        return 0, 0
-    # They end and begin with a line or a mark of a template: questions may be alike there too.
-    start = prompts[0][: _alike(prompts)]
-    start = start[: max(start.rfind("\n"), start.rfind(">")) + 1]
-    alike = _alike([each[::-1] for each in prompts])
+        return 0
+    shortest = min(map(len, prompts))
+    alike = next(
+        (n for n in range(shortest) if len({each[-1 - n] for each in prompts}) > 1), shortest
+    )
     ending = prompts[0][len(prompts[0]) - alike :]
+    # It begins with a line or a mark of a template: questions may end alike too.
     starts = [place for place in (ending.find("\n"), ending.find("<")) if place >= 0]
-    return len(start), alike - min(starts) if starts else 0
-
-
-def _alike(texts: list[str]) -> int:
-    """How many characters all of them begin with."""
-    shortest = min(map(len, texts))
-    return next((n for n in range(shortest) if len({each[n] for each in texts}) > 1), shortest)
+    return alike - min(starts) if starts else 0
 
 
 def _without_correct(found: dict[str, Any]) -> list[str]:
@@ -84,7 +82,7 @@ def _without_correct(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _cluster(number: int, cluster: dict[str, Any], shared: tuple[int, int]) -> list[str]:
+def _cluster(number: int, cluster: dict[str, Any], ending: int) -> list[str]:
     examples = cluster["examples"]
     inside = "an unknown share"
     if cluster["inside"] is not None:
@@ -95,7 +93,7 @@ def _cluster(number: int, cluster: dict[str, Any], shared: tuple[int, int]) -> l
         f"cluster {number}: {cluster['items']:,} items; {_VERDICTS[cluster['verdict']]}",
         f"  {inside} of it lies within the span of the items outside; they do for each other "
         f"{cluster['alignment']:.2f} of what they do for themselves; likely: {why}",
-        *(f"  {each['item_id']}  {_short(each['prompt'], *shared)}" for each in examples),
+        *(f"  {each['item_id']}  {_short(each['prompt'], ending)}" for each in examples),
     ]
 
 
@@ -109,8 +107,9 @@ def _notes(found: dict[str, Any]) -> list[str]:
     return [f"note: {note}" for note in found["notes"]]
 
 
-def _short(prompt: str | None, start: int, ending: int) -> str:
-    """The end of a prompt, where its question is: examples and instructions come before."""
+def _short(prompt: str | None, ending: int) -> str:
+    """The end of a prompt, where its question is: other turns and instructions come before."""
     text = prompt or ""
-    line = one_line(text[start : len(text) - ending])
+    turns = [each.strip() for each in _MARKS.split(text[: len(text) - ending])]
+    line = one_line(next((each for each in reversed(turns) if each), ""))
     return line if len(line) <= _PROMPT_SHOWN else f"…{line[1 - _PROMPT_SHOWN :]}"
