@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 failed while running (the same command continues), 2 bad usage or input,
     130 interrupted (the same command continues, where it keeps anything).
     """
+    # A shell that closed them (`>&-`) leaves none, and everything here writes to them.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     # A scheduler's SIGTERM is an interruption like Ctrl-C: the run can be continued.
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -35,6 +35,9 @@ class Command(Settings):
     """Of the option --config, which a command has whose settings may stand in a TOML file."""
     words: ClassVar[str] = ""
     """MODULE:FUNCTION that makes of what came out the text for a reader."""
+    resumes: ClassVar[bool] = True
+    """Whether the same command goes on from what was done until an interruption; else all that it
+    writes is written at the end."""
     more_help: ClassVar[tuple[str, ...]] = ()
     """Paragraphs of help beside those of the docstring."""
 
@@ -51,8 +54,8 @@ class Command(Settings):
         return self.since(started)
 
     def keeps(self) -> bool:
-        """Whether what it did until an interruption is kept for the same command to go on from."""
-        return not getattr(self, "dry_run", False)
+        """Whether what it did until an interruption is kept."""
+        return self.resumes and not getattr(self, "dry_run", False)
 
     def facts(self, found: Any) -> Any:
         """What --json prints of what came out; nothing if None."""

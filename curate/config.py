@@ -98,18 +98,12 @@ class TagConfig(Settings):
 
     split: str = option(
         "the split of a Hub dataset or datasets folder",
-        default="train",
-        group=_DATASET,
-        metavar="NAME",
-        or_number=True,
-    )
+        default="train", group=_DATASET, metavar="NAME", or_number=True,
+    )  # fmt: skip
     subset: str = option(
         "the configuration of a Hub dataset",
-        default="",
-        group=_DATASET,
-        metavar="NAME",
-        or_number=True,
-    )
+        default="", group=_DATASET, metavar="NAME", or_number=True,
+    )  # fmt: skip
     prompt_field: str = option(
         "the column of the prompt, when it is not recognised",
         default="", group=_DATASET, metavar="COLUMN", or_number=True,
@@ -132,7 +126,6 @@ class TagConfig(Settings):
         "nothing)",
         default="\n", group=_DATASET, metavar="TEXT", was_default=True,
     )  # fmt: skip
-
     system: str = option(
         "a system message before every prompt that has none of its own",
         default="", group=_DATASET, metavar="TEXT", was_default=True,
@@ -150,7 +143,6 @@ class TagConfig(Settings):
         "day on which the run begins)",
         default="", group=_DATASET, metavar="DAY", was_default=True,
     )  # fmt: skip
-
     target: str = option(
         "items of the evaluation that you train for, in any form that DATASET has: each item gets "
         "its similarity to them",
@@ -550,11 +542,6 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"cannot read config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
-
-
-def config_to_toml(config: TagConfig) -> str:
-    """Write every setting as TOML; `config_from_mapping` on it gives the same configuration."""
-    return config.to_toml()
 
 
 def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:

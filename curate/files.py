@@ -5,6 +5,7 @@ the target holds either all of the old content or all of the new.
 """
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -57,6 +58,12 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     content = data.encode("utf-8") if isinstance(data, str) else data
     with atomic_writer(path) as file:
         file.write(content)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

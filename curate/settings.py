@@ -23,6 +23,7 @@ import tomli_w
 from curate.errors import UsageError
 
 T = TypeVar("T")
+_INTEGERS_END = 2**63
 _TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -195,6 +196,8 @@ class Setting:
         each = " each" if self.is_many else ""
         if value is None:
             return
+        if self.kind is int and not all(abs(one) < _INTEGERS_END for one in values):
+            self._refuse(value, where, f"a whole number of at most 64 bits{each}")
         if choices and not set(values) <= set(choices):
             self._refuse(value, where, " or ".join(choices))
         a_number = "a number, " if self.kind is float else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
@@ -175,7 +176,7 @@ class Import(Command):
             return config
         from curate.rollout_files.own_prompts import own_dataset, write_prompts
         from curate.rollout_files.read import open_rollouts, read_columns
-        from curate.run.folder import has_rollouts, refuse_foreign_files
+        from curate.run.folder import has_rollouts, lock_folder, refuse_foreign_files
         from curate.run.names import MANIFEST
 
         files = open_rollouts(config.rollouts, read_columns(config.column))
@@ -193,6 +194,7 @@ class Import(Command):
             refuse_foreign_files(run_dir)
         dataset = own_dataset(run_dir, name)
         aside = dataset.with_name(f".{dataset.name}.tmp")
+        lock = lock_folder(run_dir, "give this run its own --run-dir")
         try:
             write_prompts(files, aside, decode)
             is_same = dataset.exists() and filecmp.cmp(aside, dataset, shallow=False)
@@ -204,6 +206,7 @@ class Import(Command):
             aside.replace(dataset)
         finally:
             aside.unlink(missing_ok=True)
+            os.close(lock)
         return config.replace(dataset=str(dataset), run_dir=str(run_dir))
 
 

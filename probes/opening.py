@@ -1,8 +1,8 @@
 """The estimate that opens a run: from its own first rollouts, which are drawn as ever.
 
 Nothing is drawn for it, so that the same seed gives the same rollouts with it and without. It is
-told once: after some seconds of sampling, or once the first file of rollouts is drawn, or where all
-of round one is over by then, once that is judged.
+told once: after some seconds of sampling, with the first file of rollouts that comes later, or
+where all of round one is over by then, once that is judged.
 """
 
 from __future__ import annotations
@@ -63,10 +63,9 @@ class Opening:
         self._pool = pool
         self._begun = time.monotonic()
         self._tokens = 0
-        self._drawn = 0
 
     def watch(self, draw: DrawShards) -> DrawShards:
-        """Draw as `draw` does, and tell after the first file where others follow."""
+        """Draw as `draw` does, and tell of its files once it has taken some seconds."""
 
         def watched(
             shards: Iterable[SampleShard], advance: Advance
@@ -76,10 +75,14 @@ class Opening:
                 advance(rollouts, tokens)
 
             self._begun = time.monotonic()
+            tables: list[pa.Table] = []
             for number, table in draw(shards, counted):
-                self._drawn += table.num_rows
-                if not self.is_told and self._drawn < self._asked:
-                    self.tell(table, self._tokens, time.monotonic() - self._begun)
+                if not self.is_told:
+                    tables.append(table)
+                    drawn, seconds = sum(map(len, tables)), time.monotonic() - self._begun
+                    if drawn < self._asked and seconds >= SECONDS:
+                        self.tell(pa.concat_tables(tables), self._tokens, seconds)
+                        tables = []
                 yield number, table
 
         return watched

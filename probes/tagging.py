@@ -19,20 +19,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
-from curate.datasets.layouts import run_layout
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.profiling import make_profile, profile_text
 from curate.progress import say
-from curate.rollout_files.matching import ItemMatcher, last_turns
-from curate.rollout_files.own_prompts import OwnPrompts, is_own, keep_token_ids, own_places
-from curate.rollout_files.read import RolloutFiles, open_rollouts, read_columns
+from curate.rollout_files.own_prompts import is_own, keep_token_ids
+from curate.rollout_files.read import open_rollouts, read_columns
 from curate.run.features import joined
 from curate.run.folder import RunFolder, open_run
 from curate.run.names import REJECTS, TARGET
 from curate.run.rollouts import Outcomes, as_numbers, drawn_rollouts, outcomes_of, rollout_shards
-from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, ROWS, SIMILARITY, read_parquet
+from curate.run.tables import ITEMS, PASS_RATES, ROUNDS, SIMILARITY, read_parquet
 from curate.tagged.write import check_columns
+from probes.busy import THREADS, busy_remedy, found_busy
 from probes.engines.base import Engine
 from probes.engines.choose import SERVER, LoadedModel, ModelFacts
 from probes.estimate import Work
@@ -40,7 +39,6 @@ from probes.found_work import found_work
 from probes.gradients.tap import Adapter
 from probes.gradients.targets import Coverage
 from probes.lift.gradients import LiftInputs
-from probes.machines.busy import THREADS, busy_remedy, found_busy
 from probes.machines.shard import Part
 from probes.models.chat import run_tokenizer
 from probes.opening import COLUMNS as OPENING
@@ -49,7 +47,7 @@ from probes.predictor.predictor import Predictor, apply_predictor, is_judged_ane
 from probes.reading import read_and_render
 from probes.rounds import Rounds
 from probes.stages.answers import count_answers
-from probes.stages.cut import CutRollouts
+from probes.stages.cut import CutRollouts, warn_of_cut
 from probes.stages.forecast import (
     is_decided,
     run_constants,
@@ -66,15 +64,15 @@ from probes.stages.lift import (
     write_lift,
     write_teaching,
 )
-from probes.stages.logged import Matcher, take_rollouts, taken_words
-from probes.stages.pass_rates import count_rollouts
+from probes.stages.logged import run_matcher, take_rollouts, taken_words
+from probes.stages.pass_rates import count_rollouts, expected_label_changes
 from probes.stages.sample import draw_here, sample_items
 from probes.stages.similarity import measure_items, measure_to_target, similarity_table
 from probes.stages.tags import tag_items
 from probes.stages.verify import verify_rollouts
 from probes.stages.without_policy import write_unknown
 from probes.stages.write import write_rows
-from probes.statistics.plan import Plan, label_risk
+from probes.statistics.plan import Plan
 from probes.trial import Trial, gold_of, try_out
 from probes.verifiers.by_row import run_pool
 from probes.verifiers.pool import VerifierPool
@@ -82,17 +80,13 @@ from probes.verifiers.pool import VerifierPool
 if TYPE_CHECKING:
     from probes.machines.ray import RayExecutor
 
-# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard is about two
-# minutes of sampling.
-_SHARD_TOKENS = {"cpu": 128 * 1024, "cuda": 4 * 1024 * 1024}
+# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard is some twenty
+# seconds to a minute of sampling.
+_SHARD_TOKENS = {"cpu": 8 * 1024, "cuda": 4 * 1024 * 1024}
 # Rollouts of a shard at least, however long they may become: a GPU has a thousand in hand at once.
 _SHARD_ROLLOUTS = {"cpu": 1, "cuda": 8192}
 # Share of the weights in a model's blocks without gradients from which on it is said.
 _UNCOVERED = 0.01
-# Above this share the tags say next to nothing of the policy.
-_NEARLY_ALL = 0.9
-# Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
-_TRUNCATED_WARNING = 0.2
 
 
 def plan_of(config: TagConfig) -> Plan:
@@ -207,8 +201,7 @@ class Tagging:
         # `curate judge` comes after the tags; a predictor that goes by its scores then tags anew.
         self._stage("tags", self._tags, again=is_judged_anew(self.predictor, self.run))
         # The tagged file is written every time: it may have been moved, or --out changed.
-        with self.run.stage("write") as entry:
-            self._record("write", entry, self._write())
+        self._stage("write", self._write, again=True)
 
     def lift_anew(self) -> None:
         """Measure the lift from the gradients again, in the place of another source's."""
@@ -220,8 +213,7 @@ class Tagging:
             self.run.update(horizon=horizon)
         self._stage("answers", self._answers)
         self._stage("tags", self._tags, again=True)
-        with self.run.stage("write") as entry:
-            self._record("write", entry, self._write())
+        self._stage("write", self._write, again=True)
 
     def one_part(self, part: Part, whole: Path) -> None:
         """Do a part of the open round of the run in the folder `whole`; say so in the manifest."""
@@ -283,6 +275,8 @@ class Tagging:
     def _probe_items(self) -> None:
         self._read_inputs()
         if self.config.rollouts:
+            if self.run.is_done("plan"):
+                self._refuse_other_rollouts()
             self._stage("plan", self._take_rollouts)
             most = self.run.manifest["rollouts"]["most"]
             # As many as there are were drawn: nothing stopped early.
@@ -424,12 +418,11 @@ class Tagging:
     def _take_rollouts(self) -> dict[str, Any]:
         """Take the rollouts of files in the place of sampling, and judge what is to be judged."""
         config = self.config
-        for file in rollout_shards(self.run):
-            file.unlink()  # Of a try that was killed.
         files = open_rollouts(config.rollouts, read_columns(config.column))
+        matcher = run_matcher(self.run, config, self.source, files, self._tokenizer, self._row_of)
         found = take_rollouts(
             self.run,
-            self._matcher(files),
+            matcher,
             files,
             self._tokenizer,
             judged=config.rollout_rewards == "judged",
@@ -439,21 +432,19 @@ class Tagging:
         say(taken_words(found))
         return {"rounds": 1} | self._verify()
 
-    def _matcher(self, files: RolloutFiles) -> Matcher:
-        if is_own(self.run.path, self.source):
-            rows = ROWS.read(self.run, "row", "item_id").to_pydict()
-            item_of_row = dict(zip(rows["row"], rows["item_id"], strict=True))
-            places = dict(own_places(self.source, item_of_row, self._row_of))
-            decode = self._tokenizer.decode if self._tokenizer else None
-            return OwnPrompts(list(self._row_of), files, decode, places)
-        items = ITEMS.read(self.run).to_pydict()
-        return ItemMatcher(
-            items["item_id"],
-            items["prompt"],
-            items["prompt_token_ids"],
-            items["answer"],
-            last_turns(self.source, run_layout(self.source, self.config), self._row_of),
-        )
+    def _refuse_other_rollouts(self) -> None:
+        """Refuse files that are no longer what was taken of them, such as a log that has grown."""
+        # Runs of earlier versions do not know.
+        known = self.run.manifest["rollouts"].get("sha256")
+        try:
+            files = open_rollouts(self.config.rollouts, read_columns(self.config.column))
+        except UsageError:
+            return  # They are gone: the run has all of them.
+        if known not in (None, files.fingerprint()):
+            raise UsageError(
+                f"run folder {self.run.path} has the rollouts of {files.where} as it was then, and "
+                "it has changed since: give this run its own --run-dir, or remove the folder"
+            )
 
     def _sample(self, target: NDArray[np.int64]) -> dict[str, Any]:
         is_served = self.model.choice == SERVER
@@ -532,28 +523,13 @@ class Tagging:
             with_rewards=self.config.has_own_rewards,
             is_planned=not self.config.rollouts,
         )
-        drawn, truncated = totals["rollouts_drawn"], totals["rollouts_truncated"]
-        if truncated > _TRUNCATED_WARNING * drawn:
-            little = "so little was measured, whatever p_unlearnable is; "
-            little = little if truncated > _NEARLY_ALL * drawn else ""
-            remedy = (
-                f"; {little}a run of its own (--run-dir) with more, or with an --instruction that "
-                "asks for shorter answers, may tell more"
-            )
-            if self.config.rollouts:
-                say(
-                    f"warning: {truncated / drawn:.0%} of the completions were cut at their limit "
-                    "of tokens; the pass rates say as much of that limit as of the policy"
-                )
-            else:
-                say(
-                    f"warning: {truncated / drawn:.0%} of the completions were cut at --max-tokens "
-                    f"{self.config.max_tokens} and count as wrong{remedy}"
-                )
+        warn_of_cut(self.config, totals["rollouts_drawn"], totals["rollouts_truncated"])
         counts = {
             "rounds": self.run.manifest["stages"]["plan"]["rounds"],
             **totals,
-            "expected_label_changes": round(self._expected_label_changes(found), 3),
+            "expected_label_changes": 0.0
+            if self.config.rollouts
+            else round(expected_label_changes(found, self.plan), 3),
         }
         self.run.update(counts={**self.run.manifest["counts"], **counts})
         return {"items_this_time": len(found.drawn)}
@@ -564,19 +540,6 @@ class Tagging:
         found = count_answers(self.run, ids, self._row_of, self._pool(), verifiers)
         self.run.update(answers=found)
         return {"items_this_time": len(ids)}
-
-    def _expected_label_changes(self, found: Outcomes) -> float:
-        """Labels that the rollouts saved by stopping early are expected to have cost."""
-        plan, early = self.plan, found.drawn < self.plan.max_rollouts
-        if self.config.rollouts or not early.any():
-            return 0.0
-        risk = label_risk(plan, found.judged, found.correct)
-        changes = max(float(np.nansum(risk[early])), 0.0)  # Never -0.0.
-        say(
-            f"sampling stopped early: about {changes:.1f} of {len(risk):,} labels would be "
-            f"different after {plan.max_rollouts:,} rollouts an item"
-        )
-        return changes
 
     def _differentiate(self) -> dict[str, Any]:
         here = differentiate_here(lambda: self.model.probe(self._adapter))

@@ -23,7 +23,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that share what takes a minute to start: they run one after the other, and first.
-TOGETHER = ("test_vllm_servers.py", "test_real_language_model.py", "test_vllm_engine.py")
+TOGETHER = (
+    *("test_vllm_servers.py", "test_real_language_model.py", "test_vllm_engine.py"),
+    "test_exported_model.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

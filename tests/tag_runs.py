@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from curate.cli import main
+from probes.engines import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +24,15 @@ SMALL = (
     *("--verifier", "numeric", "--verifier-workers", "1", "--instruction", "", "--tau", "0.05"),
     *("--max-tokens", "12", "--gradient-dim", "256", "--min-rollouts", "32"),
 )
+
+
+@contextlib.contextmanager
+def many_rows() -> Iterator[None]:
+    """Decode 512 rows at once, which models far smaller than those of users have the memory for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(transformers._MOST_ROWS, "cpu", 512)
+        patch.setattr(transformers, "_MOST_ROWS_OF_FLOAT32", 512)
+        yield
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,15 @@ def test_an_interruption_says_what_is_kept(
     assert capsys.readouterr().err == f"curate: interrupted; {said}\n"
 
 
+def test_without_any_output_it_works_all_the_same() -> None:
+    """Where a shell closed it, Python has no `sys.stdout` at all."""
+    command = f"{sys.executable} -m curate --version >&-"
+    ran = subprocess.run(
+        ["sh", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_a_reader_that_has_gone_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -19,12 +19,12 @@ from curate.cli import main
 from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.settings import declared_in
+from probes import busy
 from probes.doctor import findings as doctor
 from probes.doctor import installation
 from probes.doctor.command import Doctor
 from probes.doctor.expected_size import expected_size
 from probes.doctor.installation import DISTRIBUTION, PACKAGES, Dependency, dependencies
-from probes.machines import busy
 from tests.tag_runs import ROOT, additions, curate_command, run_curate, write_jsonl
 
 _CLASHES = (
@@ -191,11 +191,12 @@ def test_it_says_what_this_machine_can_do(examined: dict[str, Any]) -> None:
 
 
 def test_the_text_ends_with_the_verdict(examined: dict[str, Any]) -> None:
-    assert doctor.doctor_text(examined).endswith("\ncurate tag can run here")
-    blocked = doctor.doctor_facts([doctor.Finding("disk", "blocks", "1 GB free", "buy one")])
+    assert doctor.conclusion(examined) == "\ncurate tag can run here"
+    full = doctor.Finding("disk", "blocks", "1 GB free", "buy one")
+    blocked = doctor.doctor_facts([full])
     assert blocked["can_tag"] is False
-    text = doctor.doctor_text(blocked)
-    assert "-> buy one" in text and text.endswith("cannot run here: disk")
+    assert "-> buy one" in full.text_lines()
+    assert doctor.conclusion(blocked).endswith("cannot run here: disk")
 
 
 def test_a_library_that_ends_its_process_is_a_finding(

@@ -96,7 +96,7 @@ def test_samples_that_failed_or_are_damaged(tmp_path: Path) -> None:
     log["samples"] = [7, *log["samples"]]
     (tmp_path / "seven.json").write_text(json.dumps(log))
     seven = open_rollouts(tmp_path / "seven.json")
-    assert len(list(seven.rollouts())) == 2 and "row 1: is no object" in seven.unreadable[0]
+    assert len(list(seven.rollouts())) == 2 and "row 1: not a JSON object" in seven.unreadable[0]
     log["samples"] = None
     (tmp_path / "none.json").write_text(json.dumps(log))
     with pytest.raises(UsageError, match="has no samples"):
@@ -104,6 +104,38 @@ def test_samples_that_failed_or_are_damaged(tmp_path: Path) -> None:
     (tmp_path / "cut.eval").write_bytes((FILES / "sums.eval").read_bytes()[:9000])
     with pytest.raises(UsageError, match="no readable zip archive"):
         open_rollouts(tmp_path / "cut.eval")
+
+
+@pytest.mark.parametrize("name", ["log.json", "log.eval"])
+def test_half_a_surrogate_pair_spoils_one_sample(tmp_path: Path, name: str) -> None:
+    """No file of a run could hold it."""
+    log = json.loads((FILES / "sums.json").read_text())
+    log["samples"][0]["input"] = "\ud83d"
+    if name == "log.json":
+        (tmp_path / name).write_text(json.dumps(log))
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for place, sample in enumerate(log["samples"]):
+                archive.writestr(f"samples/{place}.json", json.dumps(sample))
+    files = open_rollouts(tmp_path / name)
+    assert len(list(files.rollouts())) == 1
+    (problem,) = files.unreadable
+    assert "row 1: half of a \\ud800-style surrogate pair" in problem
+
+
+@pytest.mark.parametrize(
+    ("row", "odd"),
+    [
+        ({"traces": [], "task": {}}, {"traces": None}),
+        ({"nodes": [], "rewards": {}, "task": {}}, {"nodes": 5}),
+        ({"responses_create_params": {}, "response": {}, "reward": 1}, {"response": {"output": 1}}),
+        (json.loads(SAMPLES.read_text().splitlines()[0]), {"metrics": [[]]}),
+    ],
+)
+def test_values_of_another_kind_stop_no_other_row(tmp_path: Path, row: Any, odd: Any) -> None:
+    ours = list(open_rollouts(write_jsonl(tmp_path / "a.jsonl", [row])).rollouts())
+    both = list(open_rollouts(write_jsonl(tmp_path / "b.jsonl", [row, row | odd, row])).rollouts())
+    assert both[: len(ours)] == ours and both[len(both) - len(ours) :] == ours
 
 
 def test_a_log_that_was_cut_off_tells_what_its_start_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from probes.forecast.model import (
     Constants,
     Forecast,
     Lifts,
+    chances_below,
     fit_population,
     forecast_items,
     saturated,
@@ -313,3 +314,17 @@ def test_refitted_constants_are_of_their_source_only():
 def test_impossible_settings_are_refused(tau, horizon):
     with pytest.raises(ValueError, match="tau must lie in"):
         forecast_items(known(0.1), lifts([1.0]), (0.0, 1.0), BUILT_IN, tau=tau, horizon=horizon)
+
+
+def test_the_chances_alone_are_those_of_the_forecast():
+    random = np.random.default_rng(0)
+    rates = np.linspace(0, 1, 101)
+    weights = random.dirichlet(np.ones(101), 40)
+    values = np.where(random.random(40) < 0.2, np.nan, random.normal(size=40))
+    # Some end beyond the bins.
+    for constants in (Constants(-0.8, 2.5, 0.6), Constants(9.0, 4.0, 0.2)):
+        given = (lifts(values, 0.3), (1.0, 2.0), constants)
+        more = {"tau": TAU, "horizon": 1.5, "level": 0.2}
+        whole = forecast_items(lambda rows: (rates, weights[rows]), *given, **more)
+        alone = chances_below(rates, weights, *given, **more)
+        np.testing.assert_allclose(alone, whole.p_unlearnable, rtol=0, atol=1e-12)

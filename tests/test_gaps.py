@@ -237,6 +237,25 @@ def test_a_run_without_gradients_is_refused(planted: Path, tmp_path: Path) -> No
         curate.gaps(run)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["rollouts/00000.parquet", "gradients/rollouts.npy", "gradients/rollouts.parquet"],
+)
+@pytest.mark.parametrize("left", [0, 50])
+def test_a_file_that_was_cut_off_is_named(
+    planted: Path, tmp_path: Path, name: str, left: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(planted, run)
+    file = run / name
+    file.parent.mkdir(exist_ok=True)
+    whole = (run / "gradients/rollouts.parquet" if not file.exists() else file).read_bytes()
+    file.write_bytes(whole[:left])
+    ran = run_curate("gaps", run)
+    assert ran.status == 1 and ran.stdout == ""
+    assert f"{file} is missing or damaged" in ran.last_line
+
+
 def test_a_run_of_easy_items_asks_for_nothing(tmp_path: Path) -> None:
     kinds = {"sums": _KINDS["sums"], "sorting": _KINDS["sorting"]}
     run = _write(tmp_path / "run", draws=4, noise=0.1, kinds=kinds)

@@ -19,8 +19,9 @@ from benchmarks.study.grown_interventions import (
     groups_of,
     open_world,
 )
-from benchmarks.study.grown_interventions_page import Interval, Study
-from benchmarks.study.grown_training import problem
+from benchmarks.study.grown_interventions_page import Study
+from benchmarks.study.interval import Interval
+from benchmarks.training.rollouts import problem
 from tests.worlds.grown import WorldSettings, pass_probability, tokenizer
 
 SKILLS = ("codes0", "compare", "gcd", "plus", "times")

@@ -17,7 +17,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.tag_runs import read_jsonl, run_curate
+from tests.tag_runs import many_rows, read_jsonl, run_curate
 from tests.worlds.grown import WorldSettings, grow_world
 
 TAU = 0.1
@@ -64,12 +64,14 @@ def folder(tmp_path_factory):
     """Where `run` is the tagged run, and `tagged.jsonl` its file."""
     folder = tmp_path_factory.mktemp("grown")
     world = grow_world(folder, SETTINGS)
-    ran = run_curate(
+    command = (
         *("tag", world.items, "--model", world.model, "--out", folder / "tagged.jsonl"),
         *("--run-dir", folder / "run", "--instruction", "", "--verifier", "exact"),
         *("--verifier-workers", "1", "--max-tokens", world.max_tokens),
         *("--min-rollouts", ROLLOUTS, "--max-rollouts", ROLLOUTS),
     )
+    with many_rows():
+        ran = run_curate(*command)
     assert ran.status == 0, ran.stderr
     return folder
 
@@ -94,7 +96,8 @@ def summary(folder, rows):
     recipe = folder / "grown.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
     seeds = ",".join(map(str, TRAINING_SEEDS))
-    trained = run_curate("validate", folder / "run", "--recipe", recipe, "--seeds", seeds)
+    with many_rows():
+        trained = run_curate("validate", folder / "run", "--recipe", recipe, "--seeds", seeds)
     assert trained.status == 0, trained.stderr
     confirmed = run_curate("confirm", folder / "run", "--json")
     assert confirmed.status == 0, confirmed.stderr

@@ -1,10 +1,15 @@
 """`curate import`: a run folder of rollouts that exist, with a policy and without one."""
 
 import json
+import os
+import shutil
 import time
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,7 +17,8 @@ import curate
 from curate.config import TagConfig, changed_settings, config_from_mapping
 from curate.errors import UsageError
 from curate.rollout_files import own_prompts
-from curate.run.folder import read_manifest
+from curate.rollout_files.read import open_rollouts
+from curate.run.folder import lock_folder, read_manifest
 from curate.run.run import Run
 from curate.run.tables import LIFT, PASS_RATES, SIMILARITY, TAGS, TEACHING
 from probes.statistics.pass_rates import pass_rate_interval
@@ -315,6 +321,37 @@ def test_the_library_function_and_a_run_that_is_there(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / "notes").iterdir()] == ["todo.txt"]
 
 
+def test_a_log_that_has_grown_is_not_taken_for_what_was_imported(tmp_path: Path) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", rollouts())
+    assert take(tmp_path, log).status == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    write_jsonl(log, [*rollouts(), *rollouts()])
+    ran = take(tmp_path, log)
+    assert ran.status == 2 and "it has changed since: give this run its own --run-dir" in ran.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    # Nor is a run of ours that has others now; what is gone was taken, and is not needed again.
+    again = ("--dataset", write_jsonl(tmp_path / "sums.jsonl", QUESTIONS))
+    again += ("--run-dir", tmp_path / "again", "--out", tmp_path / "again.jsonl")
+    assert run_curate("import", tmp_path / "run", *again).status == 0
+    (shard,) = (tmp_path / "run/rollouts").iterdir()
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    ran = run_curate("import", tmp_path / "run", *again)
+    assert ran.status == 2 and "it has changed since" in ran.stderr
+    shutil.rmtree(tmp_path / "run")
+    assert run_curate("import", tmp_path / "run", *again).status == 0
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", rollouts())
+    lock = lock_folder(tmp_path / "run", "")
+    try:
+        ran = take(tmp_path, log)
+    finally:
+        os.close(lock)
+    assert ran.status == 2 and f"in use by process {os.getpid()}; wait for it" in ran.last_line
+    assert not list((tmp_path / "run").rglob("*.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("row", "more", "said"),
     [
@@ -339,6 +376,61 @@ def test_what_cannot_be_imported_is_refused(
     good = write_jsonl(tmp_path / "log.jsonl", [{"prompt": "??", "reward": 1.0}])
     ran = take(tmp_path, good)
     assert ran.status == 0, ran.stderr
+
+
+def test_rows_that_are_wrong_stop_no_others(tmp_path: Path) -> None:
+    good = {"prompt": "?", "completion": "1", "reward": 1.0}
+    odd: list[dict[str, Any]] = [
+        *({**good, "prompt": prompt} for prompt in ("", None, [5])),
+        {"prompt": "?", "completion": "1"},
+        {**good, "rollouts": 0},
+        {**good, "completion": [10**30]},
+        {**good, "completion": [-1]},
+        {**good, "reward": 10**400},
+    ]
+    ran = take(tmp_path, write_jsonl(tmp_path / "log.jsonl", [good, *odd, good]))
+    assert ran.status == 0, ran.stderr
+    rates = PASS_RATES.read(tmp_path / "run").to_pylist()
+    assert [(each["total_rollouts"], each["total_correct_rollouts"]) for each in rates] == [(4, 4)]
+    assert "    3 are of no item of the dataset, such as a rollout without a prompt\n" in ran.stdout
+    assert "    1 have no reward, and do not count\n" in ran.stdout
+    first = f"{tmp_path / 'log.jsonl'}, row 5: there is no column 'reward'"
+    assert f"    2 rows could not be read, such as {first}" in ran.stdout
+
+
+def test_prompts_of_parquet_may_hold_what_json_has_not(tmp_path: Path) -> None:
+    told = [{"role": "user", "content": None, "at": datetime(2026, 1, 2), "image": b"\xff"}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": told, "completion": "1", "reward": Decimal("0.0")},
+        {"prompt": [{**told[0], "content": "?"}], "completion": "1", "reward": Decimal("1.0")},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    ran = take(tmp_path, tmp_path / "log.parquet")
+    assert ran.status == 0, ran.stderr
+    assert "1 are of no item of the dataset, such as a prompt that is not of text" in ran.stdout
+    assert "rollouts: 1 (1 correct" in ran.stdout
+
+
+def test_numbers_of_csv_are_read(tmp_path: Path) -> None:
+    """Each of its cells is text."""
+    names = ("prompt", "completion", "reward", "step", "rollouts")
+    rows = [("?", "1", reward, "2", "4") for reward in ("1.0", "0", " True", "false", "", "good")]
+    text = "\n".join(",".join(cells) for cells in (names, *rows))
+    (tmp_path / "log.csv").write_text(text)
+    found = list(open_rollouts(tmp_path / "log.csv").rollouts())
+    assert [each.reward for each in found] == [1.0, 0.0, 1.0, 0.0, None, None]
+    assert {(each.step, each.rollouts) for each in found} == {(2, 4)}
+
+
+def test_a_file_by_two_names_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    log = write_jsonl(tmp_path / "logs/1.jsonl", rollouts())
+    (tmp_path / "logs/latest.jsonl").symlink_to(log)
+    (tmp_path / "link.jsonl").symlink_to(log)
+    assert open_rollouts(tmp_path / "logs").files == (log,)
+    for again in (log.parent / "../logs/1.jsonl", tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match="is named twice, once as"):
+            open_rollouts([tmp_path / "logs", again])
 
 
 def test_no_file_at_all_is_refused() -> None:

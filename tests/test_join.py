@@ -637,4 +637,19 @@ def test_a_card_of_other_runs_than_the_file_is_refused(runs: tuple[Path, Path]) 
 def test_a_part_of_the_file_has_no_card(runs: tuple[Path, Path]) -> None:
     _join(*runs)
     run_curate("filter", "both.jsonl", "-o", "part.jsonl", "--expr", "large.pass_rate > 0.9")
-    assert "part.jsonl is no run folder" in _refused("card", "part.jsonl")
+    said = "part.jsonl is a file without the summary that `curate join` writes beside it"
+    assert said in _refused("card", "part.jsonl")
+    # Nor where it takes the place of the whole, whose counts it does not have.
+    Path("part.jsonl").replace("both.jsonl")
+    said = "both.jsonl is not the file that both.jsonl.join.json tells of"
+    assert said in _refused("card", "both.jsonl")
+
+
+@pytest.mark.parametrize("damage", [{"rows": "x"}, {"items": []}, {"notes": None}, {"models": 5}])
+def test_a_summary_that_somebody_changed_is_said_to_be_damaged(
+    runs: tuple[Path, Path], damage: dict[str, Any]
+) -> None:
+    summary = _join(*runs) | damage
+    Path("both.jsonl.join.json").write_text(json.dumps(summary))
+    ran = run_curate("card", "both.jsonl")
+    assert ran.status == 1 and "both.jsonl.join.json is damaged; `curate join`" in ran.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from curate.config import TagConfig, changed_settings, config_to_toml, read_config_file
+from curate.config import TagConfig, changed_settings, read_config_file
 from curate.datasets.fields import RowRejected
 from curate.errors import UsageError
 from curate.run.run import Run
@@ -105,7 +105,7 @@ def test_a_table_needs_its_field_and_names() -> None:
 
 
 def test_a_run_of_before_goes_on_and_another_verifier_is_another_run() -> None:
-    old = tomllib.loads(config_to_toml(TagConfig()))
+    old = tomllib.loads(TagConfig().to_toml())
     del old["verifiers"], old["verifier_field"]
     assert changed_settings(old, TagConfig()) == []
     changed = changed_settings(old, TagConfig(verifier_field="x", verifiers={"a": "math"}))

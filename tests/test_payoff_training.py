@@ -1,42 +1,31 @@
-"""The training loop and the tables of `benchmarks.selection.grown`."""
+"""The trainings and the tables of `benchmarks.selection.grown`."""
 
-import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.selection import grown_table
 from benchmarks.selection.grown import (
     ARMS,
+    CHANCE,
     FULL,
+    GROUP,
     LONG,
     PRIMARY,
     SCHEDULE,
     SHORT,
     TARGETED,
+    UNPROBED,
+    Probed,
     curve_file,
+    one_training,
 )
-from benchmarks.selection.grown_training import (
-    Grpo,
-    Texts,
-    completion_log_probs,
-    is_right,
-    policy_loss,
-    sample,
-    train,
-)
-from probes.models.files import resolve_model
-from probes.verifiers.pool import VerifierPool
-from recipes.recipe import Recipe
-from recipes.train.groups import Group
-from recipes.train.grpo import RecipeTrainer
-from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import trainer_settings
-from recipes.train.train import Training, trainable_policy
-from tests.worlds.grown import WorldSettings, other_questions, pass_probability, tokenizer
+from benchmarks.training.grpo import Grpo
+from benchmarks.training.rollouts import problem
+from benchmarks.training.supervised import train_sft
+from tests.worlds.grown import WorldSettings, new_model, other_questions, pass_probability
 from tests.worlds.grown_skills import Question
 
 QUESTIONS = (
@@ -46,113 +35,33 @@ QUESTIONS = (
 )
 
 
-def new_policy(seed=0):
-    of = tokenizer()
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(of),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.15,
-            eos_token_id=of.eos_token_id,
-            pad_token_id=of.pad_token_id,
-            bos_token_id=None,
-            tie_word_embeddings=False,
-        )
-    )
-
-
-def test_the_gradient_is_that_of_the_recipes_trainer(tmp_path):
-    policy, of, texts = new_policy(), tokenizer(), Texts(QUESTIONS)
-    policy.save_pretrained(tmp_path / "model")
-    of.save_pretrained(tmp_path / "model")
-    # Right ones, one twice, wrong ones of other lengths, and one that did not end.
-    written = {0: ["a <eos>", "b <eos>", "a <eos>", "b c <eos>"],
-               1: ["a b c <eos>", "a b", "c <eos>", "a b b b"]}  # fmt: skip
-    batch, groups = [], []
-    for item, completions in written.items():
-        ids = [of.convert_tokens_to_ids(text.split()) for text in completions]
-        rows = torch.tensor([row + [of.pad_token_id] * (4 - len(row)) for row in ids])
-        right = is_right(texts, [item], rows, 4)[0]
-        assert right.tolist() == [text == f"{QUESTIONS[item].answer} <eos>" for text in completions]
-        batch.append((item, rows, right))
-        prompt = of.convert_tokens_to_ids(QUESTIONS[item].prompt.split())
-        groups.append(
-            Group(item, str(item), prompt, ids, right.astype(float).tolist(), [False] * 4)
-        )
-    # A third place, which no group with a signal filled.
-    groups.append(Group(2, "2", groups[0].prompt_token_ids, groups[0].completions, [0.0] * 4,
-                        [False] * 4))  # fmt: skip
-    policy_loss(policy, texts, batch, groups=3).backward()
-
-    recipe = Recipe(
-        name="test", max_steps=1, prompts_per_step=3, num_generations=4, updates_per_step=1,
-        beta=0.0, entropy_coefficient=0.0, max_completion_length=4,
-    )  # fmt: skip
-    items = [TrainingItem("0", (1,), "a")]
-    with VerifierPool("exact", workers=1) as pool:
-        run = Training(
-            recipe=recipe, seed=1, files=resolve_model(str(tmp_path / "model")), items=items,
-            held_out=(), max_tokens=4, pool=pool, folder=tmp_path,
-        )  # fmt: skip
-        trainer = RecipeTrainer(
-            trainable_policy(run), recipe, PromptStream(items, seed=1, shuffle=False), pool,
-            seed=1, max_tokens=4, settings=trainer_settings(recipe, 1, tmp_path),
-        )  # fmt: skip
-        trainer.model.float().train()
-        trainer.current_gradient_accumulation_steps = 1
-        trainer.compute_loss(trainer.model, trainer._to_tensors(groups)).backward()
-    theirs = dict(trainer.model.named_parameters())
-    for name, parameter in policy.named_parameters():
-        assert parameter.grad.abs().max() > 0
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def taught():
-    """A policy that was shown the answers for a while: it gives each now and then."""
-    policy, texts = new_policy(), Texts(QUESTIONS)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
-    while pass_probability(policy, QUESTIONS).min() < 0.03:
-        of = torch.arange(len(QUESTIONS))
-        means, lengths = completion_log_probs(policy, texts, of.tolist(), of, texts.answers)
-        optimizer.zero_grad()
-        (-means * lengths).sum().backward()
-        optimizer.step()
-    return policy
-
-
-def test_completions_come_as_often_as_the_policy_gives_them(taught):
-    texts, items, draws = Texts(QUESTIONS), [2, 0, 1], 2000
-    p = pass_probability(taught, QUESTIONS)[items]
-    drawn = sample(taught, texts, items, draws, torch.Generator().manual_seed(0))
-    rate = is_right(texts, items, drawn, draws).mean(axis=1)
-    assert p.max() < 0.9
-    assert (np.abs(rate - p) < 4 * np.sqrt(p * (1 - p) / draws)).all()
-
-
-def test_training_counts_what_it_throws_away_and_raises_the_pass_rate(taught):
-    policy, seen = copy.deepcopy(taught), []
-    before = pass_probability(policy, QUESTIONS).mean()
-    curve = train(
-        policy, QUESTIONS, lambda count: [i % 3 for i in range(count)], QUESTIONS,
-        settings=Grpo(learning_rate=3e-3, groups=4, group_size=8), budget=1_200, evaluations=4,
-        seed=1, told=lambda items, right: seen.append(right.size),
-    )  # fmt: skip
-    assert curve.rollouts[-1] == sum(seen) >= 1_200
-    assert curve.rates[0] == pytest.approx(before) and curve.rates[-1] > 0.6
-    assert len(curve.rates) >= 4 and (np.diff(curve.rollouts) > 0).all()
-    assert 0 < curve.with_signal < 1  # What is learned gives no signal, and is paid for.
+@pytest.mark.parametrize("arm", [FULL, SCHEDULE, UNPROBED, CHANCE])
+def test_a_training_ends_with_its_budget_and_raises_the_pass_rate(tmp_path, arm):
+    model = new_model(WorldSettings(("first",), width=32, layers=2))
+    problems = [problem(question) for question in QUESTIONS]
+    train_sft(model, problems, steps=40, batch=3, learning_rate=3e-3, seed=0)
+    before = pass_probability(model, QUESTIONS)
+    model.save_pretrained(tmp_path)
+    unknown = [None] * 3
+    counts = {"item_id": ["a", "b", "c"], "total_correct_rollouts": unknown,
+              "total_rollouts": unknown}  # fmt: skip
+    arms = {FULL: [0, 1, 2], f"{SCHEDULE}, short": [2, 0, 1] * 9}
+    probed = Probed(tmp_path, QUESTIONS, QUESTIONS, arms, counts, {})
+    settings = Grpo(learning_rate=3e-3, prompts=4, group=GROUP, updates=1, first_round=1)
+    if arm in (UNPROBED, CHANCE):  # No item twice at once, and there are three.
+        settings = replace(settings, prompts=3, most_rounds=1)
+    found = one_training(probed, arm, 1, 1_200, settings)
+    rollouts, rates = found["rollouts"], found["rates"]
+    assert rollouts[0] == 0 and rollouts[-2] < 1_200 <= rollouts[-1]
+    assert rates[0] == pytest.approx(before.mean(), abs=1e-6)
+    assert before.mean() < 0.3 and rates[-1] > 0.45 and rates[-1] == found["trained_items"]
+    assert len(rates) > 4 and (np.diff(rollouts) > 0).all()
+    assert 0 < found["with_signal"] < 1
 
 
 def test_questions_of_a_target_are_new_and_of_the_world():
     settings = WorldSettings(("first", "max"), items=60, candidates=100)
-    policy = new_policy()
+    policy = new_model(settings)
     first = other_questions(policy, settings, 1, ())
     assert {question.skill for question in first} == {"first", "max"}
     assert other_questions(policy, settings, 1, ()) == first
@@ -194,10 +103,10 @@ def test_the_tables_compare_within_worlds_and_seeds(tmp_path, capsys, monkeypatc
     curves = grown_table.read_curves(tmp_path, worlds, LONG)
     assert curves.rates[FULL].shape == (3, 2, 97)
     assert curves.probe == {PRIMARY: 700, TARGETED: 1400}
-    mean, half = grown_table.over_worlds(
+    ahead = grown_table.over_worlds(
         grown_table.final(curves.rates[PRIMARY]) - grown_table.final(curves.rates[FULL])
     )
-    assert mean == pytest.approx(0.02 + 0.1 / 16, abs=2e-3) and half < 0.002
+    assert ahead.mean == pytest.approx(0.02 + 0.1 / 16, abs=2e-3) and ahead.half < 0.002
     shares = grown_table.reached_shares(curves, PRIMARY)
     # Of 0.2 x + 0.02 x = 0.1 less what full still lacks in its last eighth on average, 0.1 / 16.
     assert shares[0] == pytest.approx(0.1 * 15 / 16 / 0.22, abs=0.02)

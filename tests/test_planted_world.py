@@ -23,13 +23,21 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
+from transformers import AutoModelForCausalLM
 
 from probes.tag_rules import DOUBT
-from tests.tag_runs import read_jsonl, run_curate
-from tests.worlds.planted import CHANCE, EASY, LEARNABLE, MAX_TOKENS, NEVER, build_world
+from tests.tag_runs import many_rows, read_jsonl, run_curate
+from tests.worlds import planted
+from tests.worlds.planted import (
+    CHANCE,
+    EASY,
+    LEARNABLE,
+    MAX_TOKENS,
+    NEVER,
+    pass_probability,
+    recorded_world,
+)
 
-SEED = 0
 ROLLOUTS = 256
 TRAINING_SEEDS = (1, 42)
 # All parameters, as in the paper, at a scale that suits a model of 200 thousand of them.
@@ -59,22 +67,21 @@ def auroc_error(positives, negatives):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def world(tmp_path_factory):
+    return recorded_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def folder(world, tmp_path_factory):
     """Where `run` is the tagged run, and `tagged.jsonl` its file."""
     folder = tmp_path_factory.mktemp("planted")
-    threads = torch.get_num_threads()
-    # Sums of one thread are the same on every machine with this instruction set.
-    torch.set_num_threads(1)
-    try:
-        world = build_world(folder, SEED)
-    finally:
-        torch.set_num_threads(threads)
-    tagged = folder / "tagged.jsonl"
-    ran = run_curate(
-        *("tag", world.items, "--model", world.model, "--out", tagged, "--run-dir", folder / "run"),
-        *("--instruction", "", "--verifier", "numeric", "--max-tokens", MAX_TOKENS),
-        *("--min-rollouts", ROLLOUTS, "--max-rollouts", ROLLOUTS),
+    command = (
+        *("tag", world.items, "--model", world.model, "--out", folder / "tagged.jsonl"),
+        *("--run-dir", folder / "run", "--instruction", "", "--verifier", "numeric"),
+        *("--max-tokens", MAX_TOKENS, "--min-rollouts", ROLLOUTS, "--max-rollouts", ROLLOUTS),
     )
+    with many_rows():
+        ran = run_curate(*command)
     assert ran.status == 0, ran.stderr
     return folder
 
@@ -94,6 +101,49 @@ def hard(rows):
     ]
     assert len(measured) >= 0.95 * len(found)
     return {kind: [r for r in measured if r["kind"] == kind] for kind in (LEARNABLE, CHANCE)}
+
+
+# --- The world ----------------------------------------------------------------------------------
+
+
+def test_hard_items_are_matched_and_easy_ones_easy(world):
+    """By the policy's exact pass probabilities, and of the items as they are asked."""
+    rows = read_jsonl(world.items)
+    assert [row["kind"] for row in rows] == world.kinds.tolist()
+    assert [(row["prompt"], row["answer"]) for row in rows] == [
+        (question.prompt, str(question.gold)) for question in world.questions
+    ]
+    model = AutoModelForCausalLM.from_pretrained(world.model)
+    by_kind = {
+        kind: pass_probability(
+            model, [q for q, k in zip(world.questions, world.kinds, strict=True) if k == kind]
+        )
+        for kind in (EASY, LEARNABLE, CHANCE)
+    }
+    assert {kind: len(each) for kind, each in by_kind.items()} == {
+        EASY: 100, LEARNABLE: 80, CHANCE: 80,
+    }  # fmt: skip
+    assert by_kind[EASY].min() >= 0.2
+    pairs = np.log([np.sort(by_kind[LEARNABLE]), np.sort(by_kind[CHANCE])])
+    # Sorted, pairs are no further apart than those that were matched.
+    assert np.abs(pairs[0] - pairs[1]).max() <= 0.1
+    assert 0.02 < np.exp(pairs).min() < np.exp(pairs).max() < 0.065
+    # Of a number that the policy was never shown.
+    assert min(int(row["answer"]) for row in rows if row["kind"] == NEVER) >= 100
+
+
+def test_the_recorded_policy_is_of_this_code(world, tmp_path, monkeypatch):
+    """And that code still trains: here to ends of its two stages that any policy reaches."""
+    assert world.training_steps > 100
+    monkeypatch.setattr(planted, "_LEARNED", 0.0)
+    monkeypatch.setattr(planted, "_UNLEARNED", 1.0)
+    built = planted.build_world(tmp_path / "begun", seed=0)
+    assert built.training_steps == 20
+    with pytest.raises(RuntimeError, match="write it anew"):
+        recorded_world(tmp_path / "other")
+
+
+# --- The tags -----------------------------------------------------------------------------------
 
 
 def test_easy_items_and_items_without_a_positive_are_tagged_so(rows):
@@ -141,7 +191,8 @@ def summary(folder, rows):
     recipe.write_text(RECIPE, encoding="utf-8")
     seeds = ",".join(map(str, TRAINING_SEEDS))
     run = folder / "run"
-    trained = run_curate("validate", run, "--recipe", recipe, "--seeds", seeds)
+    with many_rows():
+        trained = run_curate("validate", run, "--recipe", recipe, "--seeds", seeds)
     assert trained.status == 0, trained.stderr
     confirmed = run_curate("confirm", run, "--json")
     assert confirmed.status == 0, confirmed.stderr

@@ -208,9 +208,15 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tagged: Path) -> N
         (("--seed", "-1"), "--seed is -1; of --by schedule it must be at least 0"),
         (("--weights", "w.json"), "the suffix must be one of .parquet, .jsonl, .csv"),
         (("--weights", "o.jsonl"), "cannot hold both"),
+        (("--width", "1e-200"), "--width is 1e-200; it must be a number, at least 0.001"),
+        (("--epochs", str(10**12)), "and a schedule has at most 1,000,000,000"),
+        (("--quota", "source", "--share", "odd=0", "--share", "even=0"), "has a share above 0"),
+        (("--quota", "source", "--share", "odd=0", "--share", "odd=1"), "has a share already (0)"),
     ):
         ran = _order("-o", "o.jsonl", *arguments)
         assert ran.status == 2 and said in ran.last_line, ran.stderr
+    assert _order("-o", "o.jsonl", "--width", "1e300").status == 0
+    Path("o.jsonl").unlink()
     ran = run_curate("order", "t.jsonl", "--by", "pass_rate", "--epochs", "2", "-o", "o.jsonl")
     assert "--epochs is of --by schedule, not of pass_rate" in ran.last_line
     assert not Path("o.jsonl").exists()

@@ -20,15 +20,14 @@ from probes.models.checkpoints import open_checkpoint
 from probes.models.files import resolve_model
 from probes.models.load import Policy, load_policy, outline_policy
 from tests.killed_runs import run_until_killed
+from tests.made.tagged import tagged_additions
 from tests.stand_ins.server import StandIn
 from tests.tag_runs import (
     Ran,
-    additions,
     assert_same_rollouts,
     curate_command,
     read_rollouts,
     run_curate,
-    tag,
     write_jsonl,
 )
 from tests.test_checkpoints import save_adapter
@@ -42,16 +41,9 @@ ITEMS, ROLLOUTS = 12, 8
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a finished run of it, and two checkpoints."""
     folder = tmp_path_factory.mktemp("tagged")
-    save_tiny_model(folder / "model")
     for seed in (5, 6):
         save_tiny_model(folder / f"trained-{seed}", seed=seed)
-    items = write_jsonl(folder / "items.jsonl", additions(ITEMS))
-    ran = tag(
-        *(items, "--model", folder / "model", "--run-dir", folder / "run"),
-        *("--out", folder / "tagged.jsonl"),
-    )
-    assert ran.status == 0, ran.stderr
-    return folder
+    return tagged_additions(folder, count=ITEMS)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_a_budget_is_a_number_a_share_or_rollouts(
     assert Budget.read(text, rollouts, epochs=2).of(200, group_size=8) == rows
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "1.5", "0%", "120%", "many", "nan"])
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "0%", "120%", "many", "nan", "inf"])
 def test_another_budget_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="it must be a number of rows, or a share"):
         Budget.read(text, None)

@@ -1,5 +1,6 @@
 """`curate filter`: what stays, what is dropped and why, and where it goes."""
 
+import contextlib
 import csv
 import json
 import math
@@ -7,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -411,3 +413,38 @@ def test_odd_values_of_a_file_are_no_traceback(tmp_path: Path) -> None:
         curate.filter(file, tmp_path / "o.jsonl", min_pass_rate=0.1)
     ran = _filter(file, "-o", tmp_path / "o.jsonl")
     assert ran.status == 0 and "\x1b" not in ran.stdout
+    # Beside a run, of which the rows could be.
+    write_run_of(
+        write_tagged_file(tmp_path / "whole.jsonl", [tagged_row(0, "easy")]), tmp_path / "runs/one"
+    )
+    rows = [
+        tagged_row(0, "easy", item_id=[1], pass_rate=0.5, teaching=1, forecast_pass_rate=0.6),
+        tagged_row(1, "easy", pass_rate=0.5, teaching=10**400, forecast_pass_rate=0.6),
+    ]
+    write_tagged_file(file, rows)
+    with contextlib.chdir(tmp_path):
+        assert _filter(file, "-o", tmp_path / "o.jsonl").status == 0
+        ran = run_curate("select", file, "--budget", "1", "-o", "o.jsonl")
+        assert ran.status == 2 and "row 2: teaching is 1000" in ran.last_line
+        ran = run_curate("order", file, "--by", "teaching", "-o", "o.jsonl")
+        assert ran.status == 0, ran.stderr
+        write_tagged_file(file, rows[:1])
+        ran = run_curate("select", file, "--budget", "1", "-o", "o.jsonl")
+        assert ran.status == 0, ran.stderr
+        write_tagged_file(file, [{**rows[0], "pass_rate": 1.5}])
+        ran = run_curate("order", file, "--by", "schedule", "-o", "o.jsonl")
+        assert "row 1: pass_rate is 1.5, not from 0 to 1" in ran.last_line
+
+
+def test_csv_that_another_program_wrote_again_is_read(tagged: Path) -> None:
+    """pandas writes True, and every number of a column with an empty cell with a point."""
+    rows = [
+        tagged_row(0, "easy", pass_rate=0.5, total_rollouts=32, suspect_gold=True),
+        tagged_row(1, None, total_rollouts=None, suspect_gold=None),
+    ]
+    Path("t.csv").write_text(pd.DataFrame(rows).to_csv(index=False))
+    assert ",32.0,True" in Path("t.csv").read_text()
+    ran = _filter("t.csv", "--expr", "total_rollouts == 32 and suspect_gold == true", "-o", "o.csv")
+    assert ran.status == 0, ran.stderr
+    (row,) = csv.DictReader(Path("o.csv").read_text().splitlines())
+    assert row["item_id"] == rows[0]["item_id"] and float(row["total_rollouts"]) == 32

@@ -50,6 +50,10 @@ def test_values_get_the_form_of_their_fields() -> None:
         ({"seeds": {}}, "--seeds is {}; it must be a whole number"),
         ({"seeds": 1.5}, "--seeds is 1.5; it must be a whole number"),
         ({"names": ["a", 1]}, "--names is ['a', 1]; it must be a list of text"),
+        (
+            {"seeds": [1, 10**19]},
+            f"--seeds is [1, {10**19}]; it must be a whole number of at most 64 bits each",
+        ),
         ({"price": -1}, "--price is -1.0; it must be a number, at least 0"),
         ({"price": float("inf")}, "--price is inf; it must be a number, at least 0"),
         ({"loss": "ppo"}, "--loss is 'ppo'; it must be grpo or dapo"),
@@ -62,7 +66,9 @@ def test_what_cannot_be_is_refused_by_name(values: dict[str, Any], said: str) ->
     with pytest.raises(UsageError) as refused:
         Planned(**{"run": "a", **values})
     assert str(refused.value) == said
-    if "must be a" in said and "at least" not in said:  # A type, which a file is told of by name.
+    if (
+        "must be a" in said and "at least" not in said and "at most" not in said
+    ):  # A type, which a file is told of by name.
         with pytest.raises(UsageError, match=r"^x\.toml: \w+ is "):
             Planned.from_mapping({"run": "a", **values}, "x.toml")
 

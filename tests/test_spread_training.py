@@ -18,11 +18,10 @@ from probes.models.load import Policy, load_policy, takes_several_gpus
 from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train import placement, vllm
-from recipes.train.grpo import RecipeTrainer
 from recipes.train.packing import pack, packed_log_probs
-from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import trainer_settings
-from recipes.train.train import Training, initial_policy, lora_config, trainable_policy
+from recipes.train.prompts import TrainingItem
+from recipes.train.train import Training, initial_policy, trainable_policy
+from tests.made.trainer import made_trainer, made_training
 
 RECIPE = Recipe(
     name="test",
@@ -45,16 +44,8 @@ def spread(model: Any) -> None:
 
 
 def _training(model: Path, pool: VerifierPool, folder: Path, recipe: Recipe) -> Training:
-    return Training(
-        recipe=recipe,
-        seed=1,
-        files=resolve_model(str(model)),
-        items=[TrainingItem(name, (3 + i, 4, 5), "3") for i, name in enumerate("ab")],
-        held_out=(),
-        max_tokens=recipe.max_completion_length,
-        pool=pool,
-        folder=folder,
-    )
+    items = [TrainingItem(name, (3 + i, 4, 5), "3") for i, name in enumerate("ab")]
+    return made_training(resolve_model(str(model)), pool, folder, recipe, items)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
@@ -72,17 +63,7 @@ def test_loss_and_gradients_are_those_of_one_device(
             if is_spread:
                 for model in (policy.model, *([] if lora_rank else [reference])):
                     spread(model)
-            trainer = RecipeTrainer(
-                policy,
-                recipe,
-                PromptStream(run.items, seed=1, shuffle=False),
-                pool,
-                seed=1,
-                max_tokens=run.max_tokens,
-                settings=trainer_settings(recipe, 1, tmp_path),
-                adapter=lora_config(recipe) if lora_rank else None,
-                reference=reference,
-            )
+            trainer = made_trainer(run, policy, reference)
             assert trainer.is_model_parallel is is_spread
             trainer.model.train()
             trainer.current_gradient_accumulation_steps = 1

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from probes.doctor import findings as doctor
 from tests.tag_runs import Ran, additions, read_jsonl, run_curate, tag, write_jsonl
 from tests.tiny import save_tiny_model
 
@@ -171,13 +172,17 @@ def test_a_folder_of_files_is_tagged(tiny_model: Path) -> None:
     assert ran.status == 2 and "among the files of the dataset" in ran.last_line
 
 
-def test_doctor_tells_how_a_dataset_is_read() -> None:
+def test_doctor_tells_how_a_dataset_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To import every library takes 20 s; tests/test_doctor.py does, once.
+    torch_ = {"gpus": [], "dtype": "float32", "cpu_dtype": "float32", "cuda": None}
+    monkeypatch.setattr(doctor, "look_at", lambda names: {"torch": torch_})
     rows = [
         {"problem": "p", "answer": "1", "llama8b_solve_rate": 0.5, "difficulty": 3},
         {"problem": "p", "answer": "proof", "llama8b_solve_rate": None, "difficulty": 1},
     ]
     ran = run_curate("doctor", "--json", "--dataset", write_jsonl(Path("a.jsonl"), rows))
     found = {each["about"]: each["text"] for each in json.loads(ran.stdout)["findings"]}
+    assert ran.status == 0
     assert "layout problem/answer: prompt in problem, answer in answer" in found["dataset"]
     assert "1 of the first 2 rows would be rejected, first row 2" in found["rows"]
     assert "'llama8b_solve_rate': pass rates of another policy" in found["hints"]

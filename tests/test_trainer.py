@@ -25,9 +25,10 @@ from recipes.train import processes
 from recipes.train.groups import Group, prompts_to_ask
 from recipes.train.grpo import RecipeTrainer
 from recipes.train.packing import attention_mask, can_pack, pack
-from recipes.train.prompts import PromptStream, TrainingItem
+from recipes.train.prompts import TrainingItem
 from recipes.train.settings import trainer_settings
-from recipes.train.train import Training, initial_policy, lora_config, train_grpo, trainable_policy
+from recipes.train.train import train_grpo
+from tests.made.trainer import made_trainer, made_training
 from tests.tiny import WORDS, save_tiny_model
 
 RECIPE = Recipe(
@@ -60,37 +61,13 @@ def item(name, answer, prompt=("what", "is", "3", "+")):
     return TrainingItem(name, tuple(WORDS.index(word) for word in prompt), answer)
 
 
-def training(files, pool, folder, recipe, items):
-    return Training(
-        recipe=recipe,
-        seed=1,
-        files=files,
-        items=items,
-        held_out=(),
-        max_tokens=recipe.max_completion_length,
-        pool=pool,
-        folder=folder,
-    )
-
-
 @pytest.fixture
 def make_trainer(files, pool, tmp_path):
     """A trainer that has not begun; the stream gives its items in their order, over and over."""
 
     def make(items, seed=1, **changes):
         recipe = dataclasses.replace(RECIPE, **changes)
-        run = training(files, pool, tmp_path, recipe, items)
-        return RecipeTrainer(
-            trainable_policy(run),
-            recipe,
-            PromptStream(items, seed=seed, shuffle=False),
-            pool,
-            seed=seed,
-            max_tokens=recipe.max_completion_length,
-            settings=trainer_settings(recipe, 1, tmp_path),
-            adapter=lora_config(recipe) if recipe.lora_rank else None,
-            reference=None if recipe.lora_rank else initial_policy(run),
-        )
+        return made_trainer(made_training(files, pool, tmp_path, recipe, items, seed))
 
     return make
 
@@ -382,7 +359,7 @@ def test_every_update_has_whole_groups_and_clipping_is_logged(files, pool, tmp_p
     )
     items = [item("a", "3"), item("b", "+"), item("c", "7"), item("d", "what")]
     seen = []
-    trainer = train_noting(training(files, pool, tmp_path, recipe, items), seen)
+    trainer = train_noting(made_training(files, pool, tmp_path, recipe, items), seen)
     assert len(seen) == 3 * 4
     assert all(len(set(numbers)) == 1 and len(numbers) == 8 for numbers in seen)
     log = {row["group"]: row for row in trainer.progress.rows}
@@ -407,7 +384,7 @@ def train_noting(run, seen):
 
 def test_training_ends_at_the_rollout_budget(files, pool, tmp_path):
     recipe = dataclasses.replace(RECIPE, max_steps=50, rollout_budget=60, max_sampling_rounds=1)
-    run = training(files, pool, tmp_path, recipe, [item("a", "3")])
+    run = made_training(files, pool, tmp_path, recipe, [item("a", "3")])
     spent = train_grpo(run).progress.rollouts
     assert 60 <= spent < 60 + 2 * RECIPE.num_generations
     # Taken up again it has nothing left to do.
@@ -417,4 +394,4 @@ def test_training_ends_at_the_rollout_budget(files, pool, tmp_path):
 def test_what_does_not_fit_the_model_is_refused(files, pool, tmp_path):
     recipe = dataclasses.replace(RECIPE, max_completion_length=300)
     with pytest.raises(UsageError, match="exceed the model's context of 256"):
-        train_grpo(training(files, pool, tmp_path, recipe, [item("a", "3")]))
+        train_grpo(made_training(files, pool, tmp_path, recipe, [item("a", "3")]))

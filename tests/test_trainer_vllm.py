@@ -16,12 +16,11 @@ from probes.verifiers.pool import VerifierPool
 from recipes.recipe import Recipe
 from recipes.train import grpo, placement, vllm
 from recipes.train.groups import Group
-from recipes.train.grpo import RecipeTrainer
-from recipes.train.prompts import PromptStream, TrainingItem
-from recipes.train.settings import trainer_settings
-from recipes.train.train import Training, lora_config, train_grpo, trainable_policy
-from recipes.train.vllm import choose_generation, importance_ratios, vllm_settings
+from recipes.train.prompts import TrainingItem
+from recipes.train.train import train_grpo
+from recipes.train.vllm import choose_generation, importance_ratios
 from tests.made.architectures import save_architecture
+from tests.made.trainer import made_trainer, made_training
 from tests.stand_ins.colocated_vllm import ColocatedLLM
 from tests.tiny import WORDS
 
@@ -62,16 +61,7 @@ def colocated(monkeypatch):
 
 def training(model, pool, folder, items=ITEMS, **changes):
     recipe = dataclasses.replace(RECIPE, **changes)
-    return Training(
-        recipe=recipe,
-        seed=1,
-        files=resolve_model(str(model)),
-        items=items,
-        held_out=(),
-        max_tokens=recipe.max_completion_length,
-        pool=pool,
-        folder=folder,
-    )
+    return made_training(resolve_model(str(model)), pool, folder, recipe, items)
 
 
 @pytest.fixture
@@ -79,23 +69,7 @@ def make_trainer(tiny_model, pool, tmp_path, monkeypatch):
     monkeypatch.setattr(placement, "choose_dtype", lambda _: torch.float32)
 
     def make(items=ITEMS, **changes):
-        run = training(tiny_model, pool, tmp_path, items, **changes)
-        recipe, policy = run.recipe, trainable_policy(run)
-        generation = {}
-        if recipe.generation == "vllm":
-            generation = vllm_settings(
-                recipe, policy, run.longest_prompt, run.max_tokens, trust_remote_code=False
-            )
-        return RecipeTrainer(
-            policy,
-            recipe,
-            PromptStream(run.items, seed=1, shuffle=False),
-            pool,
-            seed=1,
-            max_tokens=run.max_tokens,
-            settings=trainer_settings(recipe, 1, tmp_path, generation=generation),
-            adapter=lora_config(recipe) if recipe.lora_rank else None,
-        )
+        return made_trainer(training(tiny_model, pool, tmp_path, items, **changes))
 
     return make
 

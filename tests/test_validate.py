@@ -9,7 +9,6 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -26,13 +25,13 @@ from recipes.train.job import read_facts
 from recipes.train.tagged_run import TaggedRun
 from recipes.validate import validate as validation
 from recipes.validate.command import Validate
+from tests.made.tagged import recipe_file, run_with_recipe, tagged_additions
 from tests.tag_runs import (
     ROOT,
     additions,
     curate_command,
     read_rollouts,
     run_curate,
-    tag,
     write_jsonl,
 )
 from tests.tiny import save_tiny_model
@@ -53,29 +52,14 @@ save_every = 2
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory):
     """A folder with a model, a finished run, its tagged file, and a recipe."""
-    folder = tmp_path_factory.mktemp("tagged")
-    save_tiny_model(folder / "model")
-    items = write_jsonl(folder / "items.jsonl", additions(20))
-    out = folder / "tagged.jsonl"
-    ran = tag(items, "--model", folder / "model", "--run-dir", folder / "run", "--out", out)
-    assert ran.status == 0, ran.stderr
-    return folder
+    return tagged_additions(tmp_path_factory.mktemp("tagged"))
 
 
 @pytest.fixture
 def run(tagged, tmp_path, monkeypatch):
     """A run of one's own; the recipe `quick.toml` lies beside it."""
-    shutil.copytree(tagged / "run", tmp_path / "run")
-    (tmp_path / "quick.toml").write_text(RECIPE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "run"
-
-
-def recipe_file(name, **changes):
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in changes.items()]
-    text = 'extends = "./quick.toml"\n' + "".join(lines)
-    Path(f"{name}.toml").write_text(text, encoding="utf-8")
-    return f"./{name}.toml"
+    return run_with_recipe(tagged, tmp_path, RECIPE)
 
 
 def validate(run, *arguments, recipe="./quick.toml", seeds="1"):

@@ -17,7 +17,7 @@ from tests.tag_runs import ROOT, read_rollouts, tag
 from tests.vllm_servers import MODEL, RealServer
 
 EOS = 2  # SmolLM2's <|im_end|>.
-ITEMS, ROLLOUTS, TOKENS = 4, 64, 24
+ITEMS, ROLLOUTS, TOKENS = 4, 32, 24
 
 
 def _engine(model: Path, servers: list[RealServer], served_model: str = "") -> ServerEngine:

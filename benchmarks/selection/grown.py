@@ -6,7 +6,7 @@
 A world is a small Llama with items out of its own failures (`tests/worlds/grown.py`): two thirds of
 them are trained on, one third is held out. Its items are tagged by `curate tag` as it is by
 default, arms are chosen by `curate filter`, `select` and `order`, and each trains by GRPO with all
-parameters (`benchmarks.selection.grown_training`) until its budget of rollouts is spent. What is
+parameters (`benchmarks.training.grpo`) until its budget of rollouts is spent. What is
 finished is kept in FOLDER, and the same command goes on from there; it begins nothing new after
 `--minutes`, and prints the table of the seeds that are finished in all worlds.
 
@@ -33,6 +33,7 @@ the only arm that is judged here. Naming a target pays at a budget where the fin
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,12 +50,19 @@ from transformers.utils import logging as transformers_logging
 
 import curate
 from benchmarks.selection.grown_oracle import exact_teaching, signal_of
-from benchmarks.selection.grown_training import Grpo, train
-from curate.files import atomic_writer
+from benchmarks.training.grpo import Draw, Grpo, Hear, grpo, in_epochs
+from benchmarks.training.rollouts import draw_each, problem
+from curate.files import write_atomically
 from curate.run.names import MANIFEST, TARGET
 from recipes.sampler.items import ItemSampler, SamplerSettings
-from recipes.train.prompts import PromptStream, TrainingItem
-from tests.worlds.grown import WorldSettings, grow_world, other_questions, pass_probability
+from tests.worlds.grown import (
+    WorldSettings,
+    grow_world,
+    other_questions,
+    pass_probability,
+    read_questions,
+    write_questions,
+)
 from tests.worlds.grown_skills import SKILLS, Question
 
 GROUP = 8
@@ -64,7 +72,7 @@ EVALUATIONS = 24
 SHARE = 0.4
 """Of the items, in `select` and its rivals of the same size."""
 SEEDS = tuple(range(1, 11))
-TRAINING = Grpo(learning_rate=7e-4, groups=16, group_size=GROUP)
+TRAINING = Grpo(learning_rate=7e-4, prompts=16, group=GROUP, updates=1, first_round=1)
 
 FULL, RANDOM, SCHEDULE, SAMPLER = "full", "random", "order --by schedule", "the sampler"
 UNPROBED = "the sampler, without a probe"
@@ -83,7 +91,8 @@ OURS = (
 RIVALS = (FULL, RANDOM, "largest p(1 − p)", "band 0.1 to 0.9")
 EXACT, EXACT_OF_ITEMS = "exact teaching", "exact teaching, of the items"
 EXACT_OF_TARGET = "exact teaching, of a target"
-ORACLES = (EXACT, EXACT_OF_ITEMS, EXACT_OF_TARGET, "exact chance of a signal")
+CHANCE = "exact chance of a signal"
+ORACLES = (EXACT, EXACT_OF_ITEMS, EXACT_OF_TARGET, CHANCE)
 ARMS = (*RIVALS, *OURS, *ORACLES)
 NEEDS_PROBE = frozenset((*OURS, "largest p(1 − p)", "band 0.1 to 0.9")) - {UNPROBED}
 
@@ -142,20 +151,13 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
     if not (folder / "world.json").exists():
         with _clock(f"{world.name}: grown"):
             grow_world(folder, world.settings)
-    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text("utf-8").splitlines()]
-    questions = [Question(row["skill"], row["prompt"], row["answer"], ()) for row in rows]
-    trained = len(rows) * 2 // 3
-    model, file = folder / "model", folder / "train.jsonl"
-    run, tagged = folder / "run", folder / "tagged.jsonl"
+    questions = read_questions(folder / "items.jsonl")
+    trained = len(questions) * 2 // 3
+    model, run, tagged = folder / "model", folder / "run", folder / "tagged.jsonl"
     if not tagged.exists():
         with _clock(f"{world.name}: probed"):
-            with atomic_writer(file) as out:
-                out.write("".join(json.dumps(row) + "\n" for row in rows[:trained]).encode())
-            about = json.loads((folder / "world.json").read_text("utf-8"))
-            curate.tag(
-                file, model=str(model), out=tagged, run_dir=run, instruction="", prompt_end="",
-                verifier="exact", verifier_workers=1, max_tokens=about["max_tokens"],
-            )  # fmt: skip
+            write_questions(folder / "train.jsonl", questions[:trained])
+            _tag(folder, tagged, run)
     found = _rows(tagged)
     kept = folder / "arms.json"
     arms = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
@@ -188,6 +190,15 @@ def prepare(world: PayoffWorld, folder: Path) -> Probed:
     )
 
 
+def _tag(folder: Path, out: Path, run: Path, **more: Any) -> None:
+    """Probe the items that are trained on."""
+    about = json.loads((folder / "world.json").read_text("utf-8"))
+    curate.tag(
+        folder / "train.jsonl", model=str(folder / "model"), out=out, run_dir=run, instruction="",
+        prompt_end="", verifier="exact", verifier_workers=1, max_tokens=about["max_tokens"], **more,
+    )  # fmt: skip
+
+
 def _choose_for_target(
     world: PayoffWorld, folder: Path, run: Path, questions: Sequence[Question], trained: int
 ) -> dict[str, list[int]]:
@@ -197,15 +208,8 @@ def _choose_for_target(
     target = other_questions(policy, world.settings, 1_000 + world.settings.seed, questions)
     target = target[: len(questions) - trained]
     file, tagged = folder / "target.jsonl", folder / "tagged-target.jsonl"
-    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in target]
-    with atomic_writer(file) as out:
-        out.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-    about = json.loads((folder / "world.json").read_text("utf-8"))
-    curate.tag(
-        folder / "train.jsonl", target=str(file), model=str(folder / "model"), out=tagged,
-        run_dir=run, instruction="", prompt_end="", verifier="exact", verifier_workers=1,
-        max_tokens=about["max_tokens"],
-    )  # fmt: skip
+    write_questions(file, target)
+    _tag(folder, tagged, run, target=str(file))
     number = {row["item_id"]: n for n, row in enumerate(_rows(tagged))}
     chosen = folder / "chosen.jsonl"
     curate.select(run, out=chosen, budget=str(SHARE), by="teaching")
@@ -235,7 +239,7 @@ def _choose(run: Path, found: Sequence[dict[str, Any]], folder: Path) -> dict[st
     for name, rollouts in ((SCHEDULE, LONG), (f"{SCHEDULE}, short", SHORT)):
         epochs = max(1, round(rollouts / GROUP / len(found)))
         arms[name] = written(
-            curate.order, by="schedule", epochs=epochs, repeats=3 * epochs, batch=TRAINING.groups
+            curate.order, by="schedule", epochs=epochs, repeats=3 * epochs, batch=TRAINING.prompts
         )
     rate = np.array([row["pass_rate"] for row in found])
     size = len(arms["select"])
@@ -252,57 +256,68 @@ def _choose(run: Path, found: Sequence[dict[str, Any]], folder: Path) -> dict[st
 def one_training(
     probed: Probed, arm: str, seed: int, budget: int, settings: Grpo = TRAINING
 ) -> dict[str, Any]:
-    """Train one arm; returns its curve."""
+    """Train one arm until its budget of rollouts is spent; the step in hand is finished.
+
+    Returns its curve: rollouts, steps and held-out pass rates, the first before training.
+    """
     policy = LlamaForCausalLM.from_pretrained(probed.model)
-    told = None
-    draw: Callable[[int], list[int]]
+    hear = None
     if arm in (SAMPLER, UNPROBED):
-        ids = probed.counts["item_id"]
-        unknown = [None] * len(ids)
-        counts = {name: ids if name == "item_id" else unknown for name in probed.counts}
-        sampler = ItemSampler.of(
-            probed.counts if arm == SAMPLER else counts,
-            SamplerSettings(group_size=GROUP, seed=seed),
-        )
-
-        def told(items: Sequence[int], right: NDArray[np.bool_]) -> None:
-            sampler.observe([ids[i] for i in items for _ in range(GROUP)], right.ravel().tolist())
-
-        draw = sampler.draw
-    elif arm == "exact chance of a signal":
-        rng = np.random.default_rng(seed)
-        draws, chance = 0, np.zeros(0)
-
-        def draw(count: int) -> list[int]:
-            nonlocal draws, chance
-            if draws % 8 == 0:
-                chance = signal_of(pass_probability(policy, probed.items), GROUP) + 1e-9
-            draws += 1
-            return rng.choice(len(chance), count, replace=False, p=chance / chance.sum()).tolist()
-
+        draw, hear = _by_sampler(probed.counts, arm == SAMPLER, seed)
+    elif arm == CHANCE:
+        draw = _by_chance(policy, probed.items, seed)
     else:
         is_order = arm.startswith(SCHEDULE)
         name = f"{SCHEDULE}, short" if is_order and budget < LONG else arm
-        items = [TrainingItem(str(n), (), "") for n in probed.arms[name]]
-        stream = PromptStream(items, seed=seed, shuffle=not is_order)
-        place = 0
+        draw = in_epochs(probed.arms[name], seed, shuffle=not is_order)
 
-        def draw(count: int) -> list[int]:
-            nonlocal place
-            place += count
-            return [int(stream[at].item_id) for at in range(place - count, place)]
-
-    curve = train(
-        policy, probed.items, draw, probed.held_out, settings=settings, budget=budget,
-        evaluations=EVALUATIONS, seed=seed, told=told,
-    )  # fmt: skip
+    points = [(0, 0, _mean_rate(policy, probed.held_out))]
+    problems = [problem(each) for each in probed.items]
+    for log in grpo(policy, problems, settings, seed, draw, sample=draw_each, hear=hear):
+        reached = log.rollouts * EVALUATIONS // budget
+        if log.rollouts >= budget or reached > points[-1][0] * EVALUATIONS // budget:
+            points.append((log.rollouts, log.steps, _mean_rate(policy, probed.held_out)))
+        if log.rollouts >= budget:
+            break
+    rollouts, steps, rates = zip(*points, strict=True)
     return {
-        "rollouts": curve.rollouts.tolist(),
-        "steps": curve.steps.tolist(),
-        "rates": [round(rate, 6) for rate in curve.rates.tolist()],
-        "with_signal": round(curve.with_signal, 4),
-        "trained_items": round(float(pass_probability(policy, probed.items).mean()), 6),
+        "rollouts": rollouts,
+        "steps": steps,
+        "rates": [round(rate, 6) for rate in rates],
+        "with_signal": round(log.signals / log.groups, 4),
+        "trained_items": round(_mean_rate(policy, probed.items), 6),
     }
+
+
+def _mean_rate(policy: LlamaForCausalLM, questions: Sequence[Question]) -> float:
+    return float(pass_probability(policy, questions).mean())
+
+
+def _by_sampler(counts: Mapping[str, list[Any]], has_probe: bool, seed: int) -> tuple[Draw, Hear]:
+    """Draws items by `recipes.sampler`, which hears of their rewards."""
+    ids = counts["item_id"]
+    if not has_probe:
+        counts = {name: ids if name == "item_id" else [None] * len(ids) for name in counts}
+    sampler = ItemSampler.of(counts, SamplerSettings(group_size=GROUP, seed=seed))
+
+    def hear(items: Sequence[int], right: NDArray[np.bool_]) -> None:
+        sampler.observe([ids[i] for i in items for _ in range(GROUP)], right.ravel().tolist())
+
+    return lambda step, count: sampler.draw(count), hear
+
+
+def _by_chance(policy: LlamaForCausalLM, items: Sequence[Question], seed: int) -> Draw:
+    """Draws items by the exact chance that their group has a signal, read at every eighth draw."""
+    rng = np.random.default_rng(seed)
+    draws, chance = itertools.count(), np.zeros(0)
+
+    def draw(step: int, count: int) -> list[int]:
+        nonlocal chance
+        if next(draws) % 8 == 0:
+            chance = signal_of(pass_probability(policy, items), GROUP) + 1e-9
+        return rng.choice(len(chance), count, replace=False, p=chance / chance.sum()).tolist()
+
+    return draw
 
 
 def trainings() -> list[tuple[str, int]]:
@@ -323,8 +338,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _write(file: Path, value: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(file) as out:
-        out.write(json.dumps(value).encode())
+    write_atomically(file, json.dumps(value))
 
 
 @contextmanager

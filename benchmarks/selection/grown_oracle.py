@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +11,11 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from transformers import LlamaForCausalLM
 
-from benchmarks.selection.grown_training import Texts, completion_log_probs, sample
+from benchmarks.training.rollouts import draw_each, log_probabilities, problem
 from probes.lift.gradients import group_coefficients
 from recipes.select.choose import Candidates, choose_items
 from recipes.select.teaching import Taught
-from tests.worlds.grown import pass_probability
+from tests.worlds.grown import Tokens, padded, pass_probability
 from tests.worlds.grown_skills import Question
 
 Floats = NDArray[np.float64]
@@ -50,32 +51,28 @@ def exact_teaching(
     Returns:
         of each of `pupils` the items that teach them most.
     """
-    texts = Texts(items)
+    problems = [problem(each) for each in items]
+    longest = max(len(each.right) for each in problems)
     p = pass_probability(model, items)
     k = np.arange(group_size + 1)
     weight = binom.pmf(k, group_size, p[:, None]) @ group_coefficients(group_size)
     generator = torch.Generator().manual_seed(0)
     steps = []
-    for item in range(len(items)):
-        drawn, counts = torch.unique(
-            sample(model, texts, [item], _WRONG, generator), dim=0, return_counts=True
-        )
-        wrong = (drawn != texts.answers[item]).any(dim=1)
-        ids = torch.cat([texts.answers[item : item + 1], drawn[wrong]])
-        shares = torch.cat([torch.ones(1), -counts[wrong] / max(int(counts[wrong].sum()), 1)])
-        means, _ = completion_log_probs(model, texts, [item], torch.zeros(len(ids)).long(), ids)
-        steps.append(weight[item] * _gradient(model, (shares * means).sum()))
+    for each, known in zip(problems, weight, strict=True):
+        (drawn,) = draw_each(model, [each.prompt], _WRONG, longest, generator)
+        wrong = Counter(one for one in drawn if one != each.right)
+        shares = torch.tensor([1.0, *(-times / wrong.total() for times in wrong.values())])
+        sums, lengths = _log_probs(model, each.prompt, [each.right, *wrong])
+        steps.append(known * _gradient(model, (shares * sums / lengths).sum()))
     step = np.stack(steps)
     candidates = Candidates(np.zeros(len(items)), np.zeros(len(items)), p, [""] * len(items))
 
     def choose(taught_ones: Sequence[Question], own: NDArray[np.intp] | None) -> list[int]:
-        slopes, of_pupils = [], Texts(taught_ones)
         room = 1 - pass_probability(model, taught_ones)
-        for place in range(len(taught_ones)):
-            ids = of_pupils.answers[place : place + 1]
-            first = torch.zeros(1, dtype=torch.long)
-            means, lengths = completion_log_probs(model, of_pupils, [place], first, ids)
-            slopes.append(_gradient(model, (means * lengths).sum()) / max(room[place], 1e-6))
+        slopes = []
+        for pupil, left in zip(map(problem, taught_ones), room, strict=True):
+            sums, _ = _log_probs(model, pupil.prompt, [pupil.right])
+            slopes.append(_gradient(model, sums.sum()) / max(left, 1e-6))
         taught = Taught(step, np.stack(slopes), room, size, own)
         chosen = choose_items(candidates, "teaching", {"": size}, 0.05, taught).chosen
         return [int(item) for item in np.flatnonzero(chosen)]
@@ -84,6 +81,15 @@ def exact_teaching(
         choose(items, np.arange(len(items))) if each is None else choose(each, None)
         for each in pupils
     ]
+
+
+def _log_probs(
+    model: LlamaForCausalLM, prompt: Tokens, completions: Sequence[Tokens]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each completion of a prompt, and its tokens, both (completions,)."""
+    ids, labels = padded([(prompt, each) for each in completions])
+    lengths = torch.tensor([len(each) for each in completions])
+    return log_probabilities(model, ids, labels).sum(dim=1), lengths
 
 
 def _gradient(model: LlamaForCausalLM, value: torch.Tensor) -> NDArray[np.float32]:

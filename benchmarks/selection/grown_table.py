@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from scipy.stats import t as student
 
 from benchmarks.selection.grown import (
     ARMS,
@@ -34,6 +33,7 @@ from benchmarks.selection.grown import (
     TARGETED,
     curve_file,
 )
+from benchmarks.study.interval import Interval
 
 Floats = NDArray[np.float64]
 
@@ -100,16 +100,9 @@ def read_curves(
     return Curves(points, rates, trained, probe)
 
 
-def over_worlds(values: Floats) -> tuple[float, float]:
-    """Mean, and half the 95 % interval by Student's t of the worlds' means; values (worlds, seeds).
-
-    One world has no interval: nan.
-    """
-    means = values.mean(axis=1)
-    if len(means) < 2:
-        return float(means.mean()), float("nan")
-    error = means.std(ddof=1) / np.sqrt(len(means))
-    return float(means.mean()), float(student.ppf(0.975, len(means) - 1) * error)
+def over_worlds(values: Floats) -> Interval:
+    """Of the worlds' means, each over its seeds; values (worlds, seeds)."""
+    return Interval.of(values.mean(axis=1))
 
 
 def final(rates: Floats) -> Floats:
@@ -168,8 +161,8 @@ def _interval(shares: Floats) -> str:
 
 
 def _difference(values: Floats) -> str:
-    mean, half = over_worlds(values)
-    return f"{mean:+.4f} ± {half:.4f}"
+    found = over_worlds(values)
+    return f"{found.mean:+.4f} ± {found.half:.4f}"
 
 
 def _table(curves: Curves) -> list[str]:
@@ -254,8 +247,7 @@ def verdict(curves: Curves) -> str:
     ours = final(curves.rates[PRIMARY])
     behind = []
     for rival in RIVALS:
-        mean, half = over_worlds(ours - final(curves.rates[rival]))
-        if not mean > half:
+        if not over_worlds(ours - final(curves.rates[rival])).low > 0:
             behind.append(rival)
     is_met = share <= TARGET and not behind
     against = f"not told apart from, or behind: {', '.join(behind)}" if behind else "ahead of all"
@@ -269,9 +261,9 @@ def target_verdict(curves: Curves) -> str:
     """Whether naming a target pays, by the rule that was fixed for it, and how it fares."""
     mine = final(curves.rates[TARGETED])
     full, random = (mine - final(curves.rates[arm]) for arm in (FULL, RANDOM))
-    mean, half = over_worlds(full)
+    pays = over_worlds(full).low > 0
     return (
-        f"{curves.rollouts[-1]:,.0f} rollouts: a target {'pays' if mean > half else 'does not pay'}"
+        f"{curves.rollouts[-1]:,.0f} rollouts: a target {'pays' if pays else 'does not pay'}"
         f": {TARGETED} less full {_difference(full)}, less random {_difference(random)}."
     )
 

@@ -47,9 +47,9 @@ from benchmarks.study.grown_interventions import (
     more_pretraining,
     open_world,
 )
-from benchmarks.study.grown_interventions_page import Interval
-from benchmarks.study.grown_training import problem
+from benchmarks.study.interval import Interval
 from benchmarks.study.smollm2 import run_curate
+from benchmarks.training.rollouts import problem
 from curate import gaps
 from curate.files import write_atomically
 from recipes.gaps.clusters import CANDIDATE, PERHAPS, TAUGHT

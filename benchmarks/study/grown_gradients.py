@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
-from benchmarks.study.grown_training import Problem, Tokens, sample
+from benchmarks.training.rollouts import Problem, draw_alike
 from probes.lift.gradients import LiftInputs, measure_lift
+from tests.worlds.grown import Tokens
 
 _DIM, _WRONG, _DRAWN, _JUDGED, _MOST_RIGHT = 4096, 4, 64, 1024, 16
 
@@ -57,7 +58,7 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng([seed, 5])
     most = max(len(each.right) for each in problems)
-    drawn = sample(model, [each.prompt for each in problems], _DRAWN, most, generator)
+    drawn = draw_alike(model, [each.prompt for each in problems], _DRAWN, most, generator)
     project = _Projection(model, seed)
     features, rows = [], []
     for item, (each, completions) in enumerate(zip(problems, drawn, strict=True)):

@@ -4,7 +4,7 @@
 
 Five worlds (`tests/worlds/grown.py`: small Llamas pretrained on skills of unequal share and noise,
 items out of their own failures), all questions answered directly, so that pass probabilities are
-read off exactly. In each, GRPO (`benchmarks.study.grown_training`) with five seeds, and each
+read off exactly. In each, GRPO (`benchmarks.training.grpo`) with five seeds, and each
 intervention with two of them. Every training leaves a file in FOLDER; what is there is not done
 again, so that a run that was killed goes on. Then the page `docs/evidence/interventions.md` is
 printed.
@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -51,28 +52,25 @@ from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from benchmarks.study.grown_gradients import measure
-from benchmarks.study.grown_training import (
-    Grpo,
-    Log,
-    Problem,
-    Tokens,
-    as_stream,
-    problem,
-    train_grpo,
-    train_more,
-    train_sft,
-)
+from benchmarks.training.grpo import Draw, Grpo, grpo, in_epochs
+from benchmarks.training.rollouts import Problem, problem
+from benchmarks.training.supervised import Row, train_more, train_sft
 from curate.files import write_atomically
-from recipes.train.prompts import PromptStream
-from tests.worlds.grown import HARD_RANGE, WorldSettings, grow_world, pass_probability
+from recipes.train.groups import Group, ReplayBuffer, with_replay
+from tests.worlds.grown import (
+    HARD_RANGE,
+    WorldSettings,
+    grow_world,
+    pass_probability,
+    read_questions,
+)
 from tests.worlds.grown_skills import SKILLS, Question, draw_question
 
 TAU = 0.1
 GROUPING_SEEDS = (1, 42, 37)
 COMPARED_SEEDS = (5, 6)
-BASELINE = Grpo(
-    steps=44, learning_rate=1.5e-3, prompts=32, group=8, updates=4, beta=0.04, epsilon_high=0.2
-)
+BASELINE = Grpo(learning_rate=1.5e-3, prompts=32, group=8, updates=4, beta=0.04, epsilon_high=0.2)
+STEPS = 44
 SFT_UPDATES, SFT_BATCH = 40, 16
 PROBE = 1024
 """Rollouts an item that tell whether it is ever right."""
@@ -141,8 +139,7 @@ def open_world(folder: Path, settings: WorldSettings) -> World:
     if not (folder / "world.json").exists():
         grow_world(folder, settings)
     about = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-    rows = map(json.loads, (folder / "items.jsonl").read_text(encoding="utf-8").splitlines())
-    questions = [Question(row["skill"], row["prompt"], row["answer"], ()) for row in rows]
+    questions = read_questions(folder / "items.jsonl")
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     initial = pass_probability(model, questions)
     skills = [about["skills"][name] for name in settings.skills]
@@ -220,25 +217,19 @@ class Run:
 
     def grpo(
         self,
-        settings: Grpo | None = None,
-        items: Places | None = None,
-        stream_of: Callable[[int], PromptStream] | None = None,
-        at_step: Callable[[int], None] = lambda step: None,
-    ) -> Log:
-        """Train by GRPO on some problems, all by default, and note what it did."""
-        settings = settings or BASELINE
-        reference = copy.deepcopy(self.model) if settings.beta else None
-        if stream_of is None:
-            chosen = range(len(self.problems)) if items is None else items.tolist()
-            stream = as_stream(chosen, self.seed)
-
-            def stream_of(step: int) -> PromptStream:
-                return stream
-
-        log = train_grpo(
-            self.model, self.problems, settings, self.seed,
-            stream_of=stream_of, reference=reference, at_step=at_step,
-        )  # fmt: skip
+        settings: Grpo = BASELINE,
+        draw: Draw | None = None,
+        *,
+        steps: int = STEPS,
+        mix: Callable[[Group], Group] = lambda group: group,
+        at_half: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train by GRPO, on all problems in shuffled epochs by default, and note what it did."""
+        draw = draw or in_epochs(range(len(self.problems)), self.seed)
+        training = grpo(self.model, self.problems, settings, self.seed, draw, mix=mix)
+        for log in itertools.islice(training, steps):
+            if log.steps == steps // 2:
+                at_half()
         self.facts |= {
             "rollouts": log.rollouts,
             "unfilled": log.unfilled,
@@ -249,7 +240,6 @@ class Run:
                              "clipped_below")
             },
         }  # fmt: skip
-        return log
 
     def gradients(self, name: str) -> None:
         """Measure the items under the policy as it is."""
@@ -267,12 +257,21 @@ class Run:
 
 
 def _baseline(run: Run) -> None:
-    half = BASELINE.steps // 2
     if run.seed != COMPARED_SEEDS[0]:
         run.grpo()
         return
     run.gradients("start")
-    run.grpo(at_step=lambda step: run.gradients("half") if step == half else None)
+    run.grpo(at_half=lambda: run.gradients("half"))
+
+
+def _replay(run: Run) -> None:
+    """Of four times as many rollouts 1 right and 7 wrong ones; none right: one that was before."""
+    buffer, size = ReplayBuffer(reuse=2), BASELINE.group
+
+    def mix(group: Group) -> Group:
+        return with_replay(group, 1, size, buffer, np.random.default_rng([run.seed, group.number]))
+
+    run.grpo(replace(BASELINE, group=4 * size), mix=mix)
 
 
 def _sft(run: Run) -> None:
@@ -289,15 +288,15 @@ def _curriculum(run: Run) -> None:
     early = [*groups["easy"], *groups["learnable"]]
     rest = np.setdiff1d(np.arange(len(run.world.questions)), early)
     phases = [groups["easy"], groups["learnable"], rest]
-    streams = [as_stream(phase.tolist(), run.seed) if len(phase) else None for phase in phases]
-    ends = np.cumsum([len(phase) for phase in phases]) / sum(map(len, phases)) * BASELINE.steps
+    draws = [in_epochs(phase.tolist(), run.seed) if len(phase) else None for phase in phases]
+    ends = np.cumsum([len(phase) for phase in phases]) / sum(map(len, phases)) * STEPS
 
-    def stream_of(step: int) -> PromptStream:
-        stream = streams[int(np.searchsorted(ends, step - 0.5))]
-        assert stream is not None
-        return stream
+    def draw(step: int, count: int) -> Sequence[int]:
+        of_phase = draws[int(np.searchsorted(ends, step - 0.5))]
+        assert of_phase is not None
+        return of_phase(step, count)
 
-    run.grpo(stream_of=stream_of)
+    run.grpo(draw=draw)
 
 
 def _similar(run: Run) -> None:
@@ -315,15 +314,13 @@ def _similar(run: Run) -> None:
                     break
     before = pass_probability(run.model, added)
     run.problems += [problem(each) for each in added]
-    steps = round(BASELINE.steps * len(run.problems) / len(world.questions))
-    run.grpo(replace(BASELINE, steps=steps))
+    steps = round(STEPS * len(run.problems) / len(world.questions))
+    run.grpo(steps=steps)
     after = pass_probability(run.model, added)
     run.facts["added"] = {"before": before.tolist(), "after": after.tolist(), "steps": steps}
 
 
-def drawing(
-    world: World, items: Places, rng: np.random.Generator
-) -> Callable[[], tuple[Tokens, Tokens]]:
+def drawing(world: World, items: Places, rng: np.random.Generator) -> Callable[[], Row]:
     """What more pretraining draws: half of the skills of some items, half as in pretraining.
 
     Questions are fresh: neither items nor twins. The first half is labelled without noise, a better
@@ -341,7 +338,7 @@ def drawing(
                 return question
         return None
 
-    def draw() -> tuple[Tokens, Tokens]:
+    def draw() -> Row:
         while True:
             is_weak = rng.random() < 0.5
             n = int(rng.choice(len(names), p=weak if is_weak else world.shares))
@@ -391,12 +388,13 @@ def twin_probability(run: Run) -> Floats:
 ARMS: dict[str, Callable[[Run], object]] = {
     "baseline": _baseline,
     "mid-training": _mid_trained,
-    "replay": lambda run: run.grpo(replace(BASELINE, oversample=4, positives=1)),
+    "replay": _replay,
     "clip-higher": lambda run: run.grpo(replace(BASELINE, epsilon_high=0.28)),
     "no KL": lambda run: run.grpo(replace(BASELINE, beta=0.0)),
     "SFT": _sft,
     "k = 64": lambda run: run.grpo(
-        replace(BASELINE, group=64, prompts=BASELINE.prompts // 8), run.groups["unlearnable"]
+        replace(BASELINE, group=64, prompts=BASELINE.prompts // 8),
+        in_epochs(run.groups["unlearnable"].tolist(), run.seed),
     ),
     "curriculum": _curriculum,
     "similar problems": _similar,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.study.grown_interventions import BASELINE, TAU, World, groups_of
+from benchmarks.study.grown_interventions import BASELINE, STEPS, TAU, World, groups_of
+from benchmarks.study.interval import Interval
 
 Floats = NDArray[np.float64]
 Trainings = Mapping[tuple[int, str], Sequence[Mapping[str, Any]]]
@@ -41,10 +42,10 @@ page but for the last two sections. The paper's interventions in five grown worl
 (`tests/worlds/grown.py`): Llamas of a hundred thousand parameters, pretrained on 20 to 26 skills
 of unequal share and label noise (sums, codes, sorting, ...), with items out of their own
 failures; nothing about learnability is planted. Questions are answered directly, so that pass
-probabilities are exact, by teacher forcing. Training is GRPO of all parameters: {BASELINE.steps}
+probabilities are exact, by teacher forcing. Training is GRPO of all parameters: {STEPS}
 steps of {BASELINE.prompts} groups of {BASELINE.group}, {BASELINE.updates} updates a step, dynamic
 sampling, clipping at {BASELINE.epsilon:g}, KL {BASELINE.beta:g}
-(`benchmarks/study/grown_training.py`, a test holds its loss to TRL's).
+(`benchmarks/training/grpo.py`, a test holds its loss to TRL's).
 
 Groups, comparisons and what counts as the finding holding were fixed and committed before any
 outcome of these worlds was there (the head of `benchmarks/study/grown_interventions.py`). In
@@ -56,37 +57,6 @@ holds where it surely closes less than half of it. *Unseen twins* are questions 
 and pass probabilities that nothing trains on: what they do not share was learned by heart.
 
 """.splitlines()
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over worlds, Student's 95 %."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Floats) -> Interval:
-        """Of a figure of each world; nan is a world without one."""
-        known = values[~np.isnan(values)]
-        mean = float(known.mean()) if len(known) else float("nan")
-        if len(known) < 2:
-            return cls(mean, -np.inf, np.inf)
-        half = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
-        return cls(mean, float(mean - half), float(mean + half))
-
-    @property
-    def verdict(self) -> str:
-        """higher, lower, or no difference shown."""
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "no difference shown"
-
-    def text(self, digits: int = 3) -> str:
-        """Mean and limits."""
-        mean, low, high = (
-            f"{each:.{digits}f}".replace("-", "−") for each in (self.mean, self.low, self.high)
-        )
-        return f"{mean} ({low} to {high})"
 
 
 @dataclass(frozen=True)

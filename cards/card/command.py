@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.command import Command, library_function
+from curate.errors import UsageError
 from curate.files import path_or_none
 from curate.run.names import check_run_folder, is_joined
 from curate.settings import argument, option, settings
@@ -20,6 +21,8 @@ class Card(Command):
     example: curate card runs/gsm8k-Qwen2.5-0.5B --language en --license mit. Between its two
     markers the card is written anew each time; what else stands in it stays.
     """
+
+    resumes = False
 
     run: str | Path = argument(
         "the folder of a finished `curate tag`, or a file of `curate join`", metavar="RUN"
@@ -46,10 +49,6 @@ class Card(Command):
         default="", metavar="ID",
     )  # fmt: skip
 
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
-
     def work(self) -> dict[str, Any]:
         """Write the card.
 
@@ -62,6 +61,11 @@ class Card(Command):
 
             write = write_joined_card
         else:
+            if Path(self.run).is_file():
+                raise UsageError(
+                    f"{self.run} is a file without the summary that `curate join` writes beside "
+                    "it: give a run folder, or a file of `curate join`"
+                )
             check_run_folder(self.run)
             from cards.card.card import write_card
 

@@ -25,6 +25,7 @@ from cards.card.sections import (
     without_absolute_folders,
 )
 from curate.errors import RunError, UsageError
+from curate.files import file_sha256
 from curate.run.names import join_summary
 from curate.run.tables import read_json
 from curate.tagged.joined import ITEM_ID, is_model_name
@@ -47,10 +48,17 @@ def write_joined_card(
     """Write the card of a file of `curate join` to `out`, or beside it; returns its metadata.
 
     Raises:
-        UsageError: a run of the file is not there, or as `write_card`.
+        UsageError: a run of the file is not there, the file is not the one that the summary is of,
+            or as `write_card`.
         RunError: the summary, or a file of a run, is missing or damaged.
     """
     summary = _read_summary(file)
+    # Summaries of earlier versions do not say it.
+    if summary.get("sha256") not in (None, file_sha256(file)):
+        raise UsageError(
+            f"{file} is not the file that {join_summary(file)} tells of: it was written again or "
+            "changed; `curate join` writes both anew"
+        )
     runs = {each["name"]: read_run_facts(Path(each["path"])) for each in summary["models"]}
     for each in summary["models"]:
         if runs[each["name"]].run.weight_hash != each["weight_hash"]:
@@ -60,10 +68,13 @@ def write_joined_card(
             )
 
     def make(there: str, name: str) -> str:
-        return joined_card(
-            file.name, summary, runs, there,
-            repo=repo, language=language, license=license, name=name,
-        )  # fmt: skip
+        try:
+            return joined_card(
+                file.name, summary, runs, there,
+                repo=repo, language=language, license=license, name=name,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(file) from error
 
     return write_merged(out or joined_card_file(file), merge, make)
 
@@ -124,8 +135,7 @@ def _read_summary(file: Path) -> dict[str, Any]:
     Raises:
         RunError: it is not one that `curate join` wrote.
     """
-    where = join_summary(file)
-    summary = read_json(where)
+    summary = read_json(join_summary(file))
     try:
         names = [each["name"] for each in summary["models"]]
         of_pairs = {pair[side] for pair in summary["pairs"] for side in ("first", "second")}
@@ -133,10 +143,14 @@ def _read_summary(file: Path) -> dict[str, Any]:
         is_ours = len(names) > 1 and all(map(is_model_name, names))
         is_ours &= of_pairs == set(summary["solved"]["only"]) == set(names)
     except (KeyError, TypeError) as error:
-        raise RunError(f"{where} is damaged; `curate join` writes it anew") from error
+        raise _damaged(file) from error
     if not is_ours:
-        raise RunError(f"{where} is damaged; `curate join` writes it anew")
+        raise _damaged(file)
     return summary
+
+
+def _damaged(file: Path) -> RunError:
+    return RunError(f"{join_summary(file)} is damaged; `curate join` writes it anew")
 
 
 # --- Sections -------------------------------------------------------------------------------------

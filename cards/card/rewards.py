@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pyarrow.parquet as pq
-
 from cards.card.facts import RunFacts
 from cards.card.markdown import table
 from cards.card.metadata import REWARDS
 from cards.card.sections import PLACEHOLDER
 from curate.run.rollouts import rollout_shards
-from curate.run.tables import ROLLOUT_TESTS
+from curate.run.tables import ROLLOUT_TESTS, read_schema
 
 _COLUMNS = {
     "`item_id`, `sample`": "whose rollout it is, and its number within the item, from 0",
@@ -44,7 +42,7 @@ def rewards_section(facts: RunFacts, repo: str) -> str:
 def _of_tests(facts: RunFacts) -> list[tuple[str, str]]:
     """The columns that only runs have in which programs are judged."""
     files = rollout_shards(facts.run.path)
-    if not files or not set(ROLLOUT_TESTS) <= set(pq.read_schema(files[0]).names):
+    if not files or not set(ROLLOUT_TESTS) <= set(read_schema(files[0]).names):
         return []
     names = ", ".join(f"`{name}`" for name in ROLLOUT_TESTS)
     return [(names, "of a program: how many tests it passed, and how many there are")]

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cards.card.metadata import REWARDS
 from cards.push.splits import SHARD_BYTES, Shards
 from curate.errors import RunError
 from curate.run.rollouts import real_rewards, rollout_outcomes, rollout_shards
 from curate.run.run import Run
-from curate.run.tables import ROLLOUT_TESTS, ROLLOUTS
+from curate.run.tables import ROLLOUT_TESTS, ROLLOUTS, read_schema
 from curate.tags import Trainability
 
 _KEPT = ("item_id", "sample", "reward", "verdict", "finish_reason", "log_probability")
@@ -71,10 +70,7 @@ def write_rewards(run: Run, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> 
 
 
 def _stored(file: Path) -> list[str]:
-    try:
-        names: list[str] = pq.read_schema(file).names
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{file} is missing or damaged: {error}") from error
+    names: list[str] = read_schema(file).names
     return names
 
 

@@ -21,16 +21,13 @@ class Report(Command):
     """
 
     words: ClassVar[str] = "cards.report.report:report_text"
+    resumes = False
 
     run: str | Path = argument("the run folder of `curate tag`", metavar="RUN")
     out: str | Path | None = option(
         "the page (default: RUN/report.html)",
         default=None, metavar="FILE.html", flags=("-o", "--out"),
     )  # fmt: skip
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the report.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cards.report.comparisons import comparison_facts
 from cards.report.forecast import forecast_facts
 from cards.report.gradients import gradient_facts
-from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
+from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag, tag_words
 from cards.report.training import confirmation_facts, plain, reward_facts
 from curate.run.run import Run
 from curate.version import __version__
@@ -271,16 +271,12 @@ def _similarity_facts(items: ReportItems) -> dict[str, Any]:
             "of": int(known.sum()),
             "item": shown.tolist(),
             "item_id": items.ids[shown].tolist(),
-            "tag": _words(items.tag[shown]),
-            "confirmed": None if items.confirmed is None else _words(items.confirmed[shown]),
+            "tag": tag_words(items.tag[shown]),
+            "confirmed": None if items.confirmed is None else tag_words(items.confirmed[shown]),
             "gradients": items.gradients[shown].tolist(),
             **{name: plain(values[shown]) for name, values in items.measured.items()},
         },
     }
-
-
-def _words(tag: Ints) -> list[str | None]:
-    return [TAGS[at] if at >= 0 else None for at in tag.tolist()]
 
 
 def _range(values: Floats) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag
+from cards.report.items import TAGS, Floats, Ints, ReportItems, sample_by_tag, tag_words
 from cards.report.training import plain
 from curate.run.run import Run
 from probes.forecast.model import CONFIDENCE
@@ -73,8 +73,8 @@ def forecast_facts(run: Run, items: ReportItems, most_points: int) -> dict[str, 
             "of": int(known.sum()),
             "item": shown.tolist(),
             "item_id": items.ids[shown].tolist(),
-            "tag": _words(items.tag[shown]),
-            "confirmed": None if items.confirmed is None else _words(items.confirmed[shown]),
+            "tag": tag_words(items.tag[shown]),
+            "confirmed": None if items.confirmed is None else tag_words(items.confirmed[shown]),
             "p_unlearnable": plain(items.p_unlearnable[shown]),
             "final_pass_rate": None
             if items.final_pass_rate is None
@@ -140,7 +140,3 @@ def _outcomes(items: ReportItems, hard: Flags, expected: Ints, tau: float) -> di
             for at, name in enumerate(_EXPECTED)
         },
     }
-
-
-def _words(tag: Ints) -> list[str | None]:
-    return [TAGS[at] if at >= 0 else None for at in tag.tolist()]

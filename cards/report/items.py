@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cards.report.source_columns import SourceColumn, read_source_columns
+from curate.run.rollouts import floats
 from curate.run.run import Run
 from curate.run.tables import (
     CONFIRMED,
@@ -158,7 +159,7 @@ def read_report_items(run: Run) -> ReportItems:
     lift = run.columns(LIFT, *_LIFT)
     teaching = run.columns(TEACHING, "teaching", *_PAIRS)
     confirmed, final = _confirmed(run, ids)
-    lifted: dict[str, Any] = {name: _numbers(lift[name]) for name in _LIFT}
+    lifted: dict[str, Any] = {name: floats(lift[name]) for name in _LIFT}
     row = _whole(items["row"])
     sources, note = read_source_columns(run, ids, row)
     return ReportItems(
@@ -170,25 +171,25 @@ def read_report_items(run: Run) -> ReportItems:
         confirmed=confirmed,
         final_pass_rate=final,
         reason=_texts(tags["tag_reason"]),
-        p_unlearnable=_numbers(tags["p_unlearnable"]),
+        p_unlearnable=floats(tags["p_unlearnable"]),
         judged=_whole(rates["total_rollouts"]),
         correct=_whole(rates["total_correct_rollouts"]),
         unjudged=_whole(rates["unjudged_rollouts"]),
         truncated=_whole(rates["truncated_rollouts"]),
-        pass_rate=_numbers(rates["pass_rate"]),
-        pass_rate_low=_numbers(rates["pass_rate_low"]),
-        pass_rate_high=_numbers(rates["pass_rate_high"]),
-        similarity=_numbers(similar["gradient_similarity"]),
-        similarity_low=_numbers(similar["gradient_similarity_low"]),
-        similarity_high=_numbers(similar["gradient_similarity_high"]),
-        reliability=_numbers(similar["gradient_reliability"]),
+        pass_rate=floats(rates["pass_rate"]),
+        pass_rate_low=floats(rates["pass_rate_low"]),
+        pass_rate_high=floats(rates["pass_rate_high"]),
+        similarity=floats(similar["gradient_similarity"]),
+        similarity_low=floats(similar["gradient_similarity_low"]),
+        similarity_high=floats(similar["gradient_similarity_high"]),
+        reliability=floats(similar["gradient_reliability"]),
         gradients=_whole(similar["rollouts_used"]),
         nearest=similar["nearest"].combine_chunks(),
-        forecast=_numbers(tags["forecast_pass_rate"]),
-        forecast_low=_numbers(tags["forecast_low"]),
-        forecast_high=_numbers(tags["forecast_high"]),
+        forecast=floats(tags["forecast_pass_rate"]),
+        forecast_low=floats(tags["forecast_low"]),
+        forecast_high=floats(tags["forecast_high"]),
         **lifted,
-        teaching=_numbers(teaching["teaching"]),
+        teaching=floats(teaching["teaching"]),
         **{name: teaching[name].combine_chunks() for name in _PAIRS},
         reasoning_quality=_reasoning_quality(run, ids),
         sources=sources,
@@ -205,7 +206,7 @@ def _majorities(run: Run) -> dict[str, Any]:
     suspect = pc.fill_null(table["suspect_gold"], False).to_numpy()
     return {
         "majority": pa.array([_majority(row) for row in table.to_pylist()], pa.string()),
-        "majority_share": _numbers(table["majority_share"]),
+        "majority_share": floats(table["majority_share"]),
         "is_suspect": np.asarray(suspect, dtype=bool),
     }
 
@@ -228,20 +229,21 @@ def _confirmed(run: Run, ids: pa.Array) -> tuple[Ints | None, Floats | None]:
         return None, None
     words, _ = run.groups(ids)
     final = run.columns(CONFIRMED, "final_pass_rate")["final_pass_rate"]
-    return _positions(words), _numbers(final)
+    return _positions(words), floats(final)
 
 
 def _reasoning_quality(run: Run, ids: pa.Array) -> Floats | None:
     table = run.quality(ids)
-    return None if table is None else _numbers(table["reasoning_quality"])
+    return None if table is None else floats(table["reasoning_quality"])
+
+
+def tag_words(tag: Ints) -> list[str | None]:
+    """Tags by their positions in TAGS as words; None for -1."""
+    return [TAGS[at] if at >= 0 else None for at in tag.tolist()]
 
 
 def _positions(words: list[Any]) -> Ints:
     return np.array([-1 if word is None else TAGS.index(word) for word in words], dtype=np.int64)
-
-
-def _numbers(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:

@@ -38,7 +38,7 @@ def _line_row(number: int, line: bytes) -> SourceRow:
         return SourceRow(number, None, "a number is too long to parse", text)
     except RecursionError:
         return SourceRow(number, None, "nested too deep", text)
-    return _json_row(number, value, text)
+    return json_row(number, value, text)
 
 
 def array_rows(path: Path) -> Iterator[SourceRow]:
@@ -57,7 +57,7 @@ def array_rows(path: Path) -> Iterator[SourceRow]:
         while number or text[position : position + 1] != "]":
             value, end = decoder.raw_decode(text, position)
             number += 1
-            yield _json_row(number, value, text[position:end])
+            yield json_row(number, value, text[position:end])
             position = skip(end)
             if text[position : position + 1] == "]":
                 break
@@ -80,7 +80,8 @@ def array_rows(path: Path) -> Iterator[SourceRow]:
         raise UsageError(f"{path}: row {number + 1} is nested too deep") from error
 
 
-def _json_row(number: int, value: object, text: str) -> SourceRow:
+def json_row(number: int, value: object, text: str) -> SourceRow:
+    """A row of a JSON value, or else the problem it has; `text` is what the value was read from."""
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
         # A list of messages, as Open-Reasoner-Zero has them: `datasets` names the places as well.
         value = {str(place): each for place, each in enumerate(value)}

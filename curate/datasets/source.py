@@ -35,6 +35,7 @@ from curate.datasets.typed_rows import (
     typed_rows,
 )
 from curate.errors import RunError, UsageError, error_line
+from curate.files import file_sha256
 
 # What `datasets` leaves in a folder that it saves.
 _SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
@@ -103,7 +104,7 @@ class Source:
             part.check_unchanged()
         if self.path is not None and self.path.is_file():
             try:
-                unchanged = _sha256(self.path) == self.fingerprint
+                unchanged = file_sha256(self.path) == self.fingerprint
             except OSError as error:
                 raise RunError(f"cannot read {self.path} again: {error.strerror}") from error
             if not unchanged:
@@ -196,7 +197,7 @@ def _open_file(path: Path, split: str, subset: str | None) -> Source:
         format=kind,
         path=path,
         columns=tuple(schema.names if schema is not None else first),
-        fingerprint=_sha256(path),
+        fingerprint=file_sha256(path),
         schema=schema,
         _rows=rows,
         _batches=batches,
@@ -273,11 +274,6 @@ def _first_readable(name: object, kind: str, rows: Iterable[SourceRow]) -> dict[
     if problem is None:
         raise UsageError(f"{name} has no rows")
     raise UsageError(f"{name}: no row can be read as {kind}; {problem}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_folder(path: Path, split: str, subset: str | None) -> Source:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from curate.datasets.json_rows import json_row
 from curate.datasets.row import SourceRow
 from curate.errors import UsageError
 from curate.rollout_files.bounded_zip import BoundedZip
@@ -24,6 +25,7 @@ from curate.rollout_files.record import (
     Row,
     known_item,
     last_text,
+    listed,
     number,
     text,
     whole,
@@ -54,28 +56,26 @@ def log_rows(path: Path) -> Iterator[SourceRow]:
     Raises:
         UsageError: the log is damaged, or was written without its samples.
     """
-    samples: Iterator[tuple[Any, str]]
+    rows: Iterator[SourceRow]
     if path.suffix.lower() == ENDING:
         archive = BoundedZip(path)
-        names = [name for name in archive.names() if _SAMPLES.fullmatch(name)]
-        samples = (_sample(archive, name) for name in names)
+        found = [name for name in archive.names() if _SAMPLES.fullmatch(name)]
+        rows = (_sample(archive, name, place) for place, name in enumerate(found, 1))
     else:
-        listed = _whole_log(path).get("samples")
-        names = listed if isinstance(listed, list) else []
-        samples = ((each, "is no object") for each in names)
-    if not names:
+        found = listed(_whole_log(path).get("samples"))
+        rows = (json_row(place, each, json.dumps(each)) for place, each in enumerate(found, 1))
+    if not found:
         raise UsageError(f"{path} has no samples: it was written with --no-log-samples, or cut off")
-    for place, (sample, problem) in enumerate(samples, 1):
-        is_one = isinstance(sample, dict)
-        yield SourceRow(place, sample if is_one else None, None if is_one else problem)
+    yield from rows
 
 
-def _sample(archive: BoundedZip, name: str) -> tuple[Any, str]:
+def _sample(archive: BoundedZip, name: str, place: int) -> SourceRow:
     """A sample, or else what is wrong with it: one that is too large spoils no others."""
     try:
-        return archive.read_json(name), "is no object"
+        value = archive.read_json(name)
     except UsageError as error:
-        return None, str(error)
+        return SourceRow(place, None, str(error))
+    return json_row(place, value, json.dumps(value))
 
 
 def drawn_by(path: Path) -> Drawn:
@@ -116,7 +116,7 @@ def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
     attachments = _object(row.get("attachments"))
     messages = [
         _attached(each, attachments)
-        for each in row.get("messages") or ()
+        for each in listed(row.get("messages"))
         if isinstance(each, Mapping)
     ]
     # Examples within the prompt are the assistant's too, and were not generated.

@@ -73,7 +73,7 @@ def _request(row: Row) -> tuple[Any, Mapping[str, Any]]:
 
 def _metric(row: Row, columns: Mapping[str, str]) -> Any:
     told = row.get("metrics")
-    names = told if isinstance(told, list) else [
+    names = [str(name) for name in told] if isinstance(told, list) else [
         name for name, value in row.items() if name not in _OWN and number(value) is not None
     ]  # fmt: skip
     name = columns.get("reward", "").partition(",")[0]

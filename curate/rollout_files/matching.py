@@ -218,8 +218,7 @@ def shown(rollout: LoggedRollout) -> str:
     """Whose a rollout says that it is, for a reader."""
     if rollout.item_id is not None:
         return f"item {rollout.item_id!r}"
-    if isinstance(rollout.prompt, str):
-        return repr(rollout.prompt[-_SHOWN:])
     if rollout.prompt:
-        return repr(_turns(rollout.prompt)[-_SHOWN:])
+        words = rollout.prompt if isinstance(rollout.prompt, str) else _turns(rollout.prompt)
+        return repr(words[-_SHOWN:]) if words else "a prompt that is not of text"
     return "a prompt of token ids" if rollout.prompt_token_ids else "a rollout without a prompt"

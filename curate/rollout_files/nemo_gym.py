@@ -16,6 +16,7 @@ from curate.rollout_files.record import (
     gold,
     has,
     known_item,
+    listed,
     reward_of,
 )
 
@@ -28,7 +29,7 @@ def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
     if isinstance(prompt, list):
         prompt = [_as_text(each) for each in prompt]
     output = answered.get("output") if isinstance(answered, Mapping) else None
-    items: list[Any] = [each for each in output or () if isinstance(each, Mapping)]
+    items = [each for each in listed(output) if isinstance(each, Mapping)]
     calls = sum(each.get("type") == "function_call" for each in items)
     texts = [_text(each) for each in items if each.get("type") == "message"]
     status = answered.get("status") if isinstance(answered, Mapping) else None
@@ -58,7 +59,7 @@ def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    parts = [each.get("text") for each in content or () if isinstance(each, Mapping)]
+    parts = [each.get("text") for each in listed(content) if isinstance(each, Mapping)]
     return "".join(each for each in parts if isinstance(each, str))
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from curate.datasets.fields import RowRejected
 from curate.datasets.messages import read_messages
+from curate.datasets.row import json_text
 from curate.datasets.source import Source
 from curate.errors import UsageError
 from curate.files import atomic_writer
@@ -59,40 +60,47 @@ def write_prompts(files: RolloutFiles, path: Path, decode: Decode | None) -> Non
         decode: the text of token ids, where a policy's tokenizer is at hand.
 
     Raises:
-        UsageError: a rollout has no prompt, or one of token ids that nothing here decodes.
+        UsageError: no rollout has a prompt, or only ones of token ids that nothing here decodes.
     """
     seen: set[Key] = set()
+    first_without = ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(path, "w") as out:
         for number, rollout in enumerate(files.rollouts(), 1):
-            row = _row(rollout, files, number, decode)
+            try:
+                row = _row(rollout, files.format, decode)
+            except RowRejected as error:
+                where = f"{files.where} ({files.format}): rollout {number}"
+                first_without = first_without or f"{where} {error}"
+                continue
             if _key(row) not in seen:
                 seen.add(_key(row))
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.write(json_text(row) + "\n")
+    if not seen and first_without:
+        raise UsageError(first_without)
     if not seen:
         problem = f"; the first row: {files.unreadable[0]}" if files.unreadable else ""
         raise UsageError(f"{files.where} has no rollouts{problem}")
 
 
-def _row(
-    rollout: LoggedRollout, files: RolloutFiles, number: int, decode: Decode | None
-) -> dict[str, Any]:
+def _row(rollout: LoggedRollout, form: str, decode: Decode | None) -> dict[str, Any]:
+    """The row of a rollout's prompt; RowRejected says what it lacks."""
     prompt: Any = rollout.prompt
     tokens: list[int] | None = None
     if not prompt and rollout.prompt_token_ids:
         if decode is None:
-            raise UsageError(
-                f"{files.where} ({files.format}): rollout {number} has a prompt of token ids only: "
-                "--model names the policy whose tokenizer reads them"
+            raise RowRejected(
+                "has a prompt of token ids only: --model names the policy whose tokenizer reads "
+                "them"
             )
         prompt = decode(rollout.prompt_token_ids)
         tokens = rollout.prompt_token_ids
     if not prompt:
-        raise UsageError(
-            f"{files.where} ({files.format}): rollout {number} has no prompt: name its column with "
-            "--column prompt=NAME, or the dataset with --dataset"
+        raise RowRejected(
+            "has no prompt: name its column with --column prompt=NAME, or the dataset with "
+            "--dataset"
         )
-    if isinstance(prompt, str) and files.format == VERL.name:
+    if isinstance(prompt, str) and form == VERL.name:
         prompt = _as_messages(prompt)
     if isinstance(prompt, list):
         prompt = _bare(prompt)
@@ -106,7 +114,8 @@ def _bare(messages: list[Any]) -> list[Any]:
     try:
         read, _ = read_messages(messages)
     except RowRejected:
-        return messages  # The run says why it cannot use them.
+        # The run says why it cannot use them. Dates and bytes of Parquet are as the file has them.
+        return list(json.loads(json_text(messages)))
     return [{"role": role, "content": content} for role, content in read]
 
 
@@ -157,7 +166,10 @@ class OwnPrompts:
 
     def find(self, rollout: LoggedRollout, number: int = 1) -> int | None:
         """The position of the item that a rollout, or so many, are of; None for a reject's."""
-        place = self.places.get(_key(_row(rollout, self.files, 0, self.decode)))
+        try:
+            place = self.places.get(_key(_row(rollout, self.files.format, self.decode)))
+        except RowRejected:
+            place = None
         if place is None:
             self.unmatched += number
             self.example = self.example or shown(rollout)

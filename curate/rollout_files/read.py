@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TypeVar
 from curate.datasets.row import SourceRow
 from curate.datasets.source import open_source
 from curate.errors import UsageError
+from curate.files import file_sha256
 from curate.rollout_files import by_step, inspect_ai, own_run
 from curate.rollout_files.inspect_ai import INSPECT
 from curate.rollout_files.lm_eval import LM_EVAL
@@ -23,6 +25,7 @@ from curate.rollout_files.table import TABLE
 from curate.rollout_files.trl import TRL
 from curate.rollout_files.verifiers import EPISODES, RESULTS, TRACES, drawn_beside
 from curate.rollout_files.verl import VERL
+from curate.run.rollouts import rollout_shards
 from curate.settings import did_you_mean
 
 T = TypeVar("T")
@@ -93,6 +96,23 @@ class RolloutFiles:
                 yield from batch
             last = seen
 
+    def fingerprint(self) -> str:
+        """The SHA-256 of the names and bytes of all files; of a run of curate, of its rollouts.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        parts = [
+            part
+            for file in self.files
+            for part in (rollout_shards(file) if file.is_dir() else [file])
+        ]
+        try:
+            content = "".join(f"{part.name}\0{file_sha256(part)}\n" for part in parts)
+        except OSError as error:
+            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+        return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
+
     def drawn(self) -> Drawn:
         """Who drew the rollouts, and how: what all files tell alike.
 
@@ -128,8 +148,13 @@ def open_rollouts(
     """
     named = [Path(paths)] if isinstance(paths, str | Path) else [Path(each) for each in paths]
     files = [file for path in named for file in _files(path)]
-    if len(set(files)) < len(files):
-        raise UsageError(f"{next(f for f in files if files.count(f) > 1)} is named twice")
+    real: dict[Path, Path] = {}
+    for file in files:
+        if file.resolve() in real:
+            other = real[file.resolve()]
+            also = "" if other == file else f", once as {other}"
+            raise UsageError(f"{file} is named twice{also}: its rollouts would count twice")
+        real[file.resolve()] = file
     formats = {file: _recognised(file) for file in files}
     names = list(dict.fromkeys(formats.values()))
     if len(names) > 1:
@@ -169,7 +194,9 @@ def _files(path: Path) -> list[Path]:
     if own_run.is_run(path):
         own_run.check_run(path)
         return [path]
-    inside = [file for file in path.rglob("*") if file.is_file()]
+    # A link to another of the files (`latest.jsonl`) is that file again.
+    links_first = sorted(path.rglob("*"), key=lambda file: not file.is_symlink())
+    inside = {file.resolve(): file for file in links_first if file.is_file()}.values()
     found = [
         file
         for file in inside
@@ -194,12 +221,17 @@ def _refuse_pickle(file: Path) -> None:
 def _recognised(file: Path) -> str:
     if file.is_dir():
         return own_run.NAME
-    if inspect_ai.is_log(file):
+    try:
+        is_log = inspect_ai.is_log(file)
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
+    if is_log:
         next(inspect_ai.log_rows(file))  # What is wrong with it must show now.
         return INSPECT.name
     if by_step.read_object(file) is not None:
         return by_step.NAME
-    return next(each.name for each in FORMATS if each.is_row(_first_row(file)))
+    first = _first_row(file)
+    return next(each.name for each in FORMATS if each.is_row(first))
 
 
 def _rows(file: Path) -> Iterator[SourceRow]:
@@ -237,7 +269,7 @@ def _in_file(
         return
     form = _format(name)
     wanted, versions = form.wanted_version(columns), dict[str, None]()
-    step = _step_of(file)
+    step, is_any_read = _step_of(file), False
     for row in _rows(file):
         if row.value is None or not form.is_row(row.value):
             problem = row.problem or f"is not written by {name} as the rows before it"
@@ -246,22 +278,29 @@ def _in_file(
         versions[form.version(row.value)] = None
         if wanted and form.version(row.value) != wanted:
             continue
+        where = f"{file}, row {row.row}"
+        if not wanted:
+            _check_one_version(versions, where)
         try:
-            if not wanted:
-                _check_one_version(versions)
-            for each in form.read(row.value, columns):
-                yield each if each.step is not None or step is None else replace(each, step=step)
+            read = list(form.read(row.value, columns))
         except UsageError as error:
-            raise UsageError(f"{file}, row {row.row}: {error}") from error
+            # What the first row lacks is not what the file is taken to be; a later one is odd.
+            if not is_any_read:
+                raise UsageError(f"{where}: {error}") from error
+            unreadable.append(f"{where}: {error}")
+            continue
+        is_any_read = True
+        for each in read:
+            yield each if each.step is not None or step is None else replace(each, step=step)
     if wanted and wanted not in versions:
         raise UsageError(f"{file} has no rows of {wanted!r}, only of {', '.join(versions)}")
 
 
-def _check_one_version(versions: Mapping[str, None]) -> None:
+def _check_one_version(versions: Mapping[str, None], where: str) -> None:
     if len(versions) > 1:
         raise UsageError(
-            f"the same rollouts stand there by several filters ({', '.join(versions)}): name one "
-            "with --column reward=METRIC,FILTER"
+            f"{where}: the same rollouts stand there by several filters ({', '.join(versions)}): "
+            "name one with --column reward=METRIC,FILTER"
         )
 
 

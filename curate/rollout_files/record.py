@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from curate.datasets.fields import object_in
@@ -18,6 +19,8 @@ COLUMNS = (
 """What `--column WHAT=NAME` may name."""
 # Where datasets keep what travels along with a prompt.
 _CARRIERS = ("info", "extra_info", "metadata")
+_LARGEST = 2**31 - 1
+_TRUTHS = {"true": 1.0, "false": 0.0}
 _ANSWERS = ("answer", "ground_truth", "ground_truths", "expected_answer", "gts", "solution")
 
 
@@ -86,15 +89,37 @@ def has(*names: str) -> Callable[[Row], bool]:
 
 def number(value: Any) -> float | None:
     """A finite number, or true and false as 1 and 0; None for all else."""
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        return float(value)
-    return None
+    if not isinstance(value, bool | int | float | Decimal):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # More digits than any float has.
+        return None
+    return found if math.isfinite(found) else None
+
+
+def number_in(value: Any) -> float | None:
+    """The same where it stands as text, as in every cell of a CSV file."""
+    if not isinstance(value, str):
+        return number(value)
+    if value.strip().lower() in _TRUTHS:
+        return _TRUTHS[value.strip().lower()]
+    try:
+        return number(float(value))
+    except ValueError:
+        return None
 
 
 def whole(value: Any) -> int | None:
-    """A whole number; None for all else."""
-    found = number(value)
-    return int(found) if found is not None and found == int(found) else None
+    """A whole number of at most 32 bits, perhaps as text; None for all else."""
+    found = number_in(value)
+    is_one = found is not None and found.is_integer() and abs(found) <= _LARGEST
+    return int(found) if found is not None and is_one else None
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is; an empty one for all else."""
+    return value if isinstance(value, list) else []
 
 
 def text(value: Any) -> str | None:
@@ -106,9 +131,13 @@ def text(value: Any) -> str | None:
 
 def token_ids(value: Any) -> list[int] | None:
     """A list of token ids; None for what is none, or empty."""
-    if isinstance(value, list) and value and all(type(each) is int for each in value):
+    if isinstance(value, list) and value and all(_is_token_id(each) for each in value):
         return value
     return None
+
+
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST
 
 
 def known_item(row: Row, columns: Mapping[str, str]) -> str | None:
@@ -140,15 +169,14 @@ def reward_of(row: Row, columns: Mapping[str, str], usual: str) -> float | None:
     name = columns.get("reward", usual)
     if name not in row:
         raise UsageError(f"there is no column {name!r}: name it with --column reward=NAME")
-    return number(row[name])
+    return number_in(row[name])
 
 
 def last_text(messages: Any) -> str | None:
     """The text of a completion: of the last message of the assistant where it is a conversation."""
     if isinstance(messages, str):
         return messages
-    turns: list[Any] = messages if isinstance(messages, list) else []
-    for message in reversed(turns):
+    for message in reversed(listed(messages)):
         if isinstance(message, Mapping) and message.get("role") == "assistant":
             content = message.get("content")
             if isinstance(content, list):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from curate.errors import UsageError
 from curate.rollout_files.record import (
     Format,
     LoggedRollout,
@@ -31,6 +32,9 @@ def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
 
     prompt, completion = named("prompt"), named("completion")
     read, written = token_ids(prompt), token_ids(completion)
+    rollouts = whole(named("rollouts"))
+    if rollouts is not None and rollouts < 1:
+        raise UsageError(f"its reward is the mean of {rollouts} rollouts")
     yield LoggedRollout(
         item_id=known_item(row, columns),
         prompt=prompt if read is None and isinstance(prompt, str | list) else None,
@@ -39,7 +43,7 @@ def _read(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
         completion_token_ids=written,
         reward=reward_of(row, columns, "reward"),
         step=whole(named("step")),
-        rollouts=whole(named("rollouts")) or 1,
+        rollouts=rollouts or 1,
         answer=gold(row, columns),
         finish_reason=text(named("finish_reason")),
         turns=sampled_turns(completion),

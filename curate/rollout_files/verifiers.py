@@ -23,6 +23,7 @@ from curate.rollout_files.record import (
     has,
     known_item,
     last_text,
+    listed,
     number,
     reward_of,
     sampled_turns,
@@ -34,7 +35,7 @@ from curate.rollout_files.record import (
 
 def _read_episode(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]:
     step = whole(_at(row, "run", "work", "step"))
-    for trace in row["traces"]:
+    for trace in listed(row["traces"]):
         # Other agents are not the policy.
         if isinstance(trace, Mapping) and _at(trace, "agent", "trainable") is not False:
             yield _trace(trace, columns, step)
@@ -45,7 +46,7 @@ def _read_trace(row: Row, columns: Mapping[str, str]) -> Iterator[LoggedRollout]
 
 
 def _trace(trace: Row, columns: Mapping[str, str], step: int | None) -> LoggedRollout:
-    nodes = [node for node in trace.get("nodes") or () if isinstance(node, Mapping)]
+    nodes = [node for node in listed(trace.get("nodes")) if isinstance(node, Mapping)]
     sampled = [place for place, node in enumerate(nodes) if node.get("sampled")]
     data = _at(trace, "task", "data")
     data = data if isinstance(data, Mapping) else {}

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate.errors import RunError
 from curate.run.names import ROLLOUT_FEATURES
 from curate.run.rollouts import item_rows
-from curate.run.tables import ROLLOUT_INDEX, read_parquet
+from curate.run.tables import ROLLOUT_INDEX, read_array, read_parquet, read_schema
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def joined(run: Path, row_of: Mapping[str, int]) -> RolloutFeatures:
     path = ROLLOUT_INDEX.path(run)
     table = ROLLOUT_INDEX.read(run, "item_id", "weight")
     # Earlier versions differentiated correct rollouts alone and did not say so.
-    there = pq.read_schema(path).names
+    there = read_schema(path).names
     if "reward" in there:
         # Where rewards are other numbers than 0 and 1 it says which are correct.
         for column in ("reward", "completion_tokens", *({"correct"} & {*there})):
@@ -97,10 +96,7 @@ def features_of(path: Path, table: pa.Table, row_of: Mapping[str, int]) -> Rollo
     Raises:
         RunError: the array is missing or damaged, or does not fit the table.
     """
-    try:
-        features: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is missing or damaged: {error}") from error
+    features = read_array(path, mapped=True)
     items, weights = item_rows(table, row_of), table["weight"].to_numpy().astype(np.int64)
     if features.ndim != 2 or len(features) != table.num_rows:
         raise RunError(

@@ -19,7 +19,6 @@ from curate.config import (
     TagConfig,
     changed_settings,
     config_from_mapping,
-    config_to_toml,
     read_config_file,
 )
 from curate.errors import UsageError
@@ -143,7 +142,7 @@ def open_run(path: Path, config: TagConfig, identity: Mapping[str, Mapping[str, 
         manifest = _open_manifest(path, config, identity)
         _remove_leftovers(path)
         run = RunFolder(path, lock, manifest)
-        write_atomically(path / CONFIG, config_to_toml(config))
+        write_atomically(path / CONFIG, config.to_toml())
         run.update()
     except OSError as error:
         os.close(lock)

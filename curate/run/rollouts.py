@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate.run.tables import ROLLOUTS, Folder, read_parquet, write_parquet
+from curate.run.tables import ROLLOUTS, Folder, read_parquet, read_schema, write_parquet
 
 Integers = NDArray[np.int64]
 
@@ -78,8 +77,9 @@ def real_rewards(run: Folder) -> bool:
     They then are of type double in every file; `as_numbers` sees to that.
     """
     return any(
-        pa.types.is_floating(pq.read_schema(file).field("reward").type)
-        for file in rollout_shards(run)
+        pa.types.is_floating(each.field("reward").type)
+        for each in map(read_schema, rollout_shards(run))
+        if "reward" in each.names
     )
 
 

@@ -46,6 +46,7 @@ from curate.run.tables import (
     Table,
     read_json,
     read_parquet,
+    read_schema,
 )
 from curate.run.validated import FinishedSeeds, finished_recipes, finished_seeds
 from curate.settings import did_you_mean
@@ -232,7 +233,7 @@ class Run:
         columns = {**ROLLOUTS.columns, **more}
         if not names:
             files = rollout_shards(self.path)
-            there = pq.read_schema(files[0]).names if files else []
+            there = read_schema(files[0]).names if files else []
             names = (*ROLLOUTS.columns, *(name for name in more if name in there))
         for name in names:
             if name not in columns:

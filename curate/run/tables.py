@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from curate.errors import RunError
 from curate.files import atomic_writer
@@ -50,6 +52,33 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Read which columns a file has.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+
+
+def read_array(path: Path, *, mapped: bool = False) -> NDArray[np.float32]:
+    """Read an array; mapped: only what is looked at of it.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        found: NDArray[np.float32] = np.load(
+            path, mmap_mode="r" if mapped else None, allow_pickle=False
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+    return found
 
 
 def count_values(path: Path, column: str) -> tuple[int, int]:
@@ -115,10 +144,7 @@ class Table:
         later = [name for name in names if name in self.later]
         if not later:
             return []
-        try:
-            stored = pq.read_schema(self.path(run)).names
-        except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{self.path(run)} is missing or damaged: {error}") from error
+        stored = read_schema(self.path(run)).names
         return [name for name in later if name not in stored]
 
     def read(self, run: Folder, *names: str) -> pa.Table:

@@ -74,7 +74,11 @@ def run_of_rows(source: Source) -> Path | None:
     if "item_id" not in names:
         return None
     values = (row.value or {} for row in source.rows())
-    wanted = {tuple(value.get(name) for name in names) for value in values if value.get("item_id")}
+    wanted = {
+        tuple(_comparable(value.get(name)) for name in names)
+        for value in values
+        if value.get("item_id")
+    }
     found: dict[str, Path] = {}
     for config in sorted(Path("runs").glob(f"*/{CONFIG}")):
         try:
@@ -87,6 +91,11 @@ def run_of_rows(source: Source) -> Path | None:
             prompts = repr([settings.get(name) for name in _PROMPTS])
             found.setdefault(prompts, config.parent)
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _comparable(value: Any) -> Any:
+    """A cell as it can be looked up: a file that somebody changed may hold lists or objects."""
+    return repr(value) if isinstance(value, list | dict) else value
 
 
 def _not_this(source: Source, run: Path, what: str) -> UsageError:

@@ -19,6 +19,7 @@ import ast
 import difflib
 import math
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ def plain_value(value: Any) -> Any:
 
 def as_number(value: Any) -> int | float | Decimal | None:
     """A number, or the number that a text is; None for everything else."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return math.copysign(math.inf, value > 0 or -1)
     if isinstance(value, int | float | Decimal):
         return value
     if isinstance(value, str):
@@ -99,6 +102,19 @@ def as_number(value: Any) -> int | float | Decimal | None:
             return None
         return None if math.isnan(number) else number
     return None
+
+
+def number_in(row: Mapping[str, Any], name: str, place: int) -> float | None:
+    """The finite number in a cell of the row at a place, from 0; None where there is none.
+
+    Raises:
+        UsageError: something else is in it.
+    """
+    given = plain_value(row.get(name))
+    number = None if given is None else as_number(given)
+    if given is not None and (number is None or not math.isfinite(number)):
+        raise UsageError(f"row {place + 1}: {name} is {given!r:.60}, not a number")
+    return None if number is None else float(number)
 
 
 class _Parser:

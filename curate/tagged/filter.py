@@ -29,6 +29,8 @@ class Filter(TrainingFile):
     the disk failed, 2 bad usage or input, or no row is left.
     """
 
+    resumes = False
+
     _: KW_ONLY
     keep: str | Sequence[str] = option(
         "only rows with this tag: easy, learnable, unlearnable, no_positive or undetermined; "
@@ -74,10 +76,6 @@ class Filter(TrainingFile):
     dropped: str | Path | None = option(
         "where dropped rows go, each with its dropped_reason", default=None, metavar="FILE"
     )
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the rows.

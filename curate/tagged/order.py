@@ -29,6 +29,8 @@ class Order(TrainingFile):
     train.parquet. Exit status: 0 done, 1 the disk failed, 2 bad usage or input.
     """
 
+    resumes = False
+
     more_help: ClassVar[tuple[str, ...]] = (
         *(
             f"--by {name}: {each.summary}. Helps: {each.helps}. The paper: {each.paper}."
@@ -62,8 +64,9 @@ class Order(TrainingFile):
         "and when it ends; the target falls, or rises, evenly (default: 0.2)", "X", least=0
     )
     width: float | None = _of_schedule(
-        "how far a batch spreads around it, as a standard deviation (default: 0.2)", "X", above=0
-    )
+        "how far a batch spreads around it, as a standard deviation (default: 0.2)", "X",
+        least=0.001,  # Pass rates are told apart to a thousandth.
+    )  # fmt: skip
     band: str | Sequence[str] | None = _of_schedule(
         "in the place of a target: rows with a pass rate from LOW to HIGH, for an equal part of "
         "the training for each time that it is given; other rows are left out",
@@ -85,10 +88,6 @@ class Order(TrainingFile):
         ".jsonl or .csv",
         "FILE",
     )
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the rows.

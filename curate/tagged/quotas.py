@@ -54,12 +54,14 @@ def read_shares(shares: Sequence[str], counts: Mapping[str, int], column: str) -
         column: what the kinds are values of, for errors.
 
     Raises:
-        UsageError: a share is no number from 0 to 1, they are more than 1 together, or no row has
-            the value.
+        UsageError: a share is no number from 0 to 1, they are more than 1 together, a value is
+            named twice, or no row has it.
     """
     named: dict[str, float] = {}
     for text in shares:
         kind, _, number = text.rpartition("=")
+        if kind in named:
+            raise UsageError(f"--share {text}: {kind!r} has a share already ({named[kind]:g})")
         try:
             named[kind] = float(number)
         except ValueError:

@@ -308,9 +308,11 @@ def _typed(row: SourceRow, name: str, kind: pa.DataType) -> object:
         return None
     if kind == pa.string():
         return cell
-    if kind == pa.bool_() and cell in ("true", "false"):
-        return cell == "true"
+    # Other programs write True, and 32.0 where another row of the column has nothing.
+    if kind == pa.bool_() and cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
     try:
-        return int(cell) if kind == pa.int64() else float(cell)
+        number = float(cell)
     except ValueError as error:
         raise UsageError(f"row {row.row}: {name} is {cell!r:.60}, not a number") from error
+    return int(number) if kind == pa.int64() and number.is_integer() else number

@@ -36,6 +36,8 @@ from curate.errors import UsageError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+MOST_PLACES = 10**9
+"""Rows of a file, repeats included."""
 _LEVELS = 1000
 """Pass rates are told apart to a thousandth."""
 _MOMENTS = 512
@@ -71,7 +73,7 @@ class Aim:
                 ((rates[:, None] >= low[which]) & (rates[:, None] <= high[which])).astype(float)
             )
         target = self.first + (self.last - self.first) * moments
-        exponent = -((rates[:, None] - target[None, :]) ** 2) / (2 * self.width**2)
+        exponent = -(((rates[:, None] - target[None, :]) / self.width) ** 2) / 2
         found = np.exp(exponent - exponent.max(axis=0, initial=-np.inf))
         return np.where(found < _FAR, 0.0, found)
 
@@ -121,8 +123,14 @@ def schedule_rows(
         seed: of all draws.
 
     Raises:
-        UsageError: in some band there is no row.
+        UsageError: in some band there is no row, or none of a domain with a share; or the file
+            would have more than `MOST_PLACES` rows.
     """
+    if epochs * len(rates) > MOST_PLACES:
+        raise UsageError(
+            f"{epochs:,} epochs of {len(rates):,} rows are {epochs * len(rates):,} places, and a "
+            f"schedule has at most {MOST_PLACES:,}"
+        )
     rng = np.random.default_rng(seed)
     repeats = epochs if repeats is None else repeats
     levels, level = np.unique(np.round(rates * _LEVELS) / _LEVELS, return_inverse=True)
@@ -132,6 +140,8 @@ def schedule_rows(
     of_kind = np.array(kinds, dtype=object)
     counts = Counter(of_kind[is_aimed_at].tolist())
     wanted = {name: (shares or counts).get(name, 0.0) for name in sorted(counts)}
+    if not any(wanted.values()):
+        raise UsageError("no row that is aimed at has a share above 0 (--share)")
     total = epochs * int(is_aimed_at.sum())
     notes: list[str] = []
     weights = np.zeros((len(rates), epochs))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from curate.datasets.row import json_text
 from curate.errors import RunError, UsageError
 from curate.files import atomic_writer
-from curate.tagged.expressions import as_number, plain_value, unknown_column
+from curate.tagged.expressions import number_in, plain_value, unknown_column
 from curate.tagged.quotas import read_shares
 from curate.tagged.rules import PREDICTED
 from curate.tagged.schedule import Aim, Schedule, schedule_rows
@@ -110,7 +110,9 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
     inside: list[int] = []
     for place, value in enumerate(tagged.values()):
         ids.append(value.get("item_id"))
-        rate = _rate(value, place)
+        rate = number_in(value, "pass_rate", place)
+        if rate is not None and not 0 <= rate <= 1:
+            raise UsageError(f"row {place + 1}: pass_rate is {rate:g}, not from 0 to 1")
         kind = plain_value(value.get(plan.quota)) if plan.quota else ""
         if value.get(PREDICTED) is None:
             left_out["not tagged"] += 1
@@ -151,22 +153,14 @@ def schedule_file(wanted: TrainingFile, plan: Plan, weights: Path | None) -> dic
         "rows": len(ids),
         "written": len(places),
         "distinct": len(inside) - never,
-        "epochs": _by_epoch(found, times, np.array(rates), aim),
+        "epochs": _by_epoch(times, np.array(rates), aim),
         "left_out": dict(left_out),
         "weights": None if weights is None else str(weights),
         "notes": [*notes, *found.notes],
     }
 
 
-def _rate(value: dict[str, Any], place: int) -> float | None:
-    given = plain_value(value.get("pass_rate"))
-    number = None if given is None else as_number(given)
-    if given is not None and number is None:
-        raise UsageError(f"row {place + 1}: pass_rate is {given!r:.60}, not a number")
-    return None if number is None else float(number)
-
-
-def _by_epoch(found: Schedule, times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
+def _by_epoch(times: Any, rates: Any, aim: Aim) -> list[dict[str, Any]]:
     epochs = times.shape[1]
     return [
         {

@@ -38,6 +38,8 @@ class Doctor(Command):
     usage or input.
     """
 
+    resumes = False
+
     file: str | None = option(
         "settings of `tag` from a file", default=None, metavar="FILE.toml", flags=("--config",)
     )
@@ -99,10 +101,6 @@ class Doctor(Command):
         values |= {name: value for name, value in given.items() if value is not None}
         config = config_from_mapping(values, self.file or "options")
         return doctor(config, items=self.items, tries=self.tries, **tell)
-
-    def keeps(self) -> bool:
-        """Nothing."""
-        return False
 
     def status(self, found: dict[str, Any]) -> int:
         """Whether something blocks `curate tag`, or failed."""

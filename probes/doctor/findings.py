@@ -17,16 +17,15 @@ from typing import Any
 
 from curate.config import TagConfig
 from curate.errors import UsageError
+from probes.busy import THREADS, busy_remedy, found_busy, usable_cores
 from probes.doctor.expected_size import ExpectedSize, expected_size
 from probes.doctor.finding import Finding, State
 from probes.doctor.installation import Dependency, clashes, dependencies
 from probes.doctor.machine import LOOKS, Facts, look_at
-from probes.machines.busy import THREADS, busy_remedy, found_busy, usable_cores
 from probes.verifiers.sandbox import why_no_sandbox
 
 _FEWEST_ITEMS = 1000
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-_EXTRAS = {"train": "curate validate", "ray": "--executor ray", "vllm": "--engine vllm"}
 
 
 def examine(
@@ -403,12 +402,6 @@ def doctor_facts(findings: list[Finding]) -> dict[str, Any]:
         "can_tag": can_tag(findings),
         "findings": [vars(finding) for finding in findings],
     }
-
-
-def doctor_text(facts: Mapping[str, Any]) -> str:
-    """Write the findings for a terminal."""
-    lines = [Finding(**finding).text_lines() for finding in facts["findings"]]
-    return "\n".join([*lines, conclusion(facts)])
 
 
 def conclusion(facts: Mapping[str, Any]) -> str:

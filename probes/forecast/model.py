@@ -170,6 +170,31 @@ def forecast_items(
     return Forecast(*found)
 
 
+def chances_below(
+    rates: Floats,
+    weights: Floats,
+    lifts: Lifts,
+    population: tuple[float, float],
+    constants: Constants,
+    *,
+    tau: float,
+    horizon: float,
+    level: float,
+) -> Floats:
+    """Give `p_unlearnable` of `forecast_items` alone, (items,), several times as fast.
+
+    For a search over constants. The posterior is `rates` (grid,) and `weights` (items, grid); for
+    the rest see there.
+    """
+    constants = replace(constants, drift=constants.drift + level)
+    base, gained = _moves(rates, _shrunk(lifts, *population), constants, horizon)
+    spread = constants.spread * np.sqrt(horizon)
+    # To share a value out to the bins and to read between them is the same sum.
+    below = np.interp(base + gained[:, :, None], _BINS, ndtr((logit(tau) - _BINS) / spread))
+    at_nodes = np.matmul(below, weights[:, :, None])[:, :, 0]
+    return np.asarray(at_nodes @ (_NODE_WEIGHTS / _NODE_WEIGHTS.sum()))
+
+
 def _shrunk(lifts: Lifts, mean: float, variance: float) -> tuple[Floats, Floats]:
     """Posterior mean and standard deviation of the lift, (items,)."""
     known = lifts.is_known
@@ -190,11 +215,8 @@ def _some(
     confidence: float,
 ) -> Floats:
     """Mean, low, high, P(< τ) and evidence spread of some items, (5, items)."""
-    mean, deviation = lift
-    nodes = saturated(mean[:, None] + deviation[:, None] * _NODES)
-    gained = horizon * (constants.drift + constants.gain * nodes)
+    base, gained = _moves(rates, lift, constants, horizon)
     node_weights = _NODE_WEIGHTS / _NODE_WEIGHTS.sum()
-    base = logit(np.clip(rates, expit(_BINS[0]), expit(_BINS[-1])))
     before = _on_bins(base[None, None, :] + gained[:, :, None], weights, node_weights)
     center = before @ _BINS
     evidence = np.sqrt(np.maximum(before @ _BINS**2 - center**2, 0))
@@ -207,6 +229,16 @@ def _some(
     tail = (1 - confidence) / 2
     low, high = (_quantile(cumulative, share) for share in (tail, 1 - tail))
     return np.stack([expected, low, high, below, evidence])
+
+
+def _moves(
+    rates: Floats, lift: tuple[Floats, Floats], constants: Constants, horizon: float
+) -> tuple[Floats, Floats]:
+    """Log odds of the rates, (grid,), and what training adds at each node, (items, nodes)."""
+    mean, deviation = lift
+    nodes = saturated(mean[:, None] + deviation[:, None] * _NODES)
+    gained = horizon * (constants.drift + constants.gain * nodes)
+    return logit(np.clip(rates, expit(_BINS[0]), expit(_BINS[-1]))), gained
 
 
 def _on_bins(values: Floats, weights: Floats, node_weights: Floats) -> Floats:

@@ -80,9 +80,6 @@ def _one_character(character: str) -> str:
     return character
 
 
-_KNOWN_CHARACTERS: dict[str, str] = {}
-
-
 def in_ascii(text: str) -> str:
     """The text with Unicode's mathematics as TeX, and the digits of all scripts as ASCII."""
     if text.isascii():
@@ -230,7 +227,6 @@ def _calls(text: str) -> str:
     return text
 
 
-_MARKDOWN = "*_`"
 _SAID = re.compile(
     r"(?i:(?:so|thus|hence|therefore|and)?,?\s?(?:the |my )?(?:final |correct )?answer"
     r"(?:\s?(?:is|:|=))+\s?)"

@@ -14,7 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -143,15 +143,15 @@ def load_policy(
         "local_files_only": True,
         **(_gguf_options(files.gguf_file) or {"use_safetensors": True}),
     }
-    if tokenizer is None:
-        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     # Its bars and its report of a bad load fill the screen; ours is one line.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # Reading a GGUF file draws a bar of its own that no setting turns off.
     quiet = redirect_stderr(io.StringIO()) if files.gguf_file else nullcontext()
     try:
-        with quiet:
+        with quiet, _gguf_read_once(files):
+            if tokenizer is None:
+                tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
             if not files.gguf_file:
                 options["config"] = AutoConfig.from_pretrained(
                     files.folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -218,13 +218,14 @@ def outline_policy(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if tokenizer is None:
-        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     options = _gguf_options(files.gguf_file)
     try:
-        config = AutoConfig.from_pretrained(
-            files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
-        )
+        with _gguf_read_once(files):
+            if tokenizer is None:
+                tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(
+                files.folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+            )
         _expand_quantized(files, config)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
@@ -237,6 +238,26 @@ def outline_policy(
         eos_token_ids=_end_tokens(files.folder, files.gguf_file, model.config, tokenizer),
         context_length=_context_length(model.config),
     )
+
+
+@contextmanager
+def _gguf_read_once(files: ModelFiles) -> Iterator[None]:
+    """Have transformers index a GGUF file once, which takes seconds, and not four times."""
+    if not files.gguf_file:
+        yield
+        return
+    try:
+        import gguf
+    except ImportError:  # transformers says so.
+        yield
+        return
+    module: Any = gguf
+    reader = module.GGUFReader
+    module.GGUFReader = lru_cache(maxsize=1)(reader)
+    try:
+        yield
+    finally:
+        module.GGUFReader = reader
 
 
 def _expand_quantized(files: ModelFiles, config: Any) -> None:
@@ -328,7 +349,10 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
         UsageError: the files hold no tokenizer that transformers can load.
     """
     try:
-        return _read_tokenizer(files.folder, files.gguf_file, files.weight_hash, trust_remote_code)
+        with _gguf_read_once(files):
+            return _read_tokenizer(
+                files.folder, files.gguf_file, files.weight_hash, trust_remote_code
+            )
     except _UNREADABLE as error:
         raise UsageError(
             f"the tokenizer of {files.name} cannot be loaded: {_first_line(error)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.config import TagConfig
 from curate.errors import RunError
 from curate.progress import say
 from curate.run.tables import read_parquet
@@ -16,6 +17,10 @@ ENOUGH = 256
 """Rollouts by which it is told how many are cut. Of whole shards, of which none is left out that
 takes long: the first to finish are the shortest."""
 _TOO_MANY = 0.5
+# Above this share of cut completions the pass rates say more of --max-tokens than of the policy.
+_WARNED_OF = 0.2
+# Above this share the tags say next to nothing of the policy.
+_NEARLY_ALL = 0.9
 
 
 class CutRollouts:
@@ -88,3 +93,21 @@ class CutRollouts:
             )
         if self._drawn < self._most:
             say(f"warning: {found}; {other}; --stop-when-cut would have ended the run here")
+
+
+def warn_of_cut(config: TagConfig, drawn: int, cut: int) -> None:
+    """Say so where, of all rollouts of a run, many are cut."""
+    if cut <= _WARNED_OF * drawn:
+        return
+    if config.rollouts:
+        say(
+            f"warning: {cut / drawn:.0%} of the completions were cut at their limit of tokens; "
+            "the pass rates say as much of that limit as of the policy"
+        )
+        return
+    little = "so little was measured, whatever p_unlearnable is; " * (cut > _NEARLY_ALL * drawn)
+    say(
+        f"warning: {cut / drawn:.0%} of the completions were cut at --max-tokens "
+        f"{config.max_tokens} and count as wrong; {little}a run of its own (--run-dir) with more, "
+        "or with an --instruction that asks for shorter answers, may tell more"
+    )

@@ -37,7 +37,13 @@ from curate.run.features import RolloutFeatures, features_of, joined
 from curate.run.folder import RunFolder
 from curate.run.names import GRADIENTS, ITEM_FEATURES, ROLLOUT_FEATURES
 from curate.run.rollouts import item_rows, read_outcomes, rollout_outcomes, rollout_shards
-from curate.run.tables import ITEM_INDEX, ROLLOUT_INDEX, read_parquet, write_parquet
+from curate.run.tables import (
+    ITEM_INDEX,
+    ROLLOUT_INDEX,
+    read_array,
+    read_parquet,
+    write_parquet,
+)
 from probes.gradients.batch import TokenizedRollout
 from probes.gradients.lora import GradientProbe
 from probes.stages.sample import Advance
@@ -232,7 +238,7 @@ def _write_shard(run: RunFolder, name: str, features: NDArray[np.float32], table
     """Write a shard's features, behind those that it has; the table last, as a sign."""
     path = run / GRADIENTS / f"{name}.npy"
     if _table_path(run, name).exists():
-        earlier = np.load(path, allow_pickle=False)
+        earlier = read_array(path)
         rows = table["feature_row"].to_numpy()
         moved = np.where(rows == _REPEATED, _REPEATED, rows + len(earlier)).astype(np.int32)
         table = table.set_column(
@@ -473,7 +479,7 @@ def _gather(run: RunFolder, row_of: Mapping[str, int], dim: int, file: IO[bytes]
         places = order[first:end]
         if not len(places):
             continue
-        features = np.load(run / GRADIENTS / f"{name}.npy", allow_pickle=False)
+        features = read_array(run / GRADIENTS / f"{name}.npy")
         for place, row in zip(places.tolist(), feature_row[lines[places]].tolist(), strict=True):
             file.seek(start + place * row_bytes)
             file.write(features[row].tobytes())

@@ -33,15 +33,6 @@ class Item:
     """What judges its answers."""
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A row that cannot be probed."""
-
-    row: int
-    reason: str
-    raw: str
-
-
 def read_items(
     source: Source,
     layout: Layout,

@@ -20,13 +20,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.config import TagConfig
+from curate.datasets.layouts import run_layout
+from curate.datasets.source import Source
 from curate.errors import UsageError
+from curate.rollout_files.matching import ItemMatcher, last_turns
+from curate.rollout_files.own_prompts import OwnPrompts, is_own, own_places
 from curate.rollout_files.read import RolloutFiles
 from curate.rollout_files.record import LoggedRollout
+from curate.run.folder import RunFolder
+from curate.run.rollouts import rollout_shards
 from curate.run.tables import (
+    ITEMS,
     ROLLOUT_TURNS,
     ROLLOUTS,
     ROUNDS,
+    ROWS,
     Folder,
     write_parquet,
 )
@@ -48,6 +56,38 @@ class Matcher(Protocol):
         """The position of its item; None where none is found."""
 
 
+def run_matcher(
+    run: RunFolder,
+    config: TagConfig,
+    source: Source,
+    files: RolloutFiles,
+    tokenizer: Any,
+    row_of: Mapping[str, int],
+) -> Matcher:
+    """What finds the item of a rollout of files, where the dataset is that of its prompts too.
+
+    Args:
+        run: has items.
+        config, source: of the run.
+        files: of rollouts.
+        tokenizer: the policy's; None without one.
+        row_of: position of each item by item_id, in the order of the positions.
+    """
+    if is_own(run.path, source):
+        rows = ROWS.read(run, "row", "item_id").to_pydict()
+        item_of_row = dict(zip(rows["row"], rows["item_id"], strict=True))
+        places = dict(own_places(source, item_of_row, row_of))
+        return OwnPrompts(list(row_of), files, tokenizer.decode if tokenizer else None, places)
+    items = ITEMS.read(run).to_pydict()
+    return ItemMatcher(
+        items["item_id"],
+        items["prompt"],
+        items["prompt_token_ids"],
+        items["answer"],
+        last_turns(source, run_layout(source, config), row_of),
+    )
+
+
 def take_rollouts(
     run: Folder,
     matcher: Matcher,
@@ -60,7 +100,7 @@ def take_rollouts(
     """Write the rollouts of files as those of a run; return what there is to tell of them.
 
     Args:
-        run: has items, and no rollouts yet.
+        run: has items; rollouts of a try that was killed are taken anew.
         matcher: of its items.
         files: of rollouts.
         tokenizer: the policy's; None without one.
@@ -68,10 +108,10 @@ def take_rollouts(
         correct_from: the reward from which a rollout is correct, where it does not.
 
     Returns:
-        `rollouts` taken, `most` of an item, `matched_by` what, `unmatched` with an `example`,
-        `encoded` (of text only), `several_turns`, `without_tokens` (of one turn, of which no tokens
-        are known), `without_reward`, `graded`, `unreadable` rows, and `drawn`, what the files tell
-        of who drew them.
+        `sha256` of the files, `rollouts` taken, `most` of an item, `matched_by` what, `unmatched`
+        with an `example`, `encoded` (of text only), `several_turns`, `without_tokens` (of one turn,
+        of which no tokens are known), `without_reward`, `graded`, `unreadable` rows with an
+        `unreadable_example`, and `drawn`, what the files tell of who drew them.
 
     Raises:
         UsageError: none is of an item of the run, rewards are means, or none can be right.
@@ -81,6 +121,8 @@ def take_rollouts(
     counts = dict.fromkeys(
         ("encoded", "several_turns", "without_tokens", "without_reward", "graded"), 0
     )
+    for file in rollout_shards(run):
+        file.unlink()
     best, shard, number = -np.inf, list[dict[str, Any]](), 0
     for rollout in files.rollouts():
         if rollout.rollouts > 1:
@@ -112,6 +154,7 @@ def take_rollouts(
     return {
         "path": files.where,
         "files": len(files.files),
+        "sha256": files.fingerprint(),
         "format": files.format,
         "rollouts": int(drawn.sum()),
         "most": int(drawn.max()),
@@ -120,6 +163,7 @@ def take_rollouts(
         "unmatched": matcher.unmatched,
         "example": matcher.example or None,
         "unreadable": len(files.unreadable),
+        "unreadable_example": files.unreadable[0] if files.unreadable else None,
         "has_policy": tokenizer is not None,
         "drawn": asdict(files.drawn()),
         **counts,
@@ -141,7 +185,7 @@ def taken_words(found: Mapping[str, Any]) -> str:
         else "have no token ids, which only a policy's tokenizer gives",
         "without_reward": "have no reward, and do not count",
         "graded": "have a reward between 0 and --correct-from, and count as wrong",
-        "unreadable": "rows could not be read",
+        "unreadable": f"rows could not be read, such as {found.get('unreadable_example')}",
     }.items():
         if found[key]:
             lines.append(f"    {found[key]:,} {words}")

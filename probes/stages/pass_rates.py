@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.progress import say
 from curate.run.rollouts import (
     Outcomes,
     drawn_judged_correct,
@@ -18,7 +19,7 @@ from curate.run.rollouts import (
 )
 from curate.run.tables import PASS_RATES, Folder
 from probes.statistics.pass_rates import pass_at_k_of_items
-from probes.statistics.plan import Plan
+from probes.statistics.plan import Plan, label_risk
 from probes.statistics.recount import RolloutCounts
 
 
@@ -102,3 +103,17 @@ def count_rollouts(
         "completion_tokens": int(tokens.sum()),
     }
     return found, totals
+
+
+def expected_label_changes(found: Outcomes, plan: Plan) -> float:
+    """Labels that the rollouts saved by stopping early are expected to have cost; tell the user."""
+    early = found.drawn < plan.max_rollouts
+    if not early.any():
+        return 0.0
+    risk = label_risk(plan, found.judged, found.correct)
+    changes = max(float(np.nansum(risk[early])), 0.0)  # Never -0.0.
+    say(
+        f"sampling stopped early: about {changes:.1f} of {len(risk):,} labels would be "
+        f"different after {plan.max_rollouts:,} rollouts an item"
+    )
+    return changes

@@ -18,7 +18,6 @@ from probes.verifiers.verdict import NO_ANSWER, Verdict, judged, unjudged
 _DRESS = r"[\s$*_`({\[\"'<]{0,8}"
 _UNDRESS = r"[\s$*_`)}\].:,\"'>]{0,8}"
 _NAME = r"(?i:option|choice|answer|letter|statement|选项|選項|选择|选)[\s:]{0,3}"
-_LONE_LETTER = re.compile(rf"{_DRESS}([A-Ja-j]){_UNDRESS}")
 _NAMED_LETTER = re.compile(rf"{_DRESS}(?:{_NAME}){{0,2}}{_DRESS}([A-Ja-j]){_UNDRESS}")
 _LEADING_LETTER = re.compile(
     rf"{_DRESS}(?:{_NAME}){{0,2}}{_DRESS}(?:\(?([A-Ja-j])\s?[)}}\].:,]+[\s\S]*"

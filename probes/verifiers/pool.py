@@ -19,11 +19,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from curate.errors import RunError, UsageError
 from curate.files import CODE_ROOT
+from probes.busy import usable_cores
 from probes.verifiers.code import NOT_PYTHON, TESTS_FACTOR
 from probes.verifiers.verdict import Verdict
 
@@ -123,7 +123,7 @@ class VerifierPool:
     ):
         self.verifier = verifier
         self.others = tuple(name for name in others if name != verifier)
-        self.workers = workers or _usable_processors()
+        self.workers = workers or usable_cores()
         self.seconds = seconds
         self.memory_gib = memory_gib
         self.pass_threshold = pass_threshold
@@ -142,12 +142,7 @@ class VerifierPool:
                 self._turn(deque(), [], lambda task, verdict: None)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._kill_all()
 
     def judge(
@@ -401,9 +396,3 @@ def _shown(text: str, most: int = GOLD_CHARACTERS) -> str:
     """On one line and not too long."""
     text = text if len(text) <= most else text[: most - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _usable_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

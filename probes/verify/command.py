@@ -30,6 +30,8 @@ class Verify(Command):
     failed while running, 2 bad usage or input.
     """
 
+    resumes = False
+
     source: str = option(
         "a file of answers with golds (JSONL, JSON, CSV, Parquet), or a run folder",
         default="", metavar="SOURCE", by_place=True,
@@ -91,10 +93,6 @@ class Verify(Command):
             )
         if not self.source and not self.gold:
             raise UsageError("--answer needs --gold TEXT")
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Judge the answers.

@@ -16,7 +16,7 @@ from curate.run.rollouts import floats
 from curate.run.run import Run
 from curate.run.tables import CONFIRMED
 from curate.tags import Trainability
-from probes.forecast.model import Constants, Lifts, forecast_items
+from probes.forecast.model import Constants, Lifts, chances_below
 from probes.predictor.features import read_features
 from probes.predictor.predictor import run_settings
 from probes.stages.forecast import lift_evidence, read_forecast, run_horizon
@@ -198,15 +198,16 @@ class RunOutcomes:
 
     def p_unlearnable(self, constants: Constants) -> Floats:
         """What the forecast says of the items with other constants, (items,)."""
-        return forecast_items(
-            lambda rows: (self.rates, self.weights[rows]),
+        return chances_below(
+            self.rates,
+            self.weights,
             self.lifts,
             self.population,
             constants,
             tau=self.tau,
             horizon=self.horizon,
             level=self.level,
-        ).p_unlearnable
+        )
 
     def only(self, chosen: Booleans) -> RunOutcomes:
         """Some of the items."""

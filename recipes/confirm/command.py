@@ -1,6 +1,5 @@
 """`curate confirm`: its command line, and the function of its name."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
@@ -10,6 +9,7 @@ from curate.command import Command, library_function
 from curate.errors import UsageError
 from curate.run.names import check_run_folder
 from curate.settings import argument, option, settings
+from recipes.elsewhere import is_plain_name, seeds_of
 
 _LOG = "a training elsewhere"
 OWN = "own-training"
@@ -94,13 +94,9 @@ class Confirm(Command):
 
     def _import(self, name: str) -> None:
         """Write what the logs tell of the items, as trainings of `name`."""
-        seeds = tuple(self.seeds) or tuple(range(1, len(self.training) + 1))
-        if len(seeds) != len(self.training) or len(set(seeds)) < len(seeds):
-            raise UsageError(
-                f"--seeds names {len(set(seeds))} seeds and --training {len(self.training)} logs: "
-                "one of each belong together"
-            )
-        if not re.fullmatch(r"\w[\w.-]*", name) or name.endswith(".toml"):
+        given = len(self.training)
+        seeds = seeds_of(self.seeds, given, f"--training {given} logs")
+        if not is_plain_name(name):
             raise UsageError(f"--recipe is {name!r}; with --training it must be a plain name")
         if self.final_part > 1:
             raise UsageError(f"--final-part is {self.final_part:g}; it must be at most 1")

@@ -24,16 +24,13 @@ class Gaps(Command):
     """
 
     words: ClassVar[str] = "recipes.gaps.text:gaps_text"
+    resumes = False
 
     run: str | Path = argument("the run folder of `curate tag`", metavar="RUN")
     out: str | Path | None = option(
         "a line of JSON for each of these items: its reason, the numbers behind it, its cluster",
         default=None, metavar="FILE.jsonl", flags=("-o", "--out"),
     )  # fmt: skip
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Find what is missing.

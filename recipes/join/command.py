@@ -28,6 +28,7 @@ class Join(Command):
     """
 
     words: ClassVar[str] = "recipes.join.text:join_text"
+    resumes = False
 
     runs: Sequence[str | Path] = argument(
         "run folders of `curate tag`, one a model, on the same dataset", metavar="RUN"
@@ -43,10 +44,6 @@ class Join(Command):
         "of the model's name, or the run folder's where two models have one name)",
         default=(), metavar="NAME",
     )  # fmt: skip
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the file.

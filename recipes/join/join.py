@@ -28,7 +28,7 @@ from curate.datasets.fields import RowRejected
 from curate.datasets.layouts import choose_layout, read_question
 from curate.datasets.source import Source, open_source
 from curate.errors import CurateError, RunError, UsageError
-from curate.files import write_atomically
+from curate.files import file_sha256, write_atomically
 from curate.run.evidence import tag_evidence
 from curate.run.names import join_summary
 from curate.run.quality import run_schema
@@ -138,9 +138,11 @@ def join_runs(paths: Sequence[Path], out: Path, names: Sequence[str] = ()) -> di
         **_solved(models, common),
     }
     _add_prompts(summary, source, first, ids)
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_tagged(source, out, _annotations(models, ids), schema)
     try:
+        # So that a summary is not taken for that of another file.
+        summary["sha256"] = file_sha256(out)
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         write_atomically(join_summary(out), text)
     except OSError as error:
         raise RunError(f"cannot write {join_summary(out)}: {error.strerror or error}") from error

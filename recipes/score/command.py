@@ -1,6 +1,5 @@
 """`curate score`: its command line, and the function of its name."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
@@ -12,6 +11,7 @@ from curate.config import TagConfig
 from curate.errors import UsageError
 from curate.run.names import check_run_folder
 from curate.settings import argument, option, option_of, settings
+from recipes.elsewhere import is_plain_name, seeds_of
 
 SCORED = "scored"
 """What outcomes of checkpoints are called where no name is given."""
@@ -120,13 +120,8 @@ class Score(Command):
         """
         named = (self.model,) if isinstance(self.model, str | Path) else self.model
         models = tuple(map(str, named))
-        seeds = tuple(self.seeds) or tuple(range(1, len(models) + 1))
-        if len(seeds) != len(models) or len(set(seeds)) < len(seeds):
-            raise UsageError(
-                f"--seeds names {len(set(seeds))} seeds and --model {len(models)} checkpoints: one "
-                "of each belong together"
-            )
-        if not re.fullmatch(r"\w[\w.-]*", self.name) or self.name.endswith(".toml"):
+        seeds = seeds_of(self.seeds, len(models), f"--model {len(models)} checkpoints")
+        if not is_plain_name(self.name):
             raise UsageError(f"--name is {self.name!r}; it must be a plain name")
         if self.engine == "server" and len(models) > 1:
             raise UsageError(

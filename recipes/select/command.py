@@ -27,6 +27,8 @@ class Select(TrainingFile):
     -o train.jsonl. Exit status: 0 done, 1 the disk failed, 2 bad usage or input, or no row is left.
     """
 
+    resumes = False
+
     _: KW_ONLY
     budget: str = option(
         "how many rows: a number, such as 2000, or a share of those tagged, such as 0.4 or 40%",
@@ -71,10 +73,6 @@ class Select(TrainingFile):
     dropped: str | Path | None = option(
         "where the other rows go, each with its dropped_reason", default=None, metavar="FILE"
     )
-
-    def keeps(self) -> bool:
-        """Nothing: what it writes is written at the end."""
-        return False
 
     def work(self) -> dict[str, Any]:
         """Write the rows.

@@ -25,7 +25,7 @@ from curate.run.names import MANIFEST, TARGET
 from curate.run.rollouts import outcomes_of
 from curate.run.run import Run
 from curate.run.tables import ITEMS, PASS_RATES, TAGS
-from curate.tagged.expressions import as_number, plain_value, unknown_column
+from curate.tagged.expressions import number_in, plain_value, unknown_column
 from curate.tagged.quotas import read_shares, share_out
 from curate.tagged.rows import TaggedDataset
 from curate.tagged.rules import PREDICTED, Drop
@@ -87,7 +87,7 @@ class Budget:
         if is_percent or 0 < number < 1:
             if 0 < number <= 1:
                 return cls(share=number)
-        elif number >= 1 and number == int(number):
+        elif number >= 1 and number.is_integer():
             return cls(rows=int(number))
         raise UsageError(
             f"--budget is {text!r}; it must be a number of rows, or a share such as 0.4 or 40%"
@@ -197,7 +197,7 @@ def select_file(
     if total < budget:
         notes.append(f"{total:,} rows are all that can be chosen, of the {budget:,} asked for")
     kept = kept_places(drops)
-    notes += _short_of(places, candidates, settings, budget)
+    notes += _short_of(candidates, settings, budget)
     written = write_decided(wanted, tagged, suffix, drops, dropped)
     notes = [*written.pop("notes"), *notes, *kinds.lost(kept)]
     return written | {
@@ -244,12 +244,14 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
     numbers: list[tuple[float, float, float]] = []
     for place, value in enumerate(kinds.noting(tagged.values())):
         rate, forecast, teaching = (
-            _number(value, name, place) for name in ("pass_rate", "forecast_pass_rate", "teaching")
+            float("nan") if (found := number_in(value, name, place)) is None else found
+            for name in ("pass_rate", "forecast_pass_rate", "teaching")
         )
         numbers.append((forecast - rate, teaching, rate))
         tag = value.get(PREDICTED)
         rows.tag.append(str(tag or NO_TAG))
-        rows.item_id.append(value.get("item_id"))
+        item_id = value.get("item_id")
+        rows.item_id.append(item_id if isinstance(item_id, str) else None)
         kind = plain_value(value.get(settings.quota)) if settings.quota else None
         rows.kind.append(
             None if kind is None else kind if isinstance(kind, str) else json_text(kind)
@@ -268,14 +270,6 @@ def _read(tagged: TaggedDataset, settings: Wanted, kinds: KindCounts) -> _Rows:
         rows.drops.append(drop)
     rows.gain, rows.teaching, rows.pass_rate = np.array(numbers, dtype=float).reshape(-1, 3).T
     return rows
-
-
-def _number(value: dict[str, Any], name: str, place: int) -> float:
-    given = plain_value(value.get(name))
-    number = None if given is None else as_number(given)
-    if given is not None and number is None:
-        raise UsageError(f"row {place + 1}: {name} is {given!r:.60}, not a number")
-    return float("nan") if number is None else float(number)
 
 
 def _layout(tagged: TaggedDataset) -> Layout | None:
@@ -399,9 +393,7 @@ def _why_not(
     return Drop(rule, f"{rule}: {stood}")
 
 
-def _short_of(
-    places: dict[str, int], candidates: Candidates, settings: Wanted, budget: int
-) -> list[str]:
+def _short_of(candidates: Candidates, settings: Wanted, budget: int) -> list[str]:
     """Say which kinds have fewer rows than their share of the places."""
     if not settings.shares:
         return []

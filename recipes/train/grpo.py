@@ -13,6 +13,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,10 @@ from probes.engines.transformers import TransformersEngine
 from probes.models.adapters import add_before_rounding
 from probes.models.load import Policy
 from probes.verifiers.pool import VerifierPool
+from probes.verifiers.verdict import Verdict
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import load_state, remove_older, save_state
+from recipes.train.clipping import ClippedTokens
 from recipes.train.groups import (
     Group,
     ReplayBuffer,
@@ -46,6 +50,27 @@ from recipes.train.vllm import TrainingVllm, importance_ratios, starting
 
 # Of prompts that one round of sampling asks for at most, in those of a step: a round is held whole.
 _ROUND = 4
+
+
+_Drawn = tuple[Rollout, Sequence[float]]
+"""A rollout, and the log-probabilities of its tokens in vLLM; none where that did not draw it."""
+
+
+@dataclass
+class _Turn:
+    """What TRL samples at once on this process: places of the stream, and what came of each."""
+
+    items: dict[int, TrainingItem]
+    kept: dict[int, list[Rollout]] = field(default_factory=dict)
+    """The groups that are made of the probe's rollouts."""
+    drawn: dict[int, list[_Drawn]] = field(default_factory=dict)
+    rewards: list[float] = field(default_factory=list)
+    """Of all rollouts, nan where one could not be judged."""
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All of them, in the order of their places."""
+        return [rollout for place in self.items for rollout, _ in self.drawn[place]]
 
 
 class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -98,18 +123,10 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.progress = TrainingProgress()
         self.buffer = ReplayBuffer(recipe.replay_reuse)
-        self._drawn: list[tuple[int, TrainingItem]] = []
-        # By place, the numbers in the probe of the rollouts of a group made of its rollouts.
-        self._samples: dict[int, list[int]] = {}
-        self._truncated: list[bool] = []
-        # Of each rollout that vLLM drew for this turn, and of those in the turn's order.
-        self._drawn_log_probs: dict[tuple[str, int], list[float]] = {}
-        self._log_probs: list[Sequence[float]] = []
-        self._local_rewards: list[float] = []
+        self.clipped = ClippedTokens()
+        self._turn = _Turn({})
         self._score_later = False
         self._last_log_probs: torch.Tensor | None = None
-        # By group, tokens that were clipped in the loss, and all its tokens, on this process.
-        self._clipped: dict[int, list[float]] = {}
         # TRL would load the reference by a name, which a GGUF file does not have.
         settings.beta = recipe.beta if adapter else 0.0
         with starting(policy.files) if settings.use_vllm else nullcontext():
@@ -149,7 +166,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Sample groups until the step's batch is full; return this process's share of it."""
-        self.settle_clipping()
+        self.clipped.settle(self.progress.rows)
         wanted = self.recipe.prompts_per_step
         most = wanted * (self.recipe.max_sampling_rounds if self.recipe.dynamic_sampling else 1)
         kept: list[Group] = []
@@ -194,7 +211,7 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         share = math.ceil(wanted / processes)
         first = self.progress.place + process * share
-        self._drawn = [(place, self.stream[place]) for place in range(first, first + share)]
+        self._turn = _Turn({place: self.stream[place] for place in range(first, first + share)})
         size = self.recipe.rollouts_per_group
         rows = [
             {
@@ -203,12 +220,12 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 "answer": item.answer,
                 "verifier": item.verifier,
             }
-            for _, item in self._drawn
+            for item in self._turn.items.values()
             for _ in range(size)
         ]
         with self._only_sampling(size):
-            sampled = super()._generate_and_score_completions(rows)
-        groups = gather_object(self._groups_of(sampled))
+            super()._generate_and_score_completions(rows)
+        groups = gather_object(self._groups())
         self.progress.place += processes * share
         return [self._take_in(group) for group in groups]
 
@@ -224,27 +241,24 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
             self.num_generations, self.use_vllm = num_generations, use_vllm
             self._score_later = False
 
-    def _groups_of(self, sampled: dict[str, Any]) -> list[Group]:
-        """This process's groups, from the batch that TRL made."""
-        size = self.recipe.rollouts_per_group
-        completions = [
-            ids[mask.bool()].tolist()
-            for ids, mask in zip(sampled["completion_ids"], sampled["completion_mask"], strict=True)
-        ]
-        groups = []
-        for i, (place, item) in enumerate(self._drawn):
-            part = slice(i * size, (i + 1) * size)
+    def _groups(self) -> list[Group]:
+        """This process's groups, as they were drawn and judged."""
+        turn, groups = self._turn, []
+        rewards = iter(turn.rewards)
+        for place, item in turn.items.items():
+            drawn = turn.drawn[place]
+            rollouts = [rollout for rollout, _ in drawn]
             groups.append(
                 Group(
                     number=place,
                     item_id=item.item_id,
                     prompt_token_ids=list(item.prompt_token_ids),
-                    completions=completions[part],
-                    rewards=self._local_rewards[part],
-                    truncated=self._truncated[part],
-                    samples=self._samples.get(place, ()),
+                    completions=[list(rollout.completion_token_ids) for rollout in rollouts],
+                    rewards=list(islice(rewards, len(rollouts))),
+                    truncated=[_is_cut(rollout) for rollout in rollouts],
+                    samples=[rollout.sample for rollout in rollouts] if place in turn.kept else (),
                     threshold=self.pool.thresholds[item.verifier or self.pool.verifier],
-                    log_probs=self._log_probs[part],
+                    log_probs=[log_probs for _, log_probs in drawn],
                 )
             )
         return groups
@@ -284,50 +298,34 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the run's own token ids: nothing is rendered or tokenized again."""
-        size = self.recipe.rollouts_per_group
-        return (
-            [list(item.prompt_token_ids) for _, item in self._drawn for _ in range(size)],
-            None,
-            {},
-        )
+        items, size = self._turn.items.values(), self.recipe.rollouts_per_group
+        return [list(item.prompt_token_ids) for item in items for _ in range(size)], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], None]:
         """Draw with the probe's sampler or vLLM; what drives it depends on seed and groups."""
-        size = self.recipe.rollouts_per_group
-        groups = self._kept_groups(size)
-        self._samples = {place: [each.sample for each in groups[place]] for place in groups}
+        turn, size = self._turn, self.recipe.rollouts_per_group
+        # In the first step the probe's rollouts are on-policy.
+        if self.kept is not None and self.step_in_hand == 1:
+            turn.kept = self.kept.take({n: item.item_id for n, item in turn.items.items()}, size)
         requests = {
             place: SampleRequest(f"{item.item_id}/{place}", item.prompt_token_ids, 0, size)
-            for place, item in self._drawn
-            if place not in groups
+            for place, item in turn.items.items()
+            if place not in turn.kept
         }
         place_of = {request.item_id: place for place, request in requests.items()}
-        self._drawn_log_probs = {}
-        for rollout in self._sample(list(requests.values()), self.recipe.temperature):
-            groups.setdefault(place_of[rollout.item_id], []).append(rollout)
+        turn.drawn = {place: [(each, ()) for each in turn.kept[place]] for place in turn.kept}
+        for drawn in self._sample(list(requests.values()), self.recipe.temperature):
+            turn.drawn.setdefault(place_of[drawn[0].item_id], []).append(drawn)
         for place in requests:
-            groups[place].sort(key=lambda rollout: rollout.sample)
-        rollouts = [rollout for place, _ in self._drawn for rollout in groups[place]]
-        self._truncated = [rollout.finish_reason == "length" for rollout in rollouts]
-        drawn = self._drawn_log_probs
-        self._log_probs = [drawn.get((each.item_id, each.sample), ()) for each in rollouts]
-        return [list(rollout.completion_token_ids) for rollout in rollouts], None
+            turn.drawn[place].sort(key=lambda drawn: drawn[0].sample)
+        return [list(rollout.completion_token_ids) for rollout in turn.rollouts], None
 
-    def _kept_groups(self, size: int) -> dict[int, list[Rollout]]:
-        """Groups of the probe's rollouts, by place: in the first step they are on-policy."""
-        if self.kept is None or self.step_in_hand > 1:
-            return {}
-        return self.kept.take({place: item.item_id for place, item in self._drawn}, size)
-
-    def _sample(self, requests: Sequence[SampleRequest], temperature: float) -> Iterator[Rollout]:
+    def _sample(self, requests: Sequence[SampleRequest], temperature: float) -> Iterator[_Drawn]:
         """Draw from the policy as it is now."""
         if self._vllm:
-            step = int(self.state.global_step)
-            for rollout, log_probs in self._vllm.draw(requests, temperature, step):
-                self._drawn_log_probs[rollout.item_id, rollout.sample] = log_probs
-                yield rollout
+            yield from self._vllm.draw(requests, temperature, int(self.state.global_step))
             return
         model = self.accelerator.unwrap_model(self.model)
         engine = TransformersEngine(
@@ -340,7 +338,8 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         model.eval()
         try:
             with self.accelerator.autocast():
-                yield from engine.sample(requests)
+                for rollout in engine.sample(requests):
+                    yield rollout, ()
         finally:
             model.train(was_training)
 
@@ -351,20 +350,22 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         verifier: list[str | None],
         **_: Any,
     ) -> list[float | None]:
-        """Judge completions in the verifier's processes; a cut one is wrong, as in the probe."""
-        cut = self._truncated
-        asked = zip(completions, answer, verifier, strict=True)
-        pairs = [pair for pair, is_cut in zip(asked, cut, strict=True) if not is_cut]
-        verdicts = iter(self.pool.judge(pairs))
-        return [0.0 if is_cut else next(verdicts).reward for is_cut in cut]
+        """Note the rewards of this process's completions, of which a cut one is wrong."""
+        asked = list(zip(completions, answer, verifier, strict=True))
+        verdicts = self._judge(asked, self._turn.rollouts)
+        rewards = [0.0 if verdict is None else verdict.reward for verdict in verdicts]
+        self._turn.rewards = [math.nan if reward is None else reward for reward in rewards]
+        return rewards
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Note this process's rewards; TRL returns those of all processes."""
-        gathered: torch.Tensor = super()._calculate_rewards(*args, **kwargs)
-        each = len(gathered) // self.accelerator.num_processes
-        first = self.accelerator.process_index * each
-        self._local_rewards = gathered[first : first + each, 0].tolist()
-        return gathered
+    def _judge(
+        self, asked: Sequence[tuple[str, str, str | None]], rollouts: Sequence[Rollout]
+    ) -> list[Verdict | None]:
+        """Judge in the verifier's processes; None for what was cut, as in the probe."""
+        pairs = [
+            pair for pair, rollout in zip(asked, rollouts, strict=True) if not _is_cut(rollout)
+        ]
+        verdicts = iter(self.pool.judge(pairs))
+        return [None if _is_cut(rollout) else next(verdicts) for rollout in rollouts]
 
     # --- The batch that reaches the loss -------------------------------------------------------
 
@@ -542,33 +543,14 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
                 (ratio > 1 + self.epsilon_high) & (gain > 0)
             )
             mask = inputs["completion_mask"]
-            clipped, tokens = (is_clipped * mask).sum(1).tolist(), mask.sum(1).tolist()
-            for group, some, all_ in zip(inputs["group"].tolist(), clipped, tokens, strict=True):
-                sums = self._clipped.setdefault(group, [0.0, 0.0])
-                sums[0] += some
-                sums[1] += all_
+            self.clipped.add(inputs["group"].tolist(), is_clipped, mask)
         return loss
-
-    def settle_clipping(self) -> None:
-        """Put the share of clipped tokens into the log; every process must call it."""
-        everywhere = gather_object([self._clipped])
-        sums: dict[int, list[float]] = {}
-        for part in everywhere:
-            sums |= part
-        # What was clipped is of the groups logged last.
-        for row in reversed(self.progress.rows):
-            if not sums:
-                break
-            clipped, tokens = sums.pop(row["group"], (0.0, 0.0))
-            if tokens:
-                row["clipped_fraction"] = clipped / tokens
-        self._clipped = {}
 
     # --- Checkpoints ----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Add the stream's place, the log and the replay buffer; then drop older checkpoints."""
-        self.settle_clipping()
+        self.clipped.settle(self.progress.rows)
         super()._save_checkpoint(model, trial)
         # With every process's random state in it, the checkpoint can be declared whole.
         self.accelerator.wait_for_everyone()
@@ -620,31 +602,25 @@ class RecipeTrainer(GRPOTrainer):  # type: ignore[misc]
         requests = [
             SampleRequest(item.item_id, item.prompt_token_ids, 0, rollouts) for item in mine
         ]
-        drawn = list(self._sample(requests, temperature))
+        drawn = [rollout for rollout, _ in self._sample(requests, temperature)]
         texts = self.policy.tokenizer.batch_decode(
             [rollout.completion_token_ids for rollout in drawn],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        ended = [rollout.finish_reason != "length" for rollout in drawn]
-        verdicts = iter(
-            self.pool.judge(
-                [
-                    (text, *answers[rollout.item_id])
-                    for text, rollout, is_whole in zip(texts, drawn, ended, strict=True)
-                    if is_whole
-                ]
-            )
-        )
+        asked = [(text, *answers[each.item_id]) for text, each in zip(texts, drawn, strict=True)]
         counts = {item.item_id: [0, 0] for item in mine}
-        for rollout, is_whole in zip(drawn, ended, strict=True):
-            verdict = next(verdicts) if is_whole else None
+        for rollout, verdict in zip(drawn, self._judge(asked, drawn), strict=True):
             if verdict is None or verdict.reward is not None:
                 counts[rollout.item_id][0] += 1
                 counts[rollout.item_id][1] += verdict is not None and verdict.is_correct
         found = [(item_id, judged, correct) for item_id, (judged, correct) in counts.items()]
         gathered: list[tuple[str, int, int]] = gather_object(found)
         return gathered
+
+
+def _is_cut(rollout: Rollout) -> bool:
+    return rollout.finish_reason == "length"
 
 
 def _wider(values: torch.Tensor, columns: int) -> torch.Tensor:

@@ -17,8 +17,6 @@ from probes.stages.sample import DrawShards, sample_items
 from probes.stages.verify import verify_rollouts
 from probes.verifiers.pool import VerifierPool
 
-# What a kill can lose.
-_SHARD_ROLLOUTS = 2048
 FINAL_SEED = 2**32
 """What is added to a seed, so that final rollouts share no random numbers with the probe or the
 training of the same seed."""
@@ -31,7 +29,7 @@ def evaluate(
     draw: Callable[[], DrawShards],
     *,
     rollouts: int,
-    shard_rollouts: int = _SHARD_ROLLOUTS,
+    shard_rollouts: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw and judge final rollouts of every item; what a killed process drew is not drawn again.
 
@@ -41,7 +39,7 @@ def evaluate(
         pool: of the run's verifier, not entered.
         draw: gives what draws from the trained policy; called where rollouts are missing.
         rollouts: of every item.
-        shard_rollouts: of a file, at most.
+        shard_rollouts: of a file, at most, which is what a kill can lose.
 
     Returns:
         judged and correct rollouts, each of shape (items,).

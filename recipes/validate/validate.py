@@ -29,8 +29,9 @@ from curate.run.rollouts import read_outcomes, rollout_outcomes, rollout_shards
 from curate.run.tables import HELD_OUT, OUTCOMES, REWARDS
 from probes.engines.choose import SERVER, TRANSFORMERS, LoadedModel
 from probes.models.files import resolve_model
-from probes.models.load import load_tokenizer
+from probes.models.load import describe_machine, load_tokenizer
 from probes.stages.sample import DrawShards, draw_here
+from probes.tagging import shard_rollouts
 from recipes.recipe import Recipe
 from recipes.train.checkpoints import checkpoints
 from recipes.train.items import select_items
@@ -199,6 +200,9 @@ class _Job(TrainingJob):
                 self.run.pool(),
                 draw,
                 rollouts=recipe.evaluation_rollouts,
+                shard_rollouts=shard_rollouts(
+                    model.config, describe_machine()["device"], is_served=False
+                ),
             )
         self.drop_checkpoints()
         rewards = REWARDS.read(self.folder).to_pylist()

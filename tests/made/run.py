@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from curate.config import TagConfig, config_to_toml
+from curate.config import TagConfig
 from curate.run.tables import HELD_OUT, OUTCOMES, ROLLOUTS
 from probes.statistics.pass_rates import pass_rate_interval
 
@@ -163,7 +163,7 @@ def write_config(run: Path, **settings: Any) -> None:
     """Write a run's settings."""
     run.mkdir(parents=True, exist_ok=True)
     config = TagConfig().replace(**{"dataset": "items.jsonl", "model": "made-up", **settings})
-    (run / "config.toml").write_text(config_to_toml(config))
+    (run / "config.toml").write_text(config.to_toml())
 
 
 def write_table(file: Path, columns: Mapping[str, Any]) -> None:

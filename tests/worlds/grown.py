@@ -23,15 +23,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from curate.files import write_atomically
 from tests.worlds.grown_skills import MARK, SKILLS, SYMBOLS, Question, draw_question
 
 HARD_RANGE = (0.001, 0.1)
 """Pass probabilities of the hard items."""
 
+Tokens = tuple[int, ...]
+
 _VOCABULARY = ["<pad>", "<eos>", "<unk>", *SYMBOLS]
 _ID = {symbol: i for i, symbol in enumerate(_VOCABULARY)}
-_PAD, _EOS = _ID["<pad>"], _ID["<eos>"]
-_IGNORED = -100
+_PAD, EOS = _ID["<pad>"], _ID["<eos>"]
+IGNORED = -100
 _POOL = 2_000
 """Questions of a skill that pretraining draws from, with repetition."""
 _PROMPTS_AT_ONCE = 512
@@ -118,7 +121,7 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
     shares = np.exp(rng.normal(0, settings.share_spread, size=len(settings.skills)))
     shares /= shares.sum()
     noise = rng.uniform(0, settings.noise, size=len(settings.skills))
-    model = _new_model(settings)
+    model = new_model(settings)
     pools = [[draw_question(skill, rng) for _ in range(_POOL)] for skill in settings.skills]
     loss = _pretrain(model, settings, pools, shares, noise, rng)
 
@@ -142,9 +145,8 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
     model.save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     questions = tuple(candidates[i] for i in chosen)
-    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in questions]
     items = folder / "items.jsonl"
-    items.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_questions(items, questions)
     max_tokens = _longest(candidates, settings)
     about = {
         "settings": asdict(settings),
@@ -169,6 +171,18 @@ def _grow(folder: Path, settings: WorldSettings) -> GrownWorld:
         is_exact=is_exact[chosen],
         max_tokens=max_tokens,
     )
+
+
+def write_questions(file: Path, questions: Sequence[Question]) -> None:
+    """Write a dataset of questions, JSONL."""
+    rows = [{"prompt": q.prompt, "answer": q.answer, "skill": q.skill} for q in questions]
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_questions(file: Path) -> list[Question]:
+    """What `write_questions` wrote, without the lines of working."""
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [Question(row["skill"], row["prompt"], row["answer"], ()) for row in rows]
 
 
 def other_questions(
@@ -216,7 +230,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _new_model(settings: WorldSettings) -> LlamaForCausalLM:
+def new_model(settings: WorldSettings) -> LlamaForCausalLM:
+    """The policy before any training."""
     heads = 4 if settings.width >= 64 else 2
     config = LlamaConfig(
         vocab_size=len(_VOCABULARY),
@@ -226,7 +241,7 @@ def _new_model(settings: WorldSettings) -> LlamaForCausalLM:
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=128,
-        eos_token_id=_EOS,
+        eos_token_id=EOS,
         pad_token_id=_PAD,
         bos_token_id=None,
         tie_word_embeddings=False,
@@ -257,8 +272,8 @@ def _pretrain(
             answer = other.answer if rng.random() < noise[skill] else question.answer
             has_working = question.skill in settings.working_skills
             working = question.workings[rng.integers(len(question.workings))] if has_working else ""
-            rows.append((_prompt_ids(question), _completion_ids(answer, working)))
-        loss = _loss(model, rows)
+            rows.append((prompt_ids(question), completion_ids(answer, working)))
+        loss = completion_loss(model, rows)
         falling = 1 - 0.9 * max(0.0, step - 50) / max(1, settings.steps - 50)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min((step + 1) / 50, falling)
@@ -270,22 +285,22 @@ def _pretrain(
     return float(np.mean(losses[-20:]))
 
 
-def _prompt_ids(question: Question) -> list[int]:
-    return [_ID[symbol] for symbol in question.prompt.split()]
+def prompt_ids(question: Question) -> Tokens:
+    """What a question is to the policy."""
+    return tuple(_ID[symbol] for symbol in question.prompt.split())
 
 
-def _completion_ids(answer: str, working: str = "") -> list[int]:
+def completion_ids(answer: str, working: str = "") -> Tokens:
+    """How an answer is written, and its end."""
     text = f"{working} {MARK} {answer}" if working else answer
-    return [*(_ID[symbol] for symbol in text.split()), _EOS]
+    return (*(_ID[symbol] for symbol in text.split()), EOS)
 
 
-def _padded(
-    rows: Sequence[tuple[list[int], list[int]]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and, where it is a completion's, the same as labels; both (rows, longest)."""
+def padded(rows: Sequence[tuple[Tokens, Tokens]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts and completions as token ids, and completions as labels; both (rows, longest)."""
     longest = max(len(prompt) + len(completion) for prompt, completion in rows)
     ids = np.full((len(rows), longest), _PAD)
-    labels = np.full((len(rows), longest), _IGNORED)
+    labels = np.full((len(rows), longest), IGNORED)
     for i, (prompt, completion) in enumerate(rows):
         end = len(prompt) + len(completion)
         ids[i, :end] = prompt + completion
@@ -293,12 +308,12 @@ def _padded(
     return torch.from_numpy(ids), torch.from_numpy(labels)
 
 
-def _loss(model: LlamaForCausalLM, rows: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
+def completion_loss(model: LlamaForCausalLM, rows: Sequence[tuple[Tokens, Tokens]]) -> torch.Tensor:
     """Mean over the completions' tokens. What is right of a row's end is not attended to."""
-    ids, labels = _padded(rows)
+    ids, labels = padded(rows)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), labels[:, 1:], ignore_index=_IGNORED
+        logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED
     )
 
 
@@ -311,10 +326,10 @@ def pass_probability(model: LlamaForCausalLM, questions: Sequence[Question]) -> 
     found = []
     for start in range(0, len(questions), _PROMPTS_AT_ONCE):
         part = questions[start : start + _PROMPTS_AT_ONCE]
-        ids, labels = _padded([(_prompt_ids(q), _completion_ids(q.answer)) for q in part])
+        ids, labels = padded([(prompt_ids(q), completion_ids(q.answer)) for q in part])
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits.double()
         losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels[:, 1:], ignore_index=_IGNORED, reduction="none"
+            logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
         )
         found.append((-losses.sum(dim=1)).exp().numpy())
     return np.concatenate([*found, np.empty(0)])
@@ -331,7 +346,7 @@ def sampled_pass_rate(
 ) -> NDArray[np.float64]:
     """Share of sampled completions whose text after the mark is the answer, (questions,)."""
     rates = np.zeros(len(questions))
-    prompts = [_prompt_ids(question) for question in questions]
+    prompts = [prompt_ids(question) for question in questions]
     # Prompts of one length need no padding.
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -356,9 +371,9 @@ def sampled_pass_rate(
 
 
 def _is_right(completion: list[int], answer: str) -> bool:
-    if _EOS not in completion:
+    if EOS not in completion:
         return False
-    text = " ".join(_VOCABULARY[i] for i in completion[: completion.index(_EOS)])
+    text = " ".join(_VOCABULARY[i] for i in completion[: completion.index(EOS)])
     return text.rpartition(MARK)[2].strip() == answer
 
 
@@ -378,7 +393,7 @@ def _candidates(settings: WorldSettings, skill: str, rng: np.random.Generator) -
 def _longest(questions: Sequence[Question], settings: WorldSettings) -> int:
     """Tokens of the longest correct completion."""
     return max(
-        len(_completion_ids(q.answer, working))
+        len(completion_ids(q.answer, working))
         for q in questions
         for working in (q.workings if q.skill in settings.working_skills else ("",))
     )

@@ -17,16 +17,23 @@ Learnable and chance items are matched one to one by their exact pass probabilit
 rates alone cannot tell them apart. Neither samples nor gradients choose an item.
 """
 
+import hashlib
+import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+RECORD = Path(__file__).parent.parent / "data" / "planted.safetensors"
+"""The policy of seed 0 after its training; `python -m tests.worlds.planted` writes it anew."""
 
 EASY, LEARNABLE, CHANCE, NEVER = "easy", "learnable", "chance", "never"
 MAX_TOKENS = 10
@@ -81,6 +88,10 @@ class Question:
         return f"{_LETTERS[self.left]} {self.wording} {_LETTERS[self.right]} ?"
 
 
+Wordings = tuple[list[Question], list[Question], list[Question]]
+"""The questions with `plus`, with `add` and with `code`."""
+
+
 @dataclass(frozen=True)
 class PlantedWorld:
     """Where the world lies and the truth about it; arrays are (items,), in the file's order."""
@@ -103,22 +114,90 @@ def build_world(folder: Path, seed: int) -> PlantedWorld:
     its stopping point.
     """
     rng = np.random.default_rng(seed)
+    wordings = _wordings(rng)
+    model = _new_model(seed)
+    steps = _train(model, *wordings, rng)
+    return _written(folder, model, wordings, rng, steps)
+
+
+def recorded_world(folder: Path) -> PlantedWorld:
+    """The world of seed 0 with the policy that was trained for it once; writes what that writes.
+
+    Raises RuntimeError if the code that trains the policy is no longer that of the record.
+    """
+    with safe_open(RECORD, "pt") as file:
+        facts = file.metadata()
+    if facts["code"] != _training_code():
+        raise RuntimeError(
+            f"{RECORD.name} is of other code: write it anew with `python -m tests.worlds.planted`"
+        )
+    rng = np.random.default_rng(0)
+    wordings = _wordings(rng)
+    model = _new_model(0)
+    model.load_state_dict(load_file(RECORD))
+    # Items are drawn with the numbers that come after those of the training.
+    rng.bit_generator.state = json.loads(facts["generator"])
+    return _written(folder, model, wordings, rng, int(facts["steps"]))
+
+
+def _record() -> None:
+    """Train the policy of seed 0 and keep it, in half precision."""
+    rng = np.random.default_rng(0)
+    wordings = _wordings(rng)
+    model = _new_model(0)
+    steps = _train(model, *wordings, rng)
+    facts = {
+        "code": _training_code(),
+        "generator": json.dumps(rng.bit_generator.state),
+        "steps": str(steps),
+    }
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, RECORD, facts)
+
+
+def _training_code() -> str:
+    """Hash of all that decides what the policy becomes."""
+    functions = (
+        *(_wordings, _new_model, _train, _code_shares, _prompt_ids, _number_ids, _completions),
+        *(_loss, pass_probability),
+    )
+    constants = (
+        *(MODULUS, _NUMBERS, _WORDS, _PLUS_NOISE, _ADD_NOISE, _CODES_BELOW_MODULUS, _CODE_SLOPE),
+        *(_CHECK_EVERY, _LEARNED, _UNLEARNED),
+    )
+    text = "".join(map(inspect.getsource, functions)) + repr(constants)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _wordings(rng: np.random.Generator) -> Wordings:
     pairs = [(a, b) for a in range(MODULUS) for b in range(MODULUS)]
     plus = [Question("plus", a, b, (a + b) % MODULUS) for a, b in pairs]
     add = [Question("add", a, b, (a + b) % MODULUS) for a, b in pairs]
     code = [Question("code", a, b, int(rng.integers(MODULUS))) for a, b in pairs]
-    model = _new_model(seed)
-    steps = _train(model, plus, add, code, rng)
-    p_plus, p_add, p_code = (pass_probability(model, q) for q in (plus, add, code))
+    return plus, add, code
+
+
+def _written(
+    folder: Path,
+    model: LlamaForCausalLM,
+    wordings: Wordings,
+    rng: np.random.Generator,
+    steps: int,
+) -> PlantedWorld:
+    """Choose the items by their exact pass probabilities, and write model and items."""
+    plus, add, code = wordings
+    p_plus, p_add, p_code = (pass_probability(model, q) for q in wordings)
 
     easy = rng.permutation(np.flatnonzero(p_plus >= _EASY_FROM))[:_EASY_ITEMS]
     learnable, chance = _matched(p_add, p_code, rng)
     unused = rng.permutation(np.setdiff1d(np.arange(len(code)), chance))[:_NEVER_ITEMS]
+    never = [replace(code[i], gold=int(rng.integers(100, 200))) for i in unused]
     chosen = [
         *((EASY, plus[i], p_plus[i]) for i in easy),
         *((LEARNABLE, add[i], p_add[i]) for i in learnable),
         *((CHANCE, code[i], p_code[i]) for i in chance),
-        *((NEVER, Question("code", *pairs[i], int(rng.integers(100, 200))), 0.0) for i in unused),
+        *((NEVER, question, 0.0) for question in never),
     ]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
 
@@ -291,3 +370,9 @@ def _matched(
     rows, columns = linear_sum_assignment(np.minimum(apart, 10 * _LARGEST_MISMATCH))
     near = rng.permutation(np.flatnonzero(apart[rows, columns] < _LARGEST_MISMATCH))[:_MOST_HARD]
     return left[rows[near]], right[columns[near]]
+
+
+if __name__ == "__main__":
+    # Sums of one thread are the same on every machine with this instruction set.
+    torch.set_num_threads(1)
+    _record()

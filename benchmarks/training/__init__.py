@@ -1,0 +1,1 @@
+"""Compact training of the policies of grown worlds, seconds a training."""
