@@ -64,23 +64,23 @@ def _lines(wrong: list[dict[str, Any]], most: int) -> tuple[list[str], int]:
         key = str(told["reason"]) if told["reward"] is None else f"{place}"
         alike.setdefault(key, []).append(told)
     lines: list[str] = []
-    told = 0
+    about = 0
     for group in alike.values():
         if len(lines) >= most:
             break
         if len(group) < _MANY:
             group = group[: most - len(lines)]
             lines += map(_line, group)
-            told += len(group)
+            about += len(group)
             continue
-        told += len(group)
+        about += len(group)
         first = group[0]
         named = ", ".join(map(_where, group[:_NAMED])) + (", …" if len(group) > _NAMED else "")
         lines.append(
             f"{len(group):,} x {first['verdict']}: {first['reason']}; {named}; first gold "
             f"{_short(first['gold'])}"
         )
-    return lines, told
+    return lines, about
 
 
 def _where(told: dict[str, Any]) -> str:
