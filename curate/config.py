@@ -78,7 +78,8 @@ class TagConfig(Settings):
         default="", metavar="MODEL", changes_result=False,
     )  # fmt: skip
     out: str = option(
-        "the tagged file (default: DATASET.tagged.EXT here)",
+        "the tagged file (default: DATASET.tagged.EXT here; DATASET-RUN.tagged.EXT where that is "
+        "another run's)",
         default="", group=_OUTPUT, metavar="FILE", changes_result=False,
     )  # fmt: skip
     run_dir: str = option(
@@ -112,8 +113,9 @@ class TagConfig(Settings):
         default="", group=_DATASET, metavar="COLUMN", or_number=True,
     )  # fmt: skip
     limit: int = option(
-        "probe only the first N rows (0: all)", default=0, group=_DATASET, metavar="N", least=0
-    )
+        "probe only the first N rows (0: all)", default=0, group=_DATASET, metavar="N", least=0,
+        unset="none",
+    )  # fmt: skip
     instruction: str = option(
         "text added to the prompt; 'auto' asks for step-by-step reasoning and \\boxed{} where the "
         "prompt is plain text that asks for no form itself; '' adds nothing",
@@ -561,7 +563,9 @@ def changed_settings(old: Mapping[str, Any], new: TagConfig) -> list[str]:
                 {k: v for k, v in table.items() if k not in may_differ} for table in (before, value)
             )
         if before != value:
-            changed.append(f"{name}: {shown(before)} -> {shown(value)}")
+            unset = setting.declared.get("unset")
+            told = (unset if unset and not each else shown(each) for each in (before, value))
+            changed.append(f"{name}: {' -> '.join(told)}")
     return changed
 
 

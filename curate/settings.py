@@ -56,8 +56,8 @@ def option(
         above, below: limits, themselves not allowed.
         more: `spread=True`: several values follow one flag (`--k 1 8`); `commas=True`: they stand
             in one word (`1,42`); else a flag is given several times. `or_number=True`: a number is
-            taken for text. What else there is is for who
-            declared it.
+            taken for text. `unset`: what errors call the value that is none. What else there is
+            is for who declared it.
     """
     bounds = {"choices": choices, "least": least, "above": above, "below": below}
     metadata = {"help": help, "group": group, "metavar": metavar, "flags": flags, **bounds, **more}
@@ -131,7 +131,7 @@ class Setting:
         text, default = str(self.declared["help"]), self.default
         if self.is_many and default:
             default = ("," if self.declared.get("commas") else " ").join(map(str, default))
-        if default in (None, "", ()) or self.kind in (bool, Mapping) or "default" in text:
+        if default in (None, "", ()) or self.kind in (bool, Mapping) or "(default:" in text:
             return text
         return text if f"({default}:" in text else f"{text} (default: {default})"
 

@@ -105,11 +105,12 @@ def _has_rounds(work: Work) -> bool:
 def _rollouts(work: Work, cost: Estimate) -> str:
     if not _has_rounds(work):
         return f"{cost.round_one:,}, in one round"
-    low, middle, high = cost.rollouts
-    return (
-        f"{cost.round_one:,} in round one; in all about {count(middle)} ({count(low)} to "
-        f"{count(high)}), at most {cost.most_rollouts:,}"
-    )
+    low, middle, high = map(count, cost.rollouts)
+    most = f"{cost.most_rollouts:,}"
+    if low == high == most:
+        return f"{cost.round_one:,} in round one; in all {most}"
+    between = f" ({low} to {high})" if low != high else ""
+    return f"{cost.round_one:,} in round one; in all about {middle}{between}, at most {most}"
 
 
 def _of(span: Span) -> str:

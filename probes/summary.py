@@ -19,7 +19,8 @@ _PREDICTED_MEANINGS = {
     Trainability.UNLEARNABLE: "hard, and the predictor is sure that GRPO does not learn it",
 }
 _MEANINGS = {
-    Trainability.EASY: "solved already: pass rate at least {tau:g}",
+    Trainability.EASY: "right in at least {percent:g}% of rollouts already: "
+    "pass rate at least {tau:g}",
     Trainability.LEARNABLE: "hard, and expected to reach {tau:g} by training",
     Trainability.UNLEARNABLE: "hard, and expected to stay below {tau:g}",
     Trainability.NO_POSITIVE: "hard, and not one sampled answer was right",
@@ -102,7 +103,7 @@ def _over(tries: int) -> str:
 def tag_meanings(tau: float, *, learned: bool) -> dict[Trainability, str]:
     """What each tag means, in a line; `learned` says that a fitted predictor gave it."""
     meanings = _MEANINGS | (_PREDICTED_MEANINGS if learned else {})
-    return {tag: text.format(tau=tau) for tag, text in meanings.items()}
+    return {tag: text.format(tau=tau, percent=100 * tau) for tag, text in meanings.items()}
 
 
 def answer_lines(answers: Mapping[str, Any]) -> list[str]:
@@ -154,10 +155,11 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append(f"p_unlearnable: by {predictor['name']}")
         lines += [f"  outside of what it was fitted on: {why}" for why in predictor["outside"]]
     lines += answer_lines(summary["answers"])
-    seconds = [f"{name} {duration(value)}" for name, value in summary["seconds"].items()]
-    whole = f"{duration(sum(summary['seconds'].values()))} in all"
-    whole += _over(max(summary["tries"].values()))
-    lines.append(f"time: {', '.join(seconds)}; {whole}")
+    seconds = summary["seconds"]
+    long = [f"{name} {duration(value)}" for name, value in seconds.items() if round(value)]
+    stages = f" ({', '.join(long)})" if long else ""
+    over = _over(max(summary["tries"].values()))
+    lines.append(f"time: {duration(sum(seconds.values()))}{over}{stages}")
     lines.append("")
     lines.append(f"tagged file: {summary['tagged_file']}")
     lines.append(f"evidence:    {summary['run_dir']}")

@@ -201,21 +201,45 @@ def resolve(
     plan_of(config)
     source = open_source(config.dataset, split=config.split, subset=config.subset or None)
     files = resolve_model(config.model) if config.model else NO_MODEL
-    suffix = {"jsonl": ".jsonl", "json": ".json", "csv": ".csv"}.get(source.format, ".parquet")
+    run_dir = config.run_dir or f"runs/{source.name}-{files.name or 'imported'}"
     config = config.replace(
-        out=config.out or f"{source.name}.tagged{suffix}",
-        run_dir=config.run_dir or f"runs/{source.name}-{files.name or 'imported'}",
+        out=own_out(config.out, source, Path(run_dir)),
+        run_dir=run_dir,
         chat_template=read_chat_template(config.chat_template),
     )
-    if other := other_writer(Path(config.out), Path(config.run_dir)):
-        say(
-            f"note: {config.out} is the tagged file of {other} and will be this run's; --out names "
-            "another"
-        )
     machine = ray.machine() if ray else describe_machine()
     if ray:
         ray.use_model(files.weight_hash, machine["dtype"])
     return config, source, PolicyFiles(files, machine)
+
+
+def own_out(given: str, source: Source, run_dir: Path) -> str:
+    """The tagged file: the one that is given, else one that is no other run's.
+
+    Raises:
+        UsageError: those that it could be are other runs'.
+    """
+    if given:
+        if other := other_writer(Path(given), run_dir):
+            say(
+                f"note: {given} is the tagged file of {other} and will be this run's; --out names "
+                "another"
+            )
+        return given
+    suffix = {"jsonl": ".jsonl", "json": ".json", "csv": ".csv"}.get(source.format, ".parquet")
+    first = f"{source.name}.tagged{suffix}"
+    other = other_writer(Path(first), run_dir)
+    if other is None:
+        return first
+    run = run_dir.resolve().name.removeprefix(f"{source.name}-")
+    out = f"{source.name}-{run}.tagged{suffix}"
+    if another := other_writer(Path(out), run_dir):
+        raise UsageError(
+            f"{first} is the tagged file of {other}, and {out} that of {another}: name this run's "
+            "with --out"
+        )
+    say(f"note: {first} is the tagged file of {other}, so this run's is {out}; --out names another")
+    return out
 
 
 @contextmanager

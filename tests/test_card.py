@@ -128,7 +128,8 @@ def test_sizes_have_the_hub_s_names(rows: int, name: str) -> None:
 def test_the_numbers_are_the_run_s(tmp_path: Path) -> None:
     card = card_of(write_published_run(tmp_path), repo="me/set")
     for said in (
-        "| `easy` | 3 | 42.9% | 4 | solved already: pass rate at least 0.1 |",
+        "| `easy` | 3 | 42.9% | 4 | right in at least 10% of rollouts already: "
+        "pass rate at least 0.1 |",
         "| `unlearnable` | 0 | 0.0% | 0 |",
         "There is no item tagged `unlearnable`",
         "1 rows of the original are in no split: 1 could not be used, 0 were not probed.",
@@ -141,8 +142,9 @@ def test_the_numbers_are_the_run_s(tmp_path: Path) -> None:
         "224 rollouts, 62 of them correct, 4.5% cut at the token limit, 4 that could not be",
         "| `easy` | 0.5 (3) | 0.8 (3) | not measured | 1.5 (3) | 0.3 (3) | 0.5 (3) |",
         "| `undetermined` | 0.0312 (1) | 0.2 (1) | 0.3 (1) | 0.5 (1) | not measured |",
-        "- Forecast: the pass rate after a training of 2 times the recipe's length, from what was "
-        "counted and the lift by the gradients of its rollouts (drift 0.3, gain 1.5, spread 1)",
+        "- Forecast: the pass rate after a GRPO training 2 times as long as it takes to solve most "
+        "easy items, from what was counted and the lift by the gradients of its rollouts "
+        "(constants of its model: drift 0.3, gain 1.5, spread 1)",
         "`p_unlearnable`, the probability to stay below 0.1, is at most 0.1 or at least 0.9",
         "| `forecast_pass_rate`, `forecast_low`, `forecast_high` |",
         "| `lift`, `lift_low`, `lift_high` |",

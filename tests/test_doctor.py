@@ -18,9 +18,11 @@ import curate
 from curate.cli import main
 from curate.config import TagConfig
 from curate.errors import UsageError
+from curate.settings import declared_in
 from probes import busy
 from probes.doctor import findings as doctor
 from probes.doctor import installation
+from probes.doctor.command import Doctor
 from probes.doctor.expected_size import expected_size
 from probes.doctor.installation import DISTRIBUTION, PACKAGES, Dependency, dependencies
 from tests.tag_runs import ROOT, additions, curate_command, run_curate, write_jsonl
@@ -384,6 +386,30 @@ def test_bad_usage_is_one_line_and_status_2(
     monkeypatch.setattr(doctor, "look_at", lambda names: {"torch": {"failed": "not asked"}})
     ran = run_curate("doctor", *arguments)
     assert ran.status == 2 and words in ran.last_line
+
+
+def test_columns_of_the_dataset_can_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "look_at", lambda names: {"torch": {"failed": "not asked"}})
+    file = write_jsonl(tmp_path / "own.jsonl", [{"task": "what is 1+1", "number": 2}])
+
+    def dataset(*options: str) -> dict[str, str]:
+        ran = run_curate("doctor", "--dataset", file, "--run-dir", tmp_path, "--json", *options)
+        return finding(json.loads(ran.stdout), "dataset")
+
+    assert "name it with --prompt-field" in dataset()["text"]
+    named = dataset("--prompt-field", "task", "--answer-field", "number")
+    assert named["state"] == "ok" and "prompt in task, answer in number" in named["text"]
+
+
+def test_settings_of_tag_have_the_help_that_they_have_there() -> None:
+    of_doctor, of_tag = declared_in(Doctor), declared_in(TagConfig)
+    shared = of_doctor.keys() & of_tag.keys() - {"dataset", "model"}
+    assert {"run_dir", "mean_rollouts", "prompt_field"} <= shared
+    for name in shared:
+        assert of_doctor[name].help == of_tag[name].help
+    assert of_doctor["mean_rollouts"].help.endswith("(default: 64)")
 
 
 def test_every_package_of_the_wheel_is_looked_at() -> None:

@@ -292,7 +292,7 @@ def test_the_run_of_chosen_rows_gives_the_instruction(
     curate.filter(run, chosen, keep="learnable")
     found = curate.order(chosen, out, by="curriculum", format="trl")
     assert found["notes"] == [
-        "runs/sums tagged these rows, so prompts end with its instruction 'think .'"
+        "runs/sums tagged these rows, so prompts end with its instruction 'think .': nothing to do"
     ]
     assert all(row["prompt"] == _messages(row) for row in read_jsonl(out))
     # A second run of the same rows with the same prompts changes nothing; one with others does.

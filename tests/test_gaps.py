@@ -14,7 +14,7 @@ import curate
 from curate.errors import UsageError
 from recipes.gaps.reasons import COMPETES, LUCK, NOBODY, NOTHING, UNKNOWN, WEAK, Estimate, why_not
 from recipes.gaps.span import _of
-from recipes.gaps.text import _ending, _short
+from recipes.gaps.text import _ending, _short, gaps_text
 from tests.made.run import Items, made_run, write_table
 from tests.tag_runs import read_jsonl, run_curate
 
@@ -225,6 +225,8 @@ def test_of_a_prompt_its_question_is_shown() -> None:
         for line, each in zip(shown, asked, strict=True)
     )
     assert _short("a\nb\x1b", 0) == "a b\\x1b" and _ending([]) == 0
+    turns = "<|im_start|>user\nDouble 83.<|im_end|>\n<|im_start|>assistant\n166<|im_end|>\n"
+    assert _short(f"{turns}<|im_start|>user\nDouble 41.<|im_end|>\n", 0) == "Double 41."
 
 
 def test_a_run_without_gradients_is_refused(planted: Path, tmp_path: Path) -> None:
@@ -260,7 +262,9 @@ def test_a_run_of_easy_items_asks_for_nothing(tmp_path: Path) -> None:
     facts = curate.gaps(run, tmp_path / "o.jsonl")
     assert facts["items"] == 0 and facts["clusters"] == []
     assert (tmp_path / "o.jsonl").read_text() == ""
-    assert "nothing to tell" in run_curate("gaps", run).stdout
+    assert "rarely right: nothing is missing\n" in run_curate("gaps", run).stdout
+    none_right = gaps_text({"items": 0, "without_correct": 50, "notes": []})
+    assert "50 items have no correct rollout" in none_right and "nothing" not in none_right
 
 
 def test_where_a_step_takes_nothing_of_any_item_nobody_teaches(tmp_path: Path) -> None:

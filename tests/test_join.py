@@ -557,7 +557,7 @@ def test_the_card_tells_of_all_models(runs: tuple[Path, Path]) -> None:
     for line in (
         "# `sums`, tagged by trainability for 2 models",
         "- `small`: `org/Small-1.5B`",
-        "| `easy` | 1 | 3 | solved already: pass rate at least 0.1 |",
+        "| `easy` | 1 | 3 | right in at least 10% of rollouts already: pass rate at least 0.1 |",
         "| mean pass rate | 0.172 | 0.448 | of the 6 items that all models were probed on |",
         "| `learnable` | 2 | 0 | 0 |",
         "### How `large` was measured",

@@ -334,7 +334,7 @@ def test_what_is_asked_for_must_be_there(folder: Path) -> None:
     assert ran.status == 2
     assert "has no column teaching, by which --by both goes; --by gain does" in ran.last_line
     write_tagged_file(folder / "t.jsonl", [{**row, "teaching": None} for row in _rows()])
-    assert "no row has a teaching" in _select("--budget", "3", "-o", "o.jsonl").last_line
+    assert "(teaching) is known of none" in _select("--budget", "3", "-o", "o.jsonl").last_line
     for arguments, said in (
         (("--share", "rare=1"), "--share needs --quota COLUMN"),
         (("--quota", "sourse"), "did you mean 'source'"),

@@ -321,7 +321,7 @@ def test_shards_that_are_not_those_of_one_run_are_refused(what: str, run: Path) 
     ("options", "reason"),
     [
         (("--seed", "7"), "shard 2/3 does not belong with shard 1/3: seed: 0 -> 7"),
-        (("--limit", "9"), "shard 2/3 does not belong with shard 1/3: limit: 0 -> 9"),
+        (("--limit", "9"), "shard 2/3 does not belong with shard 1/3: limit: none -> 9"),
         (("DATASET",), "shard 2/3 does not belong with shard 1/3: dataset fingerprint: "),
     ],
 )

@@ -30,8 +30,8 @@ def summary_of(folder: Path, forecast: Any) -> dict[str, Any]:
 def test_the_forecast_is_told_in_words_and_numbers(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, FORECAST)
     assert summary["forecast"].pop("words") == (
-        "the pass rate after a training of 2 times the recipe's length, from what was counted and "
-        "the lift by the gradients of its rollouts (drift 0.3, gain 1.5, spread 1)"
+        "the pass rate after a GRPO training 2 times as long as it takes to solve most easy items, "
+        "from what was counted and the lift by the gradients of its rollouts"
     )
     assert summary["forecast"] == FORECAST
 
@@ -39,7 +39,7 @@ def test_the_forecast_is_told_in_words_and_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"horizon": 1.0}, "a training of the recipe's length, from"),
+        ({"horizon": 1.0}, "a GRPO training as long as it takes to solve most easy items, from"),
         ({"source": "pilot"}, "the lift by a pilot of a few GRPO steps"),
         ({"source": "checkpoint"}, "the lift by an early checkpoint"),
         ({"pass_probability": {"gold_used": True}}, "counted, the probability of the gold answers"),

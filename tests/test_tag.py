@@ -27,7 +27,10 @@ from transformers import AutoTokenizer
 
 from curate import tag as tag_function
 from curate.datasets.layouts import INSTRUCTION
+from curate.datasets.source import open_source
+from curate.errors import UsageError
 from curate.run.folder import other_writer
+from probes.tag import own_out
 from recipes.train.tagged_run import TaggedRun
 from tests.tag_runs import (
     ROOT,
@@ -133,6 +136,32 @@ def test_it_is_said_whose_tagged_file_is_written_anew(
     # The file is what counts: where it is gone, nothing is lost.
     assert other_writer(tagged.out.with_name("gone.jsonl"), other) is None
     assert other_writer(tagged.out, tagged.run) is None
+
+
+def test_without_out_no_other_runs_tagged_file_is_written_over(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(run: str, out: str) -> None:
+        folder = small / "runs" / run
+        folder.mkdir(parents=True)
+        (small / out).touch()
+        (folder / "config.toml").write_text(f"out = '{out}'\n", encoding="utf-8")
+        manifest = {"stages": {"write": {"state": "done"}}}
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    source = open_source(write_jsonl(small / "sums.jsonl", ROWS))
+    own = Path("runs", "sums-mine")
+    assert own_out("", source, own) == "sums.tagged.jsonl"
+    write("first", "sums.tagged.jsonl")
+    assert own_out("", source, own) == "sums-mine.tagged.jsonl"
+    assert "so this run's is sums-mine.tagged.jsonl" in capsys.readouterr().err
+    assert own_out("", source, Path("elsewhere", "try")) == "sums-try.tagged.jsonl"
+    write("sums-mine", "sums-mine.tagged.jsonl")
+    assert own_out("", source, own) == "sums-mine.tagged.jsonl"  # It goes on with its own.
+    assert own_out("", source, Path("runs", "first")) == "sums.tagged.jsonl"
+    assert own_out("mine.jsonl", source, own) == "mine.jsonl"
+    with pytest.raises(UsageError, match="name this run's with --out"):
+        own_out("", source, Path("elsewhere", "mine"))
 
 
 def test_every_row_and_column_is_kept_in_order_and_tags_follow(tagged: Tagged) -> None:

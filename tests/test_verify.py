@@ -249,6 +249,19 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert "did you mean 'truth'" in ran.last_line
 
 
+def test_the_columns_that_an_error_asks_for_can_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("task,gold_number\nwhat is 1+1,2\nwhat is 1+2,3\n", encoding="utf-8")
+    ran = run_curate("verify", file)
+    assert ran.status == 2
+    assert "name it with --prompt-field (and the gold answer's with --answer-field)" in ran.stderr
+    gold = ("--answer-field", "gold_number")
+    for options in (gold, (*gold, "--prompt-field", "task")):
+        assert facts(file, *options)["counts"] == {"correct": 2}
+    ran = run_curate("verify", file, *gold, "--prompt-field", "tusk")
+    assert ran.status == 2 and "did you mean 'task'" in ran.last_line
+
+
 def test_golds_alone_are_judged_against_themselves(tmp_path: Path) -> None:
     rows = [
         {"question": "one?", "answer": "so\n#### 1,000"},
@@ -333,3 +346,8 @@ def test_golds_that_cannot_be_read_for_one_reason_share_a_line(tmp_path: Path) -
     )
     assert said.count("finds no finite") == 1 and "is this the answer column?" in said
     assert "is this the answer" not in run_curate("verify", file, *ONE).stdout
+    # All of them are counted, however few lines are asked for, and with --out as well.
+    out = ("--out", tmp_path / "verdicts.csv")
+    for more in ((), out):
+        said = run_curate("verify", file, *options, "--show", "1", *more, *ONE).stdout
+        assert said.startswith("7 x error: ") and "more that are not correct" not in said

@@ -175,7 +175,7 @@ def measured_lines(facts: RunFacts) -> list[str]:
         f"{config.gradient_dim:,} dimensions"
         if config.has_policy
         else "",
-        "Forecast": plain_text(forecast_words(manifest)),
+        "Forecast": plain_text(forecast_words(manifest, constants=True)),
         "Target": code_span(PurePath(config.target).name) if config.target else "",
         "p_unlearnable": _predictor(manifest),
         "Seeds": ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items()),

@@ -98,7 +98,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "tau": config.tau,
         "settings": {name: getattr(config, name) for name in _settings(run)}
         | ({"verifier": f"by {config.verifier_field}"} if config.verifier_field else {}),
-        "forecast": forecast_words(manifest),
+        "forecast": forecast_words(manifest, constants=True),
         "p_unlearnable": probability_words(manifest),
         "predictor": manifest.get("predictor", {}).get("name"),
         "seconds": {
@@ -265,6 +265,7 @@ def _similarity_facts(items: ReportItems) -> dict[str, Any]:
         "with_one_correct_rollout": int((~known & (items.correct == 1)).sum()),
         "without_for_other_reasons": int((~known & (items.correct > 1)).sum()),
         "reliability": _quartiles(items.reliability),
+        "mostly_noise": int((known & (items.reliability < 0.5)).sum()),
         "range": _range(items.similarity[known]),
         "points": {
             "of": int(known.sum()),

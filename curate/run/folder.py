@@ -196,7 +196,7 @@ def _open_manifest(
     if changes:
         raise OtherRun(
             f"run folder {path} belongs to another run; changed: {'; '.join(changes)}. "
-            "Give this run its own --run-dir, or remove the folder"
+            "Give this run its own --run-dir, where it begins anew, or remove the folder"
         )
     return manifest
 
@@ -313,24 +313,21 @@ def other_writer(out: Path, run_dir: Path) -> Path | None:
 
     None where this run has written it too: then it is a copy, or they have shared it before.
     """
-    if not out.exists() or _has_written(run_dir):
+    if not out.exists() or _has_written(run_dir, out):
         return None
     beside = {folder.resolve(): folder for folder in (run_dir.parent, Path("runs"))}
-    for config in (each for folder in beside.values() for each in folder.glob(f"*/{CONFIG}")):
-        other = config.parent
-        if other.resolve() == run_dir.resolve() or not _has_written(other):
-            continue
-        theirs = read_config_file(config).get("out", "")
-        if isinstance(theirs, str) and theirs and Path(theirs).resolve() == out.resolve():
-            return other
-    return None
+    others = (each.parent for folder in beside.values() for each in folder.glob(f"*/{CONFIG}"))
+    return next((each for each in others if _has_written(each, out)), None)
 
 
-def _has_written(path: Path) -> bool:
-    """Whether a folder is that of a run that wrote its tagged file."""
-    if not (path / MANIFEST).exists():
+def _has_written(path: Path, out: Path) -> bool:
+    """Whether a folder is that of a run that wrote this tagged file."""
+    if not (path / MANIFEST).exists() or not (path / CONFIG).exists():
         return False
-    return bool(read_manifest(path)["stages"].get("write", {}).get("state") == "done")
+    if read_manifest(path)["stages"].get("write", {}).get("state") != "done":
+        return False
+    theirs = read_config_file(path / CONFIG).get("out", "")
+    return isinstance(theirs, str) and bool(theirs) and Path(theirs).resolve() == out.resolve()
 
 
 def read_run_config(path: Path) -> TagConfig:

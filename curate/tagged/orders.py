@@ -111,7 +111,7 @@ ORDERS: dict[str, Order] = {
         "learnable items, then undetermined, easy, unlearnable and no_positive ones, each by "
         "falling pass rate",
         "a budget that ends before the epoch does goes to hard items that are expected to be "
-        "learned, instead of those solved already",
+        "learned, instead of those that are right often enough already",
         "not tried",
         _by_tags("learnable", "undetermined", "easy", "unlearnable", "no_positive"),
     ),

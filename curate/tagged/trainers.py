@@ -214,12 +214,13 @@ def make_formatter(
                 "dataset; if the run added an instruction, give --instruction auto or its text",
             )
         elif tagged.run is not None:
-            ending = (
-                f"end with its instruction {instruction!r:.60}"
+            notes = (
+                f"{tagged.run} tagged these rows, so prompts end with its instruction "
+                f"{instruction!r:.60}: nothing to do"
                 if instruction
-                else "are as in the dataset"
+                else f"{tagged.run} tagged these rows and added no instruction, so prompts are as "
+                "in the dataset: nothing to do",
             )
-            notes = (f"{tagged.run} tagged these rows, so prompts {ending}",)
     if config and (config.chat_template or config.chat_template_kwargs):
         notes = (
             *notes,

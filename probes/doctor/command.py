@@ -7,19 +7,18 @@ from curate.command import Command
 from curate.config import TagConfig, config_from_mapping, read_config_file
 from curate.errors import UsageError
 from curate.progress import Progress, clear
-from curate.settings import declared_in, option, settings
+from curate.settings import declared_in, option, option_of, settings
 from probes.doctor.finding import Finding
 from probes.doctor.tries import NAMES, Tried, tried_facts, try_machine
 
+_READING = "reading the dataset, as for `curate tag`"
+_SIZES = "sizes of the run, as for `curate tag`"
 
-def _size(name: str) -> Any:
-    """A setting of `curate tag` that decides what a run needs."""
-    setting = declared_in(TagConfig)[name]
-    help = str(setting.declared["help"]).partition(":")[0]
-    if setting.default:
-        help += f" (default: {setting.default})"
-    group, metavar = "sizes of the run, as for `curate tag`", setting.declared["metavar"]
-    return option(help, default=None, group=group, metavar=metavar)
+
+def _of_tag(name: str, group: str) -> Any:
+    """A setting of `curate tag`; None where it is not given, since a file may have it, too."""
+    help = declared_in(TagConfig)[name].help
+    return option_of(TagConfig, name, default=None, help=help, group=group)
 
 
 @settings
@@ -45,7 +44,11 @@ class Doctor(Command):
         "settings of `tag` from a file", default=None, metavar="FILE.toml", flags=("--config",)
     )
     model: str | None = option("whether this model fits", default=None, metavar="MODEL")
-    dataset: str | None = option("a dataset whose items count", default=None, metavar="DATASET")
+    dataset: str | None = option(
+        "a dataset: how it is read, what in it cannot be used, how many items it has",
+        default=None,
+        metavar="DATASET",
+    )
     items: int | None = option(
         "items of the run that is planned, in the place of a dataset's (default: 1000)",
         default=None, metavar="N",
@@ -55,15 +58,21 @@ class Doctor(Command):
         "rollout may be",
         default=False, flags=("--try",),
     )  # fmt: skip
-    run_dir: str | None = _size("run_dir")
-    min_rollouts: int | None = _size("min_rollouts")
-    max_rollouts: int | None = _size("max_rollouts")
-    mean_rollouts: int | None = _size("mean_rollouts")
-    rollout_budget: int | None = _size("rollout_budget")
-    max_tokens: int | None = _size("max_tokens")
-    gradient_rollouts: int | None = _size("gradient_rollouts")
-    gradient_wrong_rollouts: int | None = _size("gradient_wrong_rollouts")
-    gradient_dim: int | None = _size("gradient_dim")
+    split: str | None = _of_tag("split", _READING)
+    subset: str | None = _of_tag("subset", _READING)
+    prompt_field: str | None = _of_tag("prompt_field", _READING)
+    answer_field: str | None = _of_tag("answer_field", _READING)
+    verifier: str | None = _of_tag("verifier", _READING)
+    verifier_field: str | None = _of_tag("verifier_field", _READING)
+    run_dir: str | None = _of_tag("run_dir", _SIZES)
+    min_rollouts: int | None = _of_tag("min_rollouts", _SIZES)
+    max_rollouts: int | None = _of_tag("max_rollouts", _SIZES)
+    mean_rollouts: int | None = _of_tag("mean_rollouts", _SIZES)
+    rollout_budget: int | None = _of_tag("rollout_budget", _SIZES)
+    max_tokens: int | None = _of_tag("max_tokens", _SIZES)
+    gradient_rollouts: int | None = _of_tag("gradient_rollouts", _SIZES)
+    gradient_wrong_rollouts: int | None = _of_tag("gradient_wrong_rollouts", _SIZES)
+    gradient_dim: int | None = _of_tag("gradient_dim", _SIZES)
 
     def work(self) -> dict[str, Any]:
         """Look at everything that a run needs."""

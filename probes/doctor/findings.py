@@ -344,8 +344,8 @@ def _disk(config: TagConfig, size: ExpectedSize) -> Finding:
         f"{_bytes(free)} free for {folder}; {size.items:,} items need up to "
         f"{_bytes(size.disk_bytes)}: {_bytes(size.rollout_bytes)} for {size.rollouts:,} rollouts "
         f"of {config.max_tokens:,} tokens, {_bytes(size.gradient_bytes)} for "
-        f"{config.gradient_rollouts + config.gradient_wrong_rollouts} gradients of "
-        f"{config.gradient_dim:,} numbers each"
+        f"{config.gradient_rollouts + config.gradient_wrong_rollouts} gradients an "
+        f"item, of {config.gradient_dim:,} numbers each"
     )
     if free < size.disk_bytes:
         return Finding(

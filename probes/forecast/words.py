@@ -24,11 +24,12 @@ def forecast_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"words": forecast_words(manifest), **(manifest.get("forecast") or {})}
 
 
-def forecast_words(manifest: Mapping[str, Any]) -> str:
+def forecast_words(manifest: Mapping[str, Any], *, constants: bool = False) -> str:
     """How the forecast of a run came about, in a sentence without a full stop.
 
     Args:
         manifest: of the run.
+        constants: whether the numbers of its model are told too (docs/forecast.md).
 
     Raises:
         RunError: what the manifest says of the forecast is damaged.
@@ -39,18 +40,19 @@ def forecast_words(manifest: Mapping[str, Any]) -> str:
     if facts.get("why_none"):
         return f"none, since {facts['why_none']}"
     try:
-        constants = ", ".join(f"{name} {facts['constants'][name]:g}" for name in _CONSTANTS)
+        numbers = ", ".join(f"{name} {facts['constants'][name]:g}" for name in _CONSTANTS)
         source, horizon = str(facts["source"]), float(facts["horizon"])
         has_gold = facts.get("pass_probability", {}).get("gold_used", False)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"manifest.json is damaged: its forecast says no {error}") from error
-    length = "the recipe's length" if horizon == 1 else f"{horizon:g} times the recipe's length"
+    length = "as long" if horizon == 1 else f"{horizon:g} times as long"
     counted = "what was counted, the probability of the gold answers" if has_gold else (
         "what was counted"
     )  # fmt: skip
     return (
-        f"the pass rate after a training of {length}, from {counted} and the lift by "
-        f"{_SOURCES.get(source, source)} ({constants})"
+        f"the pass rate after a GRPO training {length} as it takes to solve most easy items, from "
+        f"{counted} and the lift by {_SOURCES.get(source, source)}"
+        + (f" (constants of its model: {numbers})" if constants else "")
     )
 
 

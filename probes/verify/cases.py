@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -23,6 +23,9 @@ from curate.datasets.source import Source, open_source
 from curate.errors import UsageError
 from curate.run.rollouts import rollout_shards
 from curate.run.tables import ITEMS, read_parquet
+
+if TYPE_CHECKING:
+    from probes.verify.command import Verify
 
 _COMPLETIONS = (
     *("completion", "completions", "response", "responses", "generation", "generations"),
@@ -55,8 +58,8 @@ class Case:
     sample: int | None = None
 
 
-def file_cases(path: str, completion_field: str, answer_field: str, split: str) -> Iterator[Case]:
-    """Read the answers of a file; without a column of answers its golds.
+def file_cases(wanted: Verify) -> Iterator[Case]:
+    """Read the answers of its file; without a column of answers its golds.
 
     A column is one that an option names, or else the first known one: `completion`, `response`, …
     with `gold`, `ground_truth`, `answer`, …; `answer` is the completion where a `gold` stands
@@ -65,12 +68,14 @@ def file_cases(path: str, completion_field: str, answer_field: str, split: str) 
     Raises:
         UsageError: the file cannot be read, or has no gold.
     """
-    source = open_source(path, split=split)
+    path = wanted.source
+    source = open_source(path, split=wanted.split, subset=wanted.subset or None)
     filled = (each.value for each in source.rows() if each.value)
     rows: list[Mapping[str, Any]] = list(islice(filled, _SAMPLE_ROWS))
-    completion = _field(rows, completion_field, "--completion-field", _COMPLETIONS)
+    given_field(rows, wanted.prompt_field or None, "--prompt-field")
+    completion = _field(rows, wanted.completion_field, "--completion-field", _COMPLETIONS)
     golds = [name for name in (*_GOLDS, *_DATASET_GOLDS) if name != completion]
-    gold = _field(rows, answer_field, "--answer-field", golds) or find_code_field(rows)
+    gold = _field(rows, wanted.answer_field, "--answer-field", golds) or find_code_field(rows)
     gold = gold or first_filled(rows, [name for name in _SOLUTIONS if name != completion])
     if completion is None and gold in _GOLDS:
         completion = first_filled(rows, ["answer"])
@@ -80,7 +85,7 @@ def file_cases(path: str, completion_field: str, answer_field: str, split: str) 
                 f"{path}: no column of golds is known beside {completion!r}; name it with "
                 "--answer-field"
             )
-        yield from _golds(source, gold)
+        yield from _golds(source, wanted.prompt_field, gold or "")
         return
     for row in source.rows():
         if row.value is None:
@@ -96,15 +101,15 @@ def file_cases(path: str, completion_field: str, answer_field: str, split: str) 
         yield from (Case(row.row, text, answer, recorded=recorded) for text in texts)
 
 
-def _golds(source: Source, field: str | None) -> Iterator[Case]:
-    """The golds of a dataset, as `curate tag` reads them."""
-    layout = None if field else choose_layout(source, "", "")
+def _golds(source: Source, prompt_field: str, field: str) -> Iterator[Case]:
+    """The golds of a dataset, as `curate tag` reads them: without prompts where it can be."""
+    layout = choose_layout(source, prompt_field, field) if prompt_field or not field else None
     for row in source.rows():
         try:
             if row.value is None:
                 raise RowRejected(row.problem or "cannot be read")
             if layout is None:
-                gold, solutions = _gold(row.value, str(field)), own_solutions(row.value)
+                gold, solutions = _gold(row.value, field), own_solutions(row.value)
             else:
                 question = read_question(row.value, layout)
                 gold, solutions = question.answer, question.solutions

@@ -50,7 +50,13 @@ class Verify(Command):
         "the column of golds (default: gold, ground_truth, answer, solution, …)",
         default="", group=_READ, metavar="NAME",
     )  # fmt: skip
+    prompt_field: str = option(
+        "the column of the prompt, of a dataset without answers whose golds can only be read "
+        "beside it (default: prompt, question, problem, …)",
+        default="", group=_READ, metavar="NAME", or_number=True,
+    )  # fmt: skip
     split: str = option_of(TagConfig, "split", default=..., group=_READ)
+    subset: str = option_of(TagConfig, "subset", default=..., group=_READ)
     limit: int = option(
         "judge the first N answers (0: all)", default=0, group=_READ, metavar="N", least=0
     )
@@ -67,7 +73,11 @@ class Verify(Command):
     verifier_seconds: float = option_of(TagConfig, "verifier_seconds", default=..., group=_JUDGE)
     verifier_workers: int = option_of(TagConfig, "verifier_workers", default=..., group=_JUDGE)
     show: int = option(
-        "print the first N answers that are not correct", default=20, metavar="N", least=0
+        "print the first N answers that are not correct; those that cannot be judged for the same "
+        "reason share a line",
+        default=20,
+        metavar="N",
+        least=0,
     )
     out: str = option(
         "write every verdict to this file: .jsonl, .csv or .parquet",

@@ -102,9 +102,7 @@ def judge_source(wanted: Verify) -> dict[str, Any]:
             others = RowVerifiers(config).names
         cases = run_cases(Path(wanted.source), bool(others) and bool(config.verifier_field))
     else:
-        cases = file_cases(
-            wanted.source, wanted.completion_field, wanted.answer_field, wanted.split
-        )
+        cases = file_cases(wanted)
     cases = islice(cases, wanted.limit) if wanted.limit else cases
     pool = VerifierPool(
         verifier,
@@ -144,7 +142,7 @@ def judge_source(wanted: Verify) -> dict[str, Any]:
     if out is not None:
         _write(out, found)
         facts["file"] = str(out)
-        return facts | {"shown": [e for e in found if e["verdict"] != "correct"][: wanted.show]}
+        return facts | {"shown": [each for each in found if each["verdict"] != "correct"]}
     return facts | {"verdicts": found}
 
 

@@ -28,10 +28,9 @@ def verdicts_text(found: dict[str, Any], most: int) -> str:
     wrong = found.get("shown")
     if wrong is None:
         wrong = [each for each in found["verdicts"] if each["verdict"] != "correct"]
-    lines = _lines(wrong[:most])
-    rest = found["answers"] - found["counts"].get("correct", 0) - len(wrong[:most])
-    if rest and lines:
-        lines.append(f"… and {rest:,} more that are not correct (--show, --out)")
+    lines, told = _lines(wrong, most)
+    if lines and told < len(wrong):
+        lines.append(f"… and {len(wrong) - told:,} more that are not correct (--show, --out)")
     lines += [""] if lines else []
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in found["counts"].items())
     whose = "golds, each against itself" if found["against_itself"] else "answers"
@@ -55,24 +54,33 @@ def verdicts_text(found: dict[str, Any], most: int) -> str:
     return "\n".join(lines)
 
 
-def _lines(wrong: list[dict[str, Any]]) -> list[str]:
-    """A line each; what could not be judged for the same reason shares one."""
+def _lines(wrong: list[dict[str, Any]], most: int) -> tuple[list[str], int]:
+    """A line each, `most` at most, and how many answers they are about.
+
+    What could not be judged for the same reason shares one.
+    """
     alike: dict[str, list[dict[str, Any]]] = {}
     for place, told in enumerate(wrong):
         key = str(told["reason"]) if told["reward"] is None else f"{place}"
         alike.setdefault(key, []).append(told)
     lines: list[str] = []
+    about = 0
     for group in alike.values():
+        if len(lines) >= most:
+            break
         if len(group) < _MANY:
+            group = group[: most - len(lines)]
             lines += map(_line, group)
+            about += len(group)
             continue
+        about += len(group)
         first = group[0]
         named = ", ".join(map(_where, group[:_NAMED])) + (", …" if len(group) > _NAMED else "")
         lines.append(
             f"{len(group):,} x {first['verdict']}: {first['reason']}; {named}; first gold "
             f"{_short(first['gold'])}"
         )
-    return lines
+    return lines, about
 
 
 def _where(told: dict[str, Any]) -> str:

@@ -117,6 +117,7 @@ def gaps_of(run: Run) -> Gaps:
         "run": str(path),
         "items": len(items),
         "tags": dict(Counter(str(tags[item]) for item in items)),
+        "without_correct": int((found.correct == 0).sum()),
         "directions": span.directions,
         "signal_held": span.held,
         "reasons": {reason: counts[reason] for reason in REASONS},

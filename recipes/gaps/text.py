@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from curate.errors import one_line
@@ -10,6 +11,8 @@ from recipes.gaps.reasons import REASONS, UNKNOWN
 
 _CLUSTERS_SHOWN = 20
 _PROMPT_SHOWN = 60
+# Of chat templates, with the name of the one who asks.
+_MARKS = re.compile(r"(?:<\|[^<|>]*\|>|<(?:start|end)_of_turn>)(?:user\b)?|\[/?INST\]")
 _VERDICTS = {
     CANDIDATE: "nobody else teaches it: a candidate for mid-training",
     PERHAPS: "perhaps nobody else teaches it: not certain",
@@ -21,8 +24,9 @@ def gaps_text(found: dict[str, Any]) -> str:
     """Write what `curate gaps` found as a table of reasons and a list of clusters."""
     items = found["items"]
     if not items:
-        lines = ["no item is unlearnable, or undetermined and rarely right: nothing to tell"]
-        return "\n".join([*lines, *_notes(found)])
+        line = "no item is unlearnable, or undetermined and rarely right"
+        line += "" if found["without_correct"] else ": nothing is missing"
+        return "\n".join([line, *_without_correct(found), *_notes(found)])
     of = ", ".join(f"{count:,} {tag}" for tag, count in sorted(found["tags"].items()))
     width = max(map(len, REASONS))
     lines = [
@@ -45,7 +49,7 @@ def gaps_text(found: dict[str, Any]) -> str:
     more = len(clusters) - _CLUSTERS_SHOWN
     if more > 0:
         lines += ["", f"{more:,} smaller clusters more: --json has them all"]
-    lines += ["", _alone(found["alone"], bool(clusters))]
+    lines += ["", _alone(found["alone"], bool(clusters)), *_without_correct(found)]
     if found["file"]:
         lines.append(f"a line an item: {found['file']}")
     return "\n".join([*lines, *_notes(found)])
@@ -64,6 +68,18 @@ def _ending(clusters: list[dict[str, Any]]) -> int:
     # It begins with a line or a mark of a template: questions may end alike too.
     starts = [place for place in (ending.find("\n"), ending.find("<")) if place >= 0]
     return alike - min(starts) if starts else 0
+
+
+def _without_correct(found: dict[str, Any]) -> list[str]:
+    """Of how many items nothing can be told here."""
+    count = found["without_correct"]
+    if not count:
+        return []
+    items = "1 item has" if count == 1 else f"{count:,} items have"
+    return [
+        f"{items} no correct rollout, and so no gradient that tells what is missing: more "
+        "rollouts may find one, or a larger --max-tokens where most were cut"
+    ]
 
 
 def _cluster(number: int, cluster: dict[str, Any], ending: int) -> list[str]:
@@ -92,7 +108,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
 
 
 def _short(prompt: str | None, ending: int) -> str:
-    """The end of a prompt, where its question is: examples and instructions come before."""
+    """The end of a prompt, where its question is: other turns and instructions come before."""
     text = prompt or ""
-    line = one_line(text[: len(text) - ending])
+    turns = [each.strip() for each in _MARKS.split(text[: len(text) - ending])]
+    line = one_line(next((each for each in reversed(turns) if each), ""))
     return line if len(line) <= _PROMPT_SHOWN else f"…{line[1 - _PROMPT_SHOWN :]}"

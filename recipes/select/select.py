@@ -162,8 +162,8 @@ def select_file(
     eligible = [place for place, drop in enumerate(drops) if drop is None]
     if settings.by != "gain" and np.isnan(rows.teaching[eligible]).all():
         raise UsageError(
-            f"{tagged.source.name}: no row has a teaching, as where no rollout was right; "
-            "--by gain does without"
+            f"{tagged.source.name}: what training on a row does for the others (teaching) is known "
+            "of none, as where no rollout was right; --by gain does without"
         )
     counted = sum(tag != NO_TAG for tag in rows.tag)
     group_size = tagged.config.group_size if tagged.config else _GROUP_SIZE

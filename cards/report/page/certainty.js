@@ -43,13 +43,13 @@ function keyFigures(certainty, { dataset }) {
       ? ["no forecast", visible(forecast.why_none), ""]
       : [
           `${count(forecast.reach_tau)} reach τ, ${count(forecast.stay_below)} do not`,
-          `of ${plural(forecast.hard_items, "hard item")}, as forecast with a doubt of ${forecast.doubt} at most`,
+          `of ${plural(forecast.hard_items, "hard item")}, those without a correct rollout (no_positive) counted in, as forecast with a doubt of ${forecast.doubt} at most`,
           `${count(forecast.undecided)} undecided` + (forecast.without_forecast ? `, ${count(forecast.without_forecast)} without a forecast` : ""),
         ],
     [
-      rate(similarities.reliability.median, 2),
-      "median reliability: the share of an item's mean gradient that is signal and not sampling noise",
-      `quartiles ${between(similarities.reliability.lower_quartile, similarities.reliability.upper_quartile, 2)}, ${plural(similarities.measured, "item")}`,
+      `${count(similarities.mostly_noise)} of ${count(similarities.measured)}`,
+      "mean gradients of an item are more sampling noise than signal (reliability below 0.5)",
+      `median reliability ${rate(similarities.reliability.median, 2)}`,
     ],
     [
       share(rates.truncated, rates.rollouts),

@@ -53,7 +53,7 @@ const between = (low, high, digits = 3) =>
 const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
 const TAG_MEANINGS = {
-  easy: (tau) => `solved already: pass rate at least ${tau}`,
+  easy: (tau) => `right in at least ${+(100 * tau).toPrecision(6)} % of rollouts already: pass rate at least ${tau}`,
   learnable: (tau) => `hard; expected to reach ${tau} by training`,
   unlearnable: (tau) => `hard; expected to stay below ${tau}, though it is sometimes right`,
   no_positive: () => "hard; not one sampled answer was right",
