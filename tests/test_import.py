@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,8 @@ import curate
 from curate.config import TagConfig, changed_settings, config_from_mapping
 from curate.errors import UsageError
 from curate.rollout_files import own_prompts
-from curate.rollout_files.read import open_rollouts
+from curate.rollout_files.read import RolloutFiles, open_rollouts
+from curate.rollout_files.record import LoggedRollout
 from curate.run.folder import lock_folder, read_manifest
 from curate.run.run import Run
 from curate.run.tables import LIFT, PASS_RATES, SIMILARITY, TAGS, TEACHING
@@ -341,6 +343,24 @@ def test_a_log_that_has_grown_is_not_taken_for_what_was_imported(tmp_path: Path)
     assert run_curate("import", tmp_path / "run", *again).status == 0
 
 
+def test_a_log_that_grows_while_it_is_read_is_refused_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_jsonl(tmp_path / "log.jsonl", rollouts())
+    arguments = (log, "--dataset", write_jsonl(tmp_path / "sums.jsonl", QUESTIONS))
+    read = RolloutFiles.rollouts
+
+    def growing(files: RolloutFiles) -> Iterator[LoggedRollout]:
+        yield from read(files)
+        write_jsonl(log, [*rollouts(), *rollouts()])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutFiles, "rollouts", growing)
+        assert take(tmp_path, *arguments).status == 0
+    ran = take(tmp_path, *arguments)
+    assert ran.status == 2 and "it has changed since" in ran.stderr
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     log = write_jsonl(tmp_path / "log.jsonl", rollouts())
     lock = lock_folder(tmp_path / "run", "")
@@ -428,6 +448,11 @@ def test_a_file_by_two_names_counts_once(tmp_path: Path) -> None:
     (tmp_path / "logs/latest.jsonl").symlink_to(log)
     (tmp_path / "link.jsonl").symlink_to(log)
     assert open_rollouts(tmp_path / "logs").files == (log,)
+    # A store keeps what links name by its hash, without an ending.
+    (tmp_path / "store").mkdir()
+    shutil.copy(log, tmp_path / "store/3fa9")
+    (tmp_path / "store/2.jsonl").symlink_to(tmp_path / "store/3fa9")
+    assert open_rollouts(tmp_path / "store").files == (tmp_path / "store/2.jsonl",)
     for again in (log.parent / "../logs/1.jsonl", tmp_path / "link.jsonl"):
         with pytest.raises(UsageError, match="is named twice, once as"):
             open_rollouts([tmp_path / "logs", again])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.tag_runs import ROOT
 
@@ -10,12 +11,20 @@ def _run(script: str) -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
-def test_tagging_imports_neither_scikit_learn_nor_a_compiler_nor_a_library_of_images() -> None:
+def test_tagging_imports_neither_scikit_learn_nor_a_compiler_nor_a_library_of_images(
+    tmp_path: Path,
+) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF? no")
     _run(
         "import sys, torch, probes.tag, probes.stages.lift, probes.predictor.predictor\n"
-        "from probes.models.light import import_gguf\n"
+        "from contextlib import suppress\n"
+        "from curate.errors import UsageError\n"
+        "from probes.models.files import resolve_model\n"
+        "from probes.models.load import load_tokenizer\n"
         "from transformers import AutoModelForCausalLM, LlamaForCausalLM\n"
-        "import_gguf()\n"
+        f"with suppress(UsageError):\n    load_tokenizer(resolve_model({str(model)!r}))\n"
+        "assert 'gguf' in sys.modules\n"
         "unused = {'sklearn', 'scipy.stats', 'pandas', 'mistral_common', 'cv2'}\n"
         "unused |= set() if torch.cuda.is_available() else {'triton'}\n"
         "sys.exit(bool(unused & {*sys.modules}))"

@@ -448,3 +448,6 @@ def test_csv_that_another_program_wrote_again_is_read(tagged: Path) -> None:
     assert ran.status == 0, ran.stderr
     (row,) = csv.DictReader(Path("o.csv").read_text().splitlines())
     assert row["item_id"] == rows[0]["item_id"] and float(row["total_rollouts"]) == 32
+    Path("t.csv").write_text(Path("t.csv").read_text().replace(",32.0,", ",32.5,"))
+    ran = _filter("t.csv", "-o", "o.csv")
+    assert ran.status == 2 and "total_rollouts is '32.5', not a whole number" in ran.last_line

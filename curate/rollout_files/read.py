@@ -194,14 +194,15 @@ def _files(path: Path) -> list[Path]:
     if own_run.is_run(path):
         own_run.check_run(path)
         return [path]
-    # A link to another of the files (`latest.jsonl`) is that file again.
-    links_first = sorted(path.rglob("*"), key=lambda file: not file.is_symlink())
-    inside = {file.resolve(): file for file in links_first if file.is_file()}.values()
-    found = [
+    inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    named = [
         file
         for file in inside
         if file.name.lower().endswith(_ENDINGS) and not _NOT_ROLLOUTS.fullmatch(file.name)
     ]
+    # A link to another of them (`latest.jsonl`) is that file again.
+    links_first = sorted(named, key=lambda file: not file.is_symlink())
+    found = {file.resolve(): file for file in links_first}.values()
     if not found:
         for file in inside:
             _refuse_pickle(file)

@@ -92,7 +92,7 @@ def plain_value(value: Any) -> Any:
 def as_number(value: Any) -> int | float | Decimal | None:
     """A number, or the number that a text is; None for everything else."""
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        return math.copysign(math.inf, value > 0 or -1)
+        return math.inf if value > 0 else -math.inf
     if isinstance(value, int | float | Decimal):
         return value
     if isinstance(value, str):

@@ -315,4 +315,8 @@ def _typed(row: SourceRow, name: str, kind: pa.DataType) -> object:
         number = float(cell)
     except ValueError as error:
         raise UsageError(f"row {row.row}: {name} is {cell!r:.60}, not a number") from error
-    return int(number) if kind == pa.int64() and number.is_integer() else number
+    if kind != pa.int64():
+        return number
+    if not number.is_integer():
+        raise UsageError(f"row {row.row}: {name} is {cell!r:.60}, not a whole number")
+    return int(number)

@@ -36,10 +36,10 @@ def import_lightly() -> None:
         utils.is_sklearn_available = is_there
 
 
-def import_gguf() -> None:
-    """Import the reader of GGUF files without Mistral's tokenizers, which bring OpenCV along."""
+def import_gguf() -> Any:
+    """The module that reads GGUF files, without Mistral's tokenizers, which bring OpenCV along."""
     with _hidden("mistral_common"):
-        import_module("gguf")
+        return import_module("gguf")
 
 
 @contextmanager

@@ -246,12 +246,7 @@ def _gguf_read_once(files: ModelFiles) -> Iterator[None]:
     if not files.gguf_file:
         yield
         return
-    try:
-        import gguf
-    except ImportError:  # transformers says so.
-        yield
-        return
-    module: Any = gguf
+    module = import_gguf()
     reader = module.GGUFReader
     module.GGUFReader = lru_cache(maxsize=1)(reader)
     try:
@@ -376,10 +371,7 @@ def _read_tokenizer(
 
 def _gguf_options(gguf_file: str | None) -> dict[str, str]:
     """What transformers is told of a GGUF file that it is to read, if it is one."""
-    if gguf_file is None:
-        return {}
-    import_gguf()
-    return {"gguf_file": gguf_file}
+    return {"gguf_file": gguf_file} if gguf_file else {}
 
 
 def _first_line(error: BaseException) -> str:

@@ -123,6 +123,8 @@ def take_rollouts(
     )
     for file in rollout_shards(run):
         file.unlink()
+    # As they are before they are read: what is added meanwhile is not known to be taken.
+    sha256 = files.fingerprint()
     best, shard, number = -np.inf, list[dict[str, Any]](), 0
     for rollout in files.rollouts():
         if rollout.rollouts > 1:
@@ -154,7 +156,7 @@ def take_rollouts(
     return {
         "path": files.where,
         "files": len(files.files),
-        "sha256": files.fingerprint(),
+        "sha256": sha256,
         "format": files.format,
         "rollouts": int(drawn.sum()),
         "most": int(drawn.max()),
