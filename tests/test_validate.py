@@ -213,6 +213,24 @@ def test_sft_trains_on_correct_rollouts_of_the_probe(run):
     assert sum(gain) / len(gain) > 0.1
 
 
+def test_a_run_that_is_killed_while_it_drops_its_weights_is_done(run, monkeypatch):
+    recipe = recipe_file("copy", method="sft", max_steps=2, updates_per_step=1)
+    folder = run / "validation" / "copy" / "1"
+    # An earlier version was killed there before it was done.
+    (folder / "policy").mkdir(parents=True)
+    (folder / "policy" / "model.safetensors").write_bytes(b"")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "shutil", SimpleNamespace(rmtree=killed))
+        assert validate(run, recipe=recipe).status == 130
+    assert read_facts(folder)["state"] == "done" and len(rows(folder, "outcomes")) == 20
+    monkeypatch.setattr(validation, "train_sft", killed)
+    assert validate(run, recipe=recipe).status == 0
+
+
 def test_held_out_items_are_evaluated_on_the_way(run):
     questions = additions(24)
     write_jsonl(run.parent / "held_out.jsonl", questions[18:])

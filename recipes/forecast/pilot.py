@@ -190,6 +190,7 @@ class _Pilot(TrainingJob):
             aside.mkdir()
             for name in _ADAPTER_FILES:
                 shutil.copyfile(newest / name, aside / name)
+            shutil.rmtree(self.policy, ignore_errors=True)
             aside.rename(self.policy)
         else:
             export_policy(self.training, newest, self.policy, dtype=torch.float32)

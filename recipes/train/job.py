@@ -166,7 +166,8 @@ class TrainingJob(ABC):
 
     @property
     def _is_trained(self) -> bool:
-        return self.is_done or self.policy.exists()
+        # Earlier versions dropped a policy before the job was done, and could be killed there.
+        return self.is_done or any(self.policy.glob("*config.json"))
 
     @cached_property
     def _generation(self) -> str:
