@@ -80,8 +80,8 @@ from probes.verifiers.pool import VerifierPool
 if TYPE_CHECKING:
     from probes.machines.ray import RayExecutor
 
-# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard is some twenty
-# seconds to a minute of sampling.
+# A shard, and what of the next is begun, is what a kill can lose. On a CPU a shard of a model
+# like SmolLM2 is some twenty seconds to a minute of sampling.
 _SHARD_TOKENS = {"cpu": 8 * 1024, "cuda": 4 * 1024 * 1024}
 # Rollouts of a shard at least, however long they may become: a GPU has a thousand in hand at once.
 _SHARD_ROLLOUTS = {"cpu": 1, "cuda": 8192}
