@@ -49,7 +49,7 @@ _LEFT_OUT_TEXTS = [
     # A span of times is told only where its ends are unlike.
     (re.compile(r"<time> \(<time> to <time>\)"), "<time>"),
     # Stages are named where they took a second.
-    (re.compile(r"(?<=time: )<time> \(\w+ <time>(, \w+ <time>)*\)"), "<time>"),
+    (re.compile(r"(?<=time: )<time>( over \d+ tries)? \(\w+ <time>(, \w+ <time>)*\)"), r"<time>\1"),
     # Of Parquet and of pages, which differ between versions of pyarrow.
     (re.compile(r" *\b[\d,.]+ [kMG]?B\b"), " <size>"),
     (re.compile(r"\b[0-9a-f]{40,64}\b|\b[0-9a-f]{24}\b|(?<=\()[0-9a-f]{8}(?=\))"), "<hash>"),

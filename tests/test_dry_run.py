@@ -19,7 +19,6 @@ from curate.cli import read
 from curate.config import TagConfig
 from probes import estimate, opening, tagging, trial
 from probes.engines.base import Rollout, SampleRequest
-from probes.engines.transformers import TransformersEngine
 from probes.estimate import Span
 from probes.gradients.batch import TokenizedRollout
 from probes.trial import _draw, _token_price, _up_to, _Wave
@@ -351,8 +350,8 @@ def test_a_run_opens_with_it_and_draws_as_ever(
     assert not _estimates(silent.stderr)
     if when != "after round one":
         monkeypatch.setattr(opening, "SECONDS", 0.0)
-    if when == "after a file":
-        monkeypatch.setattr(TransformersEngine, "unfinished", lambda self: None)
+    if when == "after a file":  # As where the engine does not tell what is in the making.
+        monkeypatch.setattr(opening.Opening, "saw", lambda self, *_: None)
     ran = tag(*command, "--run-dir", "run")
     assert ran.status == 0, ran.stderr
     (line,) = _estimates(ran.stderr)

@@ -73,7 +73,7 @@ def test_rates_and_times_say_over_how_many_tries_they_are(tmp_path: Path) -> Non
     (run / "manifest.json").write_text(json.dumps(manifest))
     text = summary_text(summarize(run))
     assert "700 tokens at 100 tokens/s over 2 tries" in text
-    assert text.splitlines()[-4].endswith(" in all over 2 tries")
+    assert text.splitlines()[-4] == "time: 8 s over 2 tries (tags 1 s, sample 7 s)"
 
 
 def test_a_tagged_file_is_found_from_another_folder_too(
