@@ -267,7 +267,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch, settings: Grpo, log: Log) -> 
     mask = (batch.labels[:, 1:] != IGNORED).to(now.dtype)
     lengths = mask.sum(dim=1)
     gain = batch.advantages[:, None].to(now.dtype)
-    weight = batch.times / batch.times.sum()
+    weight = (batch.times / batch.times.sum()).to(now.dtype)
     ratio = torch.exp(now - batch.old)
     clipped = ratio.clamp(1 - settings.epsilon, 1 + settings.epsilon_high)
     by_token = -torch.minimum(ratio * gain, clipped * gain)
@@ -283,7 +283,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch, settings: Grpo, log: Log) -> 
         (log.clipped_below, mask * ((ratio < 1 - settings.epsilon) & (gain < 0))),
     ):
         np.add.at(sums, batch.item.numpy(), (counted.sum(dim=1) * batch.times).numpy())
-    return weight.to(now.dtype) @ ((by_token * mask).sum(dim=1) / lengths)
+    return weight @ ((by_token * mask).sum(dim=1) / lengths)
 
 
 def _update(
