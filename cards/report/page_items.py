@@ -31,7 +31,6 @@ MOST_WITH_ROLLOUTS = 2_000
 MOST_OF_EACH = 4
 _KINDS = ("correct", "wrong", "not judged")
 _PAIRS = ("teachers", "helps", "hurts")
-_ROWS_AT_ONCE = 8_192
 _COLUMNS = ["item_id", "sample", "completion", "finish_reason", "reward", "verdict", "answer_found"]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 _PLACE = "\x1a"  # Stands for a number in the pattern of a reason.
