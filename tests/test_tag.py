@@ -250,6 +250,10 @@ def tagged_model(tagged: Tagged) -> str:
 
 def test_tags_follow_from_the_evidence(tagged: Tagged) -> None:
     seen = set()
+    rates = {
+        each["item_id"]: each
+        for each in pq.read_table(tagged.run / "pass_rates.parquet").to_pylist()
+    }
     for row in tagged.rows:
         if row["item_id"] is None:
             continue
@@ -262,8 +266,15 @@ def test_tags_follow_from_the_evidence(tagged: Tagged) -> None:
             p = row["p_unlearnable"]
             expected = {"learnable" if p <= 0.1 else "unlearnable" if p >= 0.9 else "undetermined"}
         assert row["trainability"] in expected
-        assert (row["p_unlearnable"] is None) == (row["trainability"] == "easy")
-        assert 0 <= row["forecast_low"] < row["forecast_pass_rate"] < row["forecast_high"] <= 1
+        rate = rates[row["item_id"]]
+        drawn = rate["total_rollouts"] + rate["unjudged_rollouts"]
+        is_cut = not row["total_correct_rollouts"] and 2 * rate["truncated_rollouts"] > drawn
+        assert (row["p_unlearnable"] is None) == (is_cut or row["trainability"] == "easy")
+        forecast = [row[name] for name in ("forecast_low", "forecast_pass_rate", "forecast_high")]
+        if is_cut:
+            assert forecast == [None] * 3 and "nothing is forecast" in row["tag_reason"]
+        else:
+            assert 0 <= forecast[0] < forecast[1] < forecast[2] <= 1
         assert (row["lift"] is None) == (row["total_correct_rollouts"] == 0)
         if row["lift"] is not None:
             assert row["lift_low"] < row["lift"] < row["lift_high"]
@@ -822,7 +833,8 @@ def test_limit_probes_the_first_rows_and_keeps_the_others(small: Path, tiny_mode
 
 def test_no_positive_rollout_anywhere(small: Path, tiny_model: Path) -> None:
     rows = [{"question": f"what is {i} ?", "answer": "77777"} for i in range(3)]
-    ran = tag(write_jsonl(small / "hard.jsonl", rows), "--model", tiny_model)
+    # Room for most rollouts to end: of what is mostly cut nothing is forecast.
+    ran = tag(write_jsonl(small / "hard.jsonl", rows), "--model", tiny_model, "--max-tokens", 40)
     assert ran.status == 0, ran.stderr
     for row in read_jsonl(small / "hard.tagged.jsonl"):
         assert row["trainability"] == "no_positive"
