@@ -268,7 +268,7 @@ class Estimate:
     seconds: Mapping[str, Span]
     """By stage."""
     most_seconds: float
-    """Where every item gets as many rollouts as it can, at the expected prices."""
+    """Where every item gets as many rollouts as it can, at the highest prices."""
     disk_bytes: Span
     most_disk_bytes: float
     memory_bytes: float
@@ -348,7 +348,7 @@ def estimate(work: Work, sample: Sample, prices: Prices) -> Estimate:
         length=length,
         tokens=product(rollouts, length),
         seconds=seconds_of(rollouts, gradients),
-        most_seconds=total(list(at_most.values())).middle,
+        most_seconds=total(list(at_most.values())).high,
         disk_bytes=disk,
         most_disk_bytes=most_disk.middle,
         memory_bytes=prices.memory_bytes + MEMORY_BYTES_AN_ITEM * items,

@@ -85,6 +85,13 @@ def test_where_all_were_cut_nothing_is_differentiated() -> None:
     assert cost.seconds["gradients"].middle < 1 and cost.seconds["gold"].middle < 5.1
 
 
+def test_at_most_is_no_less_than_the_range_beside_it() -> None:
+    prices = Prices(Span(1e-3, 2e-3, 4e-3), 1e-4, Span(1e-3, 2e-3, 4e-3), memory_bytes=10**9)
+    plan = Plan(min_rollouts=32, max_rollouts=64, tau=0.1)
+    cost = estimate(_work(plan=plan), _sample([10, 90] * 16), prices)
+    assert cost.most_seconds >= cost.whole.high > 1.5 * cost.whole.middle
+
+
 def test_where_none_is_finished_lengths_and_cuts_are_unknown() -> None:
     sample = _sample([], prompts=0, unfinished=[7, 9])
     assert sample.length(100) == (8, 100, 100) and sample.cut_share(100) == 0

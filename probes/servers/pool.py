@@ -29,6 +29,7 @@ from curate.addresses import check_base_url
 from curate.errors import RunError, UsageError, one_line
 from curate.progress import say
 from probes.servers.server import (
+    MOST_MESSAGE,
     Busy,
     Clients,
     Json,
@@ -43,7 +44,6 @@ from probes.servers.server import (
 T = TypeVar("T")
 
 _LONGEST_WAIT = 60.0
-_MOST_MESSAGE = 300
 # Faults in a row after which a server leaves, and times that it may come back without an answer.
 _FAULTS_TO_LEAVE = 3
 _RETURNS = 3
@@ -415,5 +415,5 @@ def _note(
 
 
 def _wrong(error: Exception) -> str:
-    text = one_line(str(error))[:_MOST_MESSAGE]
+    text = one_line(str(error))[:MOST_MESSAGE]
     return text if type(error) is ValueError else f"{type(error).__name__}: {text}"

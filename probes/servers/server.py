@@ -29,7 +29,8 @@ _CONNECTIONS_OF_A_CLIENT = 8
 _PROBE_SECONDS = 30.0
 # More than any honest answer: 1,000 completions of 8,000 tokens have about 90 MB.
 _MOST_BYTES = 256 * 1024**2
-_MOST_MESSAGE = 300
+MOST_MESSAGE = 300
+"""Characters of an error that are told."""
 _TRY_AGAIN = {408, 409, 425, 429}
 
 
@@ -258,13 +259,13 @@ def _message(content: bytes) -> str:
             found = next(found[k] for k in ("error", "message", "detail") if k in found)
         text = found if isinstance(found, str) else json.dumps(found)
     except (ValueError, RecursionError, StopIteration):
-        text = content[:_MOST_MESSAGE].decode(errors="replace")
+        text = content[:MOST_MESSAGE].decode(errors="replace")
     text = one_line(text.strip())
-    return f": {text[:_MOST_MESSAGE]}" if text else ""
+    return f": {text[:MOST_MESSAGE]}" if text else ""
 
 
 def _name(error: Exception) -> str:
-    return one_line(str(error))[:_MOST_MESSAGE] or type(error).__name__
+    return one_line(str(error))[:MOST_MESSAGE] or type(error).__name__
 
 
 def _retry_after(response: httpx.Response) -> float | None:
